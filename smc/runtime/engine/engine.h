@@ -1,0 +1,115 @@
+/* The smc engine: what a program.so exports and how to run it.
+ *
+ * A program.so holds the engine, the kernels and the host program of one model. It exports one symbol, the function
+ * table `smc_engine`. Every function returns 0 (or a count or an id, >= 0) for success and a negative smc_status
+ * otherwise; the sentence that explains it is then in smc_engine.error(model). Pointers are checked where they cross.
+ *
+ * A model may be used from several threads; steps are serialized by a mutex. Only `cancel` may run beside a step.
+ */
+#ifndef SMC_ENGINE_H
+#define SMC_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SMC_ABI_VERSION 1
+
+typedef enum smc_status {
+  SMC_OK = 0,
+  SMC_BAD_INPUT = -1,   /* the caller's: a token, an option or a file that cannot be right */
+  SMC_NO_MEMORY = -2,   /* the KV cache or a buffer does not fit */
+  SMC_CANCELLED = -3,   /* cancel() was called; the sequences of the batch are as before the step */
+  SMC_NO_SPACE = -4,    /* no free sequence slot, or a sequence would outgrow the context */
+  SMC_UNSUPPORTED = -5, /* this CPU has none of the feature levels that the artifact brings */
+  SMC_FAILED = -6,      /* the operating system refused something */
+} smc_status;
+
+typedef enum smc_kv_dtype { SMC_KV_F16 = 0, SMC_KV_F32 = 1 } smc_kv_dtype;
+
+typedef struct smc_model smc_model;
+typedef struct smc_pool smc_pool;
+
+typedef struct smc_options {
+  uint32_t size;          /* sizeof(smc_options): lets the struct grow */
+  int32_t context_length; /* tokens a sequence may hold; 0: as the model was trained */
+  int32_t sequences;      /* how many sequences live at once; 0: 1 */
+  int32_t kv_dtype;       /* smc_kv_dtype */
+  int32_t threads;        /* 0: as many as the affinity mask and the cgroup quota give; ignored where `pool` is given */
+  const char *path;       /* the artifact; mapped once, read-only */
+  const char *level;      /* force this feature level (also by $SMC_LEVEL); NULL: the best that the CPU has */
+  smc_pool *pool;         /* threads to share with other models of this process; NULL: the model makes its own */
+  const void *adapter;    /* reserved for run-time adapters: must be NULL */
+  void (*log)(void *user, const char *message); /* may be NULL */
+  void *log_user;
+} smc_options;
+
+/* Facts of an opened model; all counts are of tokens, elements or bytes as named. */
+typedef struct smc_info {
+  uint32_t size; /* in: sizeof(smc_info) */
+  int32_t layers, vocab_size, hidden_size;
+  int32_t logits_stride;    /* floats from one row of logits to the next, >= vocab_size: rows are padded */
+  int32_t context_length;   /* of this model object */
+  int32_t sequences, threads, kv_dtype;
+  int32_t max_step_tokens;  /* longer batches are run in chunks of this many */
+  int32_t kv_page_tokens;
+  const char *name, *level; /* level: the feature level in use */
+  uint64_t weight_bytes;    /* mapped */
+  uint64_t token_weight_bytes; /* weight bytes that one token multiplies: all but the rows of the embedding table */
+  uint64_t kv_bytes_per_token;
+  uint64_t kv_bytes_used;   /* pages in use now */
+  uint64_t activation_bytes; /* arena, thread scratch and tables */
+} smc_info;
+
+enum { SMC_WANT_LOGITS = 1, SMC_WANT_HIDDEN = 2 };
+
+/* One token of a batch. Tokens of one sequence must follow each other in the batch, with cache indices that go on
+ * where the sequence ends (its length) and rise by one. `position` is the rotary position, usually the index. */
+typedef struct smc_token {
+  int32_t token, sequence, position, index;
+  uint32_t flags; /* SMC_WANT_… */
+} smc_token;
+
+typedef struct smc_batch {
+  int32_t count;
+  const smc_token *tokens; /* [count] */
+  float *logits;           /* one row of logits_stride floats for every token that wants logits, in batch order; 64-byte
+                              aligned or not; may be NULL where none does */
+  float *hidden;           /* one row of hidden_size floats for every token that wants its last hidden state */
+} smc_batch;
+
+typedef struct smc_engine_api {
+  uint32_t abi_version; /* SMC_ABI_VERSION; look at nothing else where it differs from yours */
+  uint32_t size;        /* sizeof(smc_engine_api) */
+
+  /* Threads, shared by all models of a process. Workers are the engine's own; the caller's thread works too and its
+   * affinity is never touched. threads = 0 as in smc_options. */
+  int (*pool_create)(int32_t threads, smc_pool **pool);
+  void (*pool_destroy)(smc_pool *pool);
+
+  /* On failure *model is NULL and the sentence is in error[0..error_size). */
+  int (*open)(const smc_options *options, smc_model **model, char *error, size_t error_size);
+  void (*close)(smc_model *model);
+  const char *(*error)(const smc_model *model); /* the last failure, "" if none; valid until the next call */
+  int (*info)(const smc_model *model, smc_info *info);
+
+  /* Run a batch: prefill, decode and several sequences at once are this one call. */
+  int (*step)(smc_model *model, const smc_batch *batch);
+  void (*cancel)(smc_model *model); /* stop the running step at the next layer; safe in a signal handler */
+
+  /* Sequences. create and fork return a slot id. fork shares the pages of the past; what is written later is not shared.
+   * truncate forgets what lies behind the first `length` tokens. */
+  int (*sequence_create)(smc_model *model);
+  int (*sequence_fork)(smc_model *model, int32_t sequence);
+  int (*sequence_truncate)(smc_model *model, int32_t sequence, int32_t length);
+  int (*sequence_drop)(smc_model *model, int32_t sequence);
+  int (*sequence_length)(const smc_model *model, int32_t sequence);
+  /* The K and V of a sequence as bytes, for a program of the same artifact and KV dtype. save returns SMC_OK and the size
+   * needed in *size (nothing is written where buffer is NULL or *size was too small: SMC_BAD_INPUT then). */
+  int (*sequence_save)(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size);
+  int (*sequence_restore)(smc_model *model, const void *buffer, uint64_t size); /* a new slot id */
+} smc_engine_api;
+
+/* The one exported symbol. */
+extern const smc_engine_api smc_engine;
+
+#endif

@@ -1,0 +1,111 @@
+/* Between the engine and a generated host program: constants one way, the state of a step the other way.
+ *
+ * The host program runs on all threads at once as phases. A phase is a list of tasks, each a number of independent
+ * blocks; smc_phase_claim hands blocks to whoever asks, a thread's own share first; smc_phase_end is the barrier.
+ *
+ *   struct smc_phase phase;
+ *   const int32_t blocks[] = {30, 6, 6};
+ *   smc_phase_begin(thread, &phase, 3, blocks);
+ *   while (smc_phase_claim(thread, &phase)) switch (phase.task) {
+ *     case 0: kernel(…, phase.begin, phase.end); break;
+ *     …
+ *   }
+ *   if (smc_phase_end(thread, &phase)) return;   // cancelled
+ */
+#ifndef SMC_PROGRAM_H
+#define SMC_PROGRAM_H
+
+#include "engine.h"
+
+#define SMC_MAX_THREADS 64
+#define SMC_PAGE_TOKENS 64 /* tokens of a KV page; attention kernels work page by page */
+
+/* ---- constants that codegen writes */
+
+struct smc_level {
+  const char *name;     /* "avx512vnni" */
+  const char *features; /* comma-separated LLVM feature names, all of which the CPU must have */
+  const void *kernels;  /* the table of this level's kernels; the host program knows its type */
+};
+
+struct smc_step;
+struct smc_thread;
+
+struct smc_program {
+  uint32_t abi_version;
+  const char *name;
+  const char *weights_hash; /* hex SHA-256 of the weights member: the artifact's manifest must name the same */
+  int32_t layers, hidden_size, vocab_size, logits_stride, context_length;
+  int32_t kv_heads, head_dim, head_dim_padded; /* padded to a multiple of 16 */
+  int32_t max_step_tokens;
+  int32_t rope_tables;      /* how many frequency tables; 1 for most models */
+  int32_t rope_pairs;       /* frequencies a table has: head_dim / 2 */
+  const float *rope_inverse_frequencies; /* [rope_tables][rope_pairs] */
+  uint64_t weight_bytes, token_weight_bytes;
+  uint64_t arena_bytes;          /* activations of max_step_tokens tokens */
+  uint64_t thread_scratch_bytes; /* private scratch of every thread */
+  uint64_t hidden_offset;        /* where in the arena the last hidden states lie after a step, and … */
+  uint64_t hidden_stride;        /* … the floats from one token's to the next */
+  int32_t level_count;
+  const struct smc_level *levels; /* best first */
+  void (*run)(struct smc_thread *thread, const struct smc_step *step);
+};
+
+extern const struct smc_program smc_program;
+
+/* ---- the state of a step: written by the engine, the same for all threads */
+
+/* Tokens of one sequence that attention handles together: count <= SMC_TILE_TOKENS. */
+#define SMC_TILE_TOKENS 8
+struct smc_tile {
+  int32_t token;  /* first token of the tile, an index into the step */
+  int32_t count;
+  int32_t table;  /* where the sequence's block table begins in step->tables */
+  int32_t index;  /* cache index of the first token; the tile sees all indices up to each token's own */
+};
+
+struct smc_step {
+  int32_t count;                 /* tokens, 1 … max_step_tokens */
+  int32_t kv_dtype;              /* smc_kv_dtype */
+  const int32_t *tokens;         /* [count] ids, checked */
+  const float *rope;             /* [rope_tables][count][2][rope_pairs]: cosines, then sines */
+  const int32_t *cache_slots;    /* [count] page * SMC_PAGE_TOKENS + place in the page, where K and V are written */
+  int32_t tile_count;
+  const struct smc_tile *tiles;
+  const int32_t *tables;         /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence */
+  int32_t logits_count;
+  const int32_t *logits_tokens;  /* [logits_count] which tokens of the step want logits */
+  float *logits;                 /* [logits_count][logits_stride] */
+  const uint8_t *weights;        /* the weights member, 64-KiB aligned */
+  uint8_t *arena;                /* 64-byte aligned */
+  /* KV pages: page p begins at kv + p * kv_page_bytes. In it, for every layer and KV head in turn:
+   * K [SMC_PAGE_TOKENS / 16][head_dim_padded][16 tokens], then V [SMC_PAGE_TOKENS][head_dim_padded]. */
+  uint8_t *kv;
+  uint64_t kv_page_bytes;
+  const void *kernels;           /* of the level in use */
+};
+
+/* ---- phases */
+
+struct smc_thread {
+  int32_t index, count;
+  uint8_t *scratch;                /* thread_scratch_bytes, 64-byte aligned */
+  struct smc_pool *pool;
+  int64_t done;                    /* blocks that all phases up to now have, the barrier's target */
+  int64_t claimed[SMC_MAX_THREADS]; /* where every thread's share of the current phase begins, as a running count */
+};
+
+struct smc_phase {
+  int32_t task, begin, end; /* what smc_phase_claim handed out */
+  /* the rest belongs to the engine */
+  int32_t task_count, victim;
+  const int32_t *blocks;
+  int64_t total, finished;
+};
+
+void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t task_count, const int32_t *blocks);
+int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase);
+int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase);
+int smc_cancelled(const struct smc_thread *thread); /* call once a layer: makes a pending cancel() take effect */
+
+#endif

@@ -1,0 +1,25 @@
+"""Checkpoints → ir: Hugging Face folders, hub ids and GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smc.ir import Module
+
+__all__ = ["load_checkpoint"]
+
+
+def load_checkpoint(source: str | Path) -> Module:
+    """The model in `source` as a verified ir module; its weights are read later, one tensor at a time.
+
+    source: a folder in the Hugging Face layout (config.json, safetensors), the id of a model on the Hugging Face hub
+    ("org/name", downloaded into its cache), or a .gguf file of the Llama family.
+    Raises InputError, in one sentence, where the checkpoint cannot be found, is broken or is of an unsupported kind.
+    No code of the checkpoint is run and nothing is unpickled.
+    """
+    from smc.frontend.architectures import build_module
+    from smc.frontend.source import open_checkpoint
+
+    return build_module(open_checkpoint(source))

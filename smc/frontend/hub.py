@@ -1,0 +1,40 @@
+"""Models of the Hugging Face hub, downloaded into huggingface_hub's own cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smc.errors import InputError
+
+WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+SUBFOLDERS_AND_DUPLICATES = ["*/*", "consolidated*"]
+
+
+def download(model: str) -> Path:
+    """The folder of a snapshot of `model` ("org/name"); only what is missing in the cache is fetched.
+
+    Weights that exist only pickled are not fetched. InputError where the hub cannot be reached or has no such model.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=SUBFOLDERS_AND_DUPLICATES))
+    except GatedRepoError:
+        raise InputError(f"{model} is gated on the hub: accept its licence there and log in with `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{model} is neither a local folder nor a model on the hub (or it is private)") from None
+    except HFValidationError as error:
+        raise InputError(f"{model} is neither a local folder nor a valid hub id: {error}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
+        raise InputError(
+            f"{model} is no local folder, and the hub cannot be reached to download it: give a folder or a .gguf file"
+        ) from None

@@ -1,0 +1,40 @@
+"""What a source is: a folder, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from smc.errors import InputError
+from smc.frontend.checkpoint import Checkpoint
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Find out what `source` is and open it; InputError where nothing of that name exists."""
+    from smc.frontend import hub, huggingface
+
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            return huggingface.open_folder(path)
+        if path.is_file():
+            return _open_file(path)
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{str(source)!r} is no path: {error}") from None
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return huggingface.open_folder(hub.download(source), name=source.split("/")[1])
+    raise InputError(f"{source} does not exist: give a checkpoint folder, a .gguf file or a hub id like org/name")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    from smc.frontend import gguf_checkpoint
+
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF" or path.suffix == ".gguf":
+        return gguf_checkpoint.open_gguf(path)
+    if path.suffix == ".safetensors" or path.name == "config.json":
+        raise InputError(f"{path} is one file of a checkpoint: give the folder that it lies in")
+    raise InputError(f"{path} is no checkpoint: give a folder in the Hugging Face layout, a .gguf file or a hub id")

@@ -1,1 +1,92 @@
-"""smc: a compiler for small language models."""
+"""smc: a compiler for small language models.
+
+::
+
+    import smc
+
+    module = smc.load_checkpoint("SmolLM2-135M-Instruct")           # a folder, a hub id or a GGUF file
+    module = smc.apply(module, ["quantize-rtn:bits=4,group=32"])    # smc.passes has what there is
+    smc.compile(module, target="native", out="smollm2.smc")
+    model = smc.load("smollm2.smc")                                 # needs neither torch nor tvm
+    print(model.generate("Once upon a time", max_tokens=64).text)
+
+Importing this package is cheap; what a function needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from smc import passes
+    from smc.codegen import CompileReport
+    from smc.ir import Module
+    from smc.passes import Pass
+    from smc.runtime import Model
+
+__version__ = "0.1.0"
+
+__all__ = ["InputError", "apply", "compile", "load", "load_checkpoint", "passes"]
+
+
+def load_checkpoint(source: str | Path) -> Module:
+    """The model in a checkpoint as ir; weights are read later, one tensor at a time.
+
+    source: a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
+    Raises InputError where there is none, where it is broken, or where its kind is not supported.
+    """
+    from smc.frontend import load_checkpoint as load_source
+
+    return load_source(source)
+
+
+def apply(module: Module, passes: Sequence[Pass | str], calibration: str | Path | None = None) -> Module:
+    """Run passes in order; each is an object of `smc.passes` or text such as "quantize-rtn:bits=4,group=32".
+
+    calibration: a text file for passes that take statistics. The given module stays as it is.
+    Raises InputError, before any work, for an unknown pass or option or where a pass lacks what it needs.
+    """
+    from pathlib import Path
+
+    from smc.passes import Context
+    from smc.passes import apply as apply_passes
+
+    context = Context(calibration=None if calibration is None else Path(calibration))
+    return apply_passes(module, passes, context)
+
+
+def compile(
+    module: Module,
+    target: str = "native",
+    out: str | Path = "model.smc",
+    *,
+    progress: Callable[[str, float], None] | None = None,
+) -> CompileReport:
+    """Compile a module to the artifact `out`, one file that runs without torch and tvm.
+
+    target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
+    progress: called with a stage's name and how much of it is done, from 0 to 1.
+    `out` appears only when it is complete. Raises InputError for an unknown target or a disk that is too full.
+    """
+    from smc.codegen import compile_module
+
+    return compile_module(module, target, out, progress=progress)
+
+
+def load(path: str | Path, **options: Any) -> Model:
+    """Open an artifact for running; for the options (context_length, threads, kv_dtype, …) see `smc.runtime.load`."""
+    from smc.runtime import load as load_artifact
+
+    return load_artifact(path, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "passes":
+        return importlib.import_module("smc.passes")
+    raise AttributeError(f"module 'smc' has no attribute {name!r}")

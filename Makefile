@@ -1,0 +1,45 @@
+# make demo    set everything up, compile SmolLM2-135M-Instruct for this CPU and ask it a question
+# make test    set everything up, check the code and run the tests
+# make setup   only the set-up
+# Another interpreter: make PYTHON=python3.12 setup
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+QUESTION ?= What is the capital of France?
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(INSTALLED)
+
+# Again whenever what is to be installed changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "smc needs Python 3.10 or newer: make PYTHON=python3.12 setup")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compile,dev]'
+	@touch $@
+
+demo: setup
+	$(PY) -m benchmarks.models smollm2-gguf build/models/SmolLM2-135M-Instruct.gguf
+	$(PY) -m smc compile build/models/SmolLM2-135M-Instruct.gguf --quant int4 -o build/smollm2.smc
+	$(PY) -m smc run build/smollm2.smc "$(QUESTION)"
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# One thread a worker: the workers already use every core.
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow"
+
+test-slow: setup
+	$(PY) -m pytest --quiet -m slow
+
+# Side by side with llama.cpp, which is built from source first: takes an hour on two cores.
+bench: setup
+	$(PY) -m benchmarks.speed
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find smc tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

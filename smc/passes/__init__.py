@@ -1,0 +1,31 @@
+"""Passes (ir → ir): their base, the registry, the pass manager, recipes, and the passes that smc brings."""
+
+from smc.passes.base import Context, Pass
+from smc.passes.convert import Convert
+from smc.passes.fusion import FUSIONS, FuseGatedActivation, FuseResidual
+from smc.passes.manager import apply
+from smc.passes.quantize_rtn import QuantizeRTN
+from smc.passes.recipe import Recipe, load_recipe, recipe_names
+from smc.passes.registry import parse_pass, register, registered_passes
+from smc.passes.untie import Untie
+from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
+
+__all__ = [
+    "FUSIONS",
+    "Context",
+    "Convert",
+    "FuseGatedActivation",
+    "FuseResidual",
+    "GroupStatistics",
+    "Pass",
+    "QuantizeRTN",
+    "Recipe",
+    "Untie",
+    "WeightQuantizer",
+    "apply",
+    "load_recipe",
+    "parse_pass",
+    "recipe_names",
+    "register",
+    "registered_passes",
+]

@@ -1,0 +1,6 @@
+"""The ir executed in torch: golden results for codegen, and what calibration and evaluation run on."""
+
+from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows
+from smc.reference.execution import Reference
+
+__all__ = ["Evaluation", "Reference", "evaluate", "kl_divergence", "text_windows"]

@@ -1,0 +1,44 @@
+"""The pass `convert`: matrices as plain floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Encoding, Module, Parameter, encode_float
+from smc.passes.base import Context, Pass
+from smc.passes.matrices import pick_matrices
+from smc.passes.registry import register
+
+
+@register("convert")
+@dataclass(frozen=True)
+class Convert(Pass):
+    """Store matrices as plain floats, rounded to nearest even; quantized ones are decoded.
+
+    dtype: f32, f16 or bf16. include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
+    """
+
+    dtype: Literal["f32", "f16", "bf16"] = "f16"
+    include: tuple[str, ...] = field(default=("*",), kw_only=True)
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Wrap the `load` of every picked parameter."""
+        result, target = module.copy(), Encoding(self.dtype)
+        changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding != target]
+        for parameter in changed:
+            result.parameters[parameter.name] = _converted(parameter, target)
+        context.report(f"{len(changed)} matrices to {self.dtype}")
+        return result
+
+
+def _converted(parameter: Parameter, target: Encoding) -> Parameter:
+    def load() -> EncodedTensor:
+        try:
+            return encode_float(parameter.values(), target)
+        except InputError as error:
+            raise InputError(f"{parameter.name}: {error}") from error
+
+    return replace(parameter, encoding=target, load=load)

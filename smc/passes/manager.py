@@ -1,0 +1,53 @@
+"""The pass manager: runs a chain of passes, verifies after each, and keeps the record."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+
+from smc.errors import InputError
+from smc.ir import Module, VerifyError, verify
+from smc.passes.base import Context, Pass
+from smc.passes.registry import parse_pass
+
+
+def apply(module: Module, passes: Sequence[Pass | str], context: Context | None = None) -> Module:
+    """Run the passes in order and return the last one's module.
+
+    Refuses before any work starts where a pass is unknown or needs what is not there (InputError). Every pass reports
+    one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is told
+    with its name (VerifyError).
+    """
+    context = context or Context()
+    chain = [parse_pass(item) if isinstance(item, str) else item for item in passes]
+    for step in chain:
+        _check_needs(step, context)
+    for step in chain:
+        notes: list[str] = []
+        before = module
+        module = step.run(before, replace(context, report=notes.append)).with_provenance(str(step))
+        try:
+            verify(module)
+        except VerifyError as error:
+            raise VerifyError(f"after pass {step.name}: {error}") from error
+        context.report(f"{step.name}: {_statistics(before, module, notes)}")
+    return module
+
+
+def _check_needs(step: Pass, context: Context) -> None:
+    if "calibration" in step.needs and context.calibration is None:
+        raise InputError(f"pass {step.name} needs a calibration text: give one with --calib FILE")
+    if "teacher" in step.needs and context.teacher is None:
+        raise InputError(f"pass {step.name} needs a teacher model, and there is none")
+    if "torch" in step.needs and importlib.util.find_spec("torch") is None:
+        raise InputError(f"pass {step.name} needs torch: install smc[compile]")
+
+
+def _statistics(before: Module, after: Module, notes: list[str]) -> str:
+    parts = list(notes)
+    if after.weight_count() != before.weight_count():
+        parts.append(f"{before.weight_count():,} → {after.weight_count():,} weights")
+    if after.stored_bits() != before.stored_bits():
+        parts.append(f"{before.bits_per_weight():.2f} → {after.bits_per_weight():.2f} bits a weight")
+    return "; ".join(parts) or "nothing to do"

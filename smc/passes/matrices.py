@@ -1,0 +1,34 @@
+"""Which parameters a precision pass touches: matrices, picked by glob patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from smc.errors import InputError
+from smc.ir import Module, Parameter
+from smc.passes.options import nearest
+
+
+def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]) -> list[Parameter]:
+    """The parameters with two or more dims that match a pattern of `include` and none of `exclude`.
+
+    A pattern meets a parameter's name ("model.layers.0.*") or a slot that it fills ("v_proj"). Vectors (norms, biases)
+    are never picked. InputError where a pattern matches no matrix at all: it must be a slip.
+    """
+    names = {p.name: {p.name} for p in module.parameters.values() if len(p.shape) >= 2}
+    for call, _ in module.calls():
+        for slot, name in call.attributes["parameters"].items():
+            if name in names:
+                names[name].add(slot)
+    hits = {pattern: _matching(pattern, names) for pattern in (*include, *exclude)}
+    for pattern, hit in hits.items():
+        if not hit:
+            slots = sorted(set().union(*names.values()) - set(names))
+            raise InputError(f"the pattern {pattern!r} matches no matrix of the model: {nearest(pattern, slots)}")
+    picked = set().union(*(hits[p] for p in include)) - set().union(*(hits[p] for p in exclude))
+    return [module.parameters[name] for name in names if name in picked]
+
+
+def _matching(pattern: str, names: dict[str, set[str]]) -> set[str]:
+    return {name for name, aliases in names.items() if any(fnmatchcase(alias, pattern) for alias in aliases)}

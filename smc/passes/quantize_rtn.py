@@ -1,0 +1,125 @@
+"""The pass `quantize-rtn`: round to nearest, with a search for the scale that loses least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from smc.errors import InputError
+from smc.ir import Encoding
+from smc.passes.registry import register
+from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register("quantize-rtn")
+@dataclass(frozen=True)
+class QuantizeRTN(WeightQuantizer):
+    """Round weights to the nearest code of integers with a scale a group; needs no calibration.
+
+    bits: 2 to 8. group: 16 to 128 neighbouring inputs share a scale, or row. symmetric: the zero is the middle code;
+    otherwise every group stores a zero of its own. search: how many smaller and as many larger scales are tried besides
+    the one of the full range, by the squared error of the weights; 0 takes the full range. scale_dtype: f16, bf16 or f32.
+    activation: i8 (inputs rounded to int8 in groups of 32) or none (float inputs).
+    include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
+    """
+
+    bits: int = 4
+    group: int | Literal["row"] = 32
+    symmetric: bool = True
+    search: int = 6
+    scale_dtype: Literal["f16", "bf16", "f32"] = "f16"
+    activation: Literal["i8", "none"] = "i8"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise InputError(f"quantize-rtn takes 2 to 8 bits, not {self.bits}")
+        if self.search < 0:
+            raise InputError(f"the search of quantize-rtn is a number of steps, not {self.search}")
+        self.encoding()  # refuses groups that no kernel has
+
+    def encoding(self) -> Encoding:
+        """Packed integers, a scale and perhaps a zero for every group."""
+        return Encoding(
+            bits=self.bits,
+            zero=None if self.symmetric else "group",
+            group=self.group,
+            scale_dtype=self.scale_dtype,
+            activation=self.activation,
+        )
+
+    def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
+        """Codes and scales, and zeros where asymmetric; see `WeightQuantizer.quantize`."""
+        top = (1 << self.bits) - 1
+        search = _search_symmetric if self.symmetric else _search_asymmetric
+        scales, zeros = search(groups, top, _stretches(self.search))
+        scales = self.round_scales(scales)
+        # A scale below the smallest number of its dtype is stored as 0, and decodes to 0 whatever the codes.
+        inverse = (1 / scales).masked_fill_(scales == 0, 0)
+        codes = (groups * inverse[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
+        return (codes, scales) if self.symmetric else (codes, scales, zeros)
+
+
+def _stretches(search: int) -> list[float]:
+    """By how many codes the range of a group is stretched: 0, and `search` steps down to -1 and up to 1 (clipping)."""
+    return [0.0, *(sign * step / search for step in range(1, search + 1) for sign in (-1, 1))]
+
+
+def _search_symmetric(groups: Tensor, top: int, stretches: list[float]) -> tuple[Tensor, Tensor]:
+    """Scales and zeros (the middle code) of the least squared error found; both float32 [out, n_groups].
+
+    There is one more negative code than positive ones, so the scale takes the sign that gives it to the largest weight.
+    """
+    import torch
+
+    middle = (top + 1) // 2
+    low, high = groups.amin(-1), groups.amax(-1)
+    largest = torch.where(-low > high, low, high)
+    zeros = torch.full_like(low, middle)
+    best = _Best(groups)
+    for stretch in stretches:
+        best.offer(-(middle + stretch) / largest, zeros, -middle, top - middle)
+    return best.scales, zeros
+
+
+def _search_asymmetric(groups: Tensor, top: int, stretches: list[float]) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of the least squared error found, both float32 [out, n_groups]; the range includes 0."""
+    low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
+    best = _Best(groups)
+    for stretch in stretches:
+        inverse = (top + stretch) / (high - low)
+        zeros = (-low * inverse).round_().clamp_(0, top)
+        best.offer(inverse, zeros, -zeros[..., None], (top - zeros)[..., None])
+    return best.scales, best.zeros
+
+
+class _Best:
+    """The best (scale, zero) of every group among those offered.
+
+    For codes c of weights w the scale with the least squared error is Σwc / Σc², and the error left is
+    Σw² - (Σwc)² / Σc²: so the candidate with the largest (Σwc)² / Σc² wins, and its scale is the refitted one.
+    """
+
+    def __init__(self, groups: Tensor) -> None:
+        import torch
+
+        self.groups = groups
+        self.gain = torch.full(groups.shape[:-1], -1.0)
+        self.scales = torch.zeros_like(self.gain)
+        self.zeros = torch.zeros_like(self.gain)
+        self._codes, self._products = torch.empty_like(groups), torch.empty_like(groups)
+
+    def offer(self, inverse: Tensor, zeros: Tensor, lowest: Tensor | int, highest: Tensor | int) -> None:
+        """Round with 1 / scale = `inverse`, codes counted from the zero and clamped to lowest…highest."""
+        import torch
+
+        codes = torch.mul(self.groups, inverse[..., None], out=self._codes).round_().clamp_(lowest, highest)
+        dots = torch.mul(codes, self.groups, out=self._products).sum(-1)
+        squares = codes.square_().sum(-1).clamp_(min=1)
+        scales = dots / squares
+        better = scales * dots > self.gain
+        self.gain = torch.where(better, scales * dots, self.gain)
+        self.scales = torch.where(better, scales, self.scales)
+        self.zeros = torch.where(better, zeros, self.zeros)

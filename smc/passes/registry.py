@@ -1,0 +1,109 @@
+"""Passes by name: ours, those of installed packages (entry points `smc.passes`) and those in a user's own file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from smc.errors import InputError
+from smc.passes.base import Pass
+from smc.passes.options import make_pass, nearest
+
+PassType = TypeVar("PassType", bound=type[Pass])
+
+_registered: dict[str, type[Pass]] = {}
+
+
+def register(name: str) -> Callable[[PassType], PassType]:
+    """Class decorator that makes a pass known under a kebab-case name; put it above `@dataclass(frozen=True)`."""
+
+    def decorate(cls: PassType) -> PassType:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise InputError(f"the name of a pass is kebab-case, not {name!r}")
+        if not issubclass(cls, Pass) or not is_dataclass(cls):
+            raise InputError(f"pass {name} must be a Pass and a frozen dataclass")
+        if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
+            raise InputError(f"pass {name} has no docstring: say what it does")
+        if name in _registered:
+            raise InputError(f"there are two passes named {name}, {_registered[name].__module__} has the other one")
+        cls.name = name
+        _registered[name] = cls
+        return cls
+
+    return decorate
+
+
+def registered_passes() -> dict[str, type[Pass]]:
+    """All known passes by name, those of installed packages included."""
+    for entry in entry_points(group="smc.passes"):
+        if entry.name not in _registered:
+            _load_entry_point(entry)
+    return dict(sorted(_registered.items()))
+
+
+def find_pass(name: str) -> type[Pass]:
+    """The pass of this name; InputError with the nearest match."""
+    if name not in _registered:
+        for entry in entry_points(group="smc.passes", name=name):
+            _load_entry_point(entry)
+    if name not in _registered:
+        raise InputError(f"there is no pass {name!r}: {nearest(name, list(registered_passes()))}")
+    return _registered[name]
+
+
+def parse_pass(text: str) -> Pass:
+    """A pass from `name`, `name:option=value,…` or `./file.py:name:option=value,…`; a list is `a+b`."""
+    parts = text.split(":")
+    if parts[0].endswith(".py"):
+        load_file(Path(parts.pop(0)))
+        if not parts:
+            raise InputError(f"pass {text!r} names a file but no pass in it: write {text}:NAME")
+    if len(parts) > 2:
+        raise InputError(f"pass {text!r} is not of the form name:option=value,option=value")
+    options: dict[str, str] = {}
+    for item in parts[1].split(",") if len(parts) == 2 and parts[1] else []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"{item!r} in pass {text!r} is not of the form option=value")
+        if name in options:
+            raise InputError(f"pass {text!r} gives option {name} twice")
+        options[name] = value
+    return make_pass(find_pass(parts[0]), options)
+
+
+def load_file(path: Path) -> None:
+    """Run a user's Python file, once, so that its passes are registered."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    name = f"smc_user_passes_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    known = dict(_registered)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        _registered.clear()
+        _registered.update(known)
+        del sys.modules[name]
+        raise InputError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _load_entry_point(entry: importlib.metadata.EntryPoint) -> None:
+    try:
+        entry.load()
+    except Exception as error:
+        raise InputError(f"the pass {entry.name} of an installed package cannot be loaded: {error}") from error
+    if entry.name not in _registered:
+        raise InputError(f"{entry.value} is announced as the pass {entry.name} but does not register it")

@@ -1,0 +1,152 @@
+"""`WeightQuantizer`: the base of every weight-quantization method. A method says what it stores and how to round."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Encoding, Module, Parameter, matrix_shape
+from smc.passes.base import Context, Need, Pass
+from smc.passes.matrices import pick_matrices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_WEIGHTS = 1 << 18
+"""About how many weights `quantize` gets at once: few enough to stay in a core's cache, whatever the matrix's size."""
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """What is known about the groups that `quantize` is given.
+
+    mask: bool [n_groups, group], false where a group is padded beyond the end of the rows.
+    """
+
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class WeightQuantizer(Pass):
+    """Base of weight-quantization methods: say the encoding, and how groups of weights become codes and scales.
+
+    include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*). Only matrices still stored
+    as floats are touched, so a chain of quantizers with the special cases first makes a mixed-precision model.
+    Parameters stay lazy: quantizing happens when one is loaded, a chunk of rows at a time, and always the same way.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"torch"})
+
+    include: tuple[str, ...] = field(default=("*",), kw_only=True)
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @abstractmethod
+    def encoding(self) -> Encoding:
+        """The encoding that the codes and scales are meant for."""
+
+    @abstractmethod
+    def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
+        """Codes [out, n_groups, group] and scales [out, n_groups] of float32 groups [out, n_groups, group].
+
+        Rows whose last group is not full are padded with zeros (`statistics.mask`); no group is all zero. An encoding
+        with a zero or an offset a group wants it as third result, [out, n_groups]. Codes are whole numbers of any
+        dtype from 0 to 2**bits - 1. Scales are rounded to the encoding's `scale_dtype` afterwards: a method that
+        rounds its codes against the stored scales calls `round_scales` first. Every row by itself: the rows come in
+        chunks. With group "tensor", everything comes as one group, [1, 1, out * in].
+        """
+
+    def round_scales(self, scales: Tensor) -> Tensor:
+        """The scales (or offsets) as they will be stored: rounded to `scale_dtype`, given back as float32."""
+        import torch
+
+        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[self.encoding().scale_dtype]
+        return scales.to(dtype).to(torch.float32)
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Wrap the `load` of every picked parameter that is still stored as floats."""
+        encoding = self.encoding()
+        if encoding.is_float or encoding.permuted or encoding.rotation or encoding.super_group:
+            raise InputError(f"pass {self.name} cannot make the encoding {encoding}: it needs codes and one scale a group")
+        result = module.copy()
+        changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding.is_float]
+        for parameter in changed:
+            result.parameters[parameter.name] = self._quantized(parameter, encoding)
+        context.report(f"{len(changed)} matrices to {encoding}")
+        return result
+
+    def _quantized(self, parameter: Parameter, encoding: Encoding) -> Parameter:
+        def load() -> EncodedTensor:
+            try:
+                return self.encode(parameter.values())
+            except InputError as error:
+                raise InputError(f"{parameter.name}: {error}") from error
+
+        return replace(parameter, encoding=encoding, load=load)
+
+    def encode(self, values: Tensor) -> EncodedTensor:
+        """Quantize one tensor of floats, any shape: pads the groups, guards all-zero ones, checks what comes back."""
+        import torch
+
+        encoding, shape = self.encoding(), tuple(values.shape)
+        rows, columns = (1, values.numel()) if encoding.group == "tensor" else matrix_shape(shape)
+        size, count = encoding.group_size(columns), encoding.groups(columns)
+        codes = torch.empty(rows, count, size, dtype=torch.uint8)
+        scales = torch.empty(rows, count)
+        third = torch.empty(rows, count) if encoding.zero == "group" or encoding.offset else None
+        mask = (torch.arange(count * size) < columns).view(count, size)
+        matrix = values.float().reshape(rows, columns)
+        for part in _row_chunks(rows, count * size):
+            groups = torch.nn.functional.pad(matrix[part], (0, count * size - columns)).view(-1, count, size)
+            chunk = self._encode_groups(groups, GroupStatistics(mask), encoding)
+            codes[part], scales[part] = chunk[0], chunk[1]
+            if third is not None:
+                third[part] = chunk[2]
+        zeros = third.to(torch.uint8) if third is not None and encoding.zero == "group" else None
+        offsets = third if encoding.offset else None
+        if encoding.group == "tensor":
+            codes = codes.view(matrix_shape(shape)[0], 1, -1)
+        return EncodedTensor(encoding, shape, codes=codes, scales=scales, zeros=zeros, offsets=offsets)
+
+    def _encode_groups(self, groups: Tensor, statistics: GroupStatistics, encoding: Encoding) -> list[Tensor]:
+        """Codes, scales and perhaps zeros or offsets of one chunk, checked, in the form `EncodedTensor` keeps them."""
+        empty = (groups == 0).all(-1)
+        guarded = groups.masked_fill(empty[..., None], 1.0) if empty.any() else groups
+        results = list(self.quantize(guarded, statistics))
+        wanted = 3 if encoding.zero == "group" or encoding.offset else 2
+        if len(results) != wanted:
+            raise InputError(f"pass {self.name} returned {len(results)} tensors where {encoding} takes {wanted}")
+        for result, shape, what in zip(results, (groups.shape, *[empty.shape] * 2), ("codes", "scales", "zeros")):
+            if result.shape != shape:
+                raise InputError(f"pass {self.name} returned {what} of shape {list(result.shape)}, not {list(shape)}")
+        top = len(encoding.levels) - 1 if encoding.levels else 2 if encoding.storage == "base3" else (1 << encoding.bits) - 1
+        # What stands in the padding is never decoded; and whatever the scale 0 is multiplied with decodes to 0.
+        results[0] = results[0].masked_fill(~statistics.mask, 0)
+        self._check_codes("codes", results[0], top)
+        results[1] = self._stored("scales", results[1]).masked_fill(empty, 0.0)
+        if encoding.zero == "group":
+            self._check_codes("zeros", results[2], top)
+        elif encoding.offset:
+            results[2] = self._stored("offsets", results[2]).masked_fill(empty, 0.0)
+        return results
+
+    def _check_codes(self, what: str, codes: Tensor, top: int) -> None:
+        low, high = codes.min().item(), codes.max().item()
+        if not (0 <= low <= high <= top):  # NaN compares false too
+            raise InputError(f"pass {self.name} returned {what} from {low:g} to {high:g}; {self.encoding()} has 0 to {top}")
+        if codes.is_floating_point() and not (codes == codes.round()).all():
+            raise InputError(f"pass {self.name} returned {what} that are no whole numbers")
+
+    def _stored(self, what: str, values: Tensor) -> Tensor:
+        rounded = self.round_scales(values)
+        if not rounded.isfinite().all():
+            dtype = self.encoding().scale_dtype
+            raise InputError(f"pass {self.name} made {what} beyond the range of {dtype}: use scale_dtype f32 or bf16")
+        return rounded
+
+
+def _row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, CHUNK_WEIGHTS // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

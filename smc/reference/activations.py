@@ -1,0 +1,33 @@
+"""Rounding of activations to int8, as docs/numerics.md fixes it for every machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from smc.ir import Encoding
+
+
+def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tensor, Tensor]:
+    """Round float32 [n, columns] to symmetric int8, `group` neighbouring columns sharing a scale.
+
+    Returns codes int8 [n, groups, group] (the last group padded with zeros) and scales float32 [n, groups].
+    amax = max|x|; scale = amax / 127; code = round_half_even(x * (127 / amax)); an all-zero group has scale 0.
+    """
+    tokens, columns = x.shape
+    size = columns if group == "token" else group
+    groups = -(-columns // size)
+    padded = torch.nn.functional.pad(x, (0, groups * size - columns)).view(tokens, groups, size)
+    amax = padded.abs().amax(-1)
+    inverse = torch.where(amax > 0, 127 / amax, 0)
+    return torch.round(padded * inverse[..., None]).to(torch.int8), amax / 127
+
+
+def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
+    """What a matrix of this encoding is multiplied with: float32 [n, columns], rounded if the encoding says so."""
+    if encoding.activation == "none":
+        return x
+    codes, scales = quantize_activations(x, encoding.activation_group)
+    return (codes.float() * scales[..., None]).view(x.shape[0], -1)[:, : x.shape[1]]

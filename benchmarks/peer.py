@@ -1,0 +1,177 @@
+"""The peer: llama.cpp, built for this machine from the sources that the PyPI package llama-cpp-python vendors.
+
+    python -m benchmarks.peer build                        llama-bench, llama-quantize, llama-perplexity
+    python -m benchmarks.peer convert MODEL_DIR Q4_0 --pure      a GGUF file of a Hugging Face folder
+
+Everything lies under benchmarks/build/ and is kept. A build takes about ten minutes on two cores. It needs a C++
+compiler, and cmake and ninja (on the path, or `pip install cmake ninja`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+BUILD = Path(__file__).parent / "build"
+SOURCE = BUILD / "llama.cpp"
+BINARIES = SOURCE / "build" / "bin"
+TOOLS = ("llama-bench", "llama-quantize", "llama-perplexity")
+
+PACKAGE = "llama-cpp-python"
+VERSION = "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+
+
+def build() -> Path:
+    """Build llama.cpp unless that was done before; returns the folder of its programs.
+
+    Release build with GGML_NATIVE, as its own documentation tells users to build it: all instructions of this CPU,
+    OpenMP, weights repacked at load.
+    """
+    if all((BINARIES / tool).is_file() for tool in TOOLS):
+        return BINARIES
+    cmake, ninja = _program("cmake"), _program("ninja")
+    if not SOURCE.is_dir():
+        _unpack_source()
+    options = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "CMAKE_BUILD_TYPE": "Release",
+        "GGML_NATIVE": "ON",
+        "LLAMA_BUILD_TESTS": "OFF",
+        "LLAMA_BUILD_EXAMPLES": "OFF",
+        "LLAMA_BUILD_SERVER": "OFF",
+        "LLAMA_BUILD_APP": "OFF",
+        "LLAMA_OPENSSL": "OFF",
+    }
+    definitions = [f"-D{key}={value}" for key, value in options.items()]
+    _run([cmake, "-S", str(SOURCE), "-B", str(SOURCE / "build"), "-G", "Ninja", *definitions])
+    _run([cmake, "--build", str(SOURCE / "build"), "--target", *TOOLS])
+    return BINARIES
+
+
+def _program(name: str) -> str:
+    """Path of a build tool: beside this Python (installed by pip) or on the path."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=places)
+    if not found:
+        raise SystemExit(f"{name} is missing; `{sys.executable} -m pip install {name}` brings it")
+    return found
+
+
+def _run(command: Sequence[str]) -> None:
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"this command failed: {' '.join(command)}")
+
+
+def _unpack_source() -> None:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
+              "--dest", folder, f"{PACKAGE}=={VERSION}"])  # fmt: skip
+        archive = next(Path(folder).glob("*.tar.gz"))
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+            raise SystemExit(f"{archive.name} does not have the SHA-256 {SHA256}")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        (next(Path(folder).glob("*/vendor/llama.cpp"))).rename(SOURCE)
+
+
+def convert(model: Path, type: str, *, pure: bool = False) -> Path:
+    """A GGUF file of a Hugging Face folder, made by llama.cpp's own converter and quantizer.
+
+    Args:
+        model: the folder; its weights are f16.
+        type: "F16", or what llama-quantize knows: "Q8_0", "Q4_0", "Q4_K_M", …
+        pure: the same type for every matrix, the embedding and the head included.
+    """
+    folder = BUILD / "gguf" / hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:8]
+    out = folder / f"{model.name}.{type}{'-pure' if pure else ''}.gguf"
+    if out.is_file() and out.stat().st_mtime > (model / "config.json").stat().st_mtime:
+        return out
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    if type == "F16":
+        script = SOURCE / "convert_hf_to_gguf.py"
+        _run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)])
+    else:
+        command = [str(build() / "llama-quantize"), *(["--pure"] if pure else [])]
+        _run([*command, str(convert(model, "F16")), str(partial), type])
+    os.replace(partial, out)
+    return out
+
+
+def bits_per_weight(path: Path) -> float:
+    """Bits that a GGUF file's tensors take, scales included, divided by the number of weights."""
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    return 8.0 * sum(int(tensor.n_bytes) for tensor in tensors) / sum(int(tensor.n_elements) for tensor in tensors)
+
+
+def divergence(
+    base: Path, quantized: Path, text: Path, *, windows: int, context: int, threads: int
+) -> dict[str, float]:
+    """llama-perplexity's figures of a quantized file beside the f16 file, over the first windows of a text.
+
+    The second half of each window is scored. Returns `perplexity`, `reference_perplexity`, `mean_kl` (nats) and
+    `same_top_token` (a share of 1). The f16 file's log-probabilities are kept: 25 MB a window.
+    """
+    program = str(build() / "llama-perplexity")
+    size = ["-c", str(context), "--chunks", str(windows), "-t", str(threads)]
+    key = hashlib.sha256(f"{base.resolve()} {base.stat().st_mtime_ns} {context} {windows}".encode() + text.read_bytes())
+    logits = BUILD / "gguf" / f"{key.hexdigest()[:16]}.kld"
+    if not logits.is_file():
+        partial = logits.with_suffix(".partial")
+        _run([program, "-m", str(base), "-f", str(text), *size, "--kl-divergence-base", str(partial)])
+        os.replace(partial, logits)
+    command = [program, "-m", str(quantized), *size, "--kl-divergence-base", str(logits), "--kl-divergence"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"this command failed: {' '.join(command)}\n{done.stderr[-2000:]}")
+
+    def figure(label: str) -> float:
+        match = re.search(rf"^{re.escape(label)}\s*:\s*([\d.]+)", done.stdout, re.MULTILINE)
+        if not match:
+            raise SystemExit(f"llama-perplexity printed no {label!r}")
+        return float(match[1])
+
+    return {
+        "perplexity": figure("Mean PPL(Q)"),
+        "reference_perplexity": figure("Mean PPL(base)"),
+        "mean_kl": figure("Mean    KLD"),
+        "same_top_token": figure("Same top p") / 100,
+    }
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """The group of the two commands."""
+
+
+@main.command("build")
+def build_command() -> None:
+    """Build the programs and print their folder."""
+    click.echo(build())
+
+
+@main.command("convert")
+@click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("type")
+@click.option("--pure", is_flag=True, help="The same type for every matrix.")
+def convert_command(model: Path, type: str, pure: bool) -> None:
+    """Convert a Hugging Face folder to GGUF and print the file's name."""
+    click.echo(convert(model, type, pure=pure))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""`smc doctor`: what this machine and this installation have, and the command that brings what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+Purpose = Literal["running", "compiling"]
+
+CPUINFO_NAMES = {
+    "abm": "lzcnt",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "avx512_vnni": "avx512vnni",
+    "avx_vnni": "avxvnni",
+    "bmi1": "bmi",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+}
+"""CPU features whose name in /proc/cpuinfo is not LLVM's."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `fix` is the command (or deed) that mends it; None where nothing is wrong."""
+
+    name: str
+    found: str
+    needed_for: Purpose | None = None
+    fix: str | None = None
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine has, what is missing, and how to get it.
+
+    The exit status is 0 where artifacts can be run here and 2 where something needed for that is missing. What only
+    compiling needs is reported but may be missing: a device that runs artifacts does without it.
+
+    \b
+    Example:
+      smc doctor --json
+    """
+    sections = {"software": software_checks(), "machine": machine_checks(), "toolchain": toolchain_checks()}
+    checks = [check for section in sections.values() for check in section]
+    ready = {purpose: not any(c.fix and c.needed_for == purpose for c in checks) for purpose in ("running", "compiling")}
+    ready["compiling"] &= ready["running"]
+    if as_json:
+        report = {name: [asdict(check) for check in section] for name, section in sections.items()}
+        click.echo(json.dumps({"ready": ready, **report}, indent=2))
+    else:
+        _print(sections, ready)
+    if not ready["running"]:
+        click.get_current_context().exit(2)
+
+
+def _print(sections: dict[str, list[Check]], ready: dict[str, bool]) -> None:
+    width = max(len(check.name) for section in sections.values() for check in section)
+    for name, section in sections.items():
+        click.secho(name, bold=True)
+        for check in section:
+            mark = click.style("✗", fg="red") if check.fix else click.style("✓", fg="green")
+            click.echo(f"  {mark} {check.name.ljust(width)}  {check.found}")
+            if check.fix:
+                click.echo(f"    {' ' * width}  → {check.fix}")
+    for purpose, good in ready.items():
+        click.echo(f"ready for {purpose} models: {'yes' if good else 'no, see ✗ above'}")
+
+
+# ---------------------------------------------------------------- software
+
+
+def software_checks() -> list[Check]:
+    """Python and every package that smc asks for, with the versions found and asked for."""
+    python = platform.python_version()
+    old = sys.version_info < (3, 10)
+    checks = [Check("Python", python, "running", "install Python 3.10 or newer" if old else None)]
+    try:
+        requirements = importlib.metadata.requires("smc") or []
+        checks.append(Check("smc", importlib.metadata.version("smc")))
+    except importlib.metadata.PackageNotFoundError:
+        return [*checks, Check("smc", "not installed, run from its source tree: what it requires is not checked")]
+    for requirement in requirements:
+        check = check_requirement(requirement)
+        if check:
+            checks.append(check)
+    return checks
+
+
+def check_requirement(requirement: str) -> Check | None:
+    """Compare an installed package with a requirement such as `torch==2.13.0; extra == "compile"`.
+
+    Only exact versions are compared (a local part such as "+cpu" is ignored); None for extras that users don't need.
+    """
+    specifier, _, marker = requirement.partition(";")
+    match = re.match(r"([A-Za-z0-9._-]+)\s*(.*)", specifier.strip())
+    if match is None or ("extra" in marker and "compile" not in marker):
+        return None
+    name, wanted = match[1], match[2].strip()
+    purpose: Purpose = "compiling" if "extra" in marker else "running"
+    install = f"{sys.executable} -m pip install '{name}{wanted}'"
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "missing", purpose, install)
+    exact = wanted.removeprefix("==") if wanted.startswith("==") else None
+    if exact and found.partition("+")[0] != exact:
+        return Check(name, f"{found}, but smc needs {exact}", purpose, install)
+    return Check(name, found, purpose)
+
+
+# ---------------------------------------------------------------- machine
+
+
+def machine_checks() -> list[Check]:
+    """Operating system, CPU and the level it would run, cores, memory and disk."""
+    system, machine = platform.system(), platform.machine()
+    supported = system == "Linux"
+    checks = [
+        Check(
+            "system",
+            f"{system} {platform.release()}, {machine}",
+            "running",
+            None if supported else "smc runs on Linux: use a Linux machine, container or virtual machine",
+        )
+    ]
+    if not supported:
+        return checks
+    model, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    checks.append(Check("CPU", model))
+    checks.append(_level_check(machine, features))
+    checks.append(Check("cores", _cores()))
+    memory = _meminfo()
+    total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+    checks.append(Check("memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"))
+    return checks
+
+
+def read_cpuinfo(text: str) -> tuple[str, set[str]]:
+    """The CPU's name and its features, by LLVM's names, from the text of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip().lower(), value.strip())
+    flags = fields.get("flags", fields.get("features", "")).split()
+    model = fields.get("model name") or fields.get("cpu part") or "unknown"
+    return model, {CPUINFO_NAMES.get(flag, flag) for flag in flags}
+
+
+def _level_check(machine: str, features: set[str]) -> Check:
+    from smc.targets import TARGETS
+
+    levels = [level for target in TARGETS.values() if target.triple.startswith(machine) for level in target.levels]
+    if not levels:
+        known = ", ".join(sorted({target.triple.partition("-")[0] for target in TARGETS.values()}))
+        return Check("feature level", f"{machine} is no target of smc", "running", f"use a machine of the kind {known}")
+    missing = {level.name: [name for name in level.features if name not in features] for level in levels}
+    fitting = [name for name, lacking in missing.items() if not lacking]
+    if fitting:
+        return Check("feature level", f"{fitting[0]} (this CPU can run: {', '.join(fitting)})", "running")
+    name, lacking = min(missing.items(), key=lambda item: len(item[1]))
+    return Check("feature level", f"none: {name} needs {', '.join(lacking)}", "running", "use a newer CPU")
+
+
+def _cores() -> str:
+    count = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus()
+    limit = f", limited to {quota:g} by the cgroup's quota" if quota is not None else ""
+    return f"{count} of {os.cpu_count()} usable{limit}"
+
+
+def _cgroup_cpus() -> float | None:
+    """CPUs that the cgroup's quota grants, or None where there is no quota."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        own = next(
+            (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), ""
+        ).strip("/")
+        folder = root / own
+        quotas = []
+        for place in [folder, *folder.parents][: len(Path(own).parts) + 1]:
+            limit = place / "cpu.max"
+            if limit.is_file() and not (text := limit.read_text()).startswith("max"):
+                quota, period = text.split()
+                quotas.append(int(quota) / int(period))
+        version_1 = root / "cpu"
+        if (version_1 / "cpu.cfs_quota_us").is_file():
+            quota = (version_1 / "cpu.cfs_quota_us").read_text()
+            if int(quota) > 0:
+                quotas.append(int(quota) / int((version_1 / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+    return min(quotas, default=None)
+
+
+def _meminfo() -> dict[str, int]:
+    """The fields of /proc/meminfo in bytes."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+
+
+# ---------------------------------------------------------------- toolchain
+
+
+def toolchain_checks() -> list[Check]:
+    """The C compiler that links artifacts, and the folder where compiled kernels are kept."""
+    checks = []
+    try:
+        command = [sys.executable, "-m", "ziglang", "version"]
+        version = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+        checks.append(Check("C compiler", f"zig {version}", "compiling"))
+    except (OSError, subprocess.SubprocessError):
+        install = f"{sys.executable} -m pip install ziglang==0.17.1"
+        checks.append(Check("C compiler", "zig does not start", "compiling", install))
+    folder = cache_folder()
+    place = next(path for path in [folder, *folder.parents] if path.exists())
+    free = shutil.disk_usage(place).free
+    writable = os.access(place, os.W_OK)
+    checks.append(
+        Check(
+            "cache",
+            f"{folder}, {free / 2**30:.1f} GiB free" + ("" if writable else ", not writable"),
+            "compiling",
+            None if writable else "set SMC_CACHE to a folder that can be written",
+        )
+    )
+    return checks
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("SMC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smc")

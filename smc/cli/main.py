@@ -1,0 +1,118 @@
+"""The `smc` command: its subcommands, loaded when named, and the one place where errors become exit statuses.
+
+0: done. 1: a bug of ours. 2: the input is wrong. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+import click
+
+import smc
+from smc.errors import InputError
+
+COMMANDS = {
+    "compile": "smc.cli.compile:compile",
+    "targets": "smc.cli.targets:targets",
+    "doctor": "smc.cli.doctor:doctor",
+}
+"""The subcommands in the order of the help, each with the place of its `click.Command`."""
+
+USERS_ERRNO = {
+    errno.ENOSPC: "there is not enough disk space",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+"""What the operating system may refuse without any fault of ours."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module when the subcommand is used or its help is shown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand of this name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; an unknown one is refused with the nearest name."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"There is no command {name!r}: {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(smc.__version__, prog_name="smc")
+def cli() -> None:
+    """smc compiles small language models: a checkpoint goes in, one runnable file comes out.
+
+    \b
+    smc compile SmolLM2-135M-Instruct.gguf -o smollm2.smc
+    smc run smollm2.smc "What is the capital of France?"
+
+    `smc COMMAND --help` explains a command with an example; `smc doctor` says whether this machine has what it needs.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (by default the process's own) and return the exit status."""
+    try:
+        status = cli.main(args=arguments, prog_name="smc", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except InputError as error:
+        return _complain(str(error))
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except MemoryError:
+        return _complain("there is not enough memory for this")
+    except OSError as error:
+        if error.errno not in USERS_ERRNO:
+            return _report_bug()
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(USERS_ERRNO[error.errno] + where)
+    except Exception:
+        return _report_bug()
+
+
+def _complain(sentence: str) -> int:
+    click.echo(f"{click.style('error:', fg='red')} {sentence}", err=True)
+    return 2
+
+
+def _report_bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    versions = f"smc {smc.__version__}, Python {sys.version.split()[0]}"
+    click.echo(f"\nThis is a bug in smc ({versions}): please report it with the lines above.", err=True)
+    return 1

@@ -65,6 +65,7 @@ SMOLLM2_CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+WIDTHS = [1536 - 8 * layer for layer in range(30)]  # FFN width of each layer of smollm2-widths
 TINYLLAMA_CONFIG: dict[str, Any] = {
     "hidden_size": 2048,
     "intermediate_size": 5632,
@@ -489,7 +490,7 @@ def main(name: str, out: Path, settings: tuple[str, ...], seed: int) -> None:
     elif name == "smollm2-offgrid":
         smollm2(out, off_grid=True)
     elif name == "smollm2-widths":
-        smollm2(out, off_grid=True, widths=[1536 - 8 * layer for layer in range(30)])
+        smollm2(out, off_grid=True, widths=WIDTHS)
     elif name == "glassllm":
         glassllm(out)
     else:

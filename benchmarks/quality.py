@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality --quant int8 --quant int4 --peer Q8_0 --peer Q4_0-pure [--windows 100] [--json FILE]
 
-The model is the off-grid SmolLM2 (benchmarks/models.py) unless --model names another folder; the text is Wikipedia prose
-(benchmarks/text.py), cut into windows that don't overlap, each seen alone. The second half of a window is scored, as
-llama.cpp's perplexity tool does. llama.cpp's formats are judged by that tool, beside llama.cpp's own f16.
+The model is the off-grid SmolLM2 (benchmarks/models.py) unless --model names another folder; the text is Wikipedia
+prose (benchmarks/text.py), cut into windows that don't overlap, each seen alone. The second half of a window is scored,
+as llama.cpp's perplexity tool does. llama.cpp's formats are judged by that tool, beside llama.cpp's own f16.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import inputs, peer
 from smc.reference.evaluation import evaluate, text_windows
+from smc.runtime.artifact import read_manifest
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Fp32Reference:
     """
 
     def __init__(self, model: Path) -> None:
+        """Load the model of a Hugging Face folder."""
         from transformers import AutoModelForCausalLM
 
         self.network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -68,11 +70,11 @@ class Fp32Reference:
         return logits
 
 
-def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor]) -> Quality:
+def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], threads: int) -> Quality:
     """An artifact beside the reference."""
     import smc
 
-    model = smc.load(artifact)
+    model = smc.load(artifact, threads=threads)
 
     def logits(tokens: Tensor) -> Tensor:
         return torch.from_numpy(model.logits(tokens.tolist()))
@@ -82,7 +84,7 @@ def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor]) -> 
     assert own.same_top is not None
     return Quality(
         artifact.stem,
-        bits_per_weight(artifact),
+        read_manifest(artifact)["bits_per_weight"],
         own.perplexity,
         evaluate(reference.logits, windows, scored="second-half").perplexity,
         own.kl_divergence,
@@ -110,9 +112,7 @@ def print_table(rows: list[Quality]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--quant", "quants", multiple=True, help="A recipe to compile and judge; may be repeated.")
-@click.option(
-    "--peer", "formats", multiple=True, help="A format of llama.cpp, such as Q4_K_M or Q4_0-pure; may be repeated."
-)
+@click.option("--peer", "formats", multiple=True, help="A format of llama.cpp; may be repeated.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--windows", default=100, show_default=True)
@@ -129,6 +129,7 @@ def main(
     threads: int,
     json_file: Path | None,
 ) -> None:
+    """Measure and print the table."""
     from tokenizers import Tokenizer
 
     model = model or inputs.offgrid_model()
@@ -139,7 +140,7 @@ def main(
         tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
         reference = Fp32Reference(model)
         chosen = text_windows(tokens, context, windows)
-        rows += [measure(inputs.artifact(model, quant), reference, chosen) for quant in quants]
+        rows += [measure(inputs.artifact(model, quant), reference, chosen, threads) for quant in quants]
     print_table(rows)
     if json_file:
         figures = {"machine": inputs.machine(), "windows": windows, "rows": [asdict(row) for row in rows]}

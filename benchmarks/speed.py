@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Case:
     def run_smc(self, artifact: Path, threads: int) -> None:
         """Add the tokens/s of one run of `smc bench`."""
         prompt, decode = (self.tokens, 1) if self.kind == "prefill" else (1, self.tokens)
-        command = [inputs.smc_program(), "bench", str(artifact), "--threads", str(threads), "--json"]
+        command = [*inputs.SMC, "bench", str(artifact), "--threads", str(threads), "--json"]
         command += ["--prompt-tokens", str(prompt), "--decode-tokens", str(decode), "--depth", str(self.depth)]
         self.smc.append(run_json(command)[self.kind]["tokens_per_s"])
 
@@ -70,9 +70,9 @@ def run_rounds(cases: list[Case], artifact: Path, gguf: Path, threads: int, roun
     with click.progressbar(length=rounds * len(cases), label=f"{threads} threads") as progress:
         for number in range(rounds):
             for case in cases:
-                runs = [lambda case=case: case.run_smc(artifact, threads), lambda case=case: case.run_llama_cpp(gguf, threads)]
-                for run in runs if number % 2 == 0 else reversed(runs):
-                    run()
+                runs = [(case.run_smc, artifact), (case.run_llama_cpp, gguf)]
+                for run, file in runs if number % 2 == 0 else reversed(runs):
+                    run(file, threads)
                 progress.update(1)
 
 
@@ -96,7 +96,7 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> l
 
 
 @click.command(help=__doc__)
-@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="By default SmolLM2, off the grid.")
+@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--quant", default="int4-plain", show_default=True, help="The recipe to compile with.")
 @click.option("--peer", "format", default="Q4_0-pure", show_default=True, help="llama.cpp's format.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
@@ -133,7 +133,7 @@ def main(
             "model": model.name,
             "smc": quant,
             "llama_cpp": format,
-            "cases": [{"name": case.name, "smc": case.smc, "llama_cpp": case.llama_cpp, "ratio": case.ratios} for case in cases],
+            "cases": [asdict(case) | {"ratio": case.ratios} for case in cases],
         }
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,34 @@
+"""What a machine can do: targets with their feature levels, as data.
+
+A level is an explicit list of LLVM features, never the name of a host CPU; the engine tests exactly that list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+
+from smc.errors import InputError
+from smc.targets.target import Level, Target
+from smc.targets.x86 import X86_64
+
+__all__ = ["TARGETS", "Level", "Target", "find_target"]
+
+TARGETS: dict[str, Target] = {target.name: target for target in (X86_64,)}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name; "native" is this machine's."""
+    if name == "native":
+        for target in TARGETS.values():
+            if target.machine == platform.machine() and target.system == platform.system():
+                return target
+        raise InputError(f"no target for this machine ({platform.system()} {platform.machine()}); there is {_names()}")
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, ["native", *TARGETS], 1)
+        raise InputError(f"unknown target {name!r}{f': did you mean {near[0]!r}?' if near else ''} (there is {_names()})")
+    return TARGETS[name]
+
+
+def _names() -> str:
+    return ", ".join(["native", *TARGETS])

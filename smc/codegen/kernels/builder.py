@@ -1,0 +1,202 @@
+"""A small builder of TIR kernels: explicit vectors, loops and pointers; nothing is left for a scheduler to guess.
+
+A kernel is a plain C function `int32_t name(pointers…, scalars…)` that returns 0. Pointers never alias each other
+(TIR is lowered noalias); one that is read and written is passed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+
+Expr = Any
+"""A TIR expression (tvm's classes carry no useful static types)."""
+
+
+def const(value: float, dtype: str) -> Expr:
+    """A scalar constant, or a vector with every lane equal ("float32x16")."""
+    scalar, _, lanes = dtype.partition("x")
+    constant = tirx.const(value, scalar)
+    return tirx.Broadcast(constant, int(lanes)) if lanes else constant
+
+
+def broadcast(scalar: Expr, lanes: int) -> Expr:
+    """A vector with every lane equal to `scalar`."""
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def cast(value: Expr, dtype: str) -> Expr:
+    """Numeric conversion, lane by lane."""
+    return tirx.Cast(dtype, value)
+
+
+def reinterpret(value: Expr, dtype: str) -> Expr:
+    """The same bits as another type of the same size."""
+    return tirx.reinterpret(dtype, value)
+
+
+def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
+    """A pure LLVM intrinsic. One that the target lacks aborts the process: kernels are built in workers."""
+    return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c with one rounding, spelled out so that no compiler chooses."""
+    return intrinsic(dtype_of(c), "llvm.fma", a, b, c)
+
+
+def dtype_of(value: Expr) -> str:
+    """The dtype of an expression, such as "int32" or "float32x16"."""
+    return str(value.ty.dtype) if hasattr(value, "ty") else str(value.dtype)
+
+
+def lanes_of(value: Expr) -> int:
+    """How many lanes an expression has; 1 for a scalar."""
+    return int(dtype_of(value).partition("x")[2] or 1)
+
+
+def shuffle(value: Expr, indices: Sequence[int]) -> Expr:
+    """The lanes of one vector in another order, or some of them."""
+    return tirx.Shuffle([value], [tirx.IntImm("int32", i) for i in indices])
+
+
+def vector_constant(values: Sequence[int], dtype: str) -> Expr:
+    """A vector constant with lanes of its own, from scalars of `dtype`."""
+    return tirx.Shuffle([tirx.const(v, dtype) for v in values], [tirx.IntImm("int32", i) for i in range(len(values))])
+
+
+class Pointer:
+    """A pointer parameter seen as a flat array of its element type."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.dtype = dtype
+        self.var = tirx.Var(name, PointerType(PrimType(dtype), "global"))
+        self.buffer = tirx.decl_buffer((1 << 62,), dtype, name + "_data", data=self.var)
+
+    def load(self, index: Expr, lanes: int = 1) -> Expr:
+        """`lanes` neighbouring elements from `index` on."""
+        return self.buffer[_ramp(index, lanes)]
+
+    def store(self, index: Expr, value: Expr) -> Expr:
+        """The statement that stores a scalar or vector from `index` on."""
+        return tirx.BufferStore(self.buffer, value, [_ramp(index, lanes_of(value))])
+
+
+class Register:
+    """A mutable scalar or vector that LLVM keeps in a register."""
+
+    def __init__(self, buffer: Any, lanes: int) -> None:
+        self.buffer, self.lanes = buffer, lanes
+
+    @property
+    def value(self) -> Expr:
+        """The current value."""
+        return self.buffer[_ramp(0, self.lanes)]
+
+
+def _ramp(index: Expr, lanes: int) -> Expr:
+    return tirx.Ramp(index, tirx.const(1, dtype_of(index) if not isinstance(index, int) else "int32"), lanes) if lanes > 1 else index
+
+
+class Kernel:
+    """Collects parameters and statements; `function` is the finished TIR function."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._parameters: list[Any] = []
+        self._declarations: list[Any] = []
+        self._blocks: list[list[Any]] = [[]]
+        self._names = 0
+
+    # ---- parameters, in C order
+
+    def pointer(self, name: str, dtype: str) -> Pointer:
+        """A pointer parameter."""
+        pointer = Pointer(name, dtype)
+        self._parameters.append(pointer.var)
+        self._declarations.append(tirx.DeclBuffer(pointer.buffer, data=pointer.var))
+        return pointer
+
+    def scalar(self, name: str, dtype: str = "int32") -> Expr:
+        """A scalar parameter."""
+        self._parameters.append(tirx.Var(name, dtype))
+        return self._parameters[-1]
+
+    # ---- statements
+
+    def emit(self, statement: Any) -> None:
+        """Append a statement."""
+        self._blocks[-1].append(statement)
+
+    def store(self, pointer: Pointer, index: Expr, value: Expr) -> None:
+        """pointer[index…] = value."""
+        self.emit(pointer.store(index, value))
+
+    def let(self, value: Expr, name: str = "v") -> Expr:
+        """Name a value, so that it is computed once."""
+        var = tirx.Var(self._fresh(name), dtype_of(value))
+        self.emit(tirx.Bind(var, value))
+        return var
+
+    def register(self, initial: Expr, name: str = "r") -> Register:
+        """A mutable value, declared here and set to `initial`."""
+        scalar = dtype_of(initial).partition("x")[0]
+        buffer = tirx.decl_buffer((lanes_of(initial),), scalar, self._fresh(name))
+        self.emit(tirx.AllocBuffer(buffer))
+        register = Register(buffer, lanes_of(initial))
+        self.set(register, initial)
+        return register
+
+    def set(self, register: Register, value: Expr) -> None:
+        """register = value."""
+        self.emit(tirx.BufferStore(register.buffer, value, [_ramp(0, register.lanes)]))
+
+    @contextmanager
+    def loop(self, extent: Expr, name: str = "i", begin: Expr = 0) -> Iterator[Expr]:
+        """for (i = begin; i < begin + extent; i++)."""
+        if isinstance(extent, int):
+            extent = tirx.const(extent, "int32")
+        dtype = dtype_of(extent)
+        begin = tirx.const(begin, dtype) if isinstance(begin, int) else begin
+        variable = tirx.Var(self._fresh(name), dtype)
+        self._blocks.append([])
+        yield variable
+        self.emit(tirx.For(variable, begin, extent, tirx.ForKind.SERIAL, self._closed()))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """if (condition)."""
+        self._blocks.append([])
+        yield
+        self.emit(tirx.IfThenElse(condition, self._closed(), None))
+
+    def function(self) -> Any:
+        """The finished function."""
+        body = tirx.SeqStmt([*self._declarations, *self._blocks[0], tirx.Return(tirx.IntImm("int32", 0))])
+        function = tirx.PrimFunc(self._parameters, body, PrimType("int32"))
+        return function.with_attr({"global_symbol": self.name, "calling_conv": 1, "tirx.noalias": True})
+
+    def _closed(self) -> Any:
+        statements = self._blocks.pop()
+        return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+    def _fresh(self, name: str) -> str:
+        self._names += 1
+        return f"{name}_{self._names}"
+
+
+def lower(function: Any, target: Any) -> Any:
+    """Compile a finished kernel for a tvm Target; returns a tvm module that can write objects and assembly."""
+    module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
+    passes = [
+        tirx.transform.BindTarget(target),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.LowerTVMBuiltin(),
+        tirx.transform.LowerIntrin(),
+    ]
+    return tvm.get_global_func("target.build.llvm")(tvm.transform.Sequential(passes)(module), target)

@@ -1,0 +1,127 @@
+"""Unpack: encoding → lanes. Reads packed bytes and gives codes, scales and zeros as vectors, knowing no machine's dot.
+
+A *part* is as many of a row vector's 16 rows as a machine's register has float lanes.
+"""
+
+from __future__ import annotations
+
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Pointer,
+    broadcast,
+    cast,
+    const,
+    intrinsic,
+    reinterpret,
+    vector_constant,
+)
+from smc.codegen.layout import ROW_VECTOR, planes
+from smc.ir import Encoding
+from smc.targets import Level
+
+VECTOR_BYTES = 4 * ROW_VECTOR
+QUADS = 8
+"""Vectors of a tile: each lane has four neighbouring columns of its row."""
+
+
+def unsigned_zero(encoding: Encoding) -> int | None:
+    """The constant that the unpacked codes of value 0 have; None where zeros are stored or there is an offset."""
+    if encoding.levels is not None:
+        return 128
+    return encoding.zero if isinstance(encoding.zero, int) else None
+
+
+def unpacked_bits(encoding: Encoding) -> int:
+    """How many bits the unpacked codes use: levels become level + 128."""
+    return 8 if encoding.levels is not None else encoding.bits
+
+
+def unpack_quad(kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, part: int) -> Expr:
+    """Unsigned codes (levels: level + 128) of one quad of a tile: uint8 [4 * lanes], row by row.
+
+    tile: byte offset (int64) of the tile in `codes`. The loads of one packed vector are merged by LLVM.
+    """
+    lanes = 4 * level.lanes
+    code, base, low = None, 0, 0
+    for width in planes(encoding.bits):
+        per_byte = 8 // width
+        offset = base + quad // per_byte * VECTOR_BYTES + part * lanes
+        plane = codes.load(tile + offset, lanes)
+        shift = quad % per_byte * width
+        if shift:
+            plane = plane >> const(shift, f"uint8x{lanes}")
+        if shift + width < 8:
+            plane = plane & const((1 << width) - 1, f"uint8x{lanes}")
+        if low:
+            plane = plane << const(low, f"uint8x{lanes}")
+        code = plane if code is None else code | plane
+        base += width * VECTOR_BYTES
+        low += width
+    assert code is not None
+    if encoding.levels is not None and encoding.grid == "i8":
+        code = _lookup_bytes(encoding.levels, code, level)
+    return kernel.let(code, "code")
+
+
+def _lookup_bytes(levels: tuple[float, ...], code: Expr, level: Level) -> Expr:
+    """level + 128 of every code, by a byte shuffle in each 128-bit lane."""
+    table = [int(v) + 128 for v in levels] + [0] * (16 - len(levels))
+    halves = [int.from_bytes(bytes(table[i : i + 8]), "little", signed=True) for i in (0, 8)]
+    lanes = 4 * level.lanes
+    vector = reinterpret(vector_constant(halves * (lanes // 16), "int64"), f"int8x{lanes}")
+    name = "llvm.x86.avx512.pshuf.b.512" if lanes == 64 else "llvm.x86.avx2.pshuf.b"
+    return reinterpret(intrinsic(f"int8x{lanes}", name, vector, reinterpret(code, f"int8x{lanes}")), f"uint8x{lanes}")
+
+
+def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, column: int) -> Expr:
+    """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, its constant zero subtracted."""
+    lanes = level.lanes
+    word = reinterpret(code, f"int32x{lanes}")
+    index = (word >> const(8 * column, f"int32x{lanes}")) & const(255, f"int32x{lanes}")
+    if encoding.levels is not None and encoding.grid != "i8":
+        return kernel.let(_lookup_floats(encoding.levels, index, level), "value")
+    zero = unsigned_zero(encoding)
+    if zero:
+        index = index - const(zero, f"int32x{lanes}")
+    return kernel.let(cast(index, f"float32x{lanes}"), "value")
+
+
+def _lookup_floats(levels: tuple[float, ...], index: Expr, level: Level) -> Expr:
+    values = [*levels, *[0.0] * (16 - len(levels))]
+    if level.lanes == 16:
+        return intrinsic("float32x16", "llvm.x86.avx512.permvar.sf.512", vector_constant(values, "float32"), index)
+    low, high = (
+        intrinsic("float32x8", "llvm.x86.avx2.permps", vector_constant(values[i : i + 8], "float32"), index) for i in (0, 8)
+    )
+    # The sign bit of the mask selects: bit 3 of the index moved there.
+    mask = reinterpret(index << const(28, "int32x8"), "float32x8")
+    return intrinsic("float32x8", "llvm.x86.avx.blendv.ps.256", low, high, mask)
+
+
+def load_floats(pointer: Pointer, index: Expr, lanes: int) -> Expr:
+    """float32 [lanes] from f32, f16 or bf16 (as uint16) storage."""
+    value = pointer.load(index, lanes)
+    if pointer.dtype == "float16":
+        return cast(value, f"float32x{lanes}")
+    if pointer.dtype == "uint16":
+        return reinterpret(cast(value, f"uint32x{lanes}") << const(16, f"uint32x{lanes}"), f"float32x{lanes}")
+    return value
+
+
+def storage_dtype(name: str) -> str:
+    """The pointer dtype for stored floats: bf16 is read as uint16."""
+    return {"f32": "float32", "f16": "float16", "bf16": "uint16"}[name]
+
+
+def load_zeros(encoding: Encoding, level: Level, zeros: Pointer, vector: Expr, groups: Expr, group: Expr, part: int) -> Expr:
+    """int32 [lanes]: the stored zeros of a group. vector: row vector (int64), groups: groups a row (int64)."""
+    lanes = level.lanes
+    if encoding.zero_bits == 8:
+        stored = zeros.load((vector * groups + group) * ROW_VECTOR + part * lanes, lanes)
+        return cast(stored, f"int32x{lanes}")
+    one = const(1, "int64")
+    pairs = (groups + one) >> one
+    stored = cast(zeros.load((vector * pairs + (group >> one)) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}")
+    shift = cast((group & one) * const(4, "int64"), "int32")
+    return (stored >> broadcast(shift, lanes)) & const(15, f"int32x{lanes}")

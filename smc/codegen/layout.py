@@ -1,0 +1,201 @@
+"""The packed layout of matrices: fixed by (target family, encoding), the same for every level and kernel.
+
+x86. Rows are taken in blocks of 32 (two vectors of 16 lanes), columns in tiles of 32. Lane r of a vector belongs to row r.
+
+codes   [row vector of 16][tile][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one vector of
+        64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one plane), low
+        bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
+scales  [row vector][group][16] in the scale dtype ("tensor" and "row": one group), then offsets alike, where there are any.
+zeros   [row vector][group][16] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
+floats  [row vector][column][16].
+
+The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
+Layout version: `LAYOUT_VERSION`; raise it with every change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Encoding, matrix_shape
+
+if TYPE_CHECKING:
+    import torch
+
+LAYOUT_VERSION = 1
+ROW_VECTOR = 16
+ROW_BLOCK = 32
+TILE = 32
+ALIGNMENT = 64
+
+
+def padded(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-count // multiple) * multiple
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """How codes of that many bits are split: widths of the planes, low bits first."""
+    return (8,) if bits == 8 else tuple(width for width in (4, 2, 1) if bits & width)
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """Sizes and places of one packed matrix [rows, columns]; offsets in bytes from its begin, each 64-byte aligned."""
+
+    encoding: Encoding
+    rows: int
+    columns: int
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows with those that fill the last block."""
+        return padded(self.rows, ROW_BLOCK)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a row."""
+        return -(-self.columns // TILE)
+
+    @property
+    def groups(self) -> int:
+        """Stored groups of a row."""
+        return self.encoding.groups(self.columns)
+
+    @property
+    def codes_bytes(self) -> int:
+        """Bytes of the codes or floats."""
+        if self.encoding.is_float:
+            return self.padded_rows * self.columns * self.encoding.bits // 8
+        return self.padded_rows * self.tiles * TILE * self.encoding.bits // 8
+
+    @property
+    def scales_offset(self) -> int:
+        """Where scales begin (after the codes)."""
+        return padded(self.codes_bytes, ALIGNMENT)
+
+    @property
+    def scales_bytes(self) -> int:
+        """Bytes of scales, and of offsets behind them."""
+        if self.encoding.is_float:
+            return 0
+        size = 4 if self.encoding.scale_dtype == "f32" else 2
+        return self.padded_rows * self.groups * size * (2 if self.encoding.offset else 1)
+
+    @property
+    def zeros_offset(self) -> int:
+        """Where stored zeros begin (after the scales)."""
+        return padded(self.scales_offset + self.scales_bytes, ALIGNMENT)
+
+    @property
+    def zeros_bytes(self) -> int:
+        """Bytes of the stored zeros."""
+        if self.encoding.zero != "group":
+            return 0
+        return self.padded_rows * (-(-self.groups // 2) if self.encoding.zero_bits == 4 else self.groups)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole matrix, a multiple of 64."""
+        return padded(self.zeros_offset + self.zeros_bytes, ALIGNMENT)
+
+
+def check_packable(encoding: Encoding) -> None:
+    """InputError where there is no packed layout, and so no kernel, for an encoding yet."""
+    reason = None
+    if encoding.is_float:
+        return
+    if encoding.storage != "packed":
+        reason = "base-3 codes"
+    elif encoding.super_group is not None:
+        reason = "two-level scales"
+    elif encoding.permuted or encoding.rotation:
+        reason = "a permuted or rotated input"
+    elif encoding.levels is not None and len(encoding.levels) > 16:
+        reason = f"a codebook of {len(encoding.levels)} levels (at most 16)"
+    elif isinstance(encoding.group, int) and encoding.group != 16 and encoding.group % TILE:
+        reason = f"groups of {encoding.group} (16 or a multiple of 32)"
+    elif encoding.activation == "i8" and encoding.activation_group not in (32, "token"):
+        reason = f"activation groups of {encoding.activation_group} (32 or token)"
+    if reason:
+        raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
+
+
+def pack_matrix(tensor: EncodedTensor) -> np.ndarray:
+    """The packed bytes (uint8) of a matrix in its encoding."""
+    encoding = tensor.encoding
+    check_packable(encoding)
+    rows, columns = matrix_shape(tensor.shape)
+    layout = MatrixLayout(encoding, rows, columns)
+    out = np.zeros(layout.total_bytes, np.uint8)
+    if encoding.is_float:
+        assert tensor.values is not None
+        out[: layout.codes_bytes] = _pack_floats(tensor.values.reshape(rows, columns), layout)
+        return out
+    assert tensor.codes is not None
+    codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
+    out[: layout.codes_bytes] = _pack_codes(codes, layout)
+    scales = [tensor.group_scales() if encoding.group != "tensor" else tensor.group_scales()[:, :1]]
+    if encoding.offset:
+        assert tensor.offsets is not None
+        scales.append(tensor.offsets)
+    out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(
+        [_pack_scales(part, layout) for part in scales]
+    )
+    if encoding.zero == "group":
+        assert tensor.zeros is not None
+        out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = _pack_zeros(tensor.zeros.numpy(), layout)
+    return out
+
+
+def _row_vectors(array: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    """[rows, x] → [row vectors, 16, x], missing rows 0."""
+    full = np.zeros((layout.padded_rows, array.shape[1]), array.dtype)
+    full[: layout.rows] = array
+    return full.reshape(layout.padded_rows // ROW_VECTOR, ROW_VECTOR, array.shape[1])
+
+
+def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
+    import torch
+
+    bits = values.contiguous().view(torch.int32 if layout.encoding.storage == "f32" else torch.int16).numpy()
+    return np.ascontiguousarray(_row_vectors(bits, layout).transpose(0, 2, 1)).view(np.uint8).reshape(-1)
+
+
+def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    full = np.zeros((layout.padded_rows, layout.tiles * TILE), np.uint8)
+    full[: layout.rows, : codes.shape[1]] = codes
+    # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
+    vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
+    vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
+    packed, low = [], 0
+    for width in planes(layout.encoding.bits):
+        plane = (vectors >> low) & ((1 << width) - 1) if width < 8 else vectors
+        plane = plane.reshape(*plane.shape[:2], width, 8 // width, 4 * ROW_VECTOR)
+        word = plane[:, :, :, 0]
+        for place in range(1, 8 // width):
+            word = word | (plane[:, :, :, place] << (place * width))
+        packed.append(word)
+        low += width
+    return np.concatenate(packed, axis=2).reshape(-1)
+
+
+def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
+    import torch
+
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
+    bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
+    return np.ascontiguousarray(_row_vectors(bits, layout).transpose(0, 2, 1)).view(np.uint8).reshape(-1)
+
+
+def _pack_zeros(zeros: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    vectors = _row_vectors(zeros, layout).transpose(0, 2, 1)
+    if layout.encoding.zero_bits == 8:
+        return np.ascontiguousarray(vectors).reshape(-1)
+    if vectors.shape[1] % 2:
+        vectors = np.concatenate([vectors, np.zeros_like(vectors[:, :1])], axis=1)
+    return np.ascontiguousarray(vectors[:, 0::2] | (vectors[:, 1::2] << 4)).reshape(-1)

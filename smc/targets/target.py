@@ -1,0 +1,39 @@
+"""The two dataclasses that describe machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Level:
+    """A set of CPU features that one build of the kernels uses.
+
+    features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
+    dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw"); codegen/kernels/dot.py knows them.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    lanes: int
+    registers: int
+    dot: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine: where programs run, how they are linked, which levels an artifact carries (best first).
+
+    machine, system: as `platform.machine()` and `platform.system()` say it there. llvm_triple: for kernels.
+    zig_target: for the engine and the link, with the oldest C library that must do.
+    family: which packed layout the weights have. The last level is the floor: a CPU without it can't run the artifact.
+    """
+
+    name: str
+    description: str
+    machine: str
+    system: str
+    family: str
+    llvm_triple: str
+    zig_target: str
+    levels: tuple[Level, ...]

@@ -67,16 +67,22 @@ def compile(
     out: str | Path = "model.smc",
     *,
     progress: Callable[[str, float], None] | None = None,
+    emit: Path | None = None,
+    emit_kinds: Sequence[str] = (),
 ) -> CompileReport:
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
     target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
     progress: called with a stage's name and how much of it is done, from 0 to 1.
+    emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels) and "asm" (machine code).
     `out` appears only when it is complete. Raises InputError for an unknown target or a disk that is too full.
     """
     from smc.codegen import compile_module
+    from smc.passes import FUSIONS
+    from smc.passes import apply as apply_passes
 
-    return compile_module(module, target, out, progress=progress)
+    fused = apply_passes(module, FUSIONS)
+    return compile_module(fused, target, out, progress=progress, emit=emit, emit_kinds=emit_kinds)
 
 
 def load(path: str | Path, **options: Any) -> Model:

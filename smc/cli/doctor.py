@@ -56,8 +56,8 @@ def doctor(as_json: bool) -> None:
     """
     sections = {"software": software_checks(), "machine": machine_checks(), "toolchain": toolchain_checks()}
     checks = [check for section in sections.values() for check in section]
-    ready = {purpose: not any(c.fix and c.needed_for == purpose for c in checks) for purpose in ("running", "compiling")}
-    ready["compiling"] &= ready["running"]
+    lacking = {check.needed_for for check in checks if check.fix}
+    ready = {"running": "running" not in lacking, "compiling": not lacking & {"running", "compiling"}}
     if as_json:
         report = {name: [asdict(check) for check in section] for name, section in sections.items()}
         click.echo(json.dumps({"ready": ready, **report}, indent=2))
@@ -92,7 +92,8 @@ def software_checks() -> list[Check]:
         requirements = importlib.metadata.requires("smc") or []
         checks.append(Check("smc", importlib.metadata.version("smc")))
     except importlib.metadata.PackageNotFoundError:
-        return [*checks, Check("smc", "not installed, run from its source tree: what it requires is not checked")]
+        install = f"{sys.executable} -m pip install -e '.[compile]'"
+        return [*checks, Check("smc", "runs from a source tree: what it requires is not checked", fix=install)]
     for requirement in requirements:
         check = check_requirement(requirement)
         if check:
@@ -141,7 +142,7 @@ def machine_checks() -> list[Check]:
         return checks
     model, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     checks.append(Check("CPU", model))
-    checks.append(_level_check(machine, features))
+    checks.append(_level_check(features))
     checks.append(Check("cores", _cores()))
     memory = _meminfo()
     total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
@@ -161,17 +162,20 @@ def read_cpuinfo(text: str) -> tuple[str, set[str]]:
     return model, {CPUINFO_NAMES.get(flag, flag) for flag in flags}
 
 
-def _level_check(machine: str, features: set[str]) -> Check:
-    from smc.targets import TARGETS
+def _level_check(features: set[str]) -> Check:
+    """Which feature level an artifact for this machine would run at."""
+    from smc.errors import InputError
+    from smc.targets import TARGETS, find_target
 
-    levels = [level for target in TARGETS.values() if target.triple.startswith(machine) for level in target.levels]
-    if not levels:
-        known = ", ".join(sorted({target.triple.partition("-")[0] for target in TARGETS.values()}))
-        return Check("feature level", f"{machine} is no target of smc", "running", f"use a machine of the kind {known}")
+    try:
+        levels = find_target("native").levels
+    except InputError as error:
+        machines = ", ".join(sorted({target.machine for target in TARGETS.values()}))
+        return Check("feature level", str(error), "running", f"use a machine of the kind {machines}")
     missing = {level.name: [name for name in level.features if name not in features] for level in levels}
     fitting = [name for name, lacking in missing.items() if not lacking]
     if fitting:
-        return Check("feature level", f"{fitting[0]} (this CPU can run: {', '.join(fitting)})", "running")
+        return Check("feature level", f"{fitting[0]} (this CPU can run {', '.join(fitting)})", "running")
     name, lacking = min(missing.items(), key=lambda item: len(item[1]))
     return Check("feature level", f"none: {name} needs {', '.join(lacking)}", "running", "use a newer CPU")
 
@@ -242,4 +246,7 @@ def toolchain_checks() -> list[Check]:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("SMC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smc")
+    """$SMC_CACHE, else smc's folder in the user's cache folder."""
+    if chosen := os.environ.get("SMC_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smc"

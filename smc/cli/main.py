@@ -19,6 +19,8 @@ from smc.errors import InputError
 
 COMMANDS = {
     "compile": "smc.cli.compile:compile",
+    "passes": "smc.cli.passes:passes",
+    "encodings": "smc.cli.passes:encodings",
     "targets": "smc.cli.targets:targets",
     "doctor": "smc.cli.doctor:doctor",
 }

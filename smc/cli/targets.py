@@ -25,7 +25,9 @@ def targets(as_json: bool) -> None:
         described = {
             name: {
                 "description": target.description,
-                "triple": target.triple,
+                "machine": target.machine,
+                "system": target.system,
+                "triple": target.llvm_triple,
                 "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
             }
             for name, target in TARGETS.items()
@@ -33,7 +35,7 @@ def targets(as_json: bool) -> None:
         click.echo(json.dumps(described, indent=2))
         return
     for target in TARGETS.values():
-        click.echo(f"{click.style(target.name, bold=True)}: {target.description} ({target.triple})")
+        click.echo(f"{click.style(target.name, bold=True)}: {target.description} ({target.llvm_triple})")
         width = max(len(level.name) for level in target.levels)
         for level in target.levels:
             click.echo(f"  {level.name.ljust(width)}  {' '.join(level.features)}")

@@ -1,0 +1,79 @@
+"""How long work is shown: a bar on a terminal, plain lines elsewhere. Everything goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class StageProgress:
+    """Shows stages one after the other; `update` is a callback as compilers take it: (stage, fraction done).
+
+    A context manager. A stage is over when it reaches 1, when another starts, or at the end.
+    `seconds` has what each stage took, in order.
+    """
+
+    def __init__(self) -> None:
+        """Show a bar if standard error is a terminal."""
+        self.seconds: dict[str, float] = {}
+        self._stage: str | None = None
+        self._started = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> StageProgress:
+        """Start drawing."""
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop drawing; a stage that an error ended is not reported as done."""
+        if kind is None:
+            self._finish()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, stage: str, fraction: float) -> None:
+        """Stage `stage` is done to `fraction` (0 … 1)."""
+        if stage != self._stage:
+            self._finish()
+            self._stage, self._started = stage, time.perf_counter()
+            if self._bar is not None:
+                self._task = self._bar.add_task(stage, total=1.0)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=fraction)
+        if fraction >= 1:
+            self._finish()
+
+    def note(self, line: str) -> None:
+        """Print a line without disturbing the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            click.echo(line, err=True)
+
+    def _finish(self) -> None:
+        if self._stage is None:
+            return
+        stage, self._stage = self._stage, None
+        elapsed = time.perf_counter() - self._started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self.note(f"{stage}: {elapsed:.1f} s")

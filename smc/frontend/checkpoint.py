@@ -32,8 +32,11 @@ class StoredTensor:
 
     def values(self) -> Tensor:
         """The values; InputError where one is NaN or infinite."""
+        import torch
+
         values = self.read()
-        if not values.isfinite().all():
+        extremes = torch.aminmax(values)  # NaN wins; far faster than isfinite on every element
+        if not (extremes.min.isfinite() and extremes.max.isfinite()):
             raise InputError(f"{self.origin}: tensor {self.name} holds NaN or infinite weights, the file is damaged")
         return values
 

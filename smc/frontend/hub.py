@@ -15,26 +15,17 @@ def download(model: str) -> Path:
 
     Weights that exist only pickled are not fetched. InputError where the hub cannot be reached or has no such model.
     """
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=SUBFOLDERS_AND_DUPLICATES))
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise InputError(f"{model} is gated on the hub: accept its licence there and log in with `hf auth login`") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise InputError(f"{model} is neither a local folder nor a model on the hub (or it is private)") from None
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise InputError(f"{model} is neither a local folder nor a valid hub id: {error}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
+    except (OSError, errors.HTTPError):  # offline, no cached copy, the hub refuses; the base class of its HTTP library
         raise InputError(
-            f"{model} is no local folder, and the hub cannot be reached to download it: give a folder or a .gguf file"
+            f"{model} is no local folder, and it cannot be downloaded from the hub now: give a folder or a .gguf file"
         ) from None

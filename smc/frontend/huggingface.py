@@ -26,7 +26,7 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     _refuse_quantized(config)
     tokenizer_config = _read_optional(folder / "tokenizer_config.json")
     special_tokens = _special_tokens(folder, tokenizer_config)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, tokenizer_config)
     return Checkpoint(
         name=name or folder.resolve().name,
         format="safetensors",
@@ -66,25 +66,49 @@ def _read_text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error}") from None
 
 
-def _tokenizer(folder: Path) -> str | None:
-    """The text of tokenizer.json, or one built from SentencePiece's tokenizer.model."""
+def _tokenizer(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The text of tokenizer.json, or one built from SentencePiece's tokenizer.model; None where there is neither."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.exists():
-        return _from_sentencepiece(folder / "tokenizer.model")
+        return _from_sentencepiece(folder, tokenizer_config)
     text = _read_text(path)
     try:
         Tokenizer.from_str(text)
-    except Exception as error:  # what tokenizers raises is a plain Exception
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise InputError(f"{path} is no tokenizer file that can be read: {error}") from None
     return text
 
 
-def _from_sentencepiece(path: Path) -> str | None:
+def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    from tokenizers import AddedToken, Tokenizer
+
     from smc.frontend.sentencepiece import read_model
 
-    return read_model(path) if path.exists() else None
+    path = folder / "tokenizer.model"
+    if not path.exists():
+        return None
+    settings = Config(tokenizer_config, str(folder / "tokenizer_config.json"))
+    tokenizer = Tokenizer.from_str(
+        read_model(path, settings.flag("add_bos_token", True), settings.flag("add_eos_token", False))
+    )
+    for place, token, special in sorted(_added_tokens(folder, settings)):
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
+        if tokenizer.token_to_id(token) != place:
+            raise InputError(f"{folder}: the added token {token!r} should have id {place}, but {path.name} ends elsewhere")
+    return str(tokenizer.to_str())
+
+
+def _added_tokens(folder: Path, settings: Config) -> list[tuple[int, str, bool]]:
+    """Tokens beside those of tokenizer.model, as (id, text, special), in the old and in the new spelling."""
+    special = set(_special_tokens(folder, dict(settings.values)).values())
+    old = _read_optional(folder / "added_tokens.json")
+    added = {place: (token, token in special) for token, place in old.items() if isinstance(place, int)}
+    for place, token in settings.section("added_tokens_decoder").values.items():
+        if place.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
+            added[int(place)] = token["content"], bool(token.get("special"))
+    return [(place, token, is_special) for place, (token, is_special) in added.items()]
 
 
 def _special_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:

@@ -154,9 +154,9 @@ def _ends(checkpoint: Checkpoint) -> tuple[str, str]:
     tensors = checkpoint.tensors
     if not checkpoint.config.flag("tie_word_embeddings", False):
         return EMBEDDING, HEAD
-    if EMBEDDING in tensors and HEAD in tensors and tensors[EMBEDDING].shape == tensors[HEAD].shape:
-        if not tensors[EMBEDDING].values().equal(tensors[HEAD].values()):
-            return EMBEDDING, HEAD
+    both = EMBEDDING in tensors and HEAD in tensors and tensors[EMBEDDING].shape == tensors[HEAD].shape
+    if both and not tensors[EMBEDDING].values().equal(tensors[HEAD].values()):
+        return EMBEDDING, HEAD
     only = HEAD if HEAD in tensors and EMBEDDING not in tensors else EMBEDDING
     return only, only
 

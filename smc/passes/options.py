@@ -57,7 +57,7 @@ def convert(value: Any, hint: Any) -> Any:
                 return choice
         raise ValueError
     if origin is tuple:
-        items = value.split("+") if isinstance(value, str) else value
+        items = () if value in ("", None) else value.split("+") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ValueError
         return tuple(convert(item, arguments[0]) for item in items)
@@ -75,13 +75,11 @@ def _convert_plain(value: Any, hint: Any) -> Any:
         if str(value).lower() in BOOLEANS:
             return BOOLEANS[str(value).lower()]
         raise ValueError
-    if isinstance(value, bool) or value is None:
+    if hint not in (int, float, str):
+        raise TypeError(f"an option cannot have the type {hint}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or (hint is int and isinstance(value, float)):
         raise ValueError
-    if hint is int and isinstance(value, float):
-        raise ValueError
-    if hint in (int, float, str):
-        return hint(value)
-    raise TypeError(f"an option cannot have the type {hint}")
+    return hint(value)
 
 
 def describe_type(hint: Any) -> str:

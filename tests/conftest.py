@@ -1,0 +1,42 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """Makes a tiny random transformers model and saves it: (kind, **changes to its config) → folder and model."""
+
+    def make(kind: str = "Llama", **changes: Any) -> tuple[Path, Any]:
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**{**TINY, **changes})
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for name, values in model.named_parameters():
+                # Norms away from 1 and biases away from 0, so that a test sees them.
+                values.normal_(1.0 if "norm" in name else 0.0, 0.1 if values.dim() == 1 else 0.15)
+        folder = tmp_path / f"checkpoint{len(list(tmp_path.iterdir()))}"
+        model.save_pretrained(folder)
+        return folder, model
+
+    return make

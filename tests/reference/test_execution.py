@@ -1,0 +1,159 @@
+"""The reference against transformers, and its ops against formulas written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from smc.errors import InputError
+from smc.frontend import load_checkpoint
+from smc.ir import EncodedTensor, Encoding, Parameter
+from smc.passes import FUSIONS, QuantizeRTN, apply
+from smc.reference import Reference
+from smc.reference.operators import OPERATORS, Weight
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+FAMILIES = {
+    "grouped queries": ("Llama", {}),
+    "one KV head": ("Llama", {"num_key_value_heads": 1}),
+    "tied head": ("Llama", {"tie_word_embeddings": True}),
+    "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "odd widths": ("Llama", {"hidden_size": 36, "num_key_value_heads": 4, "intermediate_size": 51, "head_dim": 10}),
+    "llama3 rope": ("Llama", {"rope_parameters": {"rope_theta": 5e5, **LLAMA3_SCALING}}),
+    "linear rope": ("Llama", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}}),
+    "Mistral with a window": ("Mistral", {"sliding_window": 7, "head_dim": 16}),
+    "Mistral without": ("Mistral", {"sliding_window": None}),
+}
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(make_checkpoint, tokens, family):
+    kind, changes = FAMILIES[family]
+    folder, model = make_checkpoint(kind, **changes)
+    with torch.no_grad():
+        expected = model(tokens[None]).logits[0]
+    logits = Reference(load_checkpoint(folder)).logits(tokens)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_fused_ir_computes_the_same(make_checkpoint, tokens):
+    module = load_checkpoint(make_checkpoint(attention_bias=True, mlp_bias=True)[0])
+    expected = Reference(module).logits(tokens)
+    torch.testing.assert_close(Reference(apply(module, FUSIONS)).logits(tokens), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_values_names_every_layer(make_checkpoint, tokens):
+    folder, model = make_checkpoint()
+    module = load_checkpoint(folder)
+    values = Reference(module, keep_weights=False).values(tokens)
+    with torch.no_grad():
+        states = model.model(tokens[None], output_hidden_states=True).hidden_states
+    layers = [call.name for call in module.layer_calls()]
+    # transformers gives the state before each layer (after the last one only normed).
+    torch.testing.assert_close(values[layers[0]], states[1][0], atol=1e-4, rtol=1e-4)
+
+
+def test_f16_cache_rounds_keys_and_values(make_checkpoint, tokens):
+    module = load_checkpoint(make_checkpoint()[0])
+    exact, rounded = (Reference(module, kv_dtype).logits(tokens) for kv_dtype in ("f32", "f16"))
+    difference = (exact - rounded).abs().max()
+    assert 1e-6 < difference < 1e-2
+
+
+def test_attention_matches_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    heads, kv_heads, head_dim, tokens, window = 4, 2, 6, 9, 4
+    q = torch.randn(tokens, heads * head_dim, generator=generator)
+    k, v = (torch.randn(tokens, kv_heads * head_dim, generator=generator) for _ in range(2))
+    attributes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": 0.3, "window": window}
+    result = OPERATORS["attention"]([q, k, v], attributes)
+    for token in range(tokens):
+        for head in range(heads):
+            kv = head // (heads // kv_heads) * head_dim
+            seen = range(max(0, token - window + 1), token + 1)
+            query = q[token, head * head_dim : (head + 1) * head_dim]
+            scores = torch.stack([query @ k[other, kv : kv + head_dim] * 0.3 for other in seen])
+            mixed = torch.softmax(scores, 0) @ torch.stack([v[other, kv : kv + head_dim] for other in seen])
+            torch.testing.assert_close(result[token, head * head_dim : (head + 1) * head_dim], mixed)
+
+
+@pytest.mark.parametrize("columns", [5, 32, 70, 96])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quantized_linear_is_exact_integer_dots_per_group(columns, symmetric):
+    generator = torch.Generator().manual_seed(columns)
+    x = torch.randn(3, columns, generator=generator)
+    x[0, :32] = 0
+    tensor = QuantizeRTN(bits=4, symmetric=symmetric).encode(torch.randn(7, columns, generator=generator))
+    expected = np.zeros((3, 7))
+    for token in range(3):
+        for start in range(0, columns, 32):
+            part = x[token, start : start + 32].numpy()
+            amax = np.abs(part).max()
+            scale, inverse = np.float32(amax / np.float32(127)), np.float32(127) / amax if amax else np.float32(0)
+            codes = np.rint(part * inverse).astype(np.int64)
+            for row in range(7):
+                group = start // 32
+                zero = int(tensor.zeros[row, group]) if tensor.zeros is not None else 8
+                weights = tensor.codes[row, group, : len(part)].numpy().astype(np.int64) - zero
+                expected[token, row] += float(codes @ weights) * float(scale) * float(tensor.scales[row, group])
+    result = OPERATORS["linear"]([x, Weight.decode(tensor)], {"bias": False, "residual": False})
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_activation_groups_follow_the_stored_order_of_columns():
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(2, 64, generator=generator), torch.randn(5, 64, generator=generator)
+    order = torch.randperm(64, generator=generator).int()
+    plain = QuantizeRTN(bits=8).encode(weights[:, order.long()])
+    encoding = Encoding(bits=8, permuted=True)
+    permuted = EncodedTensor(encoding, (5, 64), codes=plain.codes, scales=plain.scales, order=order)
+    attributes = {"bias": False, "residual": False}
+    expected = OPERATORS["linear"]([x[:, order.long()], Weight.decode(plain)], attributes)
+    torch.testing.assert_close(OPERATORS["linear"]([x, Weight.decode(permuted)], attributes), expected)
+
+
+def test_grouped_linear_multiplies_with_the_chosen_matrices():
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(4, 6, generator=generator), torch.randn(3, 5, 6, generator=generator)
+    index = torch.tensor([[0, 2], [1, 0], [2, 1], [1, 2]], dtype=torch.int32)
+    weight = Weight(weights, Encoding("f32"))
+    result = OPERATORS["grouped_linear"]([x, weight, index], {})
+    expected = torch.stack([torch.stack([weights[e] @ x[t] for e in index[t]]) for t in range(4)])
+    torch.testing.assert_close(result, expected)
+
+
+def test_top_k_keeps_the_lower_index_of_equals():
+    values, indices = OPERATORS["top_k"]([torch.tensor([[1.0, 3.0, 3.0, 2.0]])], {"k": 3})
+    assert values.tolist() == [[3.0, 3.0, 2.0]]
+    assert indices.tolist() == [[1, 2, 3]]
+
+
+def test_softmax():
+    torch.testing.assert_close(
+        OPERATORS["softmax"]([torch.tensor([[0.0, float(np.log(3.0))]])], {}), torch.tensor([[0.25, 0.75]])
+    )
+
+
+def test_rotated_encodings_are_refused(make_checkpoint, tokens):
+    module = load_checkpoint(make_checkpoint()[0]).copy()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    encoding = Encoding(bits=8, rotation=16)
+    shape = module.parameters[name].shape
+    rotated = EncodedTensor(encoding, shape, codes=torch.zeros(48, 2, 32), scales=torch.zeros(48, 2))
+    module.parameters[name] = Parameter(name, shape, encoding, lambda: rotated)
+    with pytest.raises(InputError, match="rotated"):
+        Reference(module).logits(tokens)

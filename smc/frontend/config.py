@@ -74,7 +74,7 @@ class Config:
         if not isinstance(value, list):
             return [self.integer(name)] * count
         if len(value) != count or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
-            raise InputError(f"{self.origin}: {name} must be a positive integer or a list of {count} of them, one a layer")
+            raise self.fault(name, f"a positive integer or a list of {count} of them, one a layer")
         return value
 
     def section(self, name: str) -> Config:
@@ -106,7 +106,7 @@ def rope_of(config: Config, default_theta: float = 10000.0) -> tuple[float, Rope
     kind = rope.text("rope_type", rope.text("type", "default"))
     partial = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if partial != 1:
-        raise InputError(f"{config.origin}: rotary embedding of a part of each head (factor {partial:g}) is not supported")
+        raise InputError(f"{config.origin}: rotary embedding of a part of each head ({partial:g}) is not supported")
     if kind == "default":
         return theta, None
     if kind == "linear":

@@ -50,8 +50,9 @@ def open_gguf(path: Path) -> Checkpoint:
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
         raise InputError(f"{path}: GGUF files of the architecture {architecture} are not supported (llama is)")
-    if metadata.values.get("split.count", 0) > 1:
-        raise InputError(f"{path} is one of {metadata.values['split.count']} parts: join them with llama-gguf-split --merge")
+    parts = metadata.integer("split.count", 1)
+    if parts > 1:
+        raise InputError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge")
     if metadata.values.get("llama.expert_count"):
         raise InputError(f"{path}: mixtures of experts are not supported")
     config = _config(file, metadata)
@@ -69,15 +70,19 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def _config(file: GGUFFile, metadata: Config) -> Config:
     """The metadata in the terms of a config.json."""
+    path, layers = file.path, metadata.integer("llama.block_count")
     hidden_size, heads = metadata.integer("llama.embedding_length"), metadata.integer("llama.attention.head_count")
-    layers = metadata.integer("llama.block_count")
     head_dim = metadata.integer("llama.attention.key_length", hidden_size // heads or 1)
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if metadata.integer(key, head_dim) != head_dim:
-            raise InputError(f"{metadata.origin}: {key} {metadata.values[key]} differs from head_dim {head_dim}, not supported")
-    kv_heads = set(metadata.integers("llama.attention.head_count_kv", layers)) if _has_kv(metadata) else {heads}
+            raise InputError(
+                f"{path}: {key} {metadata.values[key]} differs from the head_dim {head_dim}, not supported"
+            )
+    kv_heads = {heads}
+    if metadata.values.get("llama.attention.head_count_kv") is not None:
+        kv_heads = set(metadata.integers("llama.attention.head_count_kv", layers))
     if len(kv_heads) > 1:
-        raise InputError(f"{metadata.origin}: layers with different numbers of key-value heads are not supported")
+        raise InputError(f"{path}: layers with different numbers of key-value heads are not supported")
     window = metadata.values.get("llama.attention.sliding_window") or None
     values = {
         "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
@@ -97,10 +102,6 @@ def _config(file: GGUFFile, metadata: Config) -> Config:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     return Config(values, metadata.origin)
-
-
-def _has_kv(metadata: Config) -> bool:
-    return metadata.values.get("llama.attention.head_count_kv") is not None
 
 
 def _vocab_size(file: GGUFFile, metadata: Config) -> int:
@@ -174,7 +175,7 @@ def _read(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Tensor:
 
 
 def half_split(values: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of q or k, [heads · head_dim, …], from adjacent rotary pairs (0, 1), (2, 3), … to (i, i + head_dim/2).
+    """Reorder the rows of q or k, [heads · head_dim, …], from adjacent rotary pairs to those (i, i + head_dim/2) apart.
 
     GGUF stores Llama's q and k for adjacent pairs; the ir, like Hugging Face, rotates half-split ones.
     """

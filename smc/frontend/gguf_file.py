@@ -148,7 +148,9 @@ def _locate(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: in
         raise InputError(f"{path}: tensor {name} is of type {label}; supported are {', '.join(TYPES)}")
     block, block_bytes = GGML_QUANT_SIZES[known[kind]]
     if not shape or shape[-1] % block:
-        raise InputError(f"{path} is damaged: tensor {name} of shape {list(shape)} is no whole number of {label} blocks")
+        raise InputError(
+            f"{path} is damaged: a row of the tensor {name}, {list(shape)}, is no whole number of {label} blocks"
+        )
     count = 1
     for dim in shape:
         count *= dim

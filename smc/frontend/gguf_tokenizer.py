@@ -121,7 +121,7 @@ def _byte_level(metadata: Config, tokens: list[str], kinds: list[int]) -> str:
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, kinds):
+    for token, kind in zip(tokens, kinds, strict=True):
         if kind == Kind.CONTROL:
             tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         elif kind == Kind.USER_DEFINED:

@@ -20,12 +20,12 @@ def download(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=SUBFOLDERS_AND_DUPLICATES))
     except errors.GatedRepoError:
-        raise InputError(f"{model} is gated on the hub: accept its licence there and log in with `hf auth login`") from None
+        raise InputError(f"{model} is gated: accept its licence on the hub, then log in with `hf auth login`") from None
     except errors.RepositoryNotFoundError:
         raise InputError(f"{model} is neither a local folder nor a model on the hub (or it is private)") from None
     except errors.HFValidationError as error:
         raise InputError(f"{model} is neither a local folder nor a valid hub id: {error}") from None
-    except (OSError, errors.HTTPError):  # offline, no cached copy, the hub refuses; the base class of its HTTP library
+    except (OSError, errors.HTTPError):  # type: ignore[attr-defined]  # HTTPError: the HTTP library's, broken off
         raise InputError(
             f"{model} is no local folder, and it cannot be downloaded from the hub now: give a folder or a .gguf file"
         ) from None

@@ -52,7 +52,9 @@ def _refuse_quantized(config: Config) -> None:
     for key in ("quantization_config", "compression_config"):
         if config.values.get(key) is not None:
             method = config.section(key).text("quant_method", "of unknown kind")
-            raise InputError(f"{config.origin}: weights quantized with {method} are not supported, give the float checkpoint")
+            raise InputError(
+                f"{config.origin}: weights quantized with {method} are not supported: give the float model"
+            )
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -96,7 +98,9 @@ def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> str |
     for place, token, special in sorted(_added_tokens(folder, settings)):
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
         if tokenizer.token_to_id(token) != place:
-            raise InputError(f"{folder}: the added token {token!r} should have id {place}, but {path.name} ends elsewhere")
+            raise InputError(
+                f"{folder}: the added token {token!r} should have id {place}, which does not fit {path.name}"
+            )
     return str(tokenizer.to_str())
 
 

@@ -32,7 +32,9 @@ def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
         return {tensor.name: tensor for tensor in _tensors(folder / SINGLE)}
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if pickled:
-        raise InputError(f"{folder} has only pickled weights ({pickled[0]}), which can run code: convert them to safetensors first")
+        raise InputError(
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code: convert to safetensors"
+        )
     raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}")
 
 

@@ -51,7 +51,7 @@ class Vocabulary:
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
         ids = {piece: place for place, piece in enumerate(self.pieces)}
-        unknown = next((p for p, kind in zip(self.pieces, self.kinds) if kind == Kind.UNKNOWN), None)
+        unknown = next((p for p, kind in zip(self.pieces, self.kinds, strict=True) if kind == Kind.UNKNOWN), None)
         bpe = models.BPE(ids, self._merges(), unk_token=unknown, fuse_unk=True, byte_fallback=Kind.BYTE in self.kinds)
         tokenizer = Tokenizer(bpe)
         steps: list[normalizers.Normalizer] = []
@@ -64,7 +64,7 @@ class Vocabulary:
         tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
         undo = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         tokenizer.decoder = decoders.Sequence([*undo, decoders.Strip(" ", 1, 0)] if self.prefix_space else undo)
-        for piece, kind in zip(self.pieces, self.kinds):
+        for piece, kind in zip(self.pieces, self.kinds, strict=True):
             if kind in (Kind.CONTROL, Kind.UNKNOWN):
                 tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True)])
             elif kind == Kind.USER_DEFINED:
@@ -74,7 +74,7 @@ class Vocabulary:
 
     def _merges(self) -> list[tuple[str, str]]:
         """Every way to make a piece of two others, best score first; ties in the order of the pieces."""
-        normal = {p: i for i, (p, kind) in enumerate(zip(self.pieces, self.kinds)) if kind == Kind.NORMAL}
+        normal = {p: i for i, (p, kind) in enumerate(zip(self.pieces, self.kinds, strict=True)) if kind == Kind.NORMAL}
         ranked = sorted(normal, key=lambda piece: (-self.scores[normal[piece]], normal[piece]))
         return [
             (piece[:cut], piece[cut:])
@@ -92,9 +92,8 @@ def frame(tokenizer: object, prefix: str | None, suffix: str | None) -> None:
     around = [token for token in (prefix, suffix) if token is not None]
     if around:
         single = " ".join([*([f"{prefix}:0"] if prefix else []), "$A:0", *([f"{suffix}:0"] if suffix else [])])
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, pair=f"{single} $B:1", special_tokens=[(token, tokenizer.token_to_id(token)) for token in around]
-        )
+        ids = [(token, tokenizer.token_to_id(token)) for token in around]
+        tokenizer.post_processor = processors.TemplateProcessing(single, f"{single} $B:1", ids)
 
 
 def read_model(path: Path, add_bos: bool = True, add_eos: bool = False) -> str:

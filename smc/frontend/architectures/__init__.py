@@ -27,10 +27,14 @@ def build_module(checkpoint: Checkpoint) -> Module:
 def architecture_name(checkpoint: Checkpoint) -> str:
     """The checkpoint's architecture, a key of ARCHITECTURES; from `model_type` where an old config names no class."""
     config = checkpoint.config
-    classes = config.values.get("architectures") or [MODEL_TYPES.get(kind := config.text("model_type"), kind)]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise config.fault("architectures", "a list of class names")
-    name = ALIASES.get(classes[0], classes[0])
+    classes = config.values.get("architectures")
+    if classes:
+        if not isinstance(classes, list) or not isinstance(classes[0], str):
+            raise config.fault("architectures", "a list of class names")
+        name = ALIASES.get(classes[0], classes[0])
+    else:
+        model_type = config.text("model_type")
+        name = MODEL_TYPES.get(model_type, model_type)
     supported = f"supported are {', '.join(ARCHITECTURES)}"
     scales = next((tensor for tensor in checkpoint.tensors if tensor.endswith(".scales")), None)
     if name.startswith("QLlama") or (name in ARCHITECTURES and scales):

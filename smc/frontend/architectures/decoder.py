@@ -47,7 +47,9 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
 
     InputError where a tensor is missing, has the wrong shape, or is left over.
     """
-    main, functions, parameters = Function("main"), {}, {}
+    main = Function("main")
+    functions: dict[str, Function] = {}
+    parameters: dict[str, Parameter] = {}
     tokens = main.input("tokens", TensorType(("n",), "i32"))
     positions = main.input("positions", TensorType(("n",), "i32"))
 
@@ -87,7 +89,7 @@ def _parameter(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Par
     if stored is None:
         raise InputError(f"{checkpoint.config.origin}: the checkpoint lacks the tensor {name}, of shape {list(shape)}")
     if stored.shape != shape:
-        raise InputError(f"{stored.origin}: tensor {name} has shape {list(stored.shape)} where {list(shape)} is expected")
+        raise InputError(f"{stored.origin}: tensor {name} has shape {list(stored.shape)}, expected {list(shape)}")
     return stored.parameter()
 
 

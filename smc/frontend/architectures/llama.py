@@ -90,11 +90,10 @@ class Block:
         q = linear(f, normed, "q_proj", width, self.hidden_size, self.attention_bias, "q")
         k = linear(f, normed, "k_proj", kv_width, self.hidden_size, self.attention_bias, "k")
         v = linear(f, normed, "v_proj", kv_width, self.hidden_size, self.attention_bias, "v")
-        rope = {"head_dim": self.head_dim, "theta": self.rope_theta, "scaling": self.rope_scaling}
         attention = f.add(
             "attention",
-            f.add("rope", q, positions, name="q_rope", **rope),
-            f.add("rope", k, positions, name="k_rope", **rope),
+            self._rope(f, q, positions, "q_rope"),
+            self._rope(f, k, positions, "k_rope"),
             v,
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -104,6 +103,10 @@ class Block:
         )
         o = linear(f, attention, "o_proj", self.hidden_size, width, self.attention_bias, "o")
         return f.add("add", x, o, name="attention_residual")
+
+    def _rope(self, f: Function, x: str, positions: str, name: str) -> str:
+        head_dim, theta, scaling = self.head_dim, self.rope_theta, self.rope_scaling
+        return f.add("rope", x, positions, name=name, head_dim=head_dim, theta=theta, scaling=scaling)
 
     def _feed_forward(self, f: Function, x: str) -> str:
         normed = self._norm(f, x, "post_attention_layernorm", "ffn_norm")
@@ -131,7 +134,7 @@ def decoder(checkpoint: Checkpoint) -> Decoder:
 
 
 def decoder_of(checkpoint: Checkpoint, block: Block, default_context: int) -> Decoder:
-    """The decoder whose layers are all `block`; their feed-forward widths may differ (a list in `intermediate_size`)."""
+    """The decoder whose layers are all `block`; only their feed-forward widths may differ (`intermediate_size`)."""
     config = checkpoint.config
     vocab_size = config.integer("vocab_size")
     embedding, head = _ends(checkpoint)

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def passes(name: str | None, as_json: bool) -> None:
-    """List the passes and recipes, or explain one: NAME is a pass, a recipe, or ./file.py:pass."""
+    """List the passes and recipes, or explain one.
+
+    NAME is a pass, a recipe, or ./file.py:pass.
+
+    \b
+    Example:
+      smc passes quantize-rtn
+    """
     from smc.passes import registered_passes
     from smc.passes.recipe import load_recipe, recipe_names
 
@@ -41,7 +48,14 @@ def passes(name: str | None, as_json: bool) -> None:
 @click.option("--columns", type=click.IntRange(1), default=4096, show_default=True, help="Length of a row.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def encodings(group: int, columns: int, as_json: bool) -> None:
-    """List the usual encodings and their true bits a weight, scales, zeros and padding included."""
+    """List the usual encodings and their true bits a weight.
+
+    Scales, zeros and the padding of the last group are counted.
+
+    \b
+    Example:
+      smc encodings --group 128 --columns 576
+    """
     from smc.ir import BF16, F16, F32, Encoding, integer
 
     rows: list[tuple[Encoding, str]] = [(encoding, "value") for encoding in (F32, F16, BF16)]

@@ -17,7 +17,7 @@ def targets(as_json: bool) -> None:
 
     \b
     Example:
-      smc compile model.gguf --target x86-64
+      smc targets --json
     """
     from smc.targets import TARGETS
 

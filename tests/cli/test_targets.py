@@ -1,0 +1,24 @@
+"""`smc targets`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from smc.cli import main
+from smc.targets import TARGETS
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["targets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed) == list(TARGETS)
+    assert [level["name"] for level in listed["x86-64"]["levels"]] == ["avx512vnni", "avx2"]
+    assert "fma" in listed["x86-64"]["levels"][1]["features"]
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["targets"]) == 0
+    output = capsys.readouterr().out
+    assert all(name in output for name in [*TARGETS, "native"])

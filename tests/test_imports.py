@@ -1,0 +1,88 @@
+"""Imports point one way, and what is heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "smc"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of smc, besides itself. cli and smc/__init__.py know all.
+ALLOWED = {
+    "ir": {"errors"},
+    "frontend": {"errors", "ir"},
+    "passes": {"errors", "ir"},
+    "reference": {"errors", "ir"},
+    "targets": {"errors", "ir"},
+    "codegen": {"errors", "ir", "targets"},
+    "runtime": {"errors"},
+    "errors": set[str](),
+}
+RUNTIME_NEEDS = {"jinja2", "numpy", "tokenizers"}
+HEAVY = {"gguf", "huggingface_hub", "networkx", "safetensors", "torch", "transformers", "tvm"}
+COMPILER_ONLY = HEAVY | {"tvm_ffi", "yaml", "ziglang"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports, wherever in it, relative ones resolved."""
+    package = [*path.relative_to(PACKAGE.parent).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from smc import ir` imports smc.ir.
+            yield from ((f"smc.{alias.name}" for alias in node.names) if module == "smc" else (module,))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part not in ALLOWED:
+        assert part in {"__init__", "__main__", "cli"}, f"say in ALLOWED what {part} may import"
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("smc.")} - {part}
+    assert used <= ALLOWED[part]
+    assert "smc" not in set(imports(path)), "importing smc itself would make every part depend on all"
+
+
+def test_runtime_needs_only_what_a_device_has() -> None:
+    used = {name.split(".")[0] for path in (PACKAGE / "runtime").rglob("*.py") for name in imports(path)}
+    assert used - set(sys.stdlib_module_names) - {"smc"} <= RUNTIME_NEEDS
+
+
+def loaded_after(statements: str) -> set[str]:
+    """Top-level modules in sys.modules after a fresh interpreter ran the statements."""
+    code = f"import sys\n{statements}\nprint('modules:', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return {name.split(".")[0] for name in run.stdout.rpartition("modules:")[2].split()}
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import smc",
+        "import smc.runtime",
+        "from smc.cli.main import run; run(['--help'])",
+        "from smc.cli.main import run; run(['compile', '--help'])",
+    ],
+)
+def test_light_imports(statements: str) -> None:
+    assert not loaded_after(statements) & HEAVY
+
+
+def test_import_smc_is_nearly_empty() -> None:
+    assert not loaded_after("import smc") & {"click", "jinja2", "numpy", "rich", "tokenizers"}
+
+
+def test_runtime_works_where_only_the_base_is_installed() -> None:
+    blocked = f"sys.modules.update(dict.fromkeys({sorted(COMPILER_ONLY)!r}))\n"  # None: importing it fails
+    commands = "from smc.cli.main import run\nassert run(['--help']) == 0\nassert run(['targets', '--json']) == 0\n"
+    loaded_after(f"{blocked}import smc.runtime\n{commands}")

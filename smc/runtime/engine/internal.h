@@ -1,0 +1,144 @@
+/* What the engine's files know of each other: nothing here crosses the boundary of program.so, except that a pool may
+ * be lent to the engine of another program.so. The layout of struct smc_pool is therefore part of SMC_ABI_VERSION. */
+#ifndef SMC_INTERNAL_H
+#define SMC_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* sched_setaffinity, madvise: so this header comes first everywhere */
+#endif
+#include <pthread.h>
+#include <sched.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+
+#include "program.h"
+
+#define SMC_ERROR_BYTES 512
+#define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
+
+/* Writes the sentence into error[SMC_ERROR_BYTES] and returns status. */
+int smc_fail(char *error, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static inline uint64_t smc_round_up(uint64_t value, uint64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+/* ---- pool.c: the threads */
+
+/* What the threads run together. `cancel` is the model's flag, looked at by smc_cancelled. */
+struct smc_job {
+  void (*run)(struct smc_thread *thread, const struct smc_step *step);
+  struct smc_step step; /* by value: workers on their way out of a step still look at it */
+  uint8_t *scratch;
+  uint64_t scratch_stride;
+  const atomic_int *cancel;
+};
+
+struct smc_claims { /* how many blocks of one thread's shares were handed out, since the step began */
+  alignas(SMC_CACHE_LINE) _Atomic int64_t count;
+};
+
+struct smc_worker {
+  struct smc_pool *pool;
+  int32_t index;
+  pthread_t handle;
+  atomic_int id; /* the kernel's thread id, 0 until the worker runs */
+  int32_t cpu;   /* the CPU it is pinned to, or -1 */
+};
+
+struct smc_pool {
+  uint32_t magic, abi_version;
+  int32_t threads, process; /* the caller's thread included; the process that created the pool */
+  pthread_mutex_t running;  /* held during a job: models that share a pool take turns */
+  struct smc_job job;
+  int32_t placing;    /* whether workers are kept off the caller's CPU, … */
+  int32_t caller_cpu; /* … which was this one at the last look */
+  cpu_set_t allowed;  /* CPUs that the pool may use */
+  /* Which job runs: epoch << 32 | open << 31 | number of workers inside. */
+  alignas(SMC_CACHE_LINE) _Atomic uint64_t ticket;
+  alignas(SMC_CACHE_LINE) atomic_int abort;
+  alignas(SMC_CACHE_LINE) atomic_int sleepers;
+  atomic_int quit;
+  pthread_mutex_t sleep_mutex;
+  pthread_cond_t wake;
+  /* Phases: blocks that are finished, and those handed out, since the step began. */
+  alignas(SMC_CACHE_LINE) _Atomic int64_t done;
+  struct smc_claims claims[SMC_MAX_THREADS];
+  struct smc_worker workers[SMC_MAX_THREADS];
+};
+
+/* Tells the CPU, and after `turns` spins the scheduler, that this thread waits. */
+void smc_relax(int turns);
+
+int smc_pool_create(int32_t threads, struct smc_pool **pool); /* SMC_OK, SMC_BAD_INPUT, SMC_NO_MEMORY or SMC_FAILED */
+void smc_pool_destroy(struct smc_pool *pool);
+int smc_pool_valid(const struct smc_pool *pool);
+/* Runs the job on all threads, the caller's included: SMC_OK or SMC_CANCELLED. */
+int smc_pool_run(struct smc_pool *pool, const struct smc_job *job);
+void smc_pool_await(struct smc_pool *pool); /* until every worker has left the last job */
+
+/* ---- placement.c: how many threads, and on which CPUs */
+
+int smc_default_threads(void);
+/* CPUs that the cgroup quota gives, rounded up, or 0 for no limit. `membership` is /proc/self/cgroup, `root` where the
+ * cgroup file systems are mounted. */
+int smc_quota_cpus(const char *membership, const char *root);
+void smc_place_workers(struct smc_pool *pool); /* at creation, by the caller's thread */
+void smc_follow_caller(struct smc_pool *pool); /* before a job: makes room where the caller's thread has moved */
+
+/* ---- cpu.c: what this CPU can do */
+
+/* Whether the CPU has the LLVM feature of that name; an unknown name counts as missing. */
+int smc_cpu_has(const char *feature, size_t length);
+/* Appends the features of a comma-separated list that the CPU lacks to missing[size], each once; returns how many. */
+int smc_cpu_missing(const char *features, char *missing, size_t size);
+
+/* ---- artifact.c: the file */
+
+struct smc_artifact {
+  const uint8_t *data; /* the whole file, read-only */
+  uint64_t size;
+  const uint8_t *weights; /* the member, SMC_MEMBER_ALIGNMENT-aligned in the file */
+  uint64_t weight_bytes;
+};
+#define SMC_MEMBER_ALIGNMENT 65536
+
+/* Finds a stored member in the ZIP file data[0..size) after checking that every member lies inside. */
+int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, uint64_t *offset, uint64_t *length, char *error);
+int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
+void smc_artifact_close(struct smc_artifact *artifact);
+
+/* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens, reached through a block table a sequence */
+
+struct smc_sequence {
+  int32_t live, length;
+  int32_t pages;   /* in the block table; more than length needs only between reserve and advance */
+  int32_t pending; /* tokens of the running batch */
+};
+
+struct smc_kv_cache {
+  uint8_t *data; /* page p at data + p * page_bytes */
+  uint64_t page_bytes;
+  int32_t sequence_count, table_pages, page_count; /* page_count = sequence_count * table_pages: always enough */
+  int32_t fresh, free_count, pages_used;           /* pages from `fresh` on were never used */
+  int32_t *free_pages, *references;                /* [page_count] */
+  int32_t *tables;                                 /* [sequence_count][table_pages] */
+  struct smc_sequence *sequences;
+  int32_t context_length, kv_dtype;
+  const struct smc_program *program;
+};
+
+int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, int32_t context_length,
+                int32_t sequences, int32_t kv_dtype, char *error);
+void smc_kv_close(struct smc_kv_cache *cache);
+int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
+int smc_kv_create(struct smc_kv_cache *cache, char *error);
+int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);
+void smc_kv_truncate(struct smc_kv_cache *cache, int32_t sequence, int32_t length);
+void smc_kv_drop(struct smc_kv_cache *cache, int32_t sequence);
+/* Makes all pending tokens of all sequences writable: adds pages, copies a shared last page. All or nothing. */
+int smc_kv_reserve(struct smc_kv_cache *cache, char *error);
+/* Ends the batch: pending tokens become part of their sequences, or are forgotten. */
+void smc_kv_finish(struct smc_kv_cache *cache, int success);
+int smc_kv_save(const struct smc_kv_cache *cache, int32_t sequence, void *buffer, uint64_t *size, char *error);
+int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error);
+
+#endif

@@ -1,0 +1,135 @@
+/* How many threads a pool has by default, and on which CPUs its workers run.
+ *
+ * The caller's affinity is its own business. But Linux may leave the caller and a worker on one CPU for a whole run while
+ * another idles (waiting with sched_yield hides the imbalance), which costs all the speed-up. So workers keep off
+ * the CPU on which the caller runs, and where there is a CPU for every thread and no more, each worker has its own. */
+#include "internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PATH_BYTES 4096
+
+static int read_line(const char *path, char *line, int size) {
+  FILE *file = fopen(path, "re");
+  if (!file) return 0;
+  const int got = fgets(line, size, file) != NULL;
+  fclose(file);
+  return got;
+}
+
+/* The quota of one cgroup directory in CPUs, rounded up, or 0. */
+static int directory_quota(const char *directory, int version) {
+  char path[PATH_BYTES + 32], line[128];
+  long long quota = 0, period = 0;
+  if (version == 2) { /* "max 100000" or "150000 100000" */
+    snprintf(path, sizeof path, "%s/cpu.max", directory);
+    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld %lld", &quota, &period) != 2) return 0;
+  } else {
+    snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", directory);
+    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return 0;
+    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", directory);
+    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return 0;
+  }
+  if (quota <= 0 || period <= 0 || quota / period > 1 << 20) return 0;
+  return (int)((quota + period - 1) / period);
+}
+
+/* The smallest quota from the process's own cgroup up to the mount point. Inside a container the path in
+ * /proc/self/cgroup may not exist below the mount; then the mount point itself is the container's. */
+static int path_quota(const char *mount, const char *group, int version) {
+  char directory[PATH_BYTES];
+  int best = 0;
+  if ((size_t)snprintf(directory, sizeof directory, "%s%s", mount, group) >= sizeof directory) return 0;
+  for (;;) {
+    const int quota = directory_quota(directory, version);
+    if (quota && (!best || quota < best)) best = quota;
+    char *slash = strrchr(directory, '/');
+    if (!slash || (size_t)(slash - directory) < strlen(mount)) return best;
+    *slash = 0;
+  }
+}
+
+int smc_quota_cpus(const char *membership, const char *root) {
+  FILE *file = fopen(membership, "re");
+  if (!file) return 0;
+  char line[PATH_BYTES], mount[PATH_BYTES];
+  int best = 0;
+  while (fgets(line, sizeof line, file)) { /* "0::/group" (version 2) or "4:cpu,cpuacct:/group" (version 1) */
+    line[strcspn(line, "\n")] = 0;
+    char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+    if (!group) continue;
+    *group++ = 0;
+    controllers++;
+    const int version = *controllers ? 1 : 2;
+    const int length = snprintf(mount, sizeof mount, "%s%s%s", root, *controllers ? "/" : "", controllers);
+    int named = version == 2;
+    for (char *rest = controllers, *name; (name = strtok_r(rest, ",", &rest));) named |= !strcmp(name, "cpu");
+    if (!named || length >= (int)sizeof mount) continue;
+    int quota = path_quota(mount, group, version);
+    if (version == 1 && !quota) { /* mounted as "cpu" where the list says "cpu,cpuacct" */
+      snprintf(mount, sizeof mount, "%s/cpu", root);
+      quota = path_quota(mount, group, version);
+    }
+    if (quota && (!best || quota < best)) best = quota;
+  }
+  fclose(file);
+  return best;
+}
+
+int smc_default_threads(void) {
+  cpu_set_t allowed;
+  int count = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+  const int quota = smc_quota_cpus("/proc/self/cgroup", "/sys/fs/cgroup");
+  if (quota && quota < count) count = quota;
+  return count < 1 ? 1 : count > SMC_MAX_THREADS ? SMC_MAX_THREADS : count;
+}
+
+/* Best effort: a worker that cannot be moved works where it is. */
+static void restrict_worker(const struct smc_worker *worker, const cpu_set_t *cpus) {
+  (void)sched_setaffinity(atomic_load(&worker->id), sizeof *cpus, cpus);
+}
+
+static void pin_worker(struct smc_worker *worker, int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  worker->cpu = cpu;
+  restrict_worker(worker, &one);
+}
+
+/* Where there are more CPUs than threads: the scheduler knows best which are fast and which share a core. */
+static void keep_off(struct smc_pool *pool, int cpu) {
+  cpu_set_t others = pool->allowed;
+  CPU_CLR(cpu, &others);
+  for (int t = 1; t < pool->threads; t++) restrict_worker(&pool->workers[t], &others);
+}
+
+void smc_place_workers(struct smc_pool *pool) {
+  const char *pin = getenv("SMC_PIN");
+  const int caller = sched_getcpu();
+  if (pool->threads == 1 || (pin && !strcmp(pin, "0")) || caller < 0 || caller >= CPU_SETSIZE) return;
+  if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) || CPU_COUNT(&pool->allowed) < pool->threads) return;
+  pool->placing = 1;
+  pool->caller_cpu = caller;
+  if (CPU_COUNT(&pool->allowed) > pool->threads) {
+    keep_off(pool, caller);
+    return;
+  }
+  for (int t = 1, cpu = 0; t < pool->threads; cpu++)
+    if (CPU_ISSET(cpu, &pool->allowed) && cpu != caller) pin_worker(&pool->workers[t++], cpu);
+}
+
+void smc_follow_caller(struct smc_pool *pool) {
+  const int cpu = pool->placing ? sched_getcpu() : -1, last = pool->caller_cpu;
+  if (cpu < 0 || cpu == last || !CPU_ISSET(cpu, &pool->allowed)) return;
+  pool->caller_cpu = cpu;
+  if (CPU_COUNT(&pool->allowed) > pool->threads) {
+    keep_off(pool, cpu);
+    return;
+  }
+  for (int t = 1; t < pool->threads; t++)
+    if (pool->workers[t].cpu == cpu) pin_worker(&pool->workers[t], last);
+}

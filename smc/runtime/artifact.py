@@ -1,0 +1,205 @@
+"""Reading an artifact: one ZIP file with stored members, made by `smc compile` (docs/artifact.md).
+
+Only the manifest, the program and the tokenizer are read here; the weights are mapped by the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smc.errors import InputError
+
+FORMAT = "smc"
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights"
+PROGRAM = "program.so"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+
+_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_MEMBER_BYTES = 1 << 30  # of what is read into memory: program, tokenizer, chat template
+_MAX_MEMBERS = 1000
+
+# What `platform.machine()` calls the machines that a target's first word names.
+_MACHINES = {
+    "x86": "x86_64", "x86_64": "x86_64", "amd64": "x86_64",
+    "arm64": "aarch64", "aarch64": "aarch64",
+}  # fmt: skip
+
+# Manifest entries that the runtime relies on, with their JSON types.
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "name": str, "target": str, "context_length": int, "vocab_size": int, "weights": dict, "program": dict,
+}  # fmt: skip
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "levels": list, "recipe": list, "bits_per_weight": (int, float), "parameters": int, "special_tokens": dict,
+    "generation": dict, "provenance": list, "versions": dict, "encodings": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact's facts and texts, checked; open one with `read_artifact`.
+
+    path: the file. manifest: as in docs/artifact.md. program: the bytes of program.so.
+    tokenizer: text of a `tokenizers` JSON file, or None. chat_template: jinja source, or None.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    program: bytes
+    tokenizer: str | None
+    chat_template: str | None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Names ("bos_token", …) to token text, for the chat template."""
+        return dict(self.manifest.get("special_tokens", {}))
+
+    @property
+    def generation_defaults(self) -> dict[str, Any]:
+        """What the checkpoint's generation_config said: eos_token_id (list of int), temperature, …"""
+        return dict(self.manifest.get("generation", {}))
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of an artifact for any machine, checked. Raises InputError where it is no sound artifact."""
+    with _open(Path(path)) as archive:
+        return _manifest(Path(path), archive)
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Read an artifact for this machine. Raises InputError, one sentence, where it can't run here or is damaged."""
+    path = Path(path)
+    with _open(path) as archive:
+        manifest = _manifest(path, archive)
+        check_machine(path, manifest["target"])
+        program = _read(path, archive, PROGRAM, _MAX_MEMBER_BYTES)
+        if hashlib.sha256(program).hexdigest() != manifest["program"].get("sha256"):
+            raise InputError(
+                f"{path} is damaged: {PROGRAM} is not the program that its manifest names; compile it again"
+            )
+        texts = {}
+        for member in (TOKENIZER, CHAT_TEMPLATE):
+            present = member in archive.namelist()
+            texts[member] = _text(path, archive, member, _MAX_MEMBER_BYTES) if present else None
+    return Artifact(path, manifest, program, texts[TOKENIZER], texts[CHAT_TEMPLATE])
+
+
+def check_machine(path: Path, target: str) -> None:
+    """Raise InputError unless a program compiled for `target` ("x86_64-linux", "arm64", …) can run here."""
+    words = target.lower().replace("x86-64", "x86_64").split("-")
+    here = _MACHINES.get(platform.machine().lower(), platform.machine())
+    system = platform.system()
+    if _MACHINES.get(words[0], words[0]) != here or system != "Linux":
+        raise InputError(
+            f"{path} is compiled for {target}, this machine is {here} {system}; compile it with --target native here"
+        )
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    """The ZIP, its directory checked against the file's size."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = file.seek(0, 2)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; make an artifact with: smc compile MODEL -o {path}") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path} is a folder, not an artifact; compile it first: smc compile {path} -o model.smc"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        raise InputError(_not_an_archive(path, start)) from None
+    try:
+        _check_members(path, archive, size)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def _not_an_archive(path: Path, start: bytes) -> str:
+    """What to say of a file without a ZIP directory at its end."""
+    if start[:4] in (b"PK\x03\x04", b"\x7fELF"):
+        return f"{path} is cut short: the directory at its end is missing; copy or compile it again"
+    if start[:4] == b"GGUF" or path.suffix in (".safetensors", ".bin", ".pt"):
+        return f"{path} is a checkpoint, not an artifact; compile it first: smc compile {path} -o model.smc"
+    return f"{path} is not an smc artifact; make one with: smc compile MODEL -o model.smc"
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile, size: int) -> None:
+    """Members are stored, plain, named once and lie inside the file."""
+    members = archive.infolist()
+    if MANIFEST not in archive.namelist():
+        raise InputError(f"{path} is a ZIP but not an smc artifact: it has no {MANIFEST}")
+    if len(members) > _MAX_MEMBERS:
+        raise InputError(f"{path} is damaged: {len(members)} members are more than an artifact has")
+    if len({member.filename for member in members}) != len(members):
+        raise InputError(f"{path} is damaged: a member's name occurs twice")
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise InputError(f"{path} was repacked: {member.filename} is compressed or encrypted, artifacts are stored")
+        if member.header_offset < 0 or member.header_offset + member.file_size > size:
+            raise InputError(f"{path} is cut short: {member.filename} reaches behind the file's end; copy it again")
+
+
+def _read(path: Path, archive: zipfile.ZipFile, member: str, limit: int) -> bytes:
+    """A member's bytes, its checksum checked."""
+    try:
+        if archive.getinfo(member).file_size > limit:
+            raise InputError(f"{path} is damaged: {member} is larger than {limit >> 20} MiB")
+        return archive.read(member)
+    except KeyError:
+        raise InputError(f"{path} is damaged: it has no {member}") from None
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, struct.error):
+        raise InputError(f"{path} is damaged: {member} can't be read; copy or compile it again") from None
+
+
+def _text(path: Path, archive: zipfile.ZipFile, member: str, limit: int) -> str:
+    try:
+        return _read(path, archive, member, limit).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged: {member} is not UTF-8 text") from None
+
+
+def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    """The manifest, its version and the entries that the runtime needs checked."""
+    try:
+        manifest = json.loads(_text(path, archive, MANIFEST, _MAX_MANIFEST_BYTES))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is damaged: {MANIFEST} is not JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f'{path} is not an smc artifact: {MANIFEST} does not say "format": "{FORMAT}"')
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has artifact format {version}, this smc reads format {FORMAT_VERSION}; "
+            "compile it again or install the smc that made it"
+        )
+    for key, kind in (_REQUIRED | _OPTIONAL).items():
+        if key not in manifest and key in _OPTIONAL:
+            continue
+        value = manifest.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{path} is damaged: {MANIFEST} has no proper {key!r}")
+    if any(not isinstance(text, str) for text in manifest.get("special_tokens", {}).values()):
+        raise InputError(f"{path} is damaged: {MANIFEST} has a special token that is not text")
+    return manifest

@@ -1,0 +1,39 @@
+"""Ctrl-C while the engine runs: Python's own handler would wait until the step has ended."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
+    """Within this context SIGINT calls `cancel` at once, from another thread; KeyboardInterrupt follows as usual.
+
+    The interpreter's C-level signal handler writes the signal's number to a socket, on which a thread waits: that works
+    while the main thread is inside the engine. Off the main thread, where Python handles no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # set_wakeup_fd asks for it
+
+    def watch() -> None:
+        while signals := reader.recv(64):
+            if signal.SIGINT in signals:
+                cancel()
+
+    watcher = threading.Thread(target=watch, name="smc-interrupt", daemon=True)
+    watcher.start()
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.close()
+        watcher.join()
+        reader.close()

@@ -1,0 +1,299 @@
+"""`Model`: an artifact opened for running — logits, sequences, text, chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from smc.errors import InputError
+from smc.runtime.artifact import Artifact, read_artifact
+from smc.runtime.binding import TOKEN, WANT_LOGITS, Engine
+from smc.runtime.chat import ChatTemplate, Message
+from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
+from smc.runtime.sampling import SamplingOptions
+
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that a checkpoint may bring
+
+
+class Sequence:
+    """One text in the KV cache. Made by `Model.new_sequence`; drop it to free its slot (or use `with`).
+
+    tokens: those that the cache holds.
+    """
+
+    def __init__(self, model: Model, slot: int, tokens: list[int]) -> None:
+        self._model = model
+        self._slot: int | None = slot
+        self.tokens = tokens
+
+    @property
+    def slot(self) -> int:
+        """The engine's number for it; ValueError after `drop`."""
+        if self._slot is None:
+            raise ValueError("the sequence was dropped")
+        return self._slot
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds."""
+        return len(self.tokens)
+
+    def extend(
+        self,
+        tokens: Items[int],
+        logits: Literal["last", "all", "none"] = "last",
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run `tokens` after those that the sequence has; the logits [rows, vocab] of the last, of all, or of none.
+
+        out: where to write them, contiguous float32 [rows, model.logits_stride]; the result is a view of it.
+        Raises InputError for a token outside the vocabulary and where the context is full.
+        """
+        batch = np.zeros(len(tokens), TOKEN)
+        if len(tokens):
+            batch["token"] = self._model.checked(tokens)
+            batch["sequence"] = self.slot
+            batch["index"] = batch["position"] = np.arange(self.length, self.length + len(tokens))
+            batch["flags"][{"last": slice(-1, None), "all": slice(None), "none": slice(0)}[logits]] = WANT_LOGITS
+        rows = self._model.step(batch, out)
+        self.tokens.extend(map(int, tokens))
+        return rows
+
+    def keep_common(self, tokens: Items[int]) -> int:
+        """Truncate to what the sequence has in common with the beginning of `tokens`; returns its length."""
+        common = 0
+        for mine, wanted in zip(self.tokens, tokens, strict=False):
+            if mine != wanted:
+                break
+            common += 1
+        if common < self.length:
+            self.truncate(common)
+        return common
+
+    def fork(self) -> Sequence:
+        """A second sequence with the same past, whose memory they share."""
+        return Sequence(self._model, self._model.engine.sequence_fork(self.slot), list(self.tokens))
+
+    def truncate(self, length: int) -> None:
+        """Forget what lies behind the first `length` tokens."""
+        self._model.engine.sequence_truncate(self.slot, length)
+        del self.tokens[length:]
+
+    def drop(self) -> None:
+        """Free the slot; the second time, and after the model was closed, it does nothing."""
+        if self._slot is not None and not self._model.closed:
+            self._model.engine.sequence_drop(self._slot)
+        self._slot = None
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.drop()
+
+
+class Model:
+    """An opened artifact. Use it as a context manager or close it; it may be used from several threads.
+
+    path: the artifact. context_length: tokens that a sequence may hold; 0: as many as the model was trained for.
+    threads: 0: as many CPUs as this process may use. kv_dtype: "f16" or "f32", of the KV cache.
+    level: force a feature level of the artifact; None: the best for this CPU. sequences: how many may live at once.
+    Raises InputError where the file is no sound artifact for this machine or an option can't be met.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        context_length: int = 0,
+        threads: int = 0,
+        kv_dtype: str = "f16",
+        level: str | None = None,
+        sequences: int = 1,
+    ) -> None:
+        self.artifact: Artifact = read_artifact(path)
+        self.engine = Engine(
+            path,
+            self.artifact.program,
+            context_length=context_length,
+            sequences=sequences,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            level=level,
+        )
+        facts = self.engine.facts
+        self.vocab_size: int = facts.vocab_size
+        self.context_length: int = facts.context_length
+        self.logits_stride: int = facts.logits_stride
+        self.threads: int = facts.threads
+        self.level: str = facts.level.decode()
+
+    # ---- numbers
+
+    def logits(self, tokens: Items[int]) -> NDArray[np.float32]:
+        """The logits of every token, float32 [len(tokens), vocab], of a text of its own (which takes a sequence)."""
+        with self.new_sequence() as sequence:
+            return sequence.extend(tokens, logits="all")
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence. Raises InputError where all slots are taken (see `sequences`)."""
+        return Sequence(self, self.engine.sequence_create(), [])
+
+    def step(self, batch: NDArray[np.void], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Run a batch of `binding.TOKEN` records, of several sequences if need be (see engine.h).
+
+        Returns the logits [tokens that want them, vocab], in batch order: a view of `out` [rows, logits_stride], which
+        is made where it is not given. Sequence objects know nothing of tokens that are run this way.
+        """
+        rows = int(np.count_nonzero(batch["flags"] & WANT_LOGITS))
+        if out is None:
+            out = np.empty((rows, self.logits_stride), np.float32)
+        if len(batch):
+            self.engine.step(batch, logits=out)
+        return out[:, : self.vocab_size]
+
+    def checked(self, tokens: Items[int]) -> NDArray[np.int32]:
+        """`tokens` as an array; InputError for one outside the vocabulary."""
+        array = np.asarray(tokens)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError("tokens must be a list of whole numbers")
+        wrong = array[(array < 0) | (array >= self.vocab_size)]
+        if wrong.size:
+            raise InputError(f"token {wrong[0]} is not in the vocabulary of {self.vocab_size} tokens")
+        return array.astype(np.int32)
+
+    # ---- text
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the artifact brings a tokenizer."""
+        return self.artifact.tokenizer is not None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the artifact brings a chat template (and a tokenizer for it)."""
+        return self.artifact.chat_template is not None and self.has_tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises InputError where the artifact has none or a broken one."""
+        if self.artifact.tokenizer is None:
+            raise InputError(f"{self.artifact.path} has no tokenizer: give tokens instead of text")
+        try:
+            return Tokenizer.from_str(self.artifact.tokenizer)
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{self.artifact.path} is damaged: its tokenizer can't be read ({error})") from None
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template. Raises InputError where the artifact has none."""
+        if self.artifact.chat_template is None:
+            raise InputError(f"{self.artifact.path} has no chat template: give a plain prompt (--raw)")
+        return ChatTemplate(self.artifact.chat_template, self.tokenizer, self.artifact.special_tokens)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Tokens of `text`, with what the tokenizer puts around a text (a BOS token) unless that is not wanted.
+
+        Special tokens written out in `text` are parsed as such: this is for prompts, not for other people's text.
+        """
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Items[int], skip_special_tokens: bool = True) -> str:
+        """Text of `tokens`."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(
+        self, messages: Items[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The prompt of a conversation as tokens; see `ChatTemplate.encode`."""
+        return self.chat_template.encode(messages, add_generation_prompt, **variables)
+
+    # ---- generation
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        ids = self.artifact.generation_defaults.get("eos_token_id") or []
+        return frozenset([ids] if isinstance(ids, int) else ids)
+
+    def stream(
+        self,
+        prompt: str | Items[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Items[str] = (),
+        logprobs: int | None = None,
+        sequence: Sequence | None = None,
+    ) -> TextStream:
+        """Generate text piece by piece: an iterator of str, whose `result` has the rest.
+
+        prompt: text, or tokens (`apply_chat_template` makes those of a conversation).
+        max_tokens, stop, logprobs: see `GenerationOptions`. temperature … seed: see `SamplingOptions`; what is None is
+        as the checkpoint's generation config says, else greedy.
+        sequence: goes on in it: what it has in common with the prompt's beginning is not run again.
+        Raises InputError at once for a prompt that does not fit, or an option out of range.
+        """
+        given = dict(zip(_DEFAULTS, (temperature, top_k, top_p, min_p, repetition_penalty), strict=True))
+        options = GenerationOptions(
+            sampling=self._sampling(given, seed),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            eos_token_ids=self.eos_token_ids,
+            logprobs=logprobs,
+        )
+        if options.stop and not self.has_tokenizer:
+            raise InputError(f"{self.artifact.path} has no tokenizer, so it can't look for stop texts")
+        tokens = self.encode(prompt) if isinstance(prompt, str) else self.checked(prompt).tolist()
+        return TextStream(self, tokens, options, sequence)
+
+    def generate(self, prompt: str | Items[int], **options: Any) -> GenerationResult:
+        """Generate text to its end; options as for `stream`."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def _sampling(self, given: dict[str, Any], seed: int | None) -> SamplingOptions:
+        """Sampling options: what the caller gave, else what the checkpoint says, else greedy."""
+        defaults = self.artifact.generation_defaults
+        chosen = {name: defaults[name] for name in _DEFAULTS if defaults.get(name) is not None}
+        if not defaults.get("do_sample", "temperature" in chosen):
+            chosen["temperature"] = 0.0
+        elif "temperature" not in chosen:
+            chosen["temperature"] = 1.0
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        return SamplingOptions(**chosen, seed=seed)
+
+    # ---- life
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.engine.closed
+
+    def close(self) -> None:
+        """Free the memory and the threads; the second time does nothing."""
+        self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def load(path: str | Path, **options: Any) -> Model:
+    """Open an artifact for running; options as for `Model`."""
+    return Model(path, **options)

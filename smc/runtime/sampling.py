@@ -1,0 +1,139 @@
+"""Choosing the next token from logits, in numpy.
+
+The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
+min-p; then one draw. A temperature of 0 is greedy: the largest penalized logit, the lowest id where several are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smc.errors import InputError
+
+Floats = NDArray[np.floating[Any]]
+
+# Top-p looks at this many of the most likely tokens before it sorts a whole vocabulary.
+_TOP_P_CANDIDATES = 512
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a token is chosen. The defaults are greedy decoding.
+
+    temperature: divides the logits; 0 is greedy and leaves top_k, top_p and min_p without effect.
+    top_k: keep the k most likely tokens (ties with the k-th stay); 0 keeps all.
+    top_p: keep the fewest most likely tokens whose probabilities reach top_p; 1 keeps all (nucleus sampling).
+    min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
+    repetition_penalty: > 1 lowers tokens that the prompt or the text so far has (positive logits are divided,
+        negative ones multiplied: CTRL, Keskar et al. 2019); 1 changes nothing.
+    seed: of numpy's PCG64; the same seed gives the same tokens. None: a new one each time.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+        ):
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be {wanted}")
+
+
+class Sampler:
+    """Draws tokens by `options`; one object a text, because it holds the random state and the tokens seen."""
+
+    def __init__(self, options: SamplingOptions, prompt: list[int]) -> None:
+        self.options = options
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._seen = set(prompt)
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is."""
+        options = self.options
+        if options.repetition_penalty != 1.0:
+            logits = apply_repetition_penalty(logits, sorted(self._seen), options.repetition_penalty)
+        token = int(np.argmax(logits)) if options.temperature == 0.0 else self._draw(filter_logits(logits, options))
+        self._seen.add(token)
+        return token
+
+    def _draw(self, logits: Floats) -> int:
+        """One token with the probability that softmax gives it, by inversion of the cumulative sum in id order."""
+        candidates = np.flatnonzero(logits > -np.inf)
+        if candidates.size == 0:  # nothing but -inf or NaN: no distribution to draw from
+            return int(np.argmax(logits))
+        kept = logits[candidates].astype(np.float64)
+        cumulative = np.cumsum(np.exp(kept - kept.max()))
+        index = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(candidates[min(int(index), candidates.size - 1)])
+
+
+def apply_repetition_penalty(logits: NDArray[np.float32], seen: list[int], penalty: float) -> NDArray[np.float32]:
+    """A copy of `logits` [vocab] with the tokens in `seen` made less likely (penalty > 1) or likelier (< 1)."""
+    logits = logits.copy()
+    chosen = logits[seen]
+    logits[seen] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))
+    return logits
+
+
+def filter_logits(logits: Floats, options: SamplingOptions) -> Floats:
+    """Logits [vocab] divided by the temperature, with -inf for the tokens that top-k, top-p or min-p exclude."""
+    scaled: Floats = logits / logits.dtype.type(options.temperature)
+    if 0 < options.top_k < scaled.size:
+        threshold = np.partition(scaled, -options.top_k)[-options.top_k]
+        scaled = np.where(scaled < threshold, -np.inf, scaled)
+    if options.top_p < 1.0:
+        scaled = _top_p(scaled, options.top_p)
+    if options.min_p > 0.0:
+        # p >= min_p · p_max, in logarithms
+        scaled = np.where(scaled < scaled.max() + np.log(options.min_p), -np.inf, scaled)
+    return scaled
+
+
+def _top_p(logits: Floats, top_p: float) -> Floats:
+    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; at least one."""
+    weights: Floats = np.exp((logits - logits.max()).astype(np.float64))
+    wanted = top_p * weights.sum()
+    count = min(_TOP_P_CANDIDATES, weights.size)
+    while True:
+        candidates = np.argpartition(weights, -count)[-count:] if count < weights.size else np.arange(weights.size)
+        order = candidates[np.argsort(-weights[candidates], kind="stable")]
+        cumulative = np.cumsum(weights[order])
+        if cumulative[-1] >= wanted or count == weights.size:
+            break
+        count = min(count * 8, weights.size)
+    kept = order[: int(np.searchsorted(cumulative, wanted, side="left")) + 1]
+    result = np.full_like(logits, -np.inf)
+    result[kept] = logits[kept]
+    return result
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-softmax of `logits` [vocab]: the model's own distribution, before penalty, temperature and filters."""
+    shifted = logits.astype(np.float64) - np.float64(logits.max())
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def top_tokens(log_probs: NDArray[np.float64], count: int) -> list[tuple[int, float]]:
+    """The `count` most likely (token, log-probability) pairs, likeliest first, the lower id first among equals."""
+    if count <= 0:
+        return []
+    count = min(count, log_probs.size)
+    threshold = np.partition(log_probs, -count)[-count]
+    candidates = np.flatnonzero(log_probs >= threshold)
+    best = candidates[np.argsort(-log_probs[candidates], kind="stable")][:count]
+    return [(int(token), float(log_probs[token])) for token in best]

@@ -68,9 +68,12 @@ def _program(name: str) -> str:
     return found
 
 
-def _run(command: Sequence[str]) -> None:
-    if subprocess.run(command, check=False).returncode:
-        raise SystemExit(f"this command failed: {' '.join(command)}")
+def _run(command: Sequence[str], *, quiet: bool = False) -> str:
+    """Run a command; what it prints is returned if `quiet`, and shown otherwise. Ends this program if it fails."""
+    done = subprocess.run(command, check=False, capture_output=quiet, text=True)
+    if done.returncode:
+        raise SystemExit(f"this command failed: {' '.join(command)}\n{(done.stderr or '')[-2000:]}")
+    return done.stdout or ""
 
 
 def _unpack_source() -> None:
@@ -102,10 +105,10 @@ def convert(model: Path, type: str, *, pure: bool = False) -> Path:
     partial = out.with_suffix(".partial")
     if type == "F16":
         script = SOURCE / "convert_hf_to_gguf.py"
-        _run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)])
+        _run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)], quiet=True)
     else:
         command = [str(build() / "llama-quantize"), *(["--pure"] if pure else [])]
-        _run([*command, str(convert(model, "F16")), str(partial), type])
+        _run([*command, str(convert(model, "F16")), str(partial), type], quiet=True)
     os.replace(partial, out)
     return out
 
@@ -132,15 +135,13 @@ def divergence(
     logits = BUILD / "gguf" / f"{key.hexdigest()[:16]}.kld"
     if not logits.is_file():
         partial = logits.with_suffix(".partial")
-        _run([program, "-m", str(base), "-f", str(text), *size, "--kl-divergence-base", str(partial)])
+        _run([program, "-m", str(base), "-f", str(text), *size, "--kl-divergence-base", str(partial)], quiet=True)
         os.replace(partial, logits)
     command = [program, "-m", str(quantized), *size, "--kl-divergence-base", str(logits), "--kl-divergence"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"this command failed: {' '.join(command)}\n{done.stderr[-2000:]}")
+    printed = _run(command, quiet=True)
 
     def figure(label: str) -> float:
-        match = re.search(rf"^{re.escape(label)}\s*:\s*([\d.]+)", done.stdout, re.MULTILINE)
+        match = re.search(rf"^{re.escape(label)}\s*:\s*([\d.]+)", printed, re.MULTILINE)
         if not match:
             raise SystemExit(f"llama-perplexity printed no {label!r}")
         return float(match[1])

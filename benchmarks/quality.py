@@ -48,7 +48,7 @@ class Fp32Reference:
         """Load the model of a Hugging Face folder."""
         from transformers import AutoModelForCausalLM
 
-        self.network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         digest = hashlib.sha256()
         for file in sorted(model.glob("*.safetensors")):
             digest.update(file.read_bytes())

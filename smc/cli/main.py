@@ -19,6 +19,7 @@ from smc.errors import InputError
 
 COMMANDS = {
     "compile": "smc.cli.compile:compile",
+    "inspect": "smc.cli.inspect:inspect",
     "passes": "smc.cli.passes:passes",
     "encodings": "smc.cli.passes:encodings",
     "targets": "smc.cli.targets:targets",

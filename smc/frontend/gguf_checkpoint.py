@@ -58,7 +58,7 @@ def open_gguf(path: Path) -> Checkpoint:
     config = _config(file, metadata)
     return Checkpoint(
         name=path.stem,
-        format="GGUF",
+        format=f"GGUF with {', '.join(sorted({tensor.type.name for tensor in file.tensors.values()}))}",
         config=config,
         tensors=dict(_stored(file, tensor, config) for tensor in file.tensors.values() if tensor.name != ROPE_FACTORS),
         tokenizer=build_tokenizer(metadata),

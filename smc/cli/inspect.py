@@ -1,0 +1,174 @@
+"""`smc inspect`: what a model is, without computing anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from smc.ir import Module
+
+
+@click.command()
+@click.argument("model")
+@click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(model: str, ir: bool, as_json: bool) -> None:
+    """Describe MODEL (a folder, a hub id or a GGUF file): its shapes, parameters, bits and memory.
+
+    Only the heads of its files are read, no weights.
+
+    \b
+    smc inspect SmolLM2-135M-Instruct.gguf
+    smc inspect SmolLM2-135M-Instruct --ir
+    """
+    from smc.frontend import load_checkpoint
+
+    module = load_checkpoint(model)
+    if ir:
+        from smc.ir import print_module
+
+        text = print_module(module)
+        click.echo(json.dumps({"ir": text}) if as_json else text, nl=as_json)
+        return
+    description = describe_module(module)
+    if as_json:
+        click.echo(json.dumps(description, indent=2))
+    else:
+        _print_description(description)
+
+
+def describe_module(module: Module) -> dict[str, Any]:
+    """The facts of a module as JSON has them, sizes in bytes; where layers differ, a sorted list, not a number."""
+    from smc.ir.encoding import FLOAT_BYTES
+
+    facts, slots = module.facts, _slots(module)
+    functions = [function for _, function in module.calls()]
+    attention = [node.attributes for function in functions for node in function.nodes() if node.op == "attention"]
+    kv_values = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in attention)
+    embedding = next(row for row in slots if row["slot"] == "embed_tokens")
+    return {
+        "name": facts.name,
+        "architecture": facts.architecture,
+        "layers": len(attention),
+        "hidden_size": embedding["shapes"][0][1],
+        "heads": _one_or_all(layer["heads"] for layer in attention),
+        "kv_heads": _one_or_all(layer["kv_heads"] for layer in attention),
+        "head_dim": _one_or_all(layer["head_dim"] for layer in attention),
+        "ffn_width": _one_or_all(shape[1] for row in slots if row["slot"] == "down_proj" for shape in row["shapes"]),
+        "sliding_window": _one_or_all(layer["window"] for layer in attention if layer["window"] is not None),
+        "vocab_size": facts.vocab_size,
+        "context_length": facts.context_length,
+        "parameters": module.weight_count(),
+        "bits_per_weight": round(module.bits_per_weight(), 4),
+        "weight_bytes": -(-module.stored_bits() // 8),
+        "kv_bytes_per_token": kv_values * FLOAT_BYTES["f16"],
+        "tokenizer": _tokenizer(facts.tokenizer),
+        "chat_template": facts.chat_template is not None,
+        "generation": facts.generation,
+        "provenance": list(facts.provenance),
+        "slots": slots,
+    }
+
+
+def _slots(module: Module) -> list[dict[str, Any]]:
+    """What fills each slot of the functions: how many tensors, their shapes, encodings and bytes.
+
+    A tied matrix is counted where it is used first and named there in the row of its second use.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    first_use: dict[str, str] = {}
+    for call, function in module.calls():
+        bound = call.attributes["parameters"]
+        for slot in function.parameters():
+            parameter = module.parameters[bound[slot.name]]
+            row = rows.setdefault(
+                slot.name, {"slot": slot.name, "tensors": 0, "shapes": [], "encodings": [], "bytes": 0, "tied_to": None}
+            )
+            row["tensors"] += 1
+            row["shapes"] = _with(row["shapes"], list(parameter.shape))
+            row["encodings"] = _with(row["encodings"], str(parameter.encoding))
+            if first_use.setdefault(parameter.name, slot.name) == slot.name:
+                row["bytes"] += -(-parameter.encoding.stored_bits(parameter.shape) // 8)
+            else:
+                row["tied_to"] = first_use[parameter.name]
+    return list(rows.values())
+
+
+def _with(seen: list[Any], value: Any) -> list[Any]:
+    return seen if value in seen else sorted([*seen, value])
+
+
+def _one_or_all(values: Iterable[Any]) -> Any:
+    """The only value, the sorted list of all, or None if there is none."""
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else found or None
+
+
+def _tokenizer(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    return {"kind": type(tokenizer.model).__name__, "tokens": tokenizer.get_vocab_size()}
+
+
+def _print_description(description: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # A pipe has no width: nothing is wrapped or cut there.
+    console = Console(highlight=False) if click.get_text_stream("stdout").isatty() else Console(width=200)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in _summary(description).items():
+        facts.add_row(name, value)
+    console.print(facts)
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("slot")
+    table.add_column("tensors", justify="right")
+    table.add_column("shape")
+    table.add_column("encoding")
+    table.add_column("MB", justify="right")
+    for row in description["slots"]:
+        size = f"tied to {row['tied_to']}" if row["tied_to"] else f"{row['bytes'] / 1e6:,.2f}"
+        table.add_row(row["slot"], str(row["tensors"]), _shapes_text(row["shapes"]), ", ".join(row["encodings"]), size)
+    console.print(table)
+
+
+def _summary(description: dict[str, Any]) -> dict[str, str]:
+    """The lines above the table: label and text."""
+    tokenizer, kv_bytes = description["tokenizer"], description["kv_bytes_per_token"]
+    heads = f"{_text(description['heads'])} of {_text(description['head_dim'])} channels"
+    whole_context = kv_bytes * description["context_length"]
+    lines = {
+        "model": f"{description['name']} ({description['architecture']})",
+        "made from": "; ".join(description["provenance"]),
+        "layers": f"{description['layers']}",
+        "hidden size": f"{description['hidden_size']}, FFN {_text(description['ffn_width'])}",
+        "attention heads": f"{heads}, {_text(description['kv_heads'])} for keys and values",
+        "vocabulary": f"{description['vocab_size']:,} tokens",
+        "context": f"{description['context_length']:,} tokens",
+        "parameters": f"{description['parameters']:,}",
+        "weights": f"{description['weight_bytes'] / 1e6:,.1f} MB, {description['bits_per_weight']:.2f} bits a weight",
+        "KV cache": f"{kv_bytes:,} bytes a token in f16, {whole_context / 1e6:,.1f} MB for the whole context",
+        "tokenizer": f"{tokenizer['kind']}, {tokenizer['tokens']:,} tokens" if tokenizer else "none",
+        "chat template": "yes" if description["chat_template"] else "none",
+    }
+    if description["sliding_window"]:
+        lines["attention heads"] += f", sliding window {_text(description['sliding_window'])}"
+    return lines
+
+
+def _text(value: Any) -> str:
+    """A number, or the range of those that layers have."""
+    return f"{value[0]} to {value[-1]}" if isinstance(value, list) else str(value)
+
+
+def _shapes_text(shapes: list[list[int]]) -> str:
+    first, last = (" × ".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+    return first if len(shapes) == 1 else f"{first} to {last} ({len(shapes)} different)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,8 @@ def _print_description(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # A pipe has no width: nothing is wrapped or cut there.
-    console = Console(highlight=False) if click.get_text_stream("stdout").isatty() else Console(width=200)
+    width = None if sys.stdout.isatty() else 200  # a pipe has no width: nothing is wrapped or cut there
+    console = Console(width=width, highlight=False)
     facts = Table(box=None, show_header=False, pad_edge=False)
     for name, value in _summary(description).items():
         facts.add_row(name, value)

@@ -54,8 +54,8 @@ class StoredTensor:
 class Checkpoint:
     """What a source brings: config, tensors by name, and what the runtime needs beside the weights.
 
-    The fields after `tensors` are those of `smc.ir.ModelFacts`. format: for the provenance, "safetensors" or "GGUF" with
-    the types of its tensors (which are read as the floats they stand for).
+    The fields after `tensors` are those of `smc.ir.ModelFacts`. format: for the provenance, "safetensors" or "GGUF"
+    with the types of its tensors (which are read as the floats they stand for).
     """
 
     name: str

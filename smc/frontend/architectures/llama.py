@@ -6,7 +6,6 @@ Pre-norm blocks: RMS norm, grouped-query attention with rotary embedding, SwiGLU
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,7 +97,7 @@ class Block:
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
-            scale=1 / math.sqrt(self.head_dim),
+            scale=self.head_dim**-0.5,
             window=self.window,
         )
         o = linear(f, attention, "o_proj", self.hidden_size, width, self.attention_bias, "o")

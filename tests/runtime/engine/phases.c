@@ -1,0 +1,189 @@
+/* Drives the thread pool and its phases without a model.
+ *
+ *   phases stress THREADS STEPS SEED   random phases: every block exactly once, each after all of the phase before
+ *   phases late THREADS                workers that hold no block are not waited for
+ *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
+ *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
+ *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
+ *
+ * Shared data is plain on purpose: where the barrier orders too little, the thread sanitizer sees it. */
+#include "internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PHASES = 40, TASKS = 5, BLOCKS = 70 };
+
+static atomic_int cancel;
+static int failures;
+
+#define CHECK(condition)                                                \
+  do {                                                                  \
+    if (!(condition)) {                                                 \
+      fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);       \
+      failures++;                                                       \
+    }                                                                   \
+  } while (0)
+
+static uint32_t next_random(uint32_t *state) {
+  *state ^= *state << 13;
+  *state ^= *state >> 17;
+  return *state ^= *state << 5;
+}
+
+static struct smc_job job_of(void (*run)(struct smc_thread *, const struct smc_step *), int32_t seed) {
+  static uint8_t scratch[1];
+  return (struct smc_job){.run = run, .step = {.count = seed}, .scratch = scratch, .cancel = &cancel};
+}
+
+/* ---- stress */
+
+static int32_t shapes[PHASES][TASKS];
+static int32_t task_counts[PHASES];
+static int hits[PHASES][TASKS][BLOCKS];
+
+/* Whether every block of a phase was run `wanted` times. */
+static void check_phase(int phase, int wanted) {
+  for (int task = 0; task < task_counts[phase]; task++)
+    for (int block = 0; block < shapes[phase][task]; block++) CHECK(hits[phase][task][block] == wanted);
+}
+
+static void stress_run(struct smc_thread *thread, const struct smc_step *step) {
+  for (int i = 0; i < PHASES; i++) {
+    struct smc_phase phase;
+    smc_phase_begin(thread, &phase, task_counts[i], shapes[i]);
+    while (smc_phase_claim(thread, &phase)) {
+      CHECK(phase.begin >= 0 && phase.begin < phase.end && phase.end <= shapes[i][phase.task]);
+      if (i > 0) check_phase(i - 1, step->count); /* the phase before is over and visible */
+      for (int block = phase.begin; block < phase.end; block++) hits[i][phase.task][block]++;
+    }
+    if (smc_phase_end(thread, &phase)) return;
+  }
+}
+
+static void stress(struct smc_pool *pool, int steps, uint32_t seed) {
+  for (int i = 0; i < PHASES; i++) {
+    task_counts[i] = (int32_t)(next_random(&seed) % TASKS) + 1;
+    for (int task = 0; task < task_counts[i]; task++) /* some tasks are empty, some phases too */
+      shapes[i][task] = next_random(&seed) % 4 ? (int32_t)(next_random(&seed) % BLOCKS) : 0;
+  }
+  for (int step = 1; step <= steps; step++) {
+    const struct smc_job job = job_of(stress_run, step);
+    CHECK(smc_pool_run(pool, &job) == SMC_OK);
+    for (int i = 0; i < PHASES; i++) check_phase(i, step);
+    if (step % 100 == 0) usleep(next_random(&seed) % 1000); /* workers fall asleep, or are just about to */
+  }
+}
+
+/* ---- late workers */
+
+static atomic_int released, entered;
+
+static void late_run(struct smc_thread *thread, const struct smc_step *step) {
+  (void)step;
+  if (thread->index > 0) {
+    atomic_fetch_add(&entered, 1);
+    while (!atomic_load(&released)) usleep(100); /* held up, as by another program: until the caller is through */
+  } else {
+    while (atomic_load(&entered) < thread->count - 1) usleep(100);
+  }
+  const int32_t blocks[] = {100};
+  for (int i = 0; i < 10; i++) {
+    struct smc_phase phase;
+    smc_phase_begin(thread, &phase, 1, blocks);
+    while (smc_phase_claim(thread, &phase)) CHECK(thread->index == 0); /* nothing was left for the others */
+    if (smc_phase_end(thread, &phase)) return;
+  }
+}
+
+static void late(struct smc_pool *pool) {
+  const struct smc_job job = job_of(late_run, 0);
+  CHECK(smc_pool_run(pool, &job) == SMC_OK); /* returns, though nobody else has done anything */
+  atomic_store(&released, 1);
+  stress(pool, 3, 7); /* and the late ones do no harm */
+}
+
+/* ---- cancel */
+
+static int blocks_run[SMC_MAX_THREADS];
+
+static void cancel_run(struct smc_thread *thread, const struct smc_step *step) {
+  for (int layer = 0; layer < 50; layer++) {
+    if (smc_cancelled(thread)) return;
+    const int32_t blocks[] = {thread->count * 4};
+    struct smc_phase phase;
+    smc_phase_begin(thread, &phase, 1, blocks);
+    while (smc_phase_claim(thread, &phase)) {
+      blocks_run[thread->index] += phase.end - phase.begin;
+      if (layer == step->count && phase.begin == 0) atomic_store(&cancel, 1);
+    }
+    if (smc_phase_end(thread, &phase)) return;
+  }
+}
+
+static int cancel_once(struct smc_pool *pool, int layer) {
+  const struct smc_job job = job_of(cancel_run, layer);
+  atomic_store(&cancel, 0);
+  memset(blocks_run, 0, sizeof blocks_run); /* plain: after a cancelled step no worker may be inside */
+  const int status = smc_pool_run(pool, &job);
+  int total = 0;
+  for (int t = 0; t < pool->threads; t++) total += blocks_run[t];
+  if (layer < 49) CHECK(status == SMC_CANCELLED && total <= (layer + 1) * pool->threads * 4);
+  if (layer >= 50) CHECK(status == SMC_OK && total == 50 * pool->threads * 4);
+  return status;
+}
+
+static void cancel_steps(struct smc_pool *pool, int steps) {
+  for (int i = 0; i < steps; i++) {
+    cancel_once(pool, i % 49);
+    cancel_once(pool, 50);
+  }
+}
+
+/* ---- bench */
+
+static void bench_run(struct smc_thread *thread, const struct smc_step *step) {
+  const int32_t blocks[] = {step->tile_count};
+  for (int i = 0; i < step->count; i++) {
+    struct smc_phase phase;
+    smc_phase_begin(thread, &phase, 1, blocks);
+    while (smc_phase_claim(thread, &phase)) continue;
+    if (smc_phase_end(thread, &phase)) return;
+  }
+}
+
+static void bench(struct smc_pool *pool, int phases, int blocks) {
+  struct smc_job job = job_of(bench_run, phases);
+  job.step.tile_count = blocks;
+  double best = 1e9;
+  for (int repeat = 0; repeat < 20; repeat++) {
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    CHECK(smc_pool_run(pool, &job) == SMC_OK);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    const double time = ((double)(end.tv_sec - begin.tv_sec) * 1e9 + (double)(end.tv_nsec - begin.tv_nsec)) / phases;
+    printf("%.1f ", time);
+    if (time < best) best = time;
+  }
+  printf("ns a phase, best %.1f\n", best);
+}
+
+int main(int count, char **arguments) {
+  if (count == 4 && !strcmp(arguments[1], "quota")) {
+    printf("%d\n", smc_quota_cpus(arguments[2], arguments[3]));
+    return 0;
+  }
+  if (count < 3) return 2;
+  struct smc_pool *pool;
+  if (smc_pool_create(atoi(arguments[2]), &pool)) return 2;
+  if (count == 5 && !strcmp(arguments[1], "stress")) stress(pool, atoi(arguments[3]), (uint32_t)atoi(arguments[4]));
+  else if (count == 3 && !strcmp(arguments[1], "late")) late(pool);
+  else if (count == 4 && !strcmp(arguments[1], "cancel")) cancel_steps(pool, atoi(arguments[3]));
+  else if (count == 5 && !strcmp(arguments[1], "bench")) bench(pool, atoi(arguments[3]), atoi(arguments[4]));
+  else return 2;
+  smc_pool_destroy(pool);
+  return failures != 0;
+}

@@ -109,8 +109,7 @@ class _LiteralTokenizer:
                 for text, (_, token) in special.items()
             ]
         )
-        unknown = getattr(tokenizer.model, "unk_token", None)  # what an unknown character becomes, rightly
-        self._special_ids = {number for text, (number, _) in special.items() if text != unknown}
+        self._special_ids = {number for number, _ in special.values()} - {_unknown_id(tokenizer)}
         self._ids = {self._tokenizer.token_to_id(self.aliases[text]): number for text, (number, _) in special.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -133,6 +132,13 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[int, AddedToken]]:
     """Text → (id, token) of the tokenizer's special tokens."""
     added = tokenizer.get_added_tokens_decoder()
     return {token.content: (number, token) for number, token in added.items() if token.special and token.content}
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """What characters outside the vocabulary become; often a special token, but no harm."""
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    return model.get("unk_id") if unknown is None else tokenizer.token_to_id(unknown)
 
 
 def _private_text() -> str:

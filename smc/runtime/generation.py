@@ -163,7 +163,8 @@ class TextStream(Iterator[str]):
         timings.cached_tokens = sequence.keep_common(result.prompt[:-1])
         fresh = result.prompt[timings.cached_tokens :]
         started = time.perf_counter()
-        logits = sequence.extend(fresh)
+        buffer = self._model.logits_buffer(1)
+        logits = sequence.extend(fresh, out=buffer)
         timings.prompt_tokens, timings.prompt_seconds = len(fresh), time.perf_counter() - started
         while True:
             token = sampler.sample(logits[0])
@@ -177,7 +178,7 @@ class TextStream(Iterator[str]):
                 result.finish_reason = "length"
                 return
             started = time.perf_counter()
-            logits = sequence.extend([token], out=logits.base if isinstance(logits.base, np.ndarray) else None)
+            logits = sequence.extend([token], out=buffer)
             timings.decode_seconds += time.perf_counter() - started
             timings.decoded_tokens += 1
 

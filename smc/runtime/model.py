@@ -153,10 +153,17 @@ class Model:
         """
         rows = int(np.count_nonzero(batch["flags"] & WANT_LOGITS))
         if out is None:
-            out = np.empty((rows, self.logits_stride), np.float32)
+            out = self.logits_buffer(rows)
         if len(batch):
             self.engine.step(batch, logits=out)
         return out[:, : self.vocab_size]
+
+    def logits_buffer(self, rows: int) -> NDArray[np.float32]:
+        """An uninitialized float32 [rows, logits_stride], 64-byte aligned: the engine writes to such without a copy."""
+        size = rows * self.logits_stride
+        memory = np.empty(size + 16, np.float32)
+        start = -memory.ctypes.data % 64 // 4
+        return memory[start : start + size].reshape(rows, self.logits_stride)
 
     def checked(self, tokens: Items[int]) -> NDArray[np.int32]:
         """`tokens` as an array; InputError for one outside the vocabulary."""

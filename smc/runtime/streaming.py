@@ -11,6 +11,9 @@ _REPLACEMENT = "\ufffd"
 # Tokens of the prompt that are decoded together with the first new ones, so that spaces at the seam come out right.
 _CONTEXT_TOKENS = 6
 
+# A model that emits nothing but broken bytes is cut off here: the time of a token must not grow with the text.
+_MAX_PENDING_TOKENS = 64
+
 
 class Detokenizer:
     """Decodes a growing list of tokens; `push` returns the text that each token settles.
@@ -32,10 +35,10 @@ class Detokenizer:
         """The text that is certain now; may be empty."""
         self._pending.append(token)
         text = self._pending_text()
-        settled = text.rstrip(_REPLACEMENT)
-        # A replacement character at the end may still become a character, whose at most 3 first bytes it stands for.
-        held = len(text) - len(settled)
-        end = len(text) if held > 3 else len(settled)
+        # Replacement characters at the end may be the first bytes, at most 3, of a character to come.
+        end = max(len(text.rstrip(_REPLACEMENT)), len(text) - 3)
+        if len(self._pending) > _MAX_PENDING_TOKENS:
+            end = len(text)
         piece = text[self._emitted : end]
         if end == len(text) and text:
             self._context, self._context_text = self._pending, self._decode(self._pending)

@@ -1,0 +1,146 @@
+"""Sampling against transformers' logits processors, and the laws of the draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from smc.errors import InputError
+from smc.runtime.sampling import (
+    Sampler,
+    SamplingOptions,
+    apply_repetition_penalty,
+    filter_logits,
+    log_probabilities,
+    top_tokens,
+)
+
+
+def random_logits(vocab: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, vocab).astype(np.float32)
+
+
+def transformers_logits(logits: np.ndarray, options: SamplingOptions, seen: list[int]) -> np.ndarray:
+    """The same options through transformers, in the order of its `generate`."""
+    import torch
+    from transformers.generation import logits_process as hf
+
+    processors = hf.LogitsProcessorList()
+    if options.repetition_penalty != 1.0:
+        processors.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.temperature != 1.0:
+        processors.append(hf.TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        processors.append(hf.TopKLogitsWarper(options.top_k))
+    if options.top_p < 1.0:
+        processors.append(hf.TopPLogitsWarper(options.top_p))
+    if options.min_p > 0.0:
+        processors.append(hf.MinPLogitsWarper(options.min_p))
+    return processors(torch.tensor([seen]), torch.from_numpy(logits.copy())[None])[0].numpy()
+
+
+@pytest.mark.parametrize("vocab", [5, 1000, 5003])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(temperature=0.7),
+        SamplingOptions(temperature=1.0, top_k=1),
+        SamplingOptions(temperature=1.3, top_k=40),
+        SamplingOptions(temperature=1.0, top_k=100000),
+        SamplingOptions(temperature=0.8, top_p=0.95),
+        SamplingOptions(temperature=9.0, top_p=0.97),  # flat: more than the first candidates are needed
+        SamplingOptions(temperature=1.0, top_p=1e-6),
+        SamplingOptions(temperature=1.0, min_p=0.05),
+        SamplingOptions(temperature=1.0, min_p=1.0),
+        SamplingOptions(temperature=0.6, top_k=50, top_p=0.9, min_p=0.1, repetition_penalty=1.3),
+        SamplingOptions(temperature=1.0, repetition_penalty=0.8),
+    ],
+    ids=repr,
+)
+def test_filters_are_those_of_transformers(options: SamplingOptions, vocab: int):
+    logits = random_logits(vocab)
+    seen = [0, 3, 3, 4]
+    before = logits.copy()
+    penalized = apply_repetition_penalty(logits, seen, options.repetition_penalty)
+    result = filter_logits(penalized, options)
+    np.testing.assert_allclose(result, transformers_logits(logits, options, seen), rtol=1e-6)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_top_k_keeps_ties():
+    logits = np.array([1, 2, 2, 2, 0], np.float32)
+    kept = filter_logits(logits, SamplingOptions(temperature=1.0, top_k=2))
+    assert np.isfinite(kept).tolist() == [False, True, True, True, False]
+
+
+def test_greedy_takes_the_lowest_of_equals_and_minds_the_penalty():
+    logits = np.array([0, 5, 5, 4.9], np.float32)
+    assert Sampler(SamplingOptions(), []).sample(logits) == 1
+    sampler = Sampler(SamplingOptions(repetition_penalty=1.5), [1])
+    assert [sampler.sample(logits) for _ in range(3)] == [2, 3, 1]  # what was chosen is penalized from then on
+
+
+def test_draws_have_the_distribution():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampler = Sampler(SamplingOptions(temperature=1.0, seed=1), [])
+    counts = np.bincount([sampler.sample(logits) for _ in range(20000)], minlength=4)
+    expected = np.array([0.5, 0.3, 0.15, 0.05]) * 20000
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+def test_excluded_tokens_are_never_drawn():
+    logits = random_logits(500)
+    sampler = Sampler(SamplingOptions(temperature=5.0, top_k=3, seed=2), [])
+    drawn = {sampler.sample(logits) for _ in range(300)}
+    assert drawn == set(np.argsort(logits)[-3:].tolist())
+
+
+def test_seed_fixes_the_tokens():
+    logits = random_logits(1000)
+
+    def draw(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingOptions(temperature=2.0, top_p=0.9, seed=seed), [])
+        return [sampler.sample(logits) for _ in range(20)]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+    assert draw(None) != draw(None)
+
+
+def test_nothing_finite_still_gives_a_token():
+    logits = np.full(7, -np.inf, np.float32)
+    assert Sampler(SamplingOptions(temperature=1.0, seed=0), []).sample(logits) == 0
+
+
+def test_log_probabilities_and_top_tokens():
+    import torch
+
+    logits = random_logits(777, seed=5)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), 0)
+    result = log_probabilities(logits)
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-12)
+    values, indices = torch.topk(expected, 9)
+    assert [token for token, _ in top_tokens(result, 9)] == indices.tolist()
+    np.testing.assert_allclose([logprob for _, logprob in top_tokens(result, 9)], values.numpy())
+    assert top_tokens(result, 0) == []
+    assert len(top_tokens(result, 1000)) == 777
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("seed", -1),
+    ],
+)
+def test_options_out_of_range_are_named(name: str, value: float):
+    with pytest.raises(InputError, match=f"^{name} is "):
+        SamplingOptions(**{name: value})

@@ -49,15 +49,16 @@ def supports(sanitizer: str, folder: Path) -> bool:
     return build.returncode == 0 and subprocess.run([str(folder / "empty")], check=False).returncode == 0
 
 
+def compile_fake_program(output: Path, *flags: str) -> Path:
+    """program.so of the fake model, linked as codegen links the real ones."""
+    sources = [*sorted(ENGINE.glob("*.c")), HERE / "fake_program.c"]
+    link = ("-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-Bsymbolic")
+    return compile_c(output, sources, *LEVELS, *link, *flags)
+
+
 @pytest.fixture(scope="session")
 def fake_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """program.so of the fake model, linked as codegen links the real ones."""
-    return compile_c(
-        tmp_path_factory.mktemp("engine") / "program.so",
-        [*sorted(ENGINE.glob("*.c")), HERE / "fake_program.c"],
-        *LEVELS,
-        *("-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-Bsymbolic"),
-    )
+    return compile_fake_program(tmp_path_factory.mktemp("engine") / "program.so")
 
 
 def write_artifact(path: Path, weights: bytes = WEIGHTS, *, align: int = ALIGNMENT, name: str = "weights") -> Path:

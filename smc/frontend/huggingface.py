@@ -51,7 +51,7 @@ def _why_no_config(folder: Path) -> str:
 def _refuse_quantized(config: Config) -> None:
     for key in ("quantization_config", "compression_config"):
         if config.values.get(key) is not None:
-            method = config.section(key).text("quant_method", "of unknown kind")
+            method = config.section(key).text("quant_method", "an unnamed method")
             raise InputError(
                 f"{config.origin}: weights quantized with {method} are not supported: give the float model"
             )

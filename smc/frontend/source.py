@@ -21,8 +21,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             return huggingface.open_folder(path)
         if path.is_file():
             return _open_file(path)
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"{str(source)!r} is no path: {error}") from None
+    except OSError as error:  # not allowed to look, name too long
+        raise InputError(f"cannot open {source}: {error.strerror}") from None
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return huggingface.open_folder(hub.download(source), name=source.split("/")[1])
     raise InputError(f"{source} does not exist: give a checkpoint folder, a .gguf file or a hub id like org/name")

@@ -96,7 +96,7 @@ def test_bad_scalings(values: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, [8], {}])
 def test_integers_are_positive_integers(value: object) -> None:
-    with pytest.raises(InputError, match="config.json: heads must be a positive integer, not"):
+    with pytest.raises(InputError, match=r"config\.json: heads must be a positive integer, not"):
         Config({"heads": value}, "config.json").integer("heads")
 
 

@@ -1,0 +1,320 @@
+"""GGUF files: written with the `gguf` package from transformers models, read back with equal weights and config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from smc.errors import InputError
+from smc.frontend import load_checkpoint
+from smc.frontend.gguf_file import TYPES
+from smc.ir import BF16, F16, F32, Module, RopeScaling, print_function
+
+Make = Callable[..., tuple[Path, Any]]
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+SIZES = {"hidden_size": 64, "intermediate_size": 96}  # rows of whole blocks of 32
+
+
+def gguf_name(name: str) -> str:
+    """The GGUF name of a Hugging Face tensor."""
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        layer, _, module = stem.removeprefix("model.layers.").partition(".")
+        return f"blk.{layer}.{NAMES[module]}.{kind}"
+    return f"{NAMES[stem]}.{kind}"
+
+
+def adjacent_pairs(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k as GGUF wants them: channel i of a head's first half beside channel i of its second half."""
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(values.shape)
+
+
+def write_gguf(
+    path: Path,
+    model: Any,
+    kind: Type = Type.F32,
+    extra: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+    arch: str = "llama",
+    tensors: dict[str, torch.Tensor] | None = None,
+    widths: list[int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Write the model; returns the values that the file stands for, by Hugging Face name.
+
+    tensors: instead of the model's; widths: of the feed-forward, a layer each, instead of the config's.
+    """
+    config = model.config
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(widths or config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    extra(writer)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    expected = {}
+    for name, tensor in (tensors or model.state_dict()).items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        stored = kind if values.ndim == 2 else Type.F32
+        encoded = values.astype(np.float16) if stored == Type.F16 else gguf.quants.quantize(values, stored)
+        decoded = encoded.astype(np.float32) if stored == Type.F16 else gguf.quants.dequantize(encoded, stored)
+        expected[name] = torch.from_numpy(decoded)
+        rotary = next((count for part, count in heads.items() if part in name), None)
+        writer.add_tensor(
+            gguf_name(name), encoded if rotary is None else adjacent_pairs(encoded, rotary), raw_dtype=stored
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def assert_same(module: Module, expected: dict[str, torch.Tensor]) -> None:
+    assert set(module.parameters) == set(expected)
+    for name, parameter in module.parameters.items():
+        assert torch.equal(parameter.values(), expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_types(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
+    _, model = make_checkpoint(**SIZES)
+    expected = write_gguf(tmp_path / "model.gguf", model, Type[kind])
+    module = load_checkpoint(tmp_path / "model.gguf")
+    assert_same(module, expected)
+    matrix = module.parameters["model.layers.0.mlp.up_proj.weight"]
+    assert matrix.encoding == {"F16": F16, "BF16": BF16}.get(kind, F32)
+    assert module.parameters["model.norm.weight"].encoding == F32
+    assert module.facts.provenance == (f"checkpoint model (GGUF with {', '.join(sorted({'F32', kind}))})",)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants(tmp_path: Path, make_checkpoint: Make, kind: str) -> None:
+    """`gguf` cannot quantize to these, so the bytes are random; only the f16 scales are kept finite."""
+    assert kind in TYPES
+    _, model = make_checkpoint(hidden_size=256, intermediate_size=256)
+    _, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (256, block_bytes), dtype=np.uint8)
+    scales = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}[kind]
+    for place in scales:
+        raw[:, place : place + 2] = rng.uniform(0.001, 0.1, 256).astype(np.float16)[:, None].view(np.uint8)
+    expected = gguf.quants.dequantize(raw, Type[kind])
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_gguf(
+        tmp_path / "model.gguf",
+        model,
+        extra=lambda writer: writer.add_tensor("blk.0.ffn_up.weight", raw, raw_dtype=Type[kind]),
+        tensors={key: values for key, values in model.state_dict().items() if key != name},
+    )
+    module = load_checkpoint(tmp_path / "model.gguf")
+    assert torch.equal(module.parameters[name].values(), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 1},
+        {"head_dim": 20},
+        {"attention_bias": True, "mlp_bias": True},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 123456.0}},
+        {"hidden_size": 40, "vocab_size": 97, "intermediate_size": 77},
+    ],
+)
+def test_equals_the_hugging_face_folder(make_checkpoint: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder, model = make_checkpoint(**changes)
+    expected = write_gguf(tmp_path / "model.gguf", model)
+    ours, theirs = load_checkpoint(tmp_path / "model.gguf"), load_checkpoint(folder)
+    assert_same(ours, expected)
+    for name, function in theirs.functions.items():
+        assert print_function(ours.functions[name]) == print_function(function)
+
+
+def test_layers_of_different_widths(make_checkpoint: Make, tmp_path: Path) -> None:
+    _, model = make_checkpoint()
+    state = dict(model.state_dict())
+    for name in ("gate_proj", "up_proj"):
+        state[f"model.layers.1.mlp.{name}.weight"] = state[f"model.layers.1.mlp.{name}.weight"][:33]
+    state["model.layers.1.mlp.down_proj.weight"] = state["model.layers.1.mlp.down_proj.weight"][:, :33].contiguous()
+    expected = write_gguf(tmp_path / "model.gguf", model, tensors=state, widths=[80, 33])
+    assert_same(load_checkpoint(tmp_path / "model.gguf"), expected)
+
+
+def rope_of_block(module: Module) -> tuple[float, RopeScaling | None]:
+    rope = next(node.attributes for node in module.functions["block"].nodes() if node.op == "rope")
+    return rope["theta"], rope["scaling"]
+
+
+def test_linear_rope_scaling(make_checkpoint: Make, tmp_path: Path) -> None:
+    _, model = make_checkpoint()
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    write_gguf(tmp_path / "model.gguf", model, extra=extra)
+    assert rope_of_block(load_checkpoint(tmp_path / "model.gguf")) == (10000.0, RopeScaling("linear", 4.0))
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_rope_scaling(make_checkpoint: Make, tmp_path: Path, factor: float) -> None:
+    """GGUF keeps it as divisors of the frequencies; here they come from transformers' frequencies."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = LlamaConfig(head_dim=64, max_position_embeddings=131072, rope_parameters=rope)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    plain = 500000.0 ** -(np.arange(0, 64, 2) / 64)
+    divisors = (plain / scaled.numpy()).astype(np.float32)
+    _, model = make_checkpoint(head_dim=64, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
+    write_gguf(tmp_path / "a.gguf", model, extra=lambda writer: writer.add_tensor("rope_freqs.weight", divisors))
+    assert rope_of_block(load_checkpoint(tmp_path / "a.gguf")) == (
+        500000.0,
+        RopeScaling("llama3", pytest.approx(factor, rel=1e-6), 1.0, 4.0, 8192),
+    )
+    divisors[10] *= 1.1
+    write_gguf(tmp_path / "b.gguf", model, extra=lambda writer: writer.add_tensor("rope_freqs.weight", divisors))
+    with pytest.raises(InputError, match="no rotary scaling that we know"):
+        load_checkpoint(tmp_path / "b.gguf")
+
+
+def test_sliding_window(make_checkpoint: Make, tmp_path: Path) -> None:
+    _, model = make_checkpoint()
+    write_gguf(tmp_path / "model.gguf", model, extra=lambda writer: writer.add_sliding_window(32))
+    module = load_checkpoint(tmp_path / "model.gguf")
+    assert module.facts.architecture == "MistralForCausalLM"
+    assert {n.attributes["window"] for n in module.functions["block"].nodes() if n.op == "attention"} == {32}
+
+
+def test_facts(make_checkpoint: Make, tmp_path: Path) -> None:
+    _, model = make_checkpoint()
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_chat_template("{{ messages }}")
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_eot_token_id(7)
+
+    write_gguf(tmp_path / "tiny-q.gguf", model, extra=extra)
+    facts = load_checkpoint(tmp_path / "tiny-q.gguf").facts
+    assert (facts.name, facts.context_length, facts.vocab_size) == ("tiny-q", 256, 96)
+    assert facts.chat_template == "{{ messages }}"
+    assert facts.generation == {"bos_token_id": 1, "eos_token_id": [2, 7]}
+    assert facts.tokenizer is None
+
+
+def assert_refused(path: Path, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.fixture
+def file(make_checkpoint: Make, tmp_path: Path) -> Path:
+    write_gguf(tmp_path / "model.gguf", make_checkpoint()[1])
+    return tmp_path / "model.gguf"
+
+
+def test_cut_anywhere(file: Path) -> None:
+    """Whatever the length to which a file is cut, it is refused in a sentence."""
+    data = file.read_bytes()
+    cut = file.with_name("cut.gguf")
+    for length in [*range(1, 400, 7), *range(400, len(data), 9973), len(data) - 40]:
+        cut.write_bytes(data[:length])
+        assert_refused(cut, "is cut short")
+    cut.write_bytes(b"")
+    assert_refused(cut, "is empty")
+
+
+@pytest.mark.parametrize(
+    ("place", "patch", "message"),
+    [
+        (0, b"GGML", "is no GGUF file"),
+        (4, (1).to_bytes(4, "little"), "is of GGUF version 1; versions 2 and 3, little-endian, can be read"),
+        (4, (4).to_bytes(4, "little"), "is of GGUF version 4"),
+        (4, (3).to_bytes(4, "big"), "is big-endian"),
+        (8, b"\xff" * 8, "is cut short"),
+        (16, b"\xff" * 8, "is cut short"),
+        (24, b"\xff" * 8, "is cut short"),
+    ],
+)
+def test_damaged_head(file: Path, place: int, patch: bytes, message: str) -> None:
+    data = bytearray(file.read_bytes())
+    data[place : place + len(patch)] = patch
+    file.write_bytes(data)
+    assert_refused(file, message)
+
+
+def test_another_architecture(make_checkpoint: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", make_checkpoint()[1], arch="gemma2")
+    assert_refused(tmp_path / "model.gguf", "architecture gemma2 are not supported (llama is)")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda w: w.add_uint16("split.count", 3), "one of 3 parts"),
+        (lambda w: w.add_expert_count(8), "mixtures of experts"),
+        (lambda w: w.add_value_length(10), "llama.attention.value_length 10 differs from the head_dim 12"),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope type yarn is not supported"),
+        (lambda w: w.add_tensor("blk.0.extra.weight", np.zeros(3, np.float32)), "no place for the tensor blk.0.extra"),
+        (
+            lambda w: w.add_tensor("blk.0.x.weight", np.zeros((3, 66), np.uint8), raw_dtype=Type.IQ2_XXS),
+            "tensor blk.0.x.weight is of type IQ2_XXS; supported are F32, F16, BF16, Q8_0",
+        ),
+        (lambda w: w.add_tokenizer_model("bert"), "tokenizers of the kind bert are not supported (gpt2 and llama are)"),
+    ],
+)
+def test_unsupported(make_checkpoint: Make, tmp_path: Path, extra: Any, message: str) -> None:
+    write_gguf(tmp_path / "model.gguf", make_checkpoint()[1], extra=extra)
+    assert_refused(tmp_path / "model.gguf", message)
+
+
+def test_weights_that_are_no_numbers(make_checkpoint: Make, tmp_path: Path) -> None:
+    _, model = make_checkpoint()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[3, 4] = float("nan")
+    write_gguf(tmp_path / "model.gguf", model)
+    module = load_checkpoint(tmp_path / "model.gguf")
+    with pytest.raises(InputError, match=r"tensor model\.layers\.1\.self_attn\.k_proj\.weight holds NaN"):
+        module.parameters["model.layers.1.self_attn.k_proj.weight"].load()

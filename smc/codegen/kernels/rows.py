@@ -1,0 +1,356 @@
+"""Kernels that work on rows of activations: embedding lookup, norms, quantization, element-wise ops.
+
+Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so vectors never end in the middle.
+A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import tvm.tirx as tirx
+
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Pointer,
+    broadcast,
+    cast,
+    const,
+    fma,
+    intrinsic,
+    reinterpret,
+    shuffle,
+)
+from smc.codegen.kernels.linear import sum_group
+from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, storage_dtype
+from smc.codegen.layout import ROW_VECTOR, TILE, planes
+from smc.ir import Encoding
+
+LANES = 16
+"""Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
+
+COLUMN_CHUNK = 256
+"""Columns of one block where a row can be split."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32) or a token, and sums."""
+
+    kind: Literal["f32", "i8"]
+    group: int | Literal["token"] = 32
+    sum_group: int = 32
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
+
+
+F32_FORM = Form("f32")
+
+
+def form_for(encoding: Encoding) -> Form:
+    """The form that a linear with weights in this encoding reads."""
+    if encoding.activation != "i8":
+        return F32_FORM
+    assert encoding.activation_group in (32, "token")
+    return Form("i8", encoding.activation_group, sum_group(encoding))  # type: ignore[arg-type]
+
+
+def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int = LANES) -> Expr:
+    """All lanes combined in a fixed tree: halves with halves."""
+    half = lanes // 2
+    while half >= 1:
+        vector = kernel.let(vector, "tree")
+        vector = combine(shuffle(vector, range(half)), shuffle(vector, range(half, 2 * half)))
+        half //= 2
+    return kernel.let(vector, "total")
+
+
+def _add(a: Expr, b: Expr) -> Expr:
+    return a + b
+
+
+def exp(kernel: Kernel, x: Expr) -> Expr:
+    """e**x of a float32 vector: 2**n times a polynomial of degree 6 on [-ln2/2, ln2/2], about 1 ulp; exp(0) is exactly 1.
+
+    The polynomial is the Taylor expansion; inputs are clamped to [-87, 88], where float32 neither vanishes nor overflows.
+    """
+    dtype = f"float32x{LANES}"
+    x = kernel.let(tirx.max(tirx.min(x, const(88.0, dtype)), const(-87.0, dtype)), "x")
+    n = kernel.let(intrinsic(dtype, "llvm.nearbyint", x * const(1.4426950408889634, dtype)), "n")
+    # ln 2 in two pieces, the first exact in the products with n.
+    r = kernel.let(fma(n, const(-0.693145751953125, dtype), x), "r")
+    r = kernel.let(fma(n, const(-1.428606765330187e-06, dtype), r), "r")
+    polynomial = const(1 / 720, dtype)
+    for factor in (1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        polynomial = fma(polynomial, r, const(factor, dtype))
+    exponent = (cast(n, f"int32x{LANES}") + const(127, f"int32x{LANES}")) << const(23, f"int32x{LANES}")
+    return kernel.let(polynomial * reinterpret(exponent, dtype), "exp")
+
+
+class Sink:
+    """Where a row kernel puts its results: pointer parameters for every form, and the code that stores 32 columns."""
+
+    def __init__(self, kernel: Kernel, forms: Sequence[Form]) -> None:
+        self.kernel = kernel
+        self.floats: Pointer | None = None
+        self.codes: list[tuple[Form, Pointer, Pointer, Pointer]] = []
+        for place, form in enumerate(forms):
+            if form.kind == "f32":
+                self.floats = kernel.pointer("out", "float32")
+            else:
+                pointers = [kernel.pointer(f"{n}_{place}", d) for n, d in (("codes", "int8"), ("scales", "float32"), ("sums", "int32"))]
+                self.codes.append((form, pointers[0], pointers[1], pointers[2]))
+
+    def store(self, token: Expr, stride: Expr, column: Expr, low: Expr, high: Expr) -> None:
+        """Columns column…column+31 (a multiple of 32, int64) of a token's row of `stride` columns; two vectors of 16."""
+        k = self.kernel
+        place = k.let(token * stride + column, "place")
+        if self.floats is not None:
+            k.store(self.floats, place, low)
+            k.store(self.floats, place + LANES, high)
+        for form, codes, scales, sums in self.codes:
+            assert form.group == 32, "token-wise scales are made by the quantize kernel"
+            largest = k.let(tirx.max(_magnitude(low), _magnitude(high)), "largest")
+            amax = horizontal(k, largest, tirx.max)
+            scale, inverse = _scales(k, amax)
+            k.store(scales, k.let(place >> const(5, "int64"), "group"), scale)
+            store_codes(k, form, codes, sums, place, low, high, inverse)
+
+
+def _magnitude(x: Expr) -> Expr:
+    return intrinsic(f"float32x{LANES}", "llvm.fabs", x)
+
+
+def _scales(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
+    """scale = amax / 127 and its inverse 127 / amax (0 where everything is 0)."""
+    scale = kernel.let(amax / const(127.0, "float32"), "scale")
+    zero = const(0.0, "float32")
+    inverse = tirx.Select(amax > zero, const(127.0, "float32") / amax, zero)
+    return scale, kernel.let(inverse, "inverse")
+
+
+def store_codes(
+    kernel: Kernel, form: Form, codes: Pointer, sums: Pointer, place: Expr, low: Expr, high: Expr, inverse: Expr
+) -> None:
+    """Round 32 columns half to even, store the codes and their sums."""
+    k, vector = kernel, f"int32x{LANES}"
+    rounded = []
+    for offset, half in ((0, low), (LANES, high)):
+        scaled = half * broadcast(inverse, LANES)
+        integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
+        k.store(codes, place + offset, cast(integers, f"int8x{LANES}"))
+        rounded.append(integers)
+    group = k.let(place // form.sum_group, "group")
+    if form.sum_group == 32:
+        k.store(sums, group, horizontal(k, rounded[0] + rounded[1], _add))
+    else:
+        for half, integers in enumerate(rounded):
+            k.store(sums, group + half, horizontal(k, integers, _add))
+
+
+def rms_norm_kernel(name: str, forms: Sequence[Form]) -> object:
+    """int32_t name(x, weight, <forms>, width, stride, eps, begin, end): tokens begin…end, rows of `stride` floats.
+
+    mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as transformers rounds it.
+    """
+    k = Kernel(name)
+    x, weight = k.pointer("x", "float32"), k.pointer("weight", "float32")
+    sink = Sink(k, forms)
+    width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps", "float32")
+    begin, end = k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    with k.loop(end - begin, "token", begin=begin) as t:
+        token = k.let(cast(t, "int64"), "token")
+        start = k.let(token * stride64, "start")
+        squares = [k.register(const(0.0, f"float32x{LANES}"), "squares") for _ in range(2)]
+        with k.loop(stride64 >> const(5, "int64"), "group") as group:
+            for half in range(2):
+                value = k.let(x.load(start + group * TILE + half * LANES, LANES), "x")
+                k.set(squares[half], fma(value, value, squares[half].value))
+        total = horizontal(k, squares[0].value + squares[1].value, _add)
+        mean = total / cast(width, "float32")
+        factor = k.let(const(1.0, "float32") / intrinsic("float32", "llvm.sqrt", mean + eps), "factor")
+        with k.loop(stride64 >> const(5, "int64"), "group") as group:
+            column = k.let(group * TILE, "column")
+            halves = [
+                k.let(
+                    x.load(start + column + o, LANES) * broadcast(factor, LANES) * weight.load(column + o, LANES), "normed"
+                )
+                for o in (0, LANES)
+            ]
+            sink.store(token, stride64, column, halves[0], halves[1])
+    return k.function()
+
+
+def _chunked_rows(k: Kernel) -> AbstractContextManager[tuple[Expr, Expr, Expr]]:
+    """Parameters stride, begin, end and a loop over 32 columns of blocks (token, chunk): yields token, stride, column."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def blocks():  # type: ignore[no-untyped-def]
+        stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
+        stride64 = k.let(cast(stride, "int64"), "stride")
+        chunks = k.let((stride + const(COLUMN_CHUNK - 1, "int32")) // const(COLUMN_CHUNK, "int32"), "chunks")
+        with k.loop(end - begin, "block", begin=begin) as block:
+            token = k.let(cast(block // chunks, "int64"), "token")
+            first = k.let(cast(block % chunks, "int64") * COLUMN_CHUNK, "first")
+            count = tirx.min(stride64 - first, const(COLUMN_CHUNK, "int64")) >> const(5, "int64")
+            with k.loop(k.let(count, "count"), "group") as group:
+                yield token, stride64, k.let(first + group * TILE, "column")
+
+    return blocks()
+
+
+def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> object:
+    """int32_t name(a[, b], <forms>, stride, begin, end): blocks of COLUMN_CHUNK columns, token by token.
+
+    op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
+    """
+    k = Kernel(name)
+    a = k.pointer("a", "float32")
+    b = k.pointer("b", "float32") if op in ("add", "mul", "gated_silu") else None
+    sink = Sink(k, forms)
+    with _chunked_rows(k) as (token, stride, column):
+        halves = []
+        for offset in (0, LANES):
+            place = k.let(token * stride + column + offset, "place")
+            value = k.let(a.load(place, LANES), "a")
+            other = k.let(b.load(place, LANES), "b") if b is not None else None
+            if op in ("silu", "gated_silu"):
+                one = const(1.0, f"float32x{LANES}")
+                value = k.let(value / (one + exp(k, const(0.0, f"float32x{LANES}") - value)), "silu")
+            if other is not None:
+                value = value + other if op == "add" else value * other
+            halves.append(k.let(value, "value"))
+        sink.store(token, stride, column, halves[0], halves[1])
+    return k.function()
+
+
+def quantize_tokens_kernel(name: str, form: Form) -> object:
+    """int32_t name(x, codes, scales, sums, stride, begin, end): one scale a token, for encodings that ask for it."""
+    k = Kernel(name)
+    x = k.pointer("x", "float32")
+    codes, scales, sums = k.pointer("codes", "int8"), k.pointer("scales", "float32"), k.pointer("sums", "int32")
+    stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    with k.loop(end - begin, "token", begin=begin) as t:
+        token = k.let(cast(t, "int64"), "token")
+        start = k.let(token * stride64, "start")
+        largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
+        with k.loop(stride64 >> const(4, "int64"), "vector") as v:
+            k.set(largest, tirx.max(largest.value, _magnitude(k.let(x.load(start + v * LANES, LANES)))))
+        scale, inverse = _scales(k, horizontal(k, largest.value, tirx.max))
+        k.store(scales, token, scale)
+        with k.loop(stride64 >> const(5, "int64"), "group") as group:
+            place = k.let(start + group * TILE, "place")
+            store_codes(k, form, codes, sums, place, x.load(place, LANES), x.load(place + LANES, LANES), inverse)
+    return k.function()
+
+
+def embedding_kernel(name: str, encoding: Encoding) -> object:
+    """int32_t name(tokens, codes, scales, zeros, out, rows, columns, stride, begin, end): rows of the packed table.
+
+    out: float32 [tokens, stride], the padding set to 0. rows: padded rows of the table, columns: its true width.
+    """
+    k = Kernel(name)
+    tokens = k.pointer("tokens", "int32")
+    codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
+    scales = k.pointer("scales", storage_dtype(encoding.scale_dtype))
+    zeros, out = k.pointer("zeros", "uint8"), k.pointer("out", "float32")
+    rows, columns, stride = k.scalar("rows"), k.scalar("columns"), k.scalar("stride")
+    begin, end = k.scalar("begin"), k.scalar("end")
+    width, stride64 = k.let(cast(columns, "int64"), "width"), k.let(cast(stride, "int64"), "stride")
+    with k.loop(end - begin, "token", begin=begin) as t:
+        start = k.let(cast(t, "int64") * stride64, "start")
+        row = k.let(cast(tokens.load(t), "int64"), "row")
+        vector, lane = k.let(row // ROW_VECTOR, "vector"), k.let(row % ROW_VECTOR, "lane")
+        if encoding.is_float:
+            with k.loop(width, "column") as column:
+                value = codes.load((vector * width + column) * ROW_VECTOR + lane)
+                if encoding.storage == "bf16":
+                    value = reinterpret(cast(value, "uint32") << const(16, "uint32"), "float32")
+                k.store(out, start + column, cast(value, "float32"))
+        else:
+            _decode_row(k, encoding, codes, scales, zeros, out, vector, lane, start, width, cast(rows, "int64"))
+        with k.loop(stride64 - width, "column", begin=width) as column:
+            k.store(out, start + column, const(0.0, "float32"))
+    return k.function()
+
+
+def _decode_row(
+    k: Kernel,
+    encoding: Encoding,
+    codes: Pointer,
+    scales: Pointer,
+    zeros: Pointer,
+    out: Pointer,
+    vector: Expr,
+    lane: Expr,
+    start: Expr,
+    width: Expr,
+    rows: Expr,
+) -> None:
+    """Codes of one row, four neighbouring columns at a time; columns beyond a padded tile overwrite only padding."""
+    tiles = k.let((width + const(TILE - 1, "int64")) // TILE, "tiles")
+    size = encoding.group_size(0) if isinstance(encoding.group, int) else 0
+    groups = k.let((width + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
+    tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
+    with k.loop(tiles, "tile") as tile:
+        base = k.let((vector * tiles + tile) * tile_bytes + lane * 4, "base")
+        for quad in range(QUADS):
+            column = k.let(tile * TILE + quad * 4, "column")
+            code, plane_base, low = None, 0, 0
+            for width_bits in planes(encoding.bits):
+                per_byte = 8 // width_bits
+                piece = codes.load(base + plane_base + quad // per_byte * VECTOR_BYTES, 4)
+                piece = (cast(piece, "int32x4") >> const(quad % per_byte * width_bits, "int32x4")) & const(
+                    (1 << width_bits) - 1, "int32x4"
+                )
+                piece = piece << const(low, "int32x4") if low else piece
+                code = piece if code is None else code | piece
+                plane_base += width_bits * VECTOR_BYTES
+                low += width_bits
+            group = k.let(column // size, "group") if size else const(0, "int64")
+            index = k.let((vector * groups + group) * ROW_VECTOR + lane, "index")
+            scale = broadcast(k.let(_scalar_float(scales, index), "scale"), 4)
+            value = _decode_codes(k, encoding, code, zeros, vector, groups, group, lane)
+            if encoding.offset:
+                offset = k.let(_scalar_float(scales, index + rows * groups), "offset")
+                value = fma(value, scale, broadcast(offset, 4))
+            else:
+                value = value * scale
+            k.store(out, start + column, value)
+
+
+def _scalar_float(pointer: Pointer, index: Expr) -> Expr:
+    value = pointer.load(index)
+    if pointer.dtype == "uint16":
+        return reinterpret(cast(value, "uint32") << const(16, "uint32"), "float32")
+    return cast(value, "float32")
+
+
+def _decode_codes(
+    k: Kernel, encoding: Encoding, code: Expr, zeros: Pointer, vector: Expr, groups: Expr, group: Expr, lane: Expr
+) -> Expr:
+    """float32 [4]: codes minus zero, or their levels."""
+    if encoding.levels is not None:
+        code, value = k.let(code, "code"), const(0.0, "float32x4")
+        for place, level in enumerate(encoding.levels):
+            value = tirx.Select(code == const(place, "int32x4"), const(level, "float32x4"), value)
+        return k.let(value, "level")
+    if encoding.zero == "group":
+        if encoding.zero_bits == 8:
+            zero = cast(zeros.load((vector * groups + group) * ROW_VECTOR + lane), "int32")
+        else:
+            one = const(1, "int64")
+            byte = zeros.load((vector * ((groups + one) >> one) + (group >> one)) * ROW_VECTOR + lane)
+            zero = (cast(byte, "int32") >> cast((group & one) * const(4, "int64"), "int32")) & const(15, "int32")
+        code = code - broadcast(k.let(zero, "zero"), 4)
+    elif encoding.zero:
+        code = code - const(int(encoding.zero), "int32x4")
+    return cast(code, "float32x4")

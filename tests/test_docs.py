@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +81,28 @@ def test_every_command_is_in_the_readme() -> None:
 def test_the_example_is_the_one_shown() -> None:
     shown = next(block for block in blocks(ROOT / "README.md", "python") if "LogLevels" in block)
     assert shown in (ROOT / "examples" / "log_levels.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_first_steps_run(tmp_path: Path) -> None:
+    """Every command and the Python code of the README, from the first steps on, in a folder of their own."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = "".join(
+        match[2] if match[1] == "sh" else f"cat > example.py <<'END'\n{match[2]}END\npython example.py\n"
+        for match in BLOCK.finditer(readme.partition("\n## First steps\n")[2])
+        if match[1] == "sh" or "import smc" in match[2]
+    )
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name, command in {"smc": f"{sys.executable} -m smc", "python": sys.executable}.items():
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (bin_folder / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Paris" in run.stdout
+    assert {path.name for path in tmp_path.glob("*.smc")} == {"smollm2.smc", "log_levels.smc"}
 
 
 def test_changelog_has_this_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -223,13 +224,8 @@ def _meminfo() -> dict[str, int]:
 def toolchain_checks() -> list[Check]:
     """The C compiler that links artifacts, and the folder where compiled kernels are kept."""
     checks = []
-    try:
-        command = [sys.executable, "-m", "ziglang", "version"]
-        version = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
-        checks.append(Check("C compiler", f"zig {version}", "compiling"))
-    except (OSError, subprocess.SubprocessError):
-        install = f"{sys.executable} -m pip install ziglang==0.17.1"
-        checks.append(Check("C compiler", "zig does not start", "compiling", install))
+    if importlib.util.find_spec("ziglang") is not None:  # else the software section says that it is missing
+        checks.append(_compiler_check())
     folder = cache_folder()
     place = next(path for path in [folder, *folder.parents] if path.exists())
     free = shutil.disk_usage(place).free
@@ -243,6 +239,17 @@ def toolchain_checks() -> list[Check]:
         )
     )
     return checks
+
+
+def _compiler_check() -> Check:
+    command = [sys.executable, "-m", "ziglang", "version"]
+    try:
+        version = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        release = importlib.metadata.version("ziglang")
+        install = f"{sys.executable} -m pip install --force-reinstall --no-deps ziglang=={release}"
+        return Check("C compiler", "zig is installed but does not start", "compiling", install)
+    return Check("C compiler", f"zig {version}", "compiling")
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,100 @@
+"""`smc compile`: what it refuses before work starts, and that nothing half-written is left behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smc
+from smc.cli import compile as command
+from smc.cli import main
+from smc.passes import load_recipe
+
+MakeCheckpoint = Callable[..., tuple[Path, Any]]
+DiskUsage = namedtuple("DiskUsage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_a_choice_the_recipe_is_int4() -> None:
+    assert command._chain((), None, None) == list(load_recipe("int4").passes)
+
+
+def test_passes_come_before_the_recipe() -> None:
+    chain = command._chain(("untie",), "int8", None)
+    assert [step.name for step in chain] == ["untie", *(step.name for step in load_recipe("int8").passes)]
+
+
+def test_passes_alone_add_no_recipe() -> None:
+    assert [step.name for step in command._chain(("untie",), None, None)] == ["untie"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--target", "x86_64"], "did you mean 'x86-64'?"),
+        (["--quant", "int44"], "did you mean int4?"),
+        (["-p", "quantise-rtn"], "did you mean quantize-rtn?"),
+        (["-p", "quantize-rtn:bitz=4"], "did you mean bits?"),
+        (["-p", "quantize-rtn:bits=four"], "option bits of pass quantize-rtn takes"),
+        (["-p", "./nowhere.py:mine"], "there is no file nowhere.py"),
+        (["--recipe", "mine.yaml"], "there is no recipe file mine.yaml"),
+        (["--recipe", "int4"], "use --quant"),
+        (["--quant", "int4", "--recipe", "mine.yaml"], "give one of them"),
+        (["--calib", "nothing.txt"], "there is no calibration text nothing.txt"),
+        (["--emit", "c,ll", "listing"], "not 'll'"),
+        (["-o", "."], "is a folder"),
+        (["-o", "nowhere/x.smc"], "there is no folder nowhere"),
+        ([], "nothing-here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refusals_are_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["compile", "./nothing-here", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_over_the_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert main.run(["compile", "model.gguf", "-o", "./model.gguf"]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    assert (tmp_path / "model.gguf").read_bytes() == b"GGUF"
+
+
+def test_full_disk_is_told_before_the_work(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = make_checkpoint()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(100, 99, 1_000_000))
+    monkeypatch.setattr(smc, "compile", lambda *_, **__: pytest.fail("work started"))
+    assert main.run(["compile", str(folder), "-o", "out.smc"]) == 2
+    assert "there is not enough disk space for out.smc" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_interrupt_leaves_with_130(make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder, _ = make_checkpoint()
+    monkeypatch.setattr(smc, "compile", interrupted)
+    assert main.run(["compile", str(folder), "-o", "out.smc"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("SmolLM2-135M", "SmolLM2-135M"), ("org/name v1", "org-name-v1"), ("../..", "model")]
+)
+def test_file_name_of_a_model(name: str, file: str) -> None:
+    assert command._file_name(name) == file

@@ -58,7 +58,7 @@ class Vocabulary:
         if self.charsmap:
             steps.append(normalizers.Precompiled(self.charsmap))
         if self.strip:
-            steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+            steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
         if self.prefix_space:
             steps.append(normalizers.Prepend(SPACE))
         tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

@@ -77,7 +77,7 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     click.echo(f"{'encoding':<24} {'decode':<22} {'activations':<12} bits a weight")
     for row in described:
         click.echo(f"{row['encoding']:<24} {row['decode']:<22} {row['activations']:<12} {row['bits_per_weight']:g}")
-    click.echo("\nOthers (codebooks, offsets, more activation groups) are values of smc.ir.Encoding, made by your own pass.")
+    click.echo("\nOthers, such as codebooks and offsets, are values of smc.ir.Encoding that a pass of your own makes.")
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _describe_pass(cls: type[Pass]) -> dict[str, Any]:
             "takes": describe_type(hints[field.name]),
             "default": None if field.default is MISSING else option_text(field.default),
         }
-        for field in sorted(fields(cls), key=lambda field: field.kw_only)
+        for field in sorted(fields(cls), key=lambda field: bool(field.kw_only))
     }
     return {"help": getdoc(cls), "needs": sorted(cls.needs), "options": options}
 

@@ -51,7 +51,7 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         """The text that `parse_pass` reads back: the name and every option."""
-        own_first = sorted(fields(self), key=lambda field: field.kw_only)
+        own_first = sorted(fields(self), key=lambda field: bool(field.kw_only))
         options = ",".join(f"{f.name}={option_text(getattr(self, f.name))}" for f in own_first)
         return f"{self.name}:{options}" if options else self.name
 

@@ -77,7 +77,8 @@ def _convert_plain(value: Any, hint: Any) -> Any:
         raise ValueError
     if hint not in (int, float, str):
         raise TypeError(f"an option cannot have the type {hint}")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or (hint is int and isinstance(value, float)):
+    given = (int, str) if hint is int else (int, float, str)
+    if isinstance(value, bool) or not isinstance(value, given):
         raise ValueError
     return hint(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +22,8 @@ class QuantizeRTN(WeightQuantizer):
 
     bits: 2 to 8. group: 16 to 128 neighbouring inputs share a scale, or row. symmetric: the zero is the middle code;
     otherwise every group stores a zero of its own. search: how many smaller and as many larger scales are tried besides
-    the one of the full range, by the squared error of the weights; 0 takes the full range. scale_dtype: f16, bf16 or f32.
-    activation: i8 (inputs rounded to int8 in groups of 32) or none (float inputs).
+    the one of the full range, by the squared error of the weights; 0 takes the full range as it is (plain min-max).
+    scale_dtype: f16, bf16 or f32. activation: i8 (inputs rounded to int8 in groups of 32) or none (float inputs).
     include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
     """
 
@@ -53,8 +54,15 @@ class QuantizeRTN(WeightQuantizer):
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Codes and scales, and zeros where asymmetric; see `WeightQuantizer.quantize`."""
         top = (1 << self.bits) - 1
-        search = _search_symmetric if self.symmetric else _search_asymmetric
-        scales, zeros = search(groups, top, _stretches(self.search))
+        candidate = _symmetric_candidates(groups, top) if self.symmetric else _asymmetric_candidates(groups, top)
+        if self.search == 0:
+            inverse, zeros = candidate(0.0)
+            scales = 1 / inverse
+        else:
+            best = _Best(groups, top)
+            for stretch in _stretches(self.search):
+                best.offer(*candidate(stretch))
+            scales, zeros = best.scales, best.zeros
         scales = self.round_scales(scales)
         # A scale below the smallest number of its dtype is stored as 0, and decodes to 0 whatever the codes.
         inverse = (1 / scales).masked_fill_(scales == 0, 0)
@@ -67,55 +75,55 @@ def _stretches(search: int) -> list[float]:
     return [0.0, *(sign * step / search for step in range(1, search + 1) for sign in (-1, 1))]
 
 
-def _search_symmetric(groups: Tensor, top: int, stretches: list[float]) -> tuple[Tensor, Tensor]:
-    """Scales and zeros (the middle code) of the least squared error found; both float32 [out, n_groups].
+Candidates = Callable[[float], "tuple[Tensor, Tensor]"]
+"""From a stretch to 1 / scale and zero of every group, both float32 [out, n_groups]."""
 
-    There is one more negative code than positive ones, so the scale takes the sign that gives it to the largest weight.
-    """
+
+def _symmetric_candidates(groups: Tensor, top: int) -> Candidates:
+    """The zero is the middle code. There is one more code below it than above, and the scale takes the sign that gives
+    it to the largest weight."""
     import torch
 
     middle = (top + 1) // 2
     low, high = groups.amin(-1), groups.amax(-1)
     largest = torch.where(-low > high, low, high)
     zeros = torch.full_like(low, middle)
-    best = _Best(groups)
-    for stretch in stretches:
-        best.offer(-(middle + stretch) / largest, zeros, -middle, top - middle)
-    return best.scales, zeros
+    return lambda stretch: (-(middle + stretch) / largest, zeros)
 
 
-def _search_asymmetric(groups: Tensor, top: int, stretches: list[float]) -> tuple[Tensor, Tensor]:
-    """Scales and zeros of the least squared error found, both float32 [out, n_groups]; the range includes 0."""
+def _asymmetric_candidates(groups: Tensor, top: int) -> Candidates:
+    """The range reaches from the smallest to the largest weight and includes 0."""
     low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-    best = _Best(groups)
-    for stretch in stretches:
+
+    def candidate(stretch: float) -> tuple[Tensor, Tensor]:
         inverse = (top + stretch) / (high - low)
-        zeros = (-low * inverse).round_().clamp_(0, top)
-        best.offer(inverse, zeros, -zeros[..., None], (top - zeros)[..., None])
-    return best.scales, best.zeros
+        return inverse, (-low * inverse).round_().clamp_(0, top)
+
+    return candidate
 
 
 class _Best:
-    """The best (scale, zero) of every group among those offered.
+    """The best scale and zero of every group among the candidates offered.
 
-    For codes c of weights w the scale with the least squared error is Σwc / Σc², and the error left is
-    Σw² - (Σwc)² / Σc²: so the candidate with the largest (Σwc)² / Σc² wins, and its scale is the refitted one.
+    For codes q (counted from the zero) of weights w the scale with the least squared error is Σwq / Σq², and the error
+    left is Σw² - (Σwq)² / Σq²: so the candidate with the largest (Σwq)² / Σq² wins, and its scale is the refitted one.
     """
 
-    def __init__(self, groups: Tensor) -> None:
+    def __init__(self, groups: Tensor, top: int) -> None:
         import torch
 
-        self.groups = groups
+        self.groups, self.top = groups, top
         self.gain = torch.full(groups.shape[:-1], -1.0)
         self.scales = torch.zeros_like(self.gain)
         self.zeros = torch.zeros_like(self.gain)
         self._codes, self._products = torch.empty_like(groups), torch.empty_like(groups)
 
-    def offer(self, inverse: Tensor, zeros: Tensor, lowest: Tensor | int, highest: Tensor | int) -> None:
-        """Round with 1 / scale = `inverse`, codes counted from the zero and clamped to lowest…highest."""
+    def offer(self, inverse: Tensor, zeros: Tensor) -> None:
+        """Round with these and keep them for the groups where nothing better was offered before."""
         import torch
 
-        codes = torch.mul(self.groups, inverse[..., None], out=self._codes).round_().clamp_(lowest, highest)
+        codes = torch.mul(self.groups, inverse[..., None], out=self._codes).round_()
+        codes.clamp_(-zeros[..., None], (self.top - zeros)[..., None])
         dots = torch.mul(codes, self.groups, out=self._products).sum(-1)
         squares = codes.square_().sum(-1).clamp_(min=1)
         scales = dots / squares

@@ -63,9 +63,10 @@ def load_recipe(source: str | Path) -> Recipe:
         raise InputError(f"recipe {source} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("passes"), list):
         raise InputError(f"recipe {source} must have a list named passes")
-    unknown = sorted(set(map(str, content)) - {"description", "passes"})
-    if unknown:
-        raise InputError(f"recipe {source} has an unknown key {unknown[0]!r}: {nearest(unknown[0], ['description', 'passes'])}")
+    keys = ["description", "passes"]
+    for key in content:
+        if key not in keys:
+            raise InputError(f"recipe {source} has an unknown key {str(key)!r}: {nearest(str(key), keys)}")
     passes = tuple(_step(entry, folder, str(source)) for entry in content["passes"])
     return Recipe(name, str(content.get("description", "")), passes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 CHUNK_WEIGHTS = 1 << 18
 """About how many weights `quantize` gets at once: few enough to stay in a core's cache, whatever the matrix's size."""
+
+NEGLIGIBLE = 1e-30
+"""A group without any weight of this size counts as all zero: inverses of its scale would overflow."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class WeightQuantizer(Pass):
         """Wrap the `load` of every picked parameter that is still stored as floats."""
         encoding = self.encoding()
         if encoding.is_float or encoding.permuted or encoding.rotation or encoding.super_group:
-            raise InputError(f"pass {self.name} cannot make the encoding {encoding}: it needs codes and one scale a group")
+            raise InputError(
+                f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and a scale a group"
+            )
         result = module.copy()
         changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding.is_float]
         for parameter in changed:
@@ -98,12 +104,13 @@ class WeightQuantizer(Pass):
         third = torch.empty(rows, count) if encoding.zero == "group" or encoding.offset else None
         mask = (torch.arange(count * size) < columns).view(count, size)
         matrix = values.float().reshape(rows, columns)
-        for part in _row_chunks(rows, count * size):
-            groups = torch.nn.functional.pad(matrix[part], (0, count * size - columns)).view(-1, count, size)
-            chunk = self._encode_groups(groups, GroupStatistics(mask), encoding)
-            codes[part], scales[part] = chunk[0], chunk[1]
-            if third is not None:
-                third[part] = chunk[2]
+        with _one_torch_thread():
+            for part in _row_chunks(rows, count * size):
+                groups = torch.nn.functional.pad(matrix[part], (0, count * size - columns)).view(-1, count, size)
+                chunk = self._encode_groups(groups, GroupStatistics(mask), encoding)
+                codes[part], scales[part] = chunk[0], chunk[1]
+                if third is not None:
+                    third[part] = chunk[2]
         zeros = third.to(torch.uint8) if third is not None and encoding.zero == "group" else None
         offsets = third if encoding.offset else None
         if encoding.group == "tensor":
@@ -112,16 +119,17 @@ class WeightQuantizer(Pass):
 
     def _encode_groups(self, groups: Tensor, statistics: GroupStatistics, encoding: Encoding) -> list[Tensor]:
         """Codes, scales and perhaps zeros or offsets of one chunk, checked, in the form `EncodedTensor` keeps them."""
-        empty = (groups == 0).all(-1)
+        empty = groups.abs().amax(-1) < NEGLIGIBLE
         guarded = groups.masked_fill(empty[..., None], 1.0) if empty.any() else groups
         results = list(self.quantize(guarded, statistics))
         wanted = 3 if encoding.zero == "group" or encoding.offset else 2
         if len(results) != wanted:
             raise InputError(f"pass {self.name} returned {len(results)} tensors where {encoding} takes {wanted}")
-        for result, shape, what in zip(results, (groups.shape, *[empty.shape] * 2), ("codes", "scales", "zeros")):
-            if result.shape != shape:
-                raise InputError(f"pass {self.name} returned {what} of shape {list(result.shape)}, not {list(shape)}")
-        top = len(encoding.levels) - 1 if encoding.levels else 2 if encoding.storage == "base3" else (1 << encoding.bits) - 1
+        for index, what in enumerate(("codes", "scales", "zeros or offsets")[:wanted]):
+            shape, expected = results[index].shape, empty.shape if index else groups.shape
+            if shape != expected:
+                raise InputError(f"pass {self.name} returned {what} of shape {list(shape)}, not {list(expected)}")
+        top = _last_code(encoding)
         # What stands in the padding is never decoded; and whatever the scale 0 is multiplied with decodes to 0.
         results[0] = results[0].masked_fill(~statistics.mask, 0)
         self._check_codes("codes", results[0], top)
@@ -135,7 +143,7 @@ class WeightQuantizer(Pass):
     def _check_codes(self, what: str, codes: Tensor, top: int) -> None:
         low, high = codes.min().item(), codes.max().item()
         if not (0 <= low <= high <= top):  # NaN compares false too
-            raise InputError(f"pass {self.name} returned {what} from {low:g} to {high:g}; {self.encoding()} has 0 to {top}")
+            raise InputError(f"pass {self.name} returned {what} from {low:g} to {high:g}, not 0 to {top}")
         if codes.is_floating_point() and not (codes == codes.round()).all():
             raise InputError(f"pass {self.name} returned {what} that are no whole numbers")
 
@@ -147,6 +155,26 @@ class WeightQuantizer(Pass):
         return rounded
 
 
+def _last_code(encoding: Encoding) -> int:
+    if encoding.levels is not None:
+        return len(encoding.levels) - 1
+    return 2 if encoding.storage == "base3" else (1 << encoding.bits) - 1
+
+
 def _row_chunks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, CHUNK_WEIGHTS // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch's thread pool out of the loop over chunks: on ops this small its threads mostly wait for each other,
+    and on a busy machine for the scheduler. Whoever loads many parameters may do so in threads of his own."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -105,7 +105,10 @@ def test_a_chain_of_additions_is_fused_as_far_as_it_goes():
     assert "second = linear(first, b, first) {residual=True}" in text
 
 
-@pytest.mark.parametrize("case", ["read twice", "output", "added to itself", "residual depends on it", "has one already"])
+STAYS = ["read twice", "output", "added to itself", "residual depends on it", "has one already"]
+
+
+@pytest.mark.parametrize("case", STAYS)
 def test_residuals_that_must_stay(case):
     def build(f):
         if case == "has one already":

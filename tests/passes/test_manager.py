@@ -103,7 +103,7 @@ def test_a_pass_that_breaks_the_ir_is_named(module):
             result.parameters.popitem()
             return result
 
-    with pytest.raises(VerifyError, match="after pass recorder: main: call .* is no parameter of the module"):
+    with pytest.raises(VerifyError, match=r"after pass recorder: main: call .* is no parameter of the module"):
         apply(module, [Breaker()])
 
 
@@ -141,7 +141,8 @@ def test_untie(module):
     text = print_module(result)
     assert "embed_tokens=model.embed_tokens.weight" in text
     assert "lm_head=lm_head.weight" in text
-    assert torch.equal(result.parameters["lm_head.weight"].values(), module.parameters["model.embed_tokens.weight"].values())
+    head, table = result.parameters["lm_head.weight"], module.parameters["model.embed_tokens.weight"]
+    assert torch.equal(head.values(), table.values())
     tokens = torch.arange(20)
     assert torch.equal(Reference(result).logits(tokens), Reference(module).logits(tokens))
     mixed = apply(result, [QuantizeRTN(bits=8, include=("lm_head",))])
@@ -152,7 +153,8 @@ def test_untie(module):
 
 
 def test_special_cases_first_make_mixed_precision(module):
-    result = apply(module, ["quantize-rtn:bits=8,include=v_proj+model.layers.1.*", "quantize-rtn:bits=4,exclude=o_proj"])
+    chain = ["quantize-rtn:bits=8,include=v_proj+model.layers.1.*", "quantize-rtn:bits=4,exclude=o_proj"]
+    result = apply(module, chain)
     encodings = {name: str(p.encoding) for name, p in result.parameters.items() if len(p.shape) == 2}
     for name, encoding in encodings.items():
         if "v_proj" in name or ".layers.1." in name:
@@ -162,7 +164,7 @@ def test_special_cases_first_make_mixed_precision(module):
 
 
 def test_a_pattern_that_matches_nothing_is_a_slip(module):
-    with pytest.raises(InputError, match="'v_porj' matches no matrix of the model: did you mean v_proj?"):
+    with pytest.raises(InputError, match="'v_porj' matches no matrix of the model: did you mean v_proj"):
         apply(module, ["quantize-rtn:include=v_porj"])
 
 
@@ -186,7 +188,7 @@ def test_a_users_file(module, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("import nothing_of_this_name", "cannot be loaded: ModuleNotFoundError"), ("x = 1", "there is no pass 'some-pass'")],
+    [("import nothing_of_this_name", "cannot be loaded: ModuleNotFound"), ("x = 1", "there is no pass 'some-pass'")],
 )
 def test_a_users_file_that_fails(tmp_path, text, message):
     file = tmp_path / "broken.py"

@@ -8,7 +8,17 @@ from typing import Literal
 import pytest
 
 from smc.errors import InputError
-from smc.passes import Convert, Pass, QuantizeRTN, Untie, load_recipe, parse_pass, recipe_names, register, registered_passes
+from smc.passes import (
+    Convert,
+    Pass,
+    QuantizeRTN,
+    Untie,
+    load_recipe,
+    parse_pass,
+    recipe_names,
+    register,
+    registered_passes,
+)
 from smc.passes.options import convert
 
 
@@ -28,7 +38,7 @@ def test_passes_from_text(text, expected):
     assert parse_pass(text) == expected
 
 
-@pytest.mark.parametrize("step", [Untie(), Convert("f32", exclude=("a*", "b")), QuantizeRTN(group="row", symmetric=False)])
+@pytest.mark.parametrize("step", [Untie(), Convert("f32", exclude=("a*", "b")), QuantizeRTN(group="row", bits=3)])
 def test_the_text_of_a_pass_reads_back(step):
     assert parse_pass(str(step)) == step
 
@@ -108,7 +118,8 @@ def test_recipes_that_come_with_smc():
 
 def test_recipe_from_a_file(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("passes:\n  - untie\n  - convert:dtype=f32\n  - quantize-rtn: {bits: 8, symmetric: no, include: [q_proj]}\n")
+    options = "{bits: 8, symmetric: no, include: [q_proj]}"
+    file.write_text(f"passes:\n  - untie\n  - convert:dtype=f32\n  - quantize-rtn: {options}\n")
     recipe = load_recipe(file)
     assert recipe.name == "mine"
     assert recipe.passes == (Untie(), Convert("f32"), QuantizeRTN(bits=8, symmetric=False, include=("q_proj",)))

@@ -55,7 +55,8 @@ def test_comparison_with_another_model():
 
     result = evaluate(other, [torch.tensor([0, 1, 2, 3])], against=one)
     assert result.same_top == pytest.approx(2 / 3)  # the last position predicts nothing that is scored
-    assert result.kl_divergence == pytest.approx(kl_divergence(one(torch.tensor([2])), other(torch.tensor([2]))).item() / 3)
+    last = torch.tensor([2])
+    assert result.kl_divergence == pytest.approx(kl_divergence(one(last), other(last)).item() / 3)
 
 
 def test_nothing_to_score_is_refused():

@@ -52,7 +52,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def manifest_for(program: bytes, **changes: Any) -> dict[str, Any]:
+def manifest_for(program: bytes, /, **changes: Any) -> dict[str, Any]:
     """A manifest for the counting program on this machine."""
     return {
         "format": "smc",

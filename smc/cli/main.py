@@ -19,6 +19,9 @@ from smc.errors import InputError
 
 COMMANDS = {
     "compile": "smc.cli.compile:compile",
+    "run": "smc.cli.run:run",
+    "chat": "smc.cli.chat:chat",
+    "bench": "smc.cli.bench:bench",
     "inspect": "smc.cli.inspect:inspect",
     "passes": "smc.cli.passes:passes",
     "encodings": "smc.cli.passes:encodings",

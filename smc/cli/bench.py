@@ -1,0 +1,162 @@
+"""`smc bench`: how fast an artifact runs here."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smc.cli.options import artifact_argument, model_options
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from smc.runtime import Model, Sequence
+
+
+@click.command()
+@artifact_argument
+@click.option("--prompt-tokens", type=click.IntRange(0), default=512, show_default=True, metavar="P")
+@click.option("--decode-tokens", type=click.IntRange(0), default=128, show_default=True, metavar="D")
+@click.option("--depth", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Tokens before them.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, metavar="R", help="Medians of R runs.")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def bench(
+    artifact: Path,
+    prompt_tokens: int,
+    decode_tokens: int,
+    depth: int,
+    repeat: int,
+    context_length: int,
+    threads: int,
+    kv_dtype: str,
+    level: str | None,
+    as_json: bool,
+) -> None:
+    """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
+
+    Prefill is P tokens in one call, decode D steps of one token, each after N tokens that the cache has already; both
+    with the last token's logits, after a warm-up, without sampling. GB/s counts the weight bytes that a token multiplies
+    (not the embedding table) and the keys and values that it reads.
+
+    \b
+    Example:
+      smc bench smollm2.smc --threads 2 --prompt-tokens 512 --decode-tokens 128 --json
+    """
+    from smc.runtime import load
+
+    deepest = depth + max(prompt_tokens, decode_tokens)
+    started = time.perf_counter()
+    with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
+        load_seconds = time.perf_counter() - started
+        if deepest > model.context_length:
+            context = model.context_length
+            raise InputError(f"{deepest} tokens do not fit the context of {context}; raise --ctx or measure fewer")
+        report = _measure(model, prompt_tokens, decode_tokens, depth, repeat)
+        report["load_seconds"] = load_seconds
+    click.echo(json.dumps(report) if as_json else _table(report))
+
+
+def _measure(model: Model, prompt_tokens: int, decode_tokens: int, depth: int, repeat: int) -> dict[str, Any]:
+    """All figures; speeds are medians of `repeat` runs."""
+    from smc.runtime.memory import peak_memory_bytes
+
+    prefill: list[float] = []
+    decode: list[float] = []
+    with model.new_sequence() as sequence:
+        sequence.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
+        sequence.extend(_tokens(model, 8, 1))
+        sequence.truncate(0)
+        if depth:
+            sequence.extend(_tokens(model, 0, depth), "none")
+        for _ in range(repeat):
+            if prompt_tokens:
+                prefill.append(_prefill_seconds(model, sequence, prompt_tokens))
+                sequence.truncate(depth)
+            if decode_tokens:
+                decode.append(_decode_seconds(model, sequence, decode_tokens))
+                sequence.truncate(depth)
+        kv_bytes_used = model.engine.info().kv_bytes_used
+    facts = model.engine.facts
+    report: dict[str, Any] = {"artifact": str(model.artifact.path), "level": model.level, "threads": model.threads}
+    report |= {"kv_dtype": ["f16", "f32"][facts.kv_dtype], "depth": depth, "repeat": repeat}
+    if prefill:
+        report["prefill"] = _speeds(prefill, prompt_tokens)
+    if decode:
+        # A step reads the keys and values of all tokens up to its own.
+        kv_bytes = facts.kv_bytes_per_token * (depth + (decode_tokens + 1) / 2)
+        bytes_per_token = facts.token_weight_bytes + kv_bytes
+        report["decode"] = _speeds(decode, decode_tokens)
+        report["decode"]["gb_per_s"] = bytes_per_token * report["decode"]["tokens_per_s"] / 1e9
+        report["decode"]["bytes_per_token"] = round(bytes_per_token)
+    return report | {
+        "weight_bytes": facts.weight_bytes,
+        "token_weight_bytes": facts.token_weight_bytes,
+        "kv_bytes_used": kv_bytes_used,
+        "activation_bytes": facts.activation_bytes,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _tokens(model: Model, start: int, count: int) -> list[int]:
+    """Fixed tokens, spread over the vocabulary: the same in every run."""
+    return [(start + i) * 7919 % model.vocab_size for i in range(count)]
+
+
+def _prefill_seconds(model: Model, sequence: Sequence, count: int) -> float:
+    tokens, buffer = _tokens(model, 0, count), model.logits_buffer(1)
+    started = time.perf_counter()
+    sequence.extend(tokens, out=buffer)
+    return time.perf_counter() - started
+
+
+def _decode_seconds(model: Model, sequence: Sequence, count: int) -> float:
+    """Steps of one token through the engine itself: what a program in C would do."""
+    import numpy as np
+
+    from smc.runtime.binding import TOKEN, WANT_LOGITS, Batch
+
+    length = sequence.length
+    batch = np.zeros(count, TOKEN)
+    batch["token"] = _tokens(model, 1, count)
+    batch["sequence"] = sequence.slot
+    batch["position"] = batch["index"] = np.arange(length, length + count)
+    batch["flags"] = WANT_LOGITS
+    logits = model.logits_buffer(1)
+    steps = [Batch(1, batch.ctypes.data + i * TOKEN.itemsize, logits.ctypes.data, None) for i in range(count)]
+    run = model.engine.run
+    started = time.perf_counter()
+    for step in steps:
+        run(step)
+    seconds = time.perf_counter() - started
+    sequence.tokens.extend(batch["token"].tolist())
+    return seconds
+
+
+def _speeds(seconds: list[float], tokens: int) -> dict[str, Any]:
+    speeds = sorted(tokens / s for s in seconds)
+    return {"tokens": tokens, "tokens_per_s": median(speeds), "slowest": speeds[0], "fastest": speeds[-1]}
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = ["{artifact}: {threads} threads, level {level}, {kv_dtype} KV cache".format_map(report)]
+    for name in ("prefill", "decode"):
+        if name not in report:
+            continue
+        part = report[name]
+        speed = f"{part['tokens_per_s']:.1f} tokens/s ({part['slowest']:.1f} to {part['fastest']:.1f})"
+        bandwidth = f", {part['gb_per_s']:.1f} GB/s" if "gb_per_s" in part else ""
+        where = f" after {report['depth']}" if report["depth"] else ""
+        lines.append(f"{name:8}{part['tokens']:6} tokens{where}: {speed}{bandwidth}")
+    names = ("peak_memory_bytes", "weight_bytes", "kv_bytes_used", "activation_bytes")
+    peak, weights, cache, activations = (f"{report[name] / 2**20:.1f}" for name in names)
+    lines.append(
+        f"memory  {peak} MiB at the peak, Python included: weights {weights}, KV cache {cache}, activations {activations}"
+    )
+    lines.append(f"load    {report['load_seconds']:.3f} s")
+    return "\n".join(lines)

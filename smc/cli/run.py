@@ -1,0 +1,155 @@
+"""`smc run`: text from an artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smc.cli.options import artifact_argument, model_options, sampling_options
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from smc.runtime import Model
+    from smc.runtime.generation import GenerationResult, TokenLogprob
+
+
+@click.command()
+@artifact_argument
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="A system message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@sampling_options
+@model_options
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Show every token's log-probability and the N likeliest.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON at the end.")
+@click.option("--stats", is_flag=True, help="Print speed and memory to standard error.")
+def run(
+    artifact: Path,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    context_length: int,
+    threads: int,
+    kv_dtype: str,
+    level: str | None,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Generate text with ARTIFACT, printed as it comes.
+
+    With a chat template in the artifact PROMPT is a user's message, else (and with --raw) a text to continue.
+    Without PROMPT, or where it is "-", it is read from standard input. Ctrl-C ends the text, with exit status 130.
+    Sampling options not given are those of the checkpoint's generation config, else greedy.
+
+    \b
+    Examples:
+      smc run smollm2.smc "What is the capital of France?"
+      smc run smollm2.smc --raw "Once upon a time" -n 64 --temperature 0.7 --seed 1
+    """
+    from smc.runtime import load
+    from smc.runtime.interrupt import on_interrupt
+
+    text = _read_prompt(prompt)
+    started = time.perf_counter()
+    with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
+        load_seconds = time.perf_counter() - started
+        stream = model.stream(_prompt_tokens(model, text, system, raw), **options)
+        interrupted = False
+        try:
+            with on_interrupt(model.engine.cancel):
+                for piece in stream:
+                    if not as_json:
+                        click.echo(piece, nl=False)
+        except KeyboardInterrupt:
+            interrupted = True
+        result = stream.result
+        if as_json:
+            click.echo(json.dumps(_as_json(model, result, load_seconds), ensure_ascii=False))
+        elif result.text and not result.text.endswith("\n"):
+            click.echo()
+        if result.logprobs and not as_json:
+            for entry in result.logprobs:
+                click.echo(_logprob_line(model, entry))
+        if stats:
+            click.echo(_stats_line(model, result, load_seconds), err=True)
+    if interrupted:
+        click.get_current_context().exit(130)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    """The prompt, from standard input where it is not given; a line break at the end is the shell's."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InputError("the prompt on standard input is not UTF-8 text") from None
+
+
+def _prompt_tokens(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
+    """The prompt as tokens: a conversation where there is a template, else plain text."""
+    if raw or not model.has_chat_template:
+        if system is not None:
+            raise InputError("--system needs a chat template" + (", so leave --raw away" if raw else ""))
+        return model.encode(text)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return model.apply_chat_template([*messages, {"role": "user", "content": text}])
+
+
+def _as_json(model: Model, result: GenerationResult, load_seconds: float) -> dict[str, Any]:
+    timings = result.timings
+    answer: dict[str, Any] = {
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt,
+        "load_seconds": load_seconds,
+        "prefill": {"tokens": timings.prompt_tokens, "tokens_per_s": timings.prompt_tokens_per_second},
+        "decode": {"tokens": timings.decoded_tokens, "tokens_per_s": timings.decode_tokens_per_second},
+        "threads": model.threads,
+        "level": model.level,
+    }
+    if result.logprobs is not None:
+        answer["logprobs"] = [
+            {
+                "token": entry.token,
+                "text": model.decode([entry.token], skip_special_tokens=False),
+                "logprob": entry.logprob,
+                "top": [{"token": token, "logprob": logprob} for token, logprob in entry.top],
+            }
+            for entry in result.logprobs
+        ]
+    return answer
+
+
+def _logprob_line(model: Model, entry: TokenLogprob) -> str:
+    def show(token: int) -> str:
+        return repr(model.decode([token], skip_special_tokens=False))
+
+    top = "  ".join(f"{show(token)} {logprob:.3f}" for token, logprob in entry.top)
+    return f"{entry.logprob:9.3f}  {show(entry.token):16}  {top}".rstrip()
+
+
+def _stats_line(model: Model, result: GenerationResult, load_seconds: float) -> str:
+    from smc.runtime.memory import peak_memory_bytes
+
+    timings = result.timings
+    return (
+        f"loaded in {load_seconds:.2f} s; prompt: {timings.prompt_tokens} tokens, "
+        f"{timings.prompt_tokens_per_second:.1f} tokens/s; answer: {len(result.tokens)} tokens, "
+        f"{timings.decode_tokens_per_second:.1f} tokens/s; {model.threads} threads, level {model.level}, "
+        f"peak memory {peak_memory_bytes() / 2**20:.0f} MiB"
+    )

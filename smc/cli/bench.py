@@ -39,9 +39,9 @@ def bench(
 ) -> None:
     """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
 
-    Prefill is P tokens in one call, decode D steps of one token, each after N tokens that the cache has already; both
-    with the last token's logits, after a warm-up, without sampling. GB/s counts the weight bytes that a token multiplies
-    (not the embedding table) and the keys and values that it reads.
+    Prefill is P tokens in one call, decode D steps of one token, each after N tokens that the cache has already;
+    both with the last token's logits, after a warm-up, without sampling. GB/s counts the weight bytes that a token
+    multiplies (not the embedding table) and the keys and values that it reads.
 
     \b
     Example:
@@ -155,8 +155,7 @@ def _table(report: dict[str, Any]) -> str:
         lines.append(f"{name:8}{part['tokens']:6} tokens{where}: {speed}{bandwidth}")
     names = ("peak_memory_bytes", "weight_bytes", "kv_bytes_used", "activation_bytes")
     peak, weights, cache, activations = (f"{report[name] / 2**20:.1f}" for name in names)
-    lines.append(
-        f"memory  {peak} MiB at the peak, Python included: weights {weights}, KV cache {cache}, activations {activations}"
-    )
+    parts = f"weights {weights}, KV cache {cache}, activations {activations}"
+    lines.append(f"memory  {peak} MiB at the peak, Python included: {parts}")
     lines.append(f"load    {report['load_seconds']:.3f} s")
     return "\n".join(lines)

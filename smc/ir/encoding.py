@@ -165,7 +165,11 @@ BF16 = Encoding("bf16")
 
 
 def integer(
-    bits: int, *, group: int | Literal["row", "tensor"] = 32, symmetric: bool = True, activation_group: int | Literal["token"] = 32
+    bits: int,
+    *,
+    group: int | Literal["row", "tensor"] = 32,
+    symmetric: bool = True,
+    activation_group: int | Literal["token"] = 32,
 ) -> Encoding:
     """The ordinary integer encoding: f16 scales, the middle code as zero (symmetric) or a stored zero a group."""
     return Encoding(bits=bits, group=group, zero=None if symmetric else "group", activation_group=activation_group)

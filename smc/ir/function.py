@@ -47,6 +47,7 @@ class Function:
         self.name = name
         self.outputs: tuple[str, ...] = ()
         self.graph = nx.DiGraph()
+        self._next_index = 0
 
     # ---- building
 
@@ -79,7 +80,8 @@ class Function:
     def _insert(self, node: Node) -> str:
         if node.name in self.graph:
             raise ValueError(f"function {self.name} already has a value {node.name}")
-        self.graph.add_node(node.name, node=node, index=self.graph.number_of_nodes())
+        self.graph.add_node(node.name, node=node, index=self._next_index)
+        self._next_index += 1
         self.graph.add_edges_from((source, node.name) for source in node.inputs)
         return node.name
 
@@ -141,5 +143,5 @@ class Function:
     def copy(self) -> Function:
         """An independent copy (nodes are immutable and shared)."""
         twin = Function(self.name)
-        twin.outputs, twin.graph = self.outputs, self.graph.copy()
+        twin.outputs, twin.graph, twin._next_index = self.outputs, self.graph.copy(), self._next_index
         return twin

@@ -8,9 +8,9 @@ op                  inputs                                 attributes → result
 ==================  =====================================  ==========================================================
 embedding           tokens i32[n], table [vocab, d]        → [n, d]
 rms_norm            x [n, d], weight [d]                   eps → x / sqrt(mean(x²) + eps) * weight
-linear              x [n, i], weight [o, i], bias? [o],    bias, residual: flags that tell which optional inputs follow
+linear              x [n, i], weight [o, i], bias? [o],    bias, residual: flags, which optional inputs follow
                     residual? [n, o]                       → x·weightᵀ + bias + residual, [n, o]
-rope                x [n, h·head_dim], positions i32[n]    head_dim, theta, scaling (RopeScaling | None); half-split pairs
+rope                x [n, h·head_dim], positions i32[n]    head_dim, theta, scaling (RopeScaling | None); half split
 attention           q [n, heads·hd], k, v [n, kv_heads·hd]  heads, kv_heads, head_dim, scale, window (int | None) → like q
 silu                x                                      x·sigmoid(x)
 mul, add            a, b of one shape                      element-wise
@@ -61,7 +61,7 @@ def infer_type(op: str, inputs: Sequence[Type], attributes: Attributes) -> Type:
 def _expect(op: str, inputs: Sequence[TensorType], *ranks: int) -> None:
     if len(inputs) != len(ranks):
         raise TypeFault(f"{op} takes {len(ranks)} inputs, not {len(inputs)}")
-    for place, (tensor, rank) in enumerate(zip(inputs, ranks)):
+    for place, (tensor, rank) in enumerate(zip(inputs, ranks, strict=True)):
         if len(tensor.shape) != rank:
             raise TypeFault(f"input {place} of {op} must have {rank} dims, not {tensor}")
 

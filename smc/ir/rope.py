@@ -25,7 +25,8 @@ class RopeScaling:
     def __str__(self) -> str:
         if self.kind == "linear":
             return f"linear({self.factor:g})"
-        return f"{self.kind}({self.factor:g}, {self.low_freq_factor:g}..{self.high_freq_factor:g}, {self.original_context})"
+        band = f"{self.low_freq_factor:g}..{self.high_freq_factor:g}"
+        return f"{self.kind}({self.factor:g}, {band}, {self.original_context})"
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:

@@ -44,6 +44,7 @@ def verify_function(function: Function) -> None:
     for name, data in function.graph.nodes(data=True):
         if "node" not in data:
             raise VerifyError(f"{where}: {name} is read but never defined")
+    for name, data in function.graph.nodes(data=True):
         node: Node = data["node"]
         if set(function.graph.predecessors(name)) != set(node.inputs):
             raise VerifyError(f"{where}: the edges of {name} differ from its inputs")

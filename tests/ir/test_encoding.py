@@ -1,0 +1,231 @@
+"""Encodings: true sizes, decoding against numpy, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smc.errors import InputError
+from smc.ir import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape
+
+NF4 = (
+    -1.0,
+    -0.6962,
+    -0.5251,
+    -0.3949,
+    -0.2844,
+    -0.1848,
+    -0.0911,
+    0.0,
+    0.0796,
+    0.1609,
+    0.2461,
+    0.3379,
+    0.4407,
+    0.5626,
+    0.723,
+    1.0,
+)
+
+
+@st.composite
+def encodings(draw: st.DrawFn) -> Encoding:
+    """Any integer or codebook encoding that an EncodedTensor can hold."""
+    bits = draw(st.integers(1, 8))
+    options: dict[str, Any] = {
+        "bits": bits,
+        "group": draw(st.sampled_from([8, 16, 32, 64, 128, "row", "tensor"])),
+        "scale_dtype": draw(st.sampled_from(["f16", "bf16", "f32"])),
+    }
+    decode = draw(st.sampled_from(["middle", "constant", "group", "offset", "levels", "base3"]))
+    if decode == "base3":
+        del options["bits"]
+        options["storage"] = "base3"
+    elif decode == "constant":
+        options["zero"] = draw(st.integers(0, 2**bits - 1))
+    elif decode == "group":
+        options["zero"] = "group"
+    elif decode == "offset":
+        options["offset"] = True
+    elif decode == "levels":
+        options["levels"] = tuple(draw(st.lists(st.integers(-128, 127), min_size=2**bits, max_size=2**bits)))
+    if isinstance(options["group"], int):
+        options["super_group"] = draw(st.sampled_from([None, 4, 8]))
+    options["permuted"] = draw(st.booleans())
+    return Encoding(**options)
+
+
+def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int) -> EncodedTensor:
+    """Random codes, scales, zeros, offsets and order; the codes beyond the end of a row are extreme."""
+    rng = np.random.default_rng(seed)
+    groups, size = encoding.groups(columns), encoding.group_size(columns)
+    limit = 3 if encoding.storage == "base3" else 1 << encoding.bits
+    codes = rng.integers(0, limit, (rows, groups * size), dtype=np.uint8)
+    codes[:, columns:] = limit - 1
+    scale_shape = (1, 1) if encoding.group == "tensor" else (rows, groups)
+    scale_codes = None
+    if encoding.super_group is not None:
+        scale_codes = torch.from_numpy(rng.integers(0, 256, (rows, groups), dtype=np.uint8))
+        scale_shape = (rows, -(-groups // encoding.super_group))
+    return EncodedTensor(
+        encoding,
+        (rows, columns),
+        codes=torch.from_numpy(codes.reshape(rows, groups, size)),
+        scales=torch.from_numpy(rng.uniform(0.01, 1, scale_shape).astype(np.float32)),
+        scale_codes=scale_codes,
+        zeros=torch.from_numpy(rng.integers(0, limit, (rows, groups), dtype=np.uint8))
+        if encoding.zero == "group"
+        else None,
+        offsets=torch.from_numpy(rng.normal(size=(rows, groups)).astype(np.float32)) if encoding.offset else None,
+        order=torch.from_numpy(rng.permutation(columns).astype(np.int32)) if encoding.permuted else None,
+    )
+
+
+def decode_element(tensor: EncodedTensor, row: int, column: int) -> float:
+    """The value of one element, straight from the definition."""
+    encoding, columns = tensor.encoding, tensor.shape[1]
+    assert tensor.codes is not None
+    assert tensor.scales is not None
+    stored = column if tensor.order is None else tensor.order.tolist().index(column)
+    group, place = divmod(stored, encoding.group_size(columns))
+    code = int(tensor.codes[row, group, place])
+    if tensor.scale_codes is not None:
+        assert encoding.super_group is not None
+        scale = float(tensor.scales[row, group // encoding.super_group]) * int(tensor.scale_codes[row, group])
+    else:
+        scale = float(tensor.scales[0, 0] if encoding.group == "tensor" else tensor.scales[row, group])
+    if encoding.levels is not None:
+        return scale * encoding.levels[code]
+    if tensor.offsets is not None:
+        return scale * code + float(tensor.offsets[row, group])
+    zero = encoding.zero if tensor.zeros is None else int(tensor.zeros[row, group])
+    assert isinstance(zero, int)
+    return scale * (code - zero)
+
+
+@given(encodings(), st.integers(1, 3), st.integers(1, 150), st.integers(0, 2**32))
+def test_decoding_follows_the_definition(encoding: Encoding, rows: int, columns: int, seed: int) -> None:
+    tensor = random_tensor(encoding, rows, columns, seed)
+    values = tensor.decode()
+    assert values.shape == (rows, columns)
+    assert values.dtype == torch.float32
+    for row, column in {(0, 0), (rows - 1, columns - 1), (seed % rows, seed % columns), (0, columns // 2)}:
+        expected = decode_element(tensor, row, column)
+        assert float(values[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@given(encodings(), st.integers(1, 3), st.integers(1, 150), st.integers(0, 2**32))
+def test_stored_bits_count_every_part(encoding: Encoding, rows: int, columns: int, seed: int) -> None:
+    tensor = random_tensor(encoding, rows, columns, seed)
+    assert tensor.codes is not None
+    assert tensor.scales is not None
+    scale_bits = {"f16": 16, "bf16": 16, "f32": 32}[encoding.scale_dtype]
+    codes = tensor.codes.numel()
+    bits = -(-codes // 5) * 8 if encoding.storage == "base3" else codes * encoding.bits
+    bits += tensor.scales.numel() * scale_bits
+    bits += 0 if tensor.scale_codes is None else tensor.scale_codes.numel() * 8
+    bits += 0 if tensor.zeros is None else tensor.zeros.numel() * (4 if encoding.bits <= 4 else 8)
+    bits += 0 if tensor.offsets is None else tensor.offsets.numel() * scale_bits
+    bits += 0 if tensor.order is None else tensor.order.numel() * 32
+    assert encoding.stored_bits((rows, columns)) == bits
+
+
+@given(encodings())
+def test_changing_nothing_gives_the_same_encoding(encoding: Encoding) -> None:
+    assert replace(encoding) == encoding
+    assert hash(replace(encoding)) == hash(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "bits"),
+    [
+        (F32, "f32", 32),
+        (F16, "f16", 16),
+        (BF16, "bf16", 16),
+        (integer(4), "int4.g32", 4.5),  # as Q4_0
+        (integer(8), "int8.g32", 8.5),  # as Q8_0
+        (integer(4, symmetric=False), "int4.g32.asymmetric", 4 + (16 + 4) / 32),
+        (Encoding(bits=4, offset=True), "int4.g32.offset", 5.0),  # as Q4_1
+        (Encoding(bits=4, zero=7), "int4.g32.zero7", 4.5),
+        (Encoding(bits=2, zero=1, group=64), "int2.g64.zero1", 2.25),  # as Q2_0
+        (integer(4, group=128), "int4.g128", 4 + 16 / 128),
+        (integer(8, group="row"), "int8.row", 8 + 16 / 1024),
+        (Encoding("base3", group="tensor"), "base3.tensor", None),
+        (Encoding(bits=4, levels=NF4), "levels16.f32.g32.weight-only", 4.5),
+        (Encoding(bits=2, levels=(-8, -1, 1, 8)), "levels4.i8.g32", 2.5),
+        (Encoding(bits=4, super_group=8), "int4.g32.super8", 4 + 8 / 32 + 16 / 256),
+        (Encoding(bits=4, activation="none", scale_dtype="f32"), "int4.g32.f32.weight-only", 5.0),
+        (integer(8, group="row", activation_group="token"), "int8.row.a8-token", 8 + 16 / 1024),
+        (Encoding(bits=4, permuted=True, rotation=64), "int4.g32.permuted.rotated64", None),
+    ],
+)
+def test_names_and_bits_a_weight(encoding: Encoding, name: str, bits: float | None) -> None:
+    assert str(encoding) == name
+    if bits is not None:
+        assert encoding.stored_bits((7, 1024)) / (7 * 1024) == bits
+
+
+def test_padding_of_the_last_group_is_counted() -> None:
+    assert integer(4, group=128).groups(576) == 5
+    assert integer(4, group=128).stored_bits((1, 576)) == 640 * 4 + 5 * 16
+    assert integer(4, group=32).stored_bits((3, 341)) == 3 * (352 * 4 + 11 * 16)
+
+
+def test_base3_stores_five_codes_a_byte() -> None:
+    assert Encoding("base3", group="tensor").stored_bits((2, 341)) == -(-682 // 5) * 8 + 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "1 to 8 bits a code, not 0"),
+        ({"bits": 9}, "1 to 8 bits a code, not 9"),
+        ({"bits": 4, "zero": 16}, "zero 16 is no 4-bit code"),
+        ({"bits": 4, "zero": 3, "offset": True}, "a zero or an offset, not both"),
+        ({"bits": 4, "group": 12}, "a multiple of 8 columns, not 12"),
+        ({"bits": 4, "group": 0}, "a multiple of 8 columns, not 0"),
+        ({"bits": 2, "levels": (0, 1, 2, 3, 4)}, "5 levels do not fit 2-bit codes"),
+        ({"bits": 2, "levels": (0, 1), "zero": 1}, "a codebook has neither zero nor offset"),
+        ({"bits": 2, "levels": (0, 0.5), "grid": "i8"}, "must be integers from -128 to 127"),
+        ({"bits": 2, "levels": (0, 128), "grid": "i8"}, "must be integers from -128 to 127"),
+        ({"bits": 2, "levels": (0, 0.5), "activation": "i8"}, "need float activations"),
+    ],
+)
+def test_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Encoding(**options)
+
+
+def test_a_codebook_off_the_int8_grid_takes_float_activations() -> None:
+    assert Encoding(bits=4, levels=NF4).activation == "none"
+    assert Encoding(bits=2, levels=(-2, -1, 1, 2)).activation == "i8"
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), [(F32, torch.float32), (F16, torch.float16), (BF16, torch.bfloat16)])
+def test_floats_round_to_nearest_even(encoding: Encoding, dtype: torch.dtype) -> None:
+    values = torch.tensor([[1.0, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, -65504.0, 1e-8]])
+    encoded = encode_float(values, encoding)
+    assert encoded.values is not None
+    assert encoded.values.dtype == dtype
+    if encoding == F16:
+        assert encoded.decode().tolist() == [[1.0, 1.0, 1 + 2**-9, 1 + 2**-8, -65504.0, 0.0]]
+    if encoding == BF16:
+        assert encoded.decode()[0, 3] == 1.0
+
+
+def test_f16_overflow_is_refused() -> None:
+    with pytest.raises(InputError, match="too large for f16"):
+        encode_float(torch.tensor([[70000.0]]), F16)
+    assert encode_float(torch.tensor([[70000.0]]), BF16).decode().item() == 70144.0
+
+
+def test_matrix_shape() -> None:
+    assert matrix_shape((5,)) == (1, 5)
+    assert matrix_shape((3, 5)) == (3, 5)
+    assert matrix_shape((2, 3, 5)) == (6, 5)

@@ -32,8 +32,10 @@ struct smc_job {
   const atomic_int *cancel;
 };
 
-struct smc_claims { /* how many blocks of one thread's shares were handed out, since the step began */
-  alignas(SMC_CACHE_LINE) _Atomic int64_t count;
+/* What one thread counts in blocks since the step began, on lines of their own. */
+struct smc_counters {
+  alignas(SMC_CACHE_LINE) _Atomic int64_t claimed;  /* of the thread's shares, by whomever: others only touch it to steal */
+  alignas(SMC_CACHE_LINE) _Atomic int64_t finished; /* by the thread, of whosesoever shares: others watch it */
 };
 
 struct smc_worker {
@@ -59,9 +61,7 @@ struct smc_pool {
   atomic_int quit;
   pthread_mutex_t sleep_mutex;
   pthread_cond_t wake;
-  /* Phases: blocks that are finished, and those handed out, since the step began. */
-  alignas(SMC_CACHE_LINE) _Atomic int64_t done;
-  struct smc_claims claims[SMC_MAX_THREADS];
+  struct smc_counters counters[SMC_MAX_THREADS];
   struct smc_worker workers[SMC_MAX_THREADS];
 };
 

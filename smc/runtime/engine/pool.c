@@ -98,8 +98,10 @@ int smc_pool_run(struct smc_pool *pool, const struct smc_job *job) {
   if (pool->threads > 1) smc_follow_caller(pool);
   pool->job = *job;
   atomic_store_explicit(&pool->abort, 0, memory_order_relaxed);
-  atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
-  for (int32_t t = 0; t < pool->threads; t++) atomic_store_explicit(&pool->claims[t].count, 0, memory_order_relaxed);
+  for (int32_t t = 0; t < pool->threads; t++) {
+    atomic_store_explicit(&pool->counters[t].claimed, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->counters[t].finished, 0, memory_order_relaxed);
+  }
   if (pool->threads > 1) {
     const uint32_t epoch = epoch_of(last) + 1;
     atomic_store(&pool->ticket, (uint64_t)(epoch ? epoch : 1) << 32 | OPEN);

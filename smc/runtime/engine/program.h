@@ -103,7 +103,7 @@ struct smc_phase {
   /* the rest belongs to the engine */
   int32_t task_count, victim;
   const int32_t *blocks;
-  int64_t total, finished;
+  int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet told */
 };
 
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t task_count, const int32_t *blocks);

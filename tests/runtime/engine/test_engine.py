@@ -205,9 +205,7 @@ def test_fork_shares_pages_until_they_are_written(open_model: Open) -> None:
     assert engine.sequence_length(second) == 100
     for sequence, pages in ((second, 3), (first, 4), (third, 4)):  # the last to write owns the page already
         tokens = tokens_of(3, seed=sequence)
-        np.testing.assert_array_equal(
-            feed(engine, [(sequence, tokens)]), expected(references[sequence], tokens)
-        )
+        np.testing.assert_array_equal(feed(engine, [(sequence, tokens)]), expected(references[sequence], tokens))
         assert engine.info().kv_bytes_used == pages * page_bytes(engine)
     for sequence in (first, second, third):
         engine.sequence_drop(sequence)
@@ -261,9 +259,7 @@ def test_a_random_life(open_model: Open) -> None:
             case _:
                 tokens = random.integers(0, VOCAB, random.integers(1, 40)).tolist()
                 if len(alive[sequence].keys) + len(tokens) <= 200:
-                    np.testing.assert_array_equal(
-                        feed(engine, [(sequence, tokens)]), expected(alive[sequence], tokens)
-                    )
+                    np.testing.assert_array_equal(feed(engine, [(sequence, tokens)]), expected(alive[sequence], tokens))
         for live, reference in alive.items():
             assert engine.sequence_length(live) == len(reference.keys)
 
@@ -278,7 +274,8 @@ def test_save_and_restore(open_model: Open, length: int, kv_dtype: str) -> None:
         expected(reference, tokens_of(length))
     saved = engine.sequence_save(sequence)
     other.sequence_create()
-    assert (copy := other.sequence_restore(saved)) == 1
+    copy = other.sequence_restore(saved)
+    assert copy == 1
     assert other.sequence_length(copy) == length
     np.testing.assert_array_equal(feed(other, [(copy, [5, 6])]), expected(reference, [5, 6]))
 
@@ -409,9 +406,7 @@ def test_bad_sequences(open_model: Open) -> None:
         ({"level": b"future"}, "cannot run level future: it lacks quantum, holodeck"),
     ],
 )
-def test_bad_options(
-    open_model: Open, artifact: Path, options: dict[str, object], sentence: str
-) -> None:
+def test_bad_options(open_model: Open, artifact: Path, options: dict[str, object], sentence: str) -> None:
     api = open_model()._api
     whole = Options(**{"size": ctypes.sizeof(Options), "path": os.fsencode(artifact), "threads": 1, **options})
     model, error = c_void_p(1), ctypes.create_string_buffer(512)

@@ -26,7 +26,8 @@ def find_target(name: str) -> Target:
         raise InputError(f"no target for this machine ({platform.system()} {platform.machine()}); there is {_names()}")
     if name not in TARGETS:
         near = difflib.get_close_matches(name, ["native", *TARGETS], 1)
-        raise InputError(f"unknown target {name!r}{f': did you mean {near[0]!r}?' if near else ''} (there is {_names()})")
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown target {name!r}{hint} (there is {_names()})")
     return TARGETS[name]
 
 

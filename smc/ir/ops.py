@@ -11,7 +11,7 @@ rms_norm            x [n, d], weight [d]                   eps → x / sqrt(mean
 linear              x [n, i], weight [o, i], bias? [o],    bias, residual: flags, which optional inputs follow
                     residual? [n, o]                       → x·weightᵀ + bias + residual, [n, o]
 rope                x [n, h·head_dim], positions i32[n]    head_dim, theta, scaling (RopeScaling | None); half split
-attention           q [n, heads·hd], k, v [n, kv_heads·hd]  heads, kv_heads, head_dim, scale, window (int | None) → like q
+attention           q [n, heads·hd], k, v [n, kv_heads·hd]  heads, kv_heads, head_dim, scale, window (or None) → like q
 silu                x                                      x·sigmoid(x)
 mul, add            a, b of one shape                      element-wise
 gated_activation    gate, up of one shape                  activation ("silu") → activation(gate) * up

@@ -67,6 +67,7 @@ def _measure(model: Model, prompt_tokens: int, decode_tokens: int, depth: int, r
 
     prefill: list[float] = []
     decode: list[float] = []
+    kv_bytes_used = 0
     with model.new_sequence() as sequence:
         sequence.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
         sequence.extend(_tokens(model, 8, 1))
@@ -76,11 +77,12 @@ def _measure(model: Model, prompt_tokens: int, decode_tokens: int, depth: int, r
         for _ in range(repeat):
             if prompt_tokens:
                 prefill.append(_prefill_seconds(model, sequence, prompt_tokens))
+                kv_bytes_used = max(kv_bytes_used, model.engine.info().kv_bytes_used)
                 sequence.truncate(depth)
             if decode_tokens:
                 decode.append(_decode_seconds(model, sequence, decode_tokens))
+                kv_bytes_used = max(kv_bytes_used, model.engine.info().kv_bytes_used)
                 sequence.truncate(depth)
-        kv_bytes_used = model.engine.info().kv_bytes_used
     facts = model.engine.facts
     report: dict[str, Any] = {"artifact": str(model.artifact.path), "level": model.level, "threads": model.threads}
     report |= {"kv_dtype": ["f16", "f32"][facts.kv_dtype], "depth": depth, "repeat": repeat}

@@ -40,7 +40,8 @@ class Node:
 class Function:
     """An SSA graph with named inputs, parameter slots and outputs.
 
-    Build it with `input`, `parameter`, `add` and `set_outputs`; change it with `replace_node`, `replace_uses`, `remove`.
+    Build it with `input`, `parameter`, `add` and `set_outputs`.
+    Change it with `replace_node`, `replace_uses`, `remove` and `remove_dead`.
     """
 
     def __init__(self, name: str) -> None:

@@ -79,7 +79,7 @@ def _verify_call(module: Module, call: Node) -> None:
     inputs = callee.inputs()
     if len(inputs) != len(call.inputs):
         raise VerifyError(f"{where}: {callee.name} takes {len(inputs)} inputs, not {len(call.inputs)}")
-    for formal, actual in zip(inputs, call.inputs):
+    for formal, actual in zip(inputs, call.inputs, strict=True):
         _bind(symbols, formal.tensor, module.main.node(actual).tensor.shape, f"{where}: input {actual}")
     result = callee.node(callee.outputs[0]).tensor
     shape = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in result.shape)
@@ -90,7 +90,7 @@ def _verify_call(module: Module, call: Node) -> None:
 def _bind(symbols: dict[str, Dim], formal: TensorType, shape: tuple[Dim, ...], what: str) -> None:
     if len(formal.shape) != len(shape):
         raise VerifyError(f"{what} has {len(shape)} dims where {formal} is expected")
-    for expected, got in zip(formal.shape, shape):
+    for expected, got in zip(formal.shape, shape, strict=True):
         if isinstance(expected, str):
             if symbols.setdefault(expected, got) != got:
                 raise VerifyError(f"{what}: {expected} is {got} here and {symbols[expected]} before")

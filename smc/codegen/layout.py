@@ -6,6 +6,7 @@ codes   [row vector of 16][tile][plane][packed vector][64 bytes]. Four neighbour
         64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one plane), low
         bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
 scales  [row vector][group][16] in the scale dtype ("tensor" and "row": one group), then offsets alike, where there are any.
+        The groups are those of whole tiles: with groups of 16 the last may be padding, all 0.
 zeros   [row vector][group][16] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
 floats  [row vector][column][16].
 
@@ -63,8 +64,8 @@ class MatrixLayout:
 
     @property
     def groups(self) -> int:
-        """Stored groups of a row."""
-        return self.encoding.groups(self.columns)
+        """Stored groups of a row: those of whole tiles."""
+        return self.encoding.groups(self.tiles * TILE)
 
     @property
     def codes_bytes(self) -> int:
@@ -152,18 +153,18 @@ def pack_matrix(tensor: EncodedTensor) -> np.ndarray:
     return out
 
 
-def _row_vectors(array: np.ndarray, layout: MatrixLayout) -> np.ndarray:
-    """[rows, x] → [row vectors, 16, x], missing rows 0."""
-    full = np.zeros((layout.padded_rows, array.shape[1]), array.dtype)
-    full[: layout.rows] = array
-    return full.reshape(layout.padded_rows // ROW_VECTOR, ROW_VECTOR, array.shape[1])
+def _row_vectors(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarray:
+    """[rows, x] → [row vectors, width, 16], missing rows and columns 0."""
+    full = np.zeros((layout.padded_rows, width), array.dtype)
+    full[: layout.rows, : array.shape[1]] = array
+    return full.reshape(layout.padded_rows // ROW_VECTOR, ROW_VECTOR, width).transpose(0, 2, 1)
 
 
 def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     import torch
 
     bits = values.contiguous().view(torch.int32 if layout.encoding.storage == "f32" else torch.int16).numpy()
-    return np.ascontiguousarray(_row_vectors(bits, layout).transpose(0, 2, 1)).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(_row_vectors(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
 def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
@@ -189,13 +190,11 @@ def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
 
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
     bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
-    return np.ascontiguousarray(_row_vectors(bits, layout).transpose(0, 2, 1)).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(_row_vectors(bits, layout, layout.groups)).view(np.uint8).reshape(-1)
 
 
 def _pack_zeros(zeros: np.ndarray, layout: MatrixLayout) -> np.ndarray:
-    vectors = _row_vectors(zeros, layout).transpose(0, 2, 1)
     if layout.encoding.zero_bits == 8:
-        return np.ascontiguousarray(vectors).reshape(-1)
-    if vectors.shape[1] % 2:
-        vectors = np.concatenate([vectors, np.zeros_like(vectors[:, :1])], axis=1)
+        return np.ascontiguousarray(_row_vectors(zeros, layout, layout.groups)).reshape(-1)
+    vectors = _row_vectors(zeros, layout, padded(layout.groups, 2))
     return np.ascontiguousarray(vectors[:, 0::2] | (vectors[:, 1::2] << 4)).reshape(-1)

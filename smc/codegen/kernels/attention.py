@@ -9,13 +9,11 @@ fixed cache indices, so the arithmetic of a token does not depend on which other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import tvm.tirx as tirx
 
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma
 from smc.codegen.kernels.rows import LANES, exp, horizontal
-from smc.codegen.layout import padded
+from smc.codegen.kernels.specs import AttentionShape
 from smc.targets import Level
 
 PAGE_TOKENS = 64
@@ -24,31 +22,7 @@ MASKED, LOWEST = -3.0e38, -1.0e30
 """Score of a masked token, and the first running maximum: their difference underflows to 0 in exp."""
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """What is fixed for a model: constants in the kernels, for the registers' sake.
-
-    rotary: rotate q and k (half-split pairs), or leave them (NoPE layers).
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    kv_dtype: str
-    rotary: bool = True
-
-    @property
-    def padded_dim(self) -> int:
-        """head_dim padded to whole vectors."""
-        return padded(self.head_dim, LANES)
-
-    @property
-    def page_head(self) -> int:
-        """Elements that one KV head of one layer takes in a page: K, then V."""
-        return 2 * PAGE_TOKENS * self.padded_dim
-
-
-def rope_kernel(name: str, shape: AttentionShape) -> object:
+def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
     """int32_t name(q, k, v, rope, slots, cache, tokens, q_stride, kv_stride, page, layer, begin, end)
 
     Blocks are (token, KV head): rotates the head's group of q in place, rotates k and writes k and v into the cache.
@@ -82,7 +56,7 @@ def rope_kernel(name: str, shape: AttentionShape) -> object:
         with k.loop(const(shape.head_dim, "int64"), "d") as d:
             k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
             k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
-    return k.function()
+    return k
 
 
 def _rotate(k: Kernel, x: Pointer, start: Expr, rope: Pointer, cosines: Expr, half: int) -> None:
@@ -98,12 +72,7 @@ def _rotate(k: Kernel, x: Pointer, start: Expr, rope: Pointer, cosines: Expr, ha
         k.store(x, start + offset + half, fma(high, cosine, low * sine))
 
 
-def scratch_floats(shape: AttentionShape) -> int:
-    """Floats of private scratch that the attention kernel needs: probabilities and the output of its rows."""
-    return 4 * (PAGE_TOKENS + shape.padded_dim)
-
-
-def attention_kernel(name: str, shape: AttentionShape, level: Level) -> object:
+def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
     """int32_t name(q, cache, tables, tiles, out, scratch, stride, page, layer, scale, window, begin, end)
 
     Blocks are (tile, KV head). tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers.
@@ -127,7 +96,7 @@ class _Attention:
         self.scale, self.window = k.scalar("scale", "float32"), k.scalar("window")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
 
-    def build(self) -> object:
+    def build(self) -> Kernel:
         k, shape = self.k, self.shape
         group = shape.heads // shape.kv_heads
         stride = self.stride64 = k.let(cast(self.stride, "int64"), "stride")
@@ -145,7 +114,7 @@ class _Attention:
                 width = shape.heads * shape.head_dim
                 with k.loop(count, "t") as t, k.loop(stride - width, "pad", begin=const(width, "int64")) as pad:
                     k.store(self.out, (self.token + t) * stride + pad, const(0.0, "float32"))
-        return k.function()
+        return k
 
     def _row_block(self, first: Expr, rows: Expr, group: int) -> None:
         """A few rows (token, head of the group) at once; rows beyond the last repeat it and give the same result."""

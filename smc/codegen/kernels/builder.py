@@ -74,7 +74,7 @@ class Pointer:
     """A pointer parameter seen as a flat array of its element type."""
 
     def __init__(self, name: str, dtype: str) -> None:
-        self.dtype = dtype
+        self.dtype, self.written = dtype, False
         self.var = tirx.Var(name, PointerType(PrimType(dtype), "global"))
         self.buffer = tirx.decl_buffer((1 << 62,), dtype, name + "_data", data=self.var)
 
@@ -109,6 +109,7 @@ class Kernel:
     def __init__(self, name: str) -> None:
         self.name = name
         self._parameters: list[Any] = []
+        self._pointers: dict[str, Pointer] = {}
         self._declarations: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
@@ -119,6 +120,7 @@ class Kernel:
         """A pointer parameter."""
         pointer = Pointer(name, dtype)
         self._parameters.append(pointer.var)
+        self._pointers[name] = pointer
         self._declarations.append(tirx.DeclBuffer(pointer.buffer, data=pointer.var))
         return pointer
 
@@ -135,6 +137,7 @@ class Kernel:
 
     def store(self, pointer: Pointer, index: Expr, value: Expr) -> None:
         """pointer[index…] = value."""
+        pointer.written = True
         self.emit(pointer.store(index, value))
 
     def let(self, value: Expr, name: str = "v") -> Expr:
@@ -174,6 +177,16 @@ class Kernel:
         self._blocks.append([])
         yield
         self.emit(tirx.IfThenElse(condition, self._closed(), None))
+
+    def prototype(self) -> str:
+        """The C parameters, such as "const void *x, void *out, int32_t begin"; the function returns int32_t."""
+        types = {"int32": "int32_t", "int64": "int64_t", "float32": "float"}
+        return ", ".join(
+            f"{'' if self._pointers[p.name].written else 'const '}void *{p.name}"
+            if p.name in self._pointers
+            else f"{types[dtype_of(p)]} {p.name}"
+            for p in self._parameters
+        )
 
     def function(self) -> Any:
         """The finished function."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, Register, broadcast, cast, const, fma
 from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
+from smc.codegen.kernels.specs import sum_group
 from smc.codegen.kernels.unpack import (
     QUADS,
     float_codes,
@@ -46,7 +47,7 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     return Tile(2, 1)
 
 
-def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> object:
+def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
     """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags, begin, end)
 
     Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
@@ -57,15 +58,12 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
     return _Linear(name, encoding, level, tile or default_tile(encoding, level)).build()
 
 
-def sum_group(encoding: Encoding) -> int:
-    """Over how many columns the input sums are taken that correct for zeros."""
-    return 16 if encoding.group == 16 else TILE
-
-
 class _Linear:
     def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile) -> None:
         self.encoding, self.level, self.tile = encoding, level, tile
         self.integer = encoding.activation == "i8"
+        # One scale a row multiplies the finished sum; but offsets, which it must not touch, are in the sum.
+        self.row_scale = not encoding.is_float and not isinstance(encoding.group, int) and not encoding.offset
         k = self.k = Kernel(name)
         self.x = k.pointer("x", "int32" if self.integer else "float32")
         self.x_scales, self.x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
@@ -78,7 +76,7 @@ class _Linear:
         self.parts = ROW_VECTOR // level.lanes
         self.units = [(v, p) for v in range(tile.vectors) for p in range(self.parts)]
 
-    def build(self) -> object:
+    def build(self) -> Kernel:
         k, step = self.k, self.tile.tokens
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
@@ -91,13 +89,13 @@ class _Linear:
             if step > 1:
                 with k.loop(self.tokens - full * step, "token", begin=full * step) as t:
                     self._body(vector, k.let(cast(t, "int64")), 1)
-        return k.function()
+        return k
 
     def _group_count(self) -> Expr:
         group = self.encoding.group
         if self.encoding.is_float or not isinstance(group, int):
             return const(1, "int64")
-        return cast((self.columns + const(group - 1, "int32")) // const(group, "int32"), "int64")
+        return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
     # ---- one tile: `count` tokens from `token` on, `tile.vectors` row vectors from `vector` on
 
@@ -254,7 +252,7 @@ class _Linear:
 
     def _group_scales(self, vector: Expr, group: Expr, offset: bool = False) -> list[Expr]:
         """float32 [lanes] for every unit; empty where the whole row has one scale, which the epilogue applies."""
-        if not isinstance(self.encoding.group, int) and not offset:
+        if self.row_scale:
             return []
         return [self._scale(vector + v, group, p, offset) for v, p in self.units]
 
@@ -349,12 +347,11 @@ class _Linear:
 
     def _epilogue(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
         k, encoding, lanes = self.k, self.encoding, self.level.lanes
-        row_scale = not encoding.is_float and not isinstance(encoding.group, int)
         token_scale = self.integer and encoding.activation_group == "token"
         stride = k.let(cast(self.out_stride, "int64"), "stride")
         for u, (v, p) in enumerate(self.units):
             place = k.let((vector + v) * ROW_VECTOR + p * lanes, "row")
-            scale = self._scale(vector + v, const(0, "int64"), p) if row_scale else None
+            scale = self._scale(vector + v, const(0, "int64"), p) if self.row_scale else None
             for m, row in enumerate(rows):
                 accumulator = accumulators[m][u]
                 if scale is not None:
@@ -373,4 +370,3 @@ class _Linear:
                 k.store(self.out, row * stride + place, accumulators[m][u].value)
 
 
-__all__ = ["ACCUMULATE", "HAS_BIAS", "Pointer", "Tile", "default_tile", "linear_kernel", "sum_group"]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Literal
 
 import tvm.tirx as tirx
 
@@ -25,7 +23,7 @@ from smc.codegen.kernels.builder import (
     reinterpret,
     shuffle,
 )
-from smc.codegen.kernels.linear import sum_group
+from smc.codegen.kernels.specs import Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, storage_dtype
 from smc.codegen.layout import ROW_VECTOR, TILE, planes
 from smc.ir import Encoding
@@ -35,29 +33,6 @@ LANES = 16
 
 COLUMN_CHUNK = 256
 """Columns of one block where a row can be split."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32) or a token, and sums."""
-
-    kind: Literal["f32", "i8"]
-    group: int | Literal["token"] = 32
-    sum_group: int = 32
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
-
-
-F32_FORM = Form("f32")
-
-
-def form_for(encoding: Encoding) -> Form:
-    """The form that a linear with weights in this encoding reads."""
-    if encoding.activation != "i8":
-        return F32_FORM
-    assert encoding.activation_group in (32, "token")
-    return Form("i8", encoding.activation_group, sum_group(encoding))  # type: ignore[arg-type]
 
 
 def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int = LANES) -> Expr:
@@ -153,7 +128,7 @@ def store_codes(
             k.store(sums, group + half, horizontal(k, integers, _add))
 
 
-def rms_norm_kernel(name: str, forms: Sequence[Form]) -> object:
+def rms_norm_kernel(name: str, forms: Sequence[Form]) -> Kernel:
     """int32_t name(x, weight, <forms>, width, stride, eps, begin, end): tokens begin…end, rows of `stride` floats.
 
     mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as transformers rounds it.
@@ -184,7 +159,7 @@ def rms_norm_kernel(name: str, forms: Sequence[Form]) -> object:
                 for o in (0, LANES)
             ]
             sink.store(token, stride64, column, halves[0], halves[1])
-    return k.function()
+    return k
 
 
 def _chunked_rows(k: Kernel) -> AbstractContextManager[tuple[Expr, Expr, Expr]]:
@@ -206,7 +181,7 @@ def _chunked_rows(k: Kernel) -> AbstractContextManager[tuple[Expr, Expr, Expr]]:
     return blocks()
 
 
-def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> object:
+def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> Kernel:
     """int32_t name(a[, b], <forms>, stride, begin, end): blocks of COLUMN_CHUNK columns, token by token.
 
     op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
@@ -228,10 +203,10 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> object:
                 value = value + other if op == "add" else value * other
             halves.append(k.let(value, "value"))
         sink.store(token, stride, column, halves[0], halves[1])
-    return k.function()
+    return k
 
 
-def quantize_tokens_kernel(name: str, form: Form) -> object:
+def quantize_tokens_kernel(name: str, form: Form) -> Kernel:
     """int32_t name(x, codes, scales, sums, stride, begin, end): one scale a token, for encodings that ask for it."""
     k = Kernel(name)
     x = k.pointer("x", "float32")
@@ -249,10 +224,10 @@ def quantize_tokens_kernel(name: str, form: Form) -> object:
         with k.loop(stride64 >> const(5, "int64"), "group") as group:
             place = k.let(start + group * TILE, "place")
             store_codes(k, form, codes, sums, place, x.load(place, LANES), x.load(place + LANES, LANES), inverse)
-    return k.function()
+    return k
 
 
-def embedding_kernel(name: str, encoding: Encoding) -> object:
+def embedding_kernel(name: str, encoding: Encoding) -> Kernel:
     """int32_t name(tokens, codes, scales, zeros, out, rows, columns, stride, begin, end): rows of the packed table.
 
     out: float32 [tokens, stride], the padding set to 0. rows: padded rows of the table, columns: its true width.
@@ -279,7 +254,7 @@ def embedding_kernel(name: str, encoding: Encoding) -> object:
             _decode_row(k, encoding, codes, scales, zeros, out, vector, lane, start, width, cast(rows, "int64"))
         with k.loop(stride64 - width, "column", begin=width) as column:
             k.store(out, start + column, const(0.0, "float32"))
-    return k.function()
+    return k
 
 
 def _decode_row(
@@ -298,7 +273,7 @@ def _decode_row(
     """Codes of one row, four neighbouring columns at a time; columns beyond a padded tile overwrite only padding."""
     tiles = k.let((width + const(TILE - 1, "int64")) // TILE, "tiles")
     size = encoding.group_size(0) if isinstance(encoding.group, int) else 0
-    groups = k.let((width + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
+    groups = k.let((tiles * TILE + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
     tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
     with k.loop(tiles, "tile") as tile:
         base = k.let((vector * tiles + tile) * tile_bytes + lane * 4, "base")

@@ -1,0 +1,204 @@
+"""Which kernels there are, as data: a spec names a kernel and builds it for a level. Importing this needs no tvm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from smc.ir import Encoding
+from smc.targets import Level
+
+if TYPE_CHECKING:
+    from smc.codegen.kernels.builder import Kernel
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32) or a token, and sums.
+
+    sum_group: over how many columns the codes are summed, for linears that correct for zeros.
+    """
+
+    kind: Literal["f32", "i8"]
+    group: int | Literal["token"] = 32
+    sum_group: int = 32
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
+
+
+F32_FORM = Form("f32")
+
+
+def sum_group(encoding: Encoding) -> int:
+    """Over how many columns the input sums are taken that correct for zeros."""
+    return 16 if encoding.group == 16 else 32
+
+
+def form_for(encoding: Encoding) -> Form:
+    """The form that a linear with weights in this encoding reads."""
+    if encoding.activation != "i8":
+        return F32_FORM
+    assert encoding.activation_group in (32, "token")
+    return Form("i8", encoding.activation_group, sum_group(encoding))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What is fixed for a model's attention: constants in the kernels, for the registers' sake.
+
+    rotary: rotate q and k (half-split pairs), or leave them (NoPE layers).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_dtype: Literal["f16", "f32"]
+    rotary: bool = True
+
+    @property
+    def padded_dim(self) -> int:
+        """head_dim padded to whole vectors of 16."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
+    def page_head(self) -> int:
+        """Elements that one KV head of one layer takes in a page of 64 tokens: K, then V."""
+        return 2 * 64 * self.padded_dim
+
+    @property
+    def scratch_floats(self) -> int:
+        """Floats of private scratch that the attention kernel needs: probabilities and outputs of up to 4 rows."""
+        return 4 * (64 + self.padded_dim)
+
+    def __str__(self) -> str:
+        return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"
+
+
+def _identifier(text: Any) -> str:
+    return "".join(c if c.isalnum() else "_" for c in str(text))
+
+
+@dataclass(frozen=True)
+class LinearKernel:
+    """kernels/linear.py"""
+
+    encoding: Encoding
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"linear_{_identifier(self.encoding)}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.linear import linear_kernel
+
+        return linear_kernel(symbol, self.encoding, level)
+
+
+@dataclass(frozen=True)
+class EmbeddingKernel:
+    """kernels/rows.py: embedding_kernel"""
+
+    encoding: Encoding
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"embedding_{_identifier(self.encoding)}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.rows import embedding_kernel
+
+        return embedding_kernel(symbol, self.encoding)
+
+
+@dataclass(frozen=True)
+class RmsNormKernel:
+    """kernels/rows.py: rms_norm_kernel"""
+
+    forms: tuple[Form, ...]
+
+    def name(self) -> str:
+        """Its C name."""
+        return "_".join(["rms_norm", *map(_identifier, self.forms)])
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.rows import rms_norm_kernel
+
+        return rms_norm_kernel(symbol, self.forms)
+
+
+@dataclass(frozen=True)
+class ElementwiseKernel:
+    """kernels/rows.py: elementwise_kernel"""
+
+    op: str
+    forms: tuple[Form, ...]
+
+    def name(self) -> str:
+        """Its C name."""
+        return "_".join([self.op, *map(_identifier, self.forms)])
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.rows import elementwise_kernel
+
+        return elementwise_kernel(symbol, self.op, self.forms)
+
+
+@dataclass(frozen=True)
+class QuantizeTokensKernel:
+    """kernels/rows.py: quantize_tokens_kernel"""
+
+    form: Form
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"quantize_{_identifier(self.form)}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.rows import quantize_tokens_kernel
+
+        return quantize_tokens_kernel(symbol, self.form)
+
+
+@dataclass(frozen=True)
+class RopeKernel:
+    """kernels/attention.py: rope_kernel"""
+
+    shape: AttentionShape
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"rope_cache_{self.shape}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.attention import rope_kernel
+
+        return rope_kernel(symbol, self.shape)
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """kernels/attention.py: attention_kernel"""
+
+    shape: AttentionShape
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"attention_{self.shape}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.attention import attention_kernel
+
+        return attention_kernel(symbol, self.shape, level)
+
+
+KernelSpec = (
+    LinearKernel | EmbeddingKernel | RmsNormKernel | ElementwiseKernel | QuantizeTokensKernel | RopeKernel | AttentionKernel
+)

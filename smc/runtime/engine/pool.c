@@ -14,7 +14,7 @@
 #define MAGIC 0x736d6370u /* "smcp" */
 #define OPEN (UINT64_C(1) << 31)
 #define INSIDE (OPEN - 1)
-#define SPINS 64                 /* then the scheduler is asked: a pure spinner loses whole time slices in company */
+#define SPINS 256                 /* 5 µs; then the scheduler is asked: a pure spinner loses whole time slices in company */
 #define IDLE_NANOSECONDS 200000 /* a worker looks for the next job this long before it sleeps: waking costs 5–50 µs */
 
 void smc_relax(int turns) {

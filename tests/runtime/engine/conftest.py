@@ -83,16 +83,19 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Builds a C driver beside these tests with the engine's files it needs: (name, files…, sanitizer) → executable."""
+    """Builds a C driver beside these tests with the engine's files that it needs → executable."""
     folder = tmp_path_factory.mktemp("drivers")
     built: dict[tuple[str, str], Path] = {}
 
-    def build(name: str, *files: str, sanitizer: str = "") -> Path:
+    def build(
+        name: str, *files: str, sanitizer: str = "", more: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+    ) -> Path:
         if (name, sanitizer) not in built:
             if sanitizer and not supports(sanitizer, folder):
                 pytest.skip(f"no gcc with -fsanitize={sanitizer}")
-            flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
-            sources = [HERE / f"{name}.c", *(ENGINE / file for file in files)]
+            if sanitizer:
+                flags = (*flags, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+            sources = [HERE / f"{name}.c", *(HERE / file for file in more), *(ENGINE / file for file in files)]
             built[name, sanitizer] = compile_c(folder / f"{name}-{sanitizer or 'plain'}", sources, *flags)
         return built[name, sanitizer]
 

@@ -3,6 +3,7 @@
  *   phases stress THREADS STEPS SEED   random phases: every block exactly once, each after all of the phase before
  *   phases late THREADS                workers that hold no block are not waited for
  *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
+ *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
  *
@@ -117,8 +118,9 @@ static void cancel_run(struct smc_thread *thread, const struct smc_step *step) {
     struct smc_phase phase;
     smc_phase_begin(thread, &phase, 1, blocks);
     while (smc_phase_claim(thread, &phase)) {
-      blocks_run[thread->index] += phase.end - phase.begin;
       if (layer == step->count && phase.begin == 0) atomic_store(&cancel, 1);
+      if (layer == step->count && thread->index > 0) usleep(300); /* still inside when the caller sees the cancellation */
+      blocks_run[thread->index] += phase.end - phase.begin;
     }
     if (smc_phase_end(thread, &phase)) return;
   }
@@ -140,6 +142,36 @@ static void cancel_steps(struct smc_pool *pool, int steps) {
   for (int i = 0; i < steps; i++) {
     cancel_once(pool, i % 49);
     cancel_once(pool, 50);
+  }
+}
+
+/* ---- placement */
+
+static void idle_run(struct smc_thread *thread, const struct smc_step *step) {
+  (void)thread;
+  (void)step;
+}
+
+static void check_placement(const struct smc_pool *pool, int caller) {
+  cpu_set_t all = {0}, mask;
+  for (int t = 1; t < pool->threads; t++) {
+    CHECK(sched_getaffinity(atomic_load(&pool->workers[t].id), sizeof mask, &mask) == 0);
+    CHECK(!CPU_ISSET((size_t)caller, &mask));
+    CHECK(CPU_COUNT(&mask) == (CPU_COUNT(&pool->allowed) == pool->threads ? 1 : CPU_COUNT(&pool->allowed) - 1));
+    CPU_OR(&all, &all, &mask);
+  }
+  CHECK(CPU_COUNT(&all) == CPU_COUNT(&pool->allowed) - 1); /* together they have all other CPUs */
+}
+
+static void place(struct smc_pool *pool) {
+  const struct smc_job job = job_of(idle_run, 0);
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET((size_t)cpu, &pool->allowed)) continue;
+    cpu_set_t one = {0};
+    CPU_SET((size_t)cpu, &one);
+    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+    CHECK(smc_pool_run(pool, &job) == SMC_OK);
+    check_placement(pool, cpu);
   }
 }
 
@@ -182,6 +214,7 @@ int main(int count, char **arguments) {
   if (count == 5 && !strcmp(arguments[1], "stress")) stress(pool, atoi(arguments[3]), (uint32_t)atoi(arguments[4]));
   else if (count == 3 && !strcmp(arguments[1], "late")) late(pool);
   else if (count == 4 && !strcmp(arguments[1], "cancel")) cancel_steps(pool, atoi(arguments[3]));
+  else if (count == 3 && !strcmp(arguments[1], "place")) place(pool);
   else if (count == 5 && !strcmp(arguments[1], "bench")) bench(pool, atoi(arguments[3]), atoi(arguments[4]));
   else return 2;
   smc_pool_destroy(pool);

@@ -20,7 +20,7 @@ from smc.errors import InputError
 from smc.runtime import binding
 from smc.runtime.binding import TOKEN, WANT_HIDDEN, WANT_LOGITS, Batch, CancelledError, Engine, Options
 
-from .conftest import VOCAB, WEIGHTS, compile_fake_program, write_artifact
+from .conftest import ENGINE, LEVELS, VOCAB, WEIGHTS, compile_fake_program, write_artifact
 
 LAYERS, HEADS, HEAD_DIM, PRIME, PAGE, MAX_STEP, CONTEXT = 3, 2, 16, 251, 64, 24, 300
 FREQUENCIES = np.array([0.75, 0.3, 0.2, 0.15, 0.11, 0.07, 0.03, 0.01], np.float32)  # table 1
@@ -598,3 +598,17 @@ def test_bad_artifacts(open_model: Open, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=sentence):
             open_model(path)
+
+
+# ---- sanitizers
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_two_models_and_cancellations_under_sanitizers(
+    driver: Callable[..., Path], artifact: Path, sanitizer: str
+) -> None:
+    files = [source.name for source in sorted(ENGINE.glob("*.c"))]
+    program = driver("steps", *files, more=("fake_program.c",), flags=LEVELS, sanitizer=sanitizer)
+    done = subprocess.run([str(program), str(artifact), "3", "5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 0  # some steps were cancelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_nobody_waits_for_a_thread_that_holds_no_block(driver: Driver, threads: 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_cancelled_step_ends_and_the_next_one_is_whole(driver: Driver, threads: int) -> None:
     run(driver("phases", *FILES, sanitizer="thread"), "cancel", threads, 20)
+
+
+def test_workers_keep_off_the_callers_cpu(driver: Driver) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    if cpus == 1:
+        pytest.skip("one CPU: there is nowhere to go")
+    for threads in {2, cpus}:
+        run(driver("phases", *FILES), "place", threads)
 
 
 @pytest.mark.parametrize(

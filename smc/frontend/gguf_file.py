@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smc.errors import InputError
+from smc.frontend.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -40,41 +41,43 @@ class GGUFTensor:
 class GGUFFile:
     """What the head of a GGUF file says."""
 
-    path: Path
+    file: WeightsFile
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.file.path
+
     def bytes_of(self, tensor: GGUFTensor) -> np.ndarray:
-        """uint8 [size]: the tensor's bytes, mapped copy-on-write; the pages go with the array."""
-        return np.memmap(self.path, dtype=np.uint8, mode="c", offset=tensor.offset, shape=(tensor.size,))
+        """uint8 [size]: the tensor's bytes, in memory of their own."""
+        return self.file.read(tensor.offset, tensor.size)
 
 
 def read_gguf(path: Path) -> GGUFFile:
     """Read the head of the file; InputError where it is cut short, of another version, or holds unsupported types."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"{path} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            cursor = _Cursor(mapped, path)
-            tensor_count, metadata = _metadata(cursor)
-            infos = [_tensor_info(cursor) for _ in range(tensor_count)]
-            head = cursor.place
+    file = WeightsFile.of(path)
+    if file.size == 0:
+        raise InputError(f"{path} is empty")
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        cursor = _Cursor(mapped, path)
+        tensor_count, metadata = _metadata(cursor)
+        infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: general.alignment must be a positive integer, not {alignment!r}")
-    data = -(-head // alignment) * alignment
+    data = -(-cursor.place // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     for name, shape, kind, offset in infos:
         tensor = _locate(path, name, shape, kind, data + offset)
-        if tensor.offset + tensor.size > size:
-            raise InputError(
-                f"{path} is cut short: tensor {name} ends at byte {tensor.offset + tensor.size:,}, the file at {size:,}"
-            )
+        end = tensor.offset + tensor.size
+        if end > file.size:
+            raise InputError(f"{path} is cut short: tensor {name} ends at byte {end:,}, the file at {file.size:,}")
         if name in tensors:
             raise InputError(f"{path} lists the tensor {name} twice")
         tensors[name] = tensor
-    return GGUFFile(path, metadata, tensors)
+    return GGUFFile(file, metadata, tensors)
 
 
 class _Cursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from smc.errors import InputError
 from smc.frontend.checkpoint import StoredTensor
 from smc.frontend.config import read_json
+from smc.frontend.weights_file import WeightsFile
 from smc.ir import BF16, F16, F32
 
 if TYPE_CHECKING:
@@ -55,30 +57,31 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _tensors(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of one file. Its header says shapes and dtypes; safetensors checks the file's length against it."""
+    """The tensors of one file. safetensors checks its header and its length; where they lie is then read from it."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
-            headers = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+        weights = WeightsFile.of(path)
+        with safe_open(path, framework="numpy"), path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_size))
     except FileNotFoundError:
         raise InputError(f"{path} is missing, although the checkpoint says that it holds weights") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or corrupt: {error}") from None
-    for name, (shape, dtype) in headers.items():
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
         if dtype not in ENCODINGS:
             raise InputError(f"{path}: tensor {name} is stored as {dtype}; {', '.join(ENCODINGS)} are supported")
-        yield StoredTensor(name, shape, ENCODINGS[dtype], partial(_read, path, name), str(path))
+        start, end = entry["data_offsets"]
+        read = partial(_read, weights, shape, dtype, 8 + header_size + start, end - start)
+        yield StoredTensor(name, shape, ENCODINGS[dtype], read, str(path))
 
 
-def _read(path: Path, name: str) -> Tensor:
-    """One tensor, backed by mapped pages that go with it: the file is opened anew every time, nothing stays."""
-    from safetensors import SafetensorError, safe_open
+def _read(file: WeightsFile, shape: tuple[int, ...], dtype: str, offset: int, size: int) -> Tensor:
+    """One tensor, in memory of its own."""
+    import torch
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} can no longer be read: {error}") from None
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return torch.from_numpy(file.read(offset, size)).view(dtypes[dtype]).reshape(shape)

@@ -243,3 +243,15 @@ def test_broken_tokenizer(folder: Path, text: str) -> None:
 def test_broken_sentencepiece_model(folder: Path, data: bytes) -> None:
     (folder / "tokenizer.model").write_bytes(data)
     assert_refused(folder, "tokenizer.model")
+
+
+def test_file_that_changes_after_loading(folder: Path) -> None:
+    """Weights are read long after the head: a file that changed meanwhile is refused, not misread."""
+    parameter = load_checkpoint(folder).parameters[Q_PROJ]
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        parameter.load()
+    path.unlink()
+    with pytest.raises(InputError, match="can no longer be read"):
+        parameter.load()

@@ -16,9 +16,6 @@ from smc.errors import InputError
 
 Floats = NDArray[np.floating[Any]]
 
-# Top-p looks at this many of the most likely tokens before it sorts a whole vocabulary.
-_TOP_P_CANDIDATES = 512
-
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -59,30 +56,47 @@ class Sampler:
     def __init__(self, options: SamplingOptions, prompt: list[int]) -> None:
         self.options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
-        self._seen = set(prompt)
+        self._seen = np.unique(np.array(prompt, np.intp))
 
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is."""
         options = self.options
         if options.repetition_penalty != 1.0:
-            logits = apply_repetition_penalty(logits, sorted(self._seen), options.repetition_penalty)
+            logits = apply_repetition_penalty(logits, self._seen, options.repetition_penalty)
         token = int(np.argmax(logits)) if options.temperature == 0.0 else self._draw(filter_logits(logits, options))
-        self._seen.add(token)
+        if options.repetition_penalty != 1.0 and not (self._seen == token).any():
+            self._seen = np.append(self._seen, token)
         return token
 
     def _draw(self, logits: Floats) -> int:
-        """One token with the probability that softmax gives it, by inversion of the cumulative sum in id order."""
-        candidates = np.flatnonzero(logits > -np.inf)
-        if candidates.size == 0:  # nothing but -inf or NaN: no distribution to draw from
+        """One token with the probability that softmax gives it."""
+        largest = logits.max()
+        if not np.isfinite(largest):  # no distribution to draw from
             return int(np.argmax(logits))
-        kept = logits[candidates].astype(np.float64)
-        cumulative = np.cumsum(np.exp(kept - kept.max()))
-        index = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(candidates[min(int(index), candidates.size - 1)])
+        weights = logits - largest
+        return invert_cumulative(np.exp(weights, out=weights), self._random.random())
 
 
-def apply_repetition_penalty(logits: NDArray[np.float32], seen: list[int], penalty: float) -> NDArray[np.float32]:
-    """A copy of `logits` [vocab] with the tokens in `seen` made less likely (penalty > 1) or likelier (< 1)."""
+def invert_cumulative(weights: Floats, uniform: float) -> int:
+    """The first index up to which `weights` [n] sum to more than `uniform` (0 … 1) of their sum; its weight is not 0.
+
+    In two steps, block and place in the block, because a running sum of a whole vocabulary is slow.
+    """
+    starts = np.arange(0, weights.size, 256)
+    blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), int(np.searchsorted(blocks, blocks[-1])))
+    if block > 0:
+        target -= blocks[block - 1]
+    inside = np.cumsum(weights[starts[block] : starts[block] + 256], dtype=np.float64)
+    place = min(int(np.searchsorted(inside, target, side="right")), int(np.searchsorted(inside, inside[-1])))
+    return int(starts[block]) + place
+
+
+def apply_repetition_penalty(
+    logits: NDArray[np.float32], seen: NDArray[np.intp], penalty: float
+) -> NDArray[np.float32]:
+    """A copy of `logits` [vocab] with the tokens `seen` (any order) made less likely (penalty > 1) or likelier (< 1)."""
     logits = logits.copy()
     chosen = logits[seen]
     logits[seen] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))
@@ -93,37 +107,30 @@ def filter_logits(logits: Floats, options: SamplingOptions) -> Floats:
     """Logits [vocab] divided by the temperature, with -inf for the tokens that top-k, top-p or min-p exclude."""
     scaled: Floats = logits / logits.dtype.type(options.temperature)
     if 0 < options.top_k < scaled.size:
-        threshold = np.partition(scaled, -options.top_k)[-options.top_k]
-        scaled = np.where(scaled < threshold, -np.inf, scaled)
+        scaled[scaled < np.partition(scaled, -options.top_k)[-options.top_k]] = -np.inf
     if options.top_p < 1.0:
-        scaled = _top_p(scaled, options.top_p)
+        scaled[scaled < _top_p_threshold(scaled, options.top_p)] = -np.inf
     if options.min_p > 0.0:
-        # p >= min_p · p_max, in logarithms
-        scaled = np.where(scaled < scaled.max() + np.log(options.min_p), -np.inf, scaled)
+        scaled[scaled < scaled.max() + np.log(options.min_p)] = -np.inf  # p < min_p · p_max, in logarithms
     return scaled
 
 
-def _top_p(logits: Floats, top_p: float) -> Floats:
-    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; at least one."""
-    weights: Floats = np.exp((logits - logits.max()).astype(np.float64))
-    wanted = top_p * weights.sum()
-    count = min(_TOP_P_CANDIDATES, weights.size)
-    while True:
-        candidates = np.argpartition(weights, -count)[-count:] if count < weights.size else np.arange(weights.size)
-        order = candidates[np.argsort(-weights[candidates], kind="stable")]
-        cumulative = np.cumsum(weights[order])
-        if cumulative[-1] >= wanted or count == weights.size:
+def _top_p_threshold(logits: Floats, top_p: float) -> np.floating[Any]:
+    """The logit of the last of the fewest most likely tokens whose probabilities reach `top_p`."""
+    weights = logits - logits.max()
+    np.exp(weights, out=weights)
+    wanted = top_p * weights.sum(dtype=np.float64)
+    for least in (1e-4, 0.0):  # seldom must the whole vocabulary be sorted
+        descending = np.sort(logits[weights >= least])[::-1]
+        cumulative = np.cumsum(np.exp(descending - descending[0]), dtype=np.float64)
+        if cumulative[-1] >= wanted:
             break
-        count = min(count * 8, weights.size)
-    kept = order[: int(np.searchsorted(cumulative, wanted, side="left")) + 1]
-    result = np.full_like(logits, -np.inf)
-    result[kept] = logits[kept]
-    return result
+    return descending[min(int(np.searchsorted(cumulative, wanted)), descending.size - 1)]
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Log-softmax of `logits` [vocab]: the model's own distribution, before penalty, temperature and filters."""
-    shifted = logits.astype(np.float64) - np.float64(logits.max())
+    shifted = logits.astype(np.float64) - logits.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result
 

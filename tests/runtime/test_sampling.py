@@ -11,6 +11,7 @@ from smc.runtime.sampling import (
     SamplingOptions,
     apply_repetition_penalty,
     filter_logits,
+    invert_cumulative,
     log_probabilities,
     top_tokens,
 )
@@ -61,7 +62,7 @@ def test_filters_are_those_of_transformers(options: SamplingOptions, vocab: int)
     logits = random_logits(vocab)
     seen = [0, 3, 3, 4]
     before = logits.copy()
-    penalized = apply_repetition_penalty(logits, seen, options.repetition_penalty)
+    penalized = apply_repetition_penalty(logits, np.array(seen), options.repetition_penalty)
     result = filter_logits(penalized, options)
     np.testing.assert_allclose(result, transformers_logits(logits, options, seen), rtol=1e-6)
     np.testing.assert_array_equal(logits, before)
@@ -87,6 +88,16 @@ def test_draws_have_the_distribution():
     expected = np.array([0.5, 0.3, 0.15, 0.05]) * 20000
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 1000])
+def test_inversion_is_that_of_the_running_sum(count: int):
+    weights = np.random.default_rng(count).random(count).astype(np.float32)
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    for uniform in [0.0, *np.random.default_rng(0).random(200), np.nextafter(1.0, 0.0)]:
+        index = invert_cumulative(weights, uniform)
+        below = cumulative[index] - weights[index]
+        assert below - 1e-9 <= uniform * cumulative[-1] <= cumulative[index] + 1e-9
 
 
 def test_excluded_tokens_are_never_drawn():

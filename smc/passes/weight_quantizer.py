@@ -86,14 +86,16 @@ class WeightQuantizer(Pass):
     def _quantized(self, parameter: Parameter, encoding: Encoding) -> Parameter:
         def load() -> EncodedTensor:
             try:
-                return self.encode(parameter.values())
+                values = parameter.load().values
+                assert values is not None  # a float encoding
+                return self.encode(values)
             except InputError as error:
                 raise InputError(f"{parameter.name}: {error}") from error
 
         return replace(parameter, encoding=encoding, load=load)
 
     def encode(self, values: Tensor) -> EncodedTensor:
-        """Quantize one tensor of floats, any shape: pads the groups, guards all-zero ones, checks what comes back."""
+        """Quantize one tensor, any shape and float dtype: pads the groups, guards all-zero ones, checks what comes back."""
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
@@ -103,10 +105,12 @@ class WeightQuantizer(Pass):
         scales = torch.empty(rows, count)
         third = torch.empty(rows, count) if encoding.zero == "group" or encoding.offset else None
         mask = (torch.arange(count * size) < columns).view(count, size)
-        matrix = values.float().reshape(rows, columns)
+        matrix = values.reshape(rows, columns)
         with _one_torch_thread():
             for part in _row_chunks(rows, count * size):
-                groups = torch.nn.functional.pad(matrix[part], (0, count * size - columns)).view(-1, count, size)
+                groups = torch.nn.functional.pad(matrix[part].float(), (0, count * size - columns)).view(
+                    -1, count, size
+                )
                 chunk = self._encode_groups(groups, GroupStatistics(mask), encoding)
                 codes[part], scales[part] = chunk[0], chunk[1]
                 if third is not None:

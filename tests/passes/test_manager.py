@@ -14,7 +14,7 @@ from smc.ir import VerifyError, print_module
 from smc.passes import Context, Convert, Pass, QuantizeRTN, Untie, apply, load_recipe, parse_pass
 from smc.reference import Reference
 
-LOG_LEVELS = '''
+NEAR_ZERO = '''
 """A method of a user's own."""
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from smc.passes import WeightQuantizer, register
 LEVELS = torch.tensor([-1, -0.7, -0.5, -0.35, -0.25, -0.15, -0.08, 0, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1])
 
 
-@register("log-levels")
+@register("near-zero")
 @dataclass(frozen=True)
-class LogLevels(WeightQuantizer):
-    """4-bit codebook, levels denser near zero. group: inputs that share a scale. include, exclude: patterns."""
+class NearZero(WeightQuantizer):
+    """4-bit codebook, levels denser near zero."""
 
     group: int = 64
 
@@ -169,9 +169,9 @@ def test_a_pattern_that_matches_nothing_is_a_slip(module):
 
 
 def test_a_users_file(module, tmp_path):
-    file = tmp_path / "log_levels.py"
-    file.write_text(LOG_LEVELS)
-    result = apply(module, [f"{file}:log-levels:group=16"])
+    file = tmp_path / "near_zero.py"
+    file.write_text(NEAR_ZERO)
+    result = apply(module, [f"{file}:near-zero:group=16"])
     name = "model.layers.0.mlp.down_proj.weight"
     parameter = result.parameters[name]
     assert str(parameter.encoding) == "levels16.f32.g16.weight-only"
@@ -180,9 +180,9 @@ def test_a_users_file(module, tmp_path):
     # No level is further than 0.15 from its neighbour's middle, times the scale; f16 rounds the scale.
     assert ((parameter.values() - values).view(48, 5, 16) <= 0.151 * scales).all()
     assert torch.isfinite(Reference(result).logits(torch.arange(10))).all()
-    assert parse_pass(f"{file}:log-levels") == parse_pass("log-levels")
+    assert parse_pass(f"{file}:near-zero") == parse_pass("near-zero")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("passes: [./log_levels.py:log-levels:group=32, {log-levels: {group: 16}}]")
+    recipe.write_text("passes: [./near_zero.py:near-zero:group=32, {near-zero: {group: 16}}]")
     assert [step.group for step in load_recipe(recipe).passes] == [32, 16]
 
 

@@ -6,6 +6,7 @@ last of them. Threads are one pool a process for each requested count, shared by
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import hashlib
 import os
@@ -192,8 +193,6 @@ class Library:
                 ) from None
 
     def _unload(self) -> None:
-        import _ctypes
-
         handle = self._library._handle
         _ctypes.dlclose(handle)
         if self._memory_file is None:
@@ -220,7 +219,7 @@ class Pool:
         self.pointer = c_void_p()
         status = library.api.pool_create(key[1], ctypes.byref(self.pointer))
         if status < 0:
-            message = f"the engine can't start {key[1] or 'its'} threads"
+            message = f"the engine can't start {key[1] or 'its'} threads; give fewer"
             raise InputError(message) if status in _USERS else RuntimeError(message)
         self._library = library.retain()
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smc.errors import InputError
-from smc.runtime.binding import CancelledError
 from smc.runtime.sampling import Sampler, SamplingOptions, log_probabilities, top_tokens
 from smc.runtime.streaming import Detokenizer, StopStrings
 
@@ -99,8 +98,9 @@ class GenerationOptions:
 class TextStream(Iterator[str]):
     """An iterator over pieces of text while they are generated; `result` grows along and is complete at the end.
 
-    On KeyboardInterrupt or a cancelled step the text so far stays in `result` and the exception passes on. A sequence
-    that the stream made is dropped at the end; a sequence given to it stays and holds all tokens that were run.
+    On KeyboardInterrupt, or `CancelledError` after `engine.cancel()`, the text so far stays in `result` and the
+    exception passes on. A sequence that the stream made is dropped at the end; one given to it stays and holds all
+    tokens that were run.
     """
 
     def __init__(
@@ -146,8 +146,6 @@ class TextStream(Iterator[str]):
             if rest:
                 self.result.text += rest
                 yield rest
-        except CancelledError:
-            raise KeyboardInterrupt from None
         finally:
             if self._sequence is None:
                 sequence.drop()

@@ -8,11 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from smc.runtime.binding import CancelledError
+
 
 @contextmanager
 def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
     """Within this context SIGINT calls `cancel` at once, from another thread; KeyboardInterrupt follows as usual.
 
+    The `CancelledError` of a step that ended so becomes a KeyboardInterrupt, should it come first.
     The interpreter's C-level signal handler writes the signal's number to a socket, on which a thread waits: that works
     while the main thread is inside the engine. Off the main thread, where Python handles no signals, it does nothing.
     """
@@ -32,6 +35,8 @@ def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
+    except CancelledError:
+        raise KeyboardInterrupt from None
     finally:
         signal.set_wakeup_fd(previous)
         writer.close()

@@ -96,7 +96,7 @@ def invert_cumulative(weights: Floats, uniform: float) -> int:
 def apply_repetition_penalty(
     logits: NDArray[np.float32], seen: NDArray[np.intp], penalty: float
 ) -> NDArray[np.float32]:
-    """A copy of `logits` [vocab] with the tokens `seen` (any order) made less likely (penalty > 1) or likelier (< 1)."""
+    """A copy of `logits` [vocab] with the tokens `seen` made less likely (penalty > 1) or likelier (< 1)."""
     logits = logits.copy()
     chosen = logits[seen]
     logits[seen] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))

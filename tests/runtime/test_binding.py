@@ -148,6 +148,8 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
         load(artifact, kv_dtype="f64")
     with pytest.raises(InputError, match="threads is -1"):
         load(artifact, threads=-1)
+    with pytest.raises(InputError, match="can't start 1000000 threads"):
+        load(artifact, threads=1_000_000)
     with pytest.raises(InputError, match="context_length is -5"):
         load(artifact, context_length=-5)
 

@@ -82,7 +82,9 @@ typedef struct smc_engine_api {
   uint32_t size;        /* sizeof(smc_engine_api) */
 
   /* Threads, shared by all models of a process. Workers are the engine's own; the caller's thread works too and its
-   * affinity is never touched. threads = 0 as in smc_options. */
+   * affinity is never touched. threads = 0 as in smc_options, at most 64. A pool may serve the models of any program.so
+   * of the same ABI version, but its workers run code of the one that created it: that one must stay loaded, and the pool
+   * must outlive its models. */
   int (*pool_create)(int32_t threads, smc_pool **pool);
   void (*pool_destroy)(smc_pool *pool);
 

@@ -111,15 +111,20 @@ static void late(struct smc_pool *pool) {
 
 static int blocks_run[SMC_MAX_THREADS];
 
+/* In layer step->count somebody inside a block cancels and stays inside for a while: a worker, if there is one. */
 static void cancel_run(struct smc_thread *thread, const struct smc_step *step) {
   for (int layer = 0; layer < 50; layer++) {
+    const int last = layer == step->count, worker = thread->index > 0;
+    while (last && !worker && thread->count > 1 && !atomic_load(&cancel)) usleep(10);
     if (smc_cancelled(thread)) return;
     const int32_t blocks[] = {thread->count * 4};
     struct smc_phase phase;
     smc_phase_begin(thread, &phase, 1, blocks);
     while (smc_phase_claim(thread, &phase)) {
-      if (layer == step->count && phase.begin == 0) atomic_store(&cancel, 1);
-      if (layer == step->count && thread->index > 0) usleep(300); /* still inside when the caller sees the cancellation */
+      if (last) {
+        atomic_store(&cancel, 1);
+        usleep(worker ? 500 : 0);
+      }
       blocks_run[thread->index] += phase.end - phase.begin;
     }
     if (smc_phase_end(thread, &phase)) return;

@@ -44,7 +44,7 @@ def zip64(name: bytes, data: bytes) -> bytes:
     return local + data + entry + record + locator + end
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     members=st.dictionaries(
         st.text("abcdefgh/._", min_size=1, max_size=12), st.binary(max_size=200), min_size=1, max_size=6

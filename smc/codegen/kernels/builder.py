@@ -141,7 +141,13 @@ class Kernel:
         self.emit(pointer.store(index, value))
 
     def let(self, value: Expr, name: str = "v") -> Expr:
-        """Name a value, so that it is computed once."""
+        """Name a value, so that it is computed once.
+
+        Only scalar integers, which indices are made of, become let-bindings: tvm's analyzer substitutes bindings into
+        each other, which grows exponentially along a chain of vector arithmetic.
+        """
+        if dtype_of(value) not in ("int32", "int64"):
+            return self.register(value, name).value
         var = tirx.Var(self._fresh(name), dtype_of(value))
         self.emit(tirx.Bind(var, value))
         return var
@@ -208,7 +214,6 @@ def lower(function: Any, target: Any) -> Any:
     module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
     passes = [
         tirx.transform.BindTarget(target),
-        tirx.transform.StmtSimplify(),
         tirx.transform.LowerTVMBuiltin(),
         tirx.transform.LowerIntrin(),
     ]

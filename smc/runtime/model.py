@@ -193,9 +193,13 @@ class Model:
         if self.artifact.tokenizer is None:
             raise InputError(f"{self.artifact.path} has no tokenizer: give tokens instead of text")
         try:
-            return Tokenizer.from_str(self.artifact.tokenizer)
+            tokenizer = Tokenizer.from_str(self.artifact.tokenizer)
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{self.artifact.path} is damaged: its tokenizer can't be read ({error})") from None
+        # Some files keep the settings of their training; transformers ignores them too.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

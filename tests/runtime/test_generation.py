@@ -185,6 +185,26 @@ def test_without_tokenizer(program: bytes, tmp_path: Path):
                 action()
 
 
+def test_settings_of_training_in_the_tokenizer_are_ignored(program: bytes, tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=9, pad_id=3)
+    members = {"weights": bytes(64), "manifest.json": json.dumps(manifest_for(program)), "program.so": program}
+    members["tokenizer.json"] = tokenizer.to_str()
+    with load(write_artifact(tmp_path / "model.smc", members), threads=1) as model:
+        assert model.encode("hello") == byte_tokenizer().encode("hello").ids
+        assert model.encode("a") == byte_tokenizer().encode("a").ids
+
+
+def test_damaged_tokenizer(program: bytes, tmp_path: Path):
+    members = {"weights": bytes(64), "manifest.json": json.dumps(manifest_for(program)), "program.so": program}
+    with (
+        load(write_artifact(tmp_path / "model.smc", members | {"tokenizer.json": "{}"}), threads=1) as model,
+        pytest.raises(InputError, match="its tokenizer can't be read"),
+    ):
+        model.encode("a")
+
+
 def test_interrupt_ends_the_running_step(model: Model):
     """Ctrl-C in the middle of a step that takes a second: it ends at the next layer, and what was there stays."""
     with model.new_sequence() as sequence:

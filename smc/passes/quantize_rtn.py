@@ -14,6 +14,8 @@ from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+GROUPS = (16, 32, 64, 128, "row")
+
 
 @register("quantize-rtn")
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class QuantizeRTN(WeightQuantizer):
             raise InputError(f"quantize-rtn takes 2 to 8 bits, not {self.bits}")
         if self.search < 0:
             raise InputError(f"the search of quantize-rtn is a number of steps, not {self.search}")
-        self.encoding()  # refuses groups that no kernel has
+        if self.group not in GROUPS:
+            raise InputError(f"quantize-rtn takes groups of {', '.join(map(str, GROUPS))}, not {self.group}")
 
     def encoding(self) -> Encoding:
         """Packed integers, a scale and perhaps a zero for every group."""

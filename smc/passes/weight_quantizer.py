@@ -95,7 +95,7 @@ class WeightQuantizer(Pass):
         return replace(parameter, encoding=encoding, load=load)
 
     def encode(self, values: Tensor) -> EncodedTensor:
-        """Quantize one tensor, any shape and float dtype: pads the groups, guards all-zero ones, checks what comes back."""
+        """Quantize one tensor of any shape and float dtype: pad groups, guard all-zero ones, check what comes back."""
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
@@ -108,10 +108,8 @@ class WeightQuantizer(Pass):
         matrix = values.reshape(rows, columns)
         with _one_torch_thread():
             for part in _row_chunks(rows, count * size):
-                groups = torch.nn.functional.pad(matrix[part].float(), (0, count * size - columns)).view(
-                    -1, count, size
-                )
-                chunk = self._encode_groups(groups, GroupStatistics(mask), encoding)
+                padded = torch.nn.functional.pad(matrix[part].float(), (0, count * size - columns))
+                chunk = self._encode_groups(padded.view(-1, count, size), GroupStatistics(mask), encoding)
                 codes[part], scales[part] = chunk[0], chunk[1]
                 if third is not None:
                     third[part] = chunk[2]

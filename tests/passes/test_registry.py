@@ -56,7 +56,7 @@ def test_the_text_of_a_pass_reads_back(step):
         ("quantize-rtn:symmetric=maybe", "takes yes or no, not 'maybe'"),
         ("convert:dtype=f8", "takes f32 or f16 or bf16, not 'f8'"),
         ("quantize-rtn:bits=9", "quantize-rtn takes 2 to 8 bits, not 9"),
-        ("quantize-rtn:group=12", "a group is a multiple of 8"),
+        ("quantize-rtn:group=24", "quantize-rtn takes groups of 16, 32, 64, 128, row, not 24"),
         ("quantize-rtn:bits", "'bits' in pass 'quantize-rtn:bits' is not of the form option=value"),
         ("quantize-rtn:bits=4,bits=5", "gives option bits twice"),
         ("a:b=c:d", "is not of the form"),

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import zipfile
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +21,7 @@ from smc.cli import compile as command
 from smc.cli import main
 from smc.passes import load_recipe
 
+ROOT = Path(__file__).parent.parent.parent
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -98,3 +105,35 @@ def test_interrupt_leaves_with_130(make_checkpoint: MakeCheckpoint, monkeypatch:
 )
 def test_file_name_of_a_model(name: str, file: str) -> None:
     assert command._file_name(name) == file
+
+
+def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = make_checkpoint()
+    before = set(tmp_path.iterdir())
+    assert main.run(["compile", str(folder), "--quant", "int8", "--emit", "c,tir,asm", "listing", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    artifact = Path(summary["out"])
+    assert set(tmp_path.iterdir()) - before == {tmp_path / artifact, tmp_path / "listing"}
+    assert summary["bytes"] == artifact.stat().st_size
+    assert summary["embedding"] == summary["head"] == "int8.g32"
+    assert 8.5 < summary["bits_per_weight"] < 13  # rows of 48 and 80 columns are padded to groups of 32
+    assert {"avx512vnni", "avx2"} >= set(summary["levels"]) != set()
+    assert {path.suffix for path in (tmp_path / "listing").rglob("*.*")} >= {".c"}
+    assert zipfile.is_zipfile(artifact)
+
+
+def test_interrupted_process_leaves_nothing_behind(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder, _ = make_checkpoint()
+    before = set(tmp_path.iterdir())
+    command = [sys.executable, "-m", "smc", "compile", str(folder), "-o", "out.smc"]
+    environment = {**os.environ, "SMC_CACHE": str(tmp_path.parent / "cold-cache"), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("run passes"):
+                process.send_signal(signal.SIGINT)
+                break
+        message = process.stderr.read()
+    assert process.returncode == 130, message
+    assert "Traceback" not in message
+    assert set(tmp_path.iterdir()) == before

@@ -12,7 +12,7 @@
 /* A share is handed out in about this many pieces: what a slow thread leaves behind can be stolen. */
 #define PIECES 8
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
-#define GRACE 16
+#define GRACE 32
 
 /* Thread t's share of a phase: `size` blocks from block `first` on. */
 struct share {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, Register, broadcast, cast, const, fma
 from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
-from smc.codegen.kernels.specs import sum_group
+from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.unpack import (
     QUADS,
     float_codes,
@@ -27,10 +27,6 @@ from smc.codegen.kernels.unpack import (
 from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
 from smc.ir import Encoding
 from smc.targets import Level
-
-HAS_BIAS, ACCUMULATE = 1, 2
-"""Bits of the kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it."""
-
 
 @dataclass(frozen=True)
 class Tile:

@@ -23,17 +23,13 @@ from smc.codegen.kernels.builder import (
     reinterpret,
     shuffle,
 )
-from smc.codegen.kernels.specs import Form
+from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, storage_dtype
 from smc.codegen.layout import ROW_VECTOR, TILE, planes
 from smc.ir import Encoding
 
 LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
-
-COLUMN_CHUNK = 256
-"""Columns of one block where a row can be split."""
-
 
 def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int = LANES) -> Expr:
     """All lanes combined in a fixed tree: halves with halves."""

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from smc.codegen.kernels.builder import Kernel
 
 
+HAS_BIAS, ACCUMULATE = 1, 2
+"""Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it."""
+
+COLUMN_CHUNK = 256
+"""Columns that one block of an element-wise kernel covers."""
+
+
 @dataclass(frozen=True)
 class Form:
     """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32) or a token, and sums.

@@ -1,0 +1,56 @@
+"""Writes the artifact: one ZIP with stored members, each beginning at a multiple of 64 KiB (docs/artifact.md)."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+MEMBER_ALIGNMENT = 1 << 16
+"""Pages have up to 64 KiB: so every member can be mapped."""
+
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+"""No clock in the file: the same inputs give the same bytes."""
+
+_PADDING_FIELD = 0x6D73
+"""Id of the extra field that fills a local header up to the alignment."""
+
+
+class ArtifactWriter:
+    """A ZIP under construction; members are written in the order of the calls."""
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, which the caller renames when all went well."""
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def add(self, name: str, data: bytes) -> None:
+        """A member from memory."""
+        with self._open(name, len(data)) as member:
+            member.write(data)
+
+    def stream(self, name: str, size: int, write: Callable[[BinaryIO], str]) -> str:
+        """A member of known size written by `write`, whose result is returned."""
+        with self._open(name, size) as member:
+            return write(member)
+
+    def close(self) -> None:
+        """Write the directory."""
+        self._zip.close()
+
+    def _open(self, name: str, size: int) -> BinaryIO:
+        info = zipfile.ZipInfo(name, FIXED_TIME)
+        info.compress_type = zipfile.ZIP_STORED
+        info.external_attr = 0o644 << 16
+        info.file_size = size
+        position = self._zip.fp.tell()  # type: ignore[union-attr]
+        zip64 = size * 1.05 > zipfile.ZIP64_LIMIT
+        header = 30 + len(name.encode()) + (20 if zip64 else 0)
+        gap = -(position + header) % MEMBER_ALIGNMENT
+        if 0 < gap < 4:
+            gap += MEMBER_ALIGNMENT
+        if gap:
+            gap_bytes = gap - 4
+            info.extra = struct.pack("<HH", _PADDING_FIELD, gap_bytes) + bytes(gap_bytes)
+        return self._zip.open(info, "w", force_zip64=zip64)  # type: ignore[return-value]

@@ -1,0 +1,161 @@
+"""From a module to an artifact: plan, kernels, weights, host program, link, pack."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smc.codegen.artifact import ArtifactWriter
+from smc.codegen.host import host_program, program_kernels
+from smc.codegen.layout import LAYOUT_VERSION
+from smc.codegen.link import link_program
+from smc.codegen.memory import plan_memory
+from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels
+from smc.codegen.plan import Plan, make_plan
+from smc.codegen.weights import WeightTable, place_weights, write_weights
+from smc.ir import Module, verify
+from smc.targets import Target, find_target
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class CompileReport:
+    """What was made: sizes in bytes, seconds a stage."""
+
+    target: str
+    levels: list[str]
+    bytes: int
+    program_bytes: int
+    weight_bytes: int
+    bits_per_weight: float
+    kernels: int
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def compile_module(
+    module: Module,
+    target: str = "native",
+    out: str | Path = "model.smc",
+    *,
+    progress: Callable[[str, float], None] | None = None,
+    emit: Path | None = None,
+    emit_kinds: Sequence[str] = (),
+) -> CompileReport:
+    """Compile a module for a target into the artifact `out`, which appears only when it is complete.
+
+    progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir" and "asm".
+    Raises InputError for unknown targets and for ops or encodings without a kernel.
+    """
+    machine, out = find_target(target), Path(out)
+    verify(module)
+    stages = _Stages(progress or (lambda stage, fraction: None))
+    with stages("plan"):
+        plan = make_plan(module)
+        memory, table = plan_memory(plan), place_weights(plan)
+    with stages("build kernels") as report:
+        kernels = [(spec, level) for level in machine.levels for spec in program_kernels(plan)]
+        objects = build_kernels(kernels, machine, report)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
+        work = Path(folder)
+        partial = work / "artifact"
+        writer = ArtifactWriter(partial)
+        try:
+            with stages("write weights") as report:
+                weights_hash = writer.stream(
+                    "weights", table.total_bytes, lambda member: write_weights(plan, table, member, report)
+                )
+            with stages("link"):
+                host = work / "program.c"
+                host.write_text(host_program(plan, memory, table, weights_hash, objects, machine))
+                link_program(host, [o.path for o in objects], machine, work / "program.so")
+            program = (work / "program.so").read_bytes()
+            _add_members(writer, plan, machine, table, weights_hash, program)
+        finally:
+            writer.close()
+        if emit is not None:
+            _emit(emit, emit_kinds, host.read_text(), objects)
+        size = partial.stat().st_size
+        os.replace(partial, out)
+    return CompileReport(
+        machine.name,
+        [level.name for level in machine.levels],
+        size,
+        len(program),
+        table.total_bytes,
+        8 * table.total_bytes / module.weight_count(),
+        len(kernels),
+        stages.seconds,
+    )
+
+
+def _add_members(
+    writer: ArtifactWriter, plan: Plan, target: Target, table: WeightTable, weights_hash: str, program: bytes
+) -> None:
+    module = plan.module
+    facts = module.facts
+    manifest: dict[str, Any] = {
+        "format": "smc",
+        "format_version": FORMAT_VERSION,
+        "layout_version": LAYOUT_VERSION,
+        "name": facts.name,
+        "architecture": facts.architecture,
+        "target": target.name,
+        "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
+        "context_length": facts.context_length,
+        "vocab_size": facts.vocab_size,
+        "parameters": module.weight_count(),
+        "bits_per_weight": 8 * table.total_bytes / module.weight_count(),
+        "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
+        "program": {"sha256": hashlib.sha256(program).hexdigest(), "bytes": len(program)},
+        "special_tokens": facts.special_tokens,
+        "generation": facts.generation,
+        "provenance": list(facts.provenance),
+        "encodings": {p.name: str(p.encoding) for p in module.parameters.values()},
+        "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
+        "versions": {"smc": importlib.metadata.version("smc"), **TVM_PINS},
+    }
+    writer.add("program.so", program)
+    if facts.tokenizer is not None:
+        writer.add("tokenizer.json", facts.tokenizer.encode())
+    if facts.chat_template is not None:
+        writer.add("chat_template.jinja", facts.chat_template.encode())
+    writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _emit(folder: Path, kinds: Sequence[str], host: str, objects: Sequence[KernelObject]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if "c" in kinds:
+        (folder / "program.c").write_text(host)
+    for kind in ("tir", "asm"):
+        if kind in kinds:
+            for o in objects:
+                (folder / f"{o.symbol}.{'py' if kind == 'tir' else 's'}").write_text(o.listing(kind))
+
+
+class _Stages:
+    """Times stages and reports their progress: `with stages(name) as report`."""
+
+    def __init__(self, progress: Callable[[str, float], None]) -> None:
+        self.progress, self.seconds, self.name, self.began = progress, dict[str, float](), "", 0.0
+
+    def __call__(self, name: str) -> _Stages:
+        self.name = name
+        return self
+
+    def __enter__(self) -> Callable[[float], None]:
+        name, self.began = self.name, time.perf_counter()
+        self.progress(name, 0.0)
+        return lambda fraction: self.progress(name, fraction)
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = time.perf_counter() - self.began
+        self.progress(self.name, 1.0)

@@ -1,0 +1,470 @@
+"""plan → C: the host program, text made to be read (`smc compile --emit c`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from smc.codegen.kernels.specs import (
+    ACCUMULATE,
+    COLUMN_CHUNK,
+    F32_FORM,
+    HAS_BIAS,
+    AttentionKernel,
+    AttentionShape,
+    Form,
+    KernelSpec,
+    RopeKernel,
+)
+from smc.codegen.layout import ROW_BLOCK
+from smc.codegen.memory import MemoryPlan, symbol_values, width_of
+from smc.codegen.objects import KernelObject
+from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, embedding_kernels, linear_kernels, padded_width
+from smc.codegen.weights import WeightTable
+from smc.ir import inverse_frequencies
+from smc.targets import Level, Target
+
+KV_DTYPES = ("f16", "f32")
+"""In the order of the engine's smc_kv_dtype."""
+
+
+def program_kernels(plan: Plan) -> list[KernelSpec]:
+    """Every kernel that a program needs, each once, in a fixed order."""
+    kernels: list[KernelSpec] = [*linear_kernels(plan), *embedding_kernels(plan)]
+    for function in plan.functions():
+        for phase in function.phases:
+            for task in phase:
+                if isinstance(task.kernel, (RopeKernel, AttentionKernel)):
+                    kernels += [_with_kv(task.kernel, dtype) for dtype in KV_DTYPES]
+                elif task.kernel is not None:
+                    kernels.append(task.kernel)
+    return list(dict.fromkeys(kernels))
+
+
+def host_program(
+    plan: Plan, memory: MemoryPlan, table: WeightTable, weights_hash: str, objects: Sequence[KernelObject], target: Target
+) -> str:
+    """The C source of the program."""
+    return _Host(plan, memory, table, weights_hash, objects, target).text()
+
+
+def _with_kv(kernel: RopeKernel | AttentionKernel, dtype: str) -> RopeKernel | AttentionKernel:
+    return replace(kernel, shape=replace(kernel.shape, kv_dtype=dtype))
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+class _Host:
+    def __init__(
+        self,
+        plan: Plan,
+        memory: MemoryPlan,
+        table: WeightTable,
+        weights_hash: str,
+        objects: Sequence[KernelObject],
+        target: Target,
+    ) -> None:
+        self.plan, self.memory, self.table, self.weights_hash = plan, memory, table, weights_hash
+        self.objects, self.target = objects, target
+        self.linears, self.embeddings = linear_kernels(plan), embedding_kernels(plan)
+        self.lines: list[str] = []
+        self.layer = 0
+
+    def text(self) -> str:
+        facts = self.plan.module.facts
+        self.emit(
+            f"/* {facts.name.replace('*/', '')}: host program, generated. All threads run it at once; see program.h. */",
+            "#include <string.h>",
+            "",
+            '#include "program.h"',
+            "",
+            "/* Places in the weights: bytes from their begin. `kernel` is an index into the tables of kernels. */",
+            "struct matrix {",
+            "  uint64_t codes, scales, zeros;",
+            "  int32_t rows, columns, kernel;",
+            "};",
+            "",
+            "#define ARENA(type, offset) ((type *)(S->arena + (offset)))",
+            "",
+        )
+        self.kernel_tables()
+        for function in self.plan.functions():
+            self.layer_table(function)
+            self.function(function)
+        self.run()
+        self.program()
+        return "\n".join(self.lines) + "\n"
+
+    def emit(self, *lines: str) -> None:
+        self.lines += lines
+
+    # ---- kernels
+
+    def kernel_tables(self) -> None:
+        """A struct of function pointers, and one instance for every level."""
+        first = self.target.levels[0]
+        prototypes = {o.spec: o.prototype for o in self.objects}
+        fields: list[tuple[str, list[KernelSpec]]] = [
+            ("linear", list(self.linears)),
+            ("embedding", list(self.embeddings)),
+        ]
+        grouped = {*self.linears, *self.embeddings}
+        for spec in dict.fromkeys(o.spec for o in self.objects if o.level == first):
+            if isinstance(spec, (RopeKernel, AttentionKernel)):
+                if spec.shape.kv_dtype == KV_DTYPES[0]:
+                    fields.append((_field(spec), [_with_kv(spec, dtype) for dtype in KV_DTYPES]))
+            elif spec not in grouped:
+                fields.append((_field(spec), [spec]))
+        self.emit("struct kernels {")
+        for name, specs in fields:
+            assert len({prototypes[spec] for spec in specs}) == 1, f"kernels of {name} differ in their parameters"
+            size = f"[{len(specs)}]" if len(specs) > 1 or name in ("linear", "embedding") else ""
+            self.emit(f"  int32_t (*{name}{size})({prototypes[specs[0]]});")
+        self.emit("};", "")
+        symbols = {(o.spec, o.level): o.symbol for o in self.objects}
+        for o in self.objects:
+            self.emit(f"int32_t {o.symbol}({o.prototype});")
+        for level in self.target.levels:
+            self.emit("", f"static const struct kernels kernels_{level.name} = {{")
+            for name, specs in fields:
+                names = ", ".join(symbols[spec, level] for spec in specs)
+                array = len(specs) > 1 or name in ("linear", "embedding")
+                self.emit(f"    .{name} = {{{names}}}," if array else f"    .{name} = {names},")
+            self.emit("};")
+        self.emit("")
+
+    # ---- tables of calls
+
+    def layer_table(self, function: FunctionPlan) -> None:
+        """What differs between the calls of a function: places of weights, widths, its part of the KV cache."""
+        slots, symbols = function.function.parameters(), function.symbols()
+        matrices = [slot.name for slot in slots if len(slot.tensor.shape) == 2]
+        self.emit(f"struct {function.name}_call {{")
+        for slot in slots:
+            kind = "struct matrix" if slot.name in matrices else "uint64_t"
+            self.emit(f"  {kind} {_identifier(slot.name)};")
+        for symbol in symbols:
+            self.emit(f"  int32_t {symbol}; /* padded */")
+        if function.attends():
+            self.emit("  int64_t cache; /* elements from the begin of a KV page */")
+        self.emit("};", "", f"static const struct {function.name}_call {function.name}_calls[{len(function.calls)}] = {{")
+        layers = {call.name: layer for layer, call in enumerate(c for f, c in self.plan.order if f.attends())}
+        for index, call in enumerate(function.calls):
+            names = call.attributes["parameters"]
+            values = [self.matrix(names[s.name]) if s.name in matrices else str(self.table.vectors[names[s.name]]) for s in slots]
+            dims = symbol_values(self.plan, function, index)
+            values += [str(padded_width(dims[symbol])) for symbol in symbols]
+            if function.attends():
+                values.append(str(layers[call.name] * self.plan.kv_heads * self.shape().page_head))
+            self.emit(f"    {{{', '.join(values)}}},")
+        self.emit("};", "")
+
+    def matrix(self, name: str) -> str:
+        place, encoding = self.table.matrices[name], self.plan.module.parameters[name].encoding
+        index = [k.encoding for k in self.linears].index(encoding) if encoding in [k.encoding for k in self.linears] else -1
+        if index < 0:
+            index = [k.encoding for k in self.embeddings].index(encoding)
+        return f"{{{place.codes}, {place.scales}, {place.zeros}, {place.rows}, {place.columns}, {index}}}"
+
+    def shape(self) -> AttentionShape:
+        return AttentionShape(self.plan.kv_heads, self.plan.kv_heads, self.plan.head_dim, "f16")
+
+    # ---- functions
+
+    def function(self, function: FunctionPlan) -> None:
+        head = function is self.plan.head
+        x = "const float *X_all" if head else "float *X" if function.in_place else "const float *X, float *Y"
+        if function is self.plan.embed:
+            x = "float *Y"
+        self.emit(
+            f"static int {function.name}(struct smc_thread *thread, const struct smc_step *S, "
+            f"const struct {function.name}_call *L, {x}) {{",
+            "  const struct kernels *K = S->kernels;",
+            "  const uint8_t *W = S->weights;",
+            f"  const int32_t N = S->{'logits_count' if head else 'count'};",
+        )
+        for buffer in function.buffers:
+            self.declare(function, buffer)
+        if head and function.x is not None:
+            self.declare(function, function.x)
+        self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W;")
+        if head:
+            self.gather(function)
+        for number, phase in enumerate(function.phases):
+            self.phase(function, number, phase)
+        self.emit("  return 0;", "}", "")
+
+    def declare(self, function: FunctionPlan, buffer: Buffer) -> None:
+        for form in buffer.forms:
+            place = self.memory.places[function.name, buffer, form]
+            name = self.name(function, buffer, form)
+            if form.kind == "f32":
+                self.emit(f"  float *{name} = ARENA(float, {place.data});")
+            else:
+                self.emit(
+                    f"  int8_t *{name} = ARENA(int8_t, {place.data});",
+                    f"  float *{name}_scales = ARENA(float, {place.scales});",
+                    f"  int32_t *{name}_sums = ARENA(int32_t, {place.sums});",
+                )
+
+    def name(self, function: FunctionPlan, buffer: Buffer, form: Form = F32_FORM) -> str:
+        """The C name of a buffer."""
+        if buffer is function.result and function is self.plan.head:
+            return "S->logits"
+        if buffer is function.x and form.kind == "f32":
+            return "X"
+        if buffer is function.result and form.kind == "f32":
+            return "Y"
+        return _identifier(buffer.value) + ("" if form.kind == "f32" else f"_{form}")
+
+    def gather(self, function: FunctionPlan) -> None:
+        """The head works on the tokens that want logits only."""
+        assert function.x is not None
+        width = width_of(self.plan, function, function.x.width)
+        self.emit(
+            "  { /* gather the tokens that want logits */",
+            "    const int32_t blocks[] = {N};",
+            "    smc_phase_begin(thread, &phase, 1, blocks);",
+            "    while (smc_phase_claim(thread, &phase))",
+            "      for (int32_t i = phase.begin; i < phase.end; i++)",
+            f"        memcpy(X + (size_t)i * {width}, X_all + (size_t)S->logits_tokens[i] * {width}, {4 * width});",
+            "    if (smc_phase_end(thread, &phase)) return 1;",
+            "  }",
+        )
+
+    def phase(self, function: FunctionPlan, number: int, tasks: list[Task]) -> None:
+        names = ", ".join(task.slot or f"{task.kind} of {task.node.name}" for task in tasks)
+        blocks = ", ".join(self.blocks(function, task) for task in tasks)
+        self.emit(
+            f"  {{ /* phase {number}: {names} */",
+            f"    const int32_t blocks[] = {{{blocks}}};",
+            f"    smc_phase_begin(thread, &phase, {len(tasks)}, blocks);",
+            "    while (smc_phase_claim(thread, &phase))",
+            "      switch (phase.task) {",
+        )
+        for index, task in enumerate(tasks):
+            call = getattr(self, f"_{task.kind}", self._elementwise)(function, task)
+            self.emit(f"        case {index}:", f"          {call};", "          break;")
+        self.emit("      }", "    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+
+    def blocks(self, function: FunctionPlan, task: Task) -> str:
+        if task.blocks == "rows":
+            assert task.slot is not None
+            return f"L->{_identifier(task.slot)}.rows / {ROW_BLOCK}"
+        if task.blocks == "chunks":
+            width = self.width(function, (task.output or task.inputs[0]))
+            if width.isdigit():
+                return f"N * {-(-int(width) // COLUMN_CHUNK)}"
+            return f"N * (({width} + {COLUMN_CHUNK - 1}) / {COLUMN_CHUNK})"
+        return {"tokens": "N", "kv": f"N * {self.plan.kv_heads}", "tiles": f"S->tile_count * {self.plan.kv_heads}"}[task.blocks]
+
+    def width(self, function: FunctionPlan, buffer: Buffer) -> str:
+        """C expression for the padded width of a buffer."""
+        return f"L->{buffer.width}" if isinstance(buffer.width, str) else str(width_of(self.plan, function, buffer.width))
+
+    # ---- kernel calls
+
+    def outputs(self, function: FunctionPlan, buffer: Buffer, forms: Sequence[Form]) -> list[str]:
+        arguments = []
+        for form in forms:
+            name = self.name(function, buffer, form)
+            arguments += [name] if form.kind == "f32" else [name, f"{name}_scales", f"{name}_sums"]
+        return arguments
+
+    def _embedding(self, function: FunctionPlan, task: Task) -> str:
+        assert task.slot is not None and task.output is not None
+        m = f"L->{_identifier(task.slot)}"
+        width = self.width(function, task.output)
+        place = f"W + {m}.codes, W + {m}.scales, W + {m}.zeros"
+        kernel = f"K->embedding[{m}.kernel]"
+        return f"{kernel}(S->tokens, {place}, Y, {m}.rows, {m}.columns, {width}, phase.begin, phase.end)"
+
+    def _rms_norm(self, function: FunctionPlan, task: Task) -> str:
+        assert task.slot is not None and task.output is not None and task.kernel is not None
+        source, out = task.inputs[0], task.output
+        forms = task.kernel.forms  # type: ignore[union-attr]
+        arguments = [
+            self.name(function, source),
+            f"W + L->{_identifier(task.slot)}",
+            *self.outputs(function, out, forms),
+            str(task.node.tensor.shape[1]),
+            self.width(function, out),
+            _float(task.node.attributes["eps"]),
+        ]
+        return self.invoke(_field(task.kernel), arguments)
+
+    def _linear(self, function: FunctionPlan, task: Task) -> str:
+        assert task.slot is not None and task.output is not None
+        m, source = f"L->{_identifier(task.slot)}", task.inputs[0]
+        name = self.name(function, source, task.input_form)
+        inputs = [name, "0", "0"] if task.input_form.kind == "f32" else [name, f"{name}_scales", f"{name}_sums"]
+        flags = (HAS_BIAS if task.bias else 0) | (ACCUMULATE if task.accumulate else 0)
+        arguments = [
+            *inputs,
+            f"W + {m}.codes",
+            f"W + {m}.scales",
+            f"W + {m}.zeros",
+            f"W + L->{_identifier(task.bias)}" if task.bias else "0",
+            self.name(function, task.output),
+            "N",
+            f"{m}.columns",
+            self.width(function, source),
+            f"{m}.rows",
+            str(flags),
+        ]
+        return self.invoke(f"linear[{m}.kernel]", arguments)
+
+    def _rope_cache(self, function: FunctionPlan, task: Task) -> str:
+        assert isinstance(task.kernel, RopeKernel)
+        q, key, value = task.inputs
+        ropes = function.function.node(task.node.inputs[0])
+        index = self.rope_index(ropes.attributes) if ropes.op == "rope" else 0
+        rope = f"S->rope + (size_t){index} * N * {self.plan.head_dim}" if index else "S->rope"
+        arguments = [
+            *(self.name(function, b) for b in (q, key, value)),
+            rope,
+            "S->cache_slots",
+            "S->kv",
+            self.width(function, q),
+            self.width(function, key),
+            "(int64_t)(S->kv_page_bytes >> (S->kv_dtype == SMC_KV_F16 ? 1 : 2))",
+            "L->cache",
+        ]
+        return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
+
+    def rope_index(self, attributes: object) -> int:
+        return next(
+            i
+            for i, t in enumerate(self.plan.rope_tables)
+            if (t.head_dim, t.theta, t.scaling) == tuple(attributes[n] for n in ("head_dim", "theta", "scaling"))  # type: ignore[index]
+        )
+
+    def _attention(self, function: FunctionPlan, task: Task) -> str:
+        assert isinstance(task.kernel, AttentionKernel) and task.output is not None
+        arguments = [
+            self.name(function, task.inputs[0]),
+            "S->kv",
+            "S->tables",
+            "S->tiles",
+            self.name(function, task.output),
+            "thread->scratch",
+            self.width(function, task.output),
+            "(int64_t)(S->kv_page_bytes >> (S->kv_dtype == SMC_KV_F16 ? 1 : 2))",
+            "L->cache",
+            _float(task.node.attributes["scale"]),
+            str(task.node.attributes["window"] or 0),
+        ]
+        return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
+
+    def _quantize(self, function: FunctionPlan, task: Task) -> str:
+        assert task.kernel is not None
+        source = task.inputs[0]
+        arguments = [
+            self.name(function, source),
+            *self.outputs(function, source, [task.input_form]),
+            self.width(function, source),
+        ]
+        return self.invoke(_field(task.kernel), arguments)
+
+    def _elementwise(self, function: FunctionPlan, task: Task) -> str:
+        assert task.output is not None and task.kernel is not None
+        forms = task.kernel.forms  # type: ignore[union-attr]
+        inputs = [self.name(function, b) for b in task.inputs]
+        arguments = [*inputs, *self.outputs(function, task.output, forms), self.width(function, task.output)]
+        return self.invoke(_field(task.kernel), arguments)
+
+    def invoke(self, kernel: str, arguments: list[str]) -> str:
+        return f"K->{kernel}({', '.join(arguments)}, phase.begin, phase.end)"
+
+    # ---- the whole
+
+    def run(self) -> None:
+        """The calls in order; equal neighbours in a loop over their table."""
+        self.emit("static void run(struct smc_thread *thread, const struct smc_step *S) {")
+        two = len(self.memory.x) > 1
+        self.emit(f"  float *X = ARENA(float, {self.memory.x[0]});")
+        if two:
+            self.emit(f"  float *Y = ARENA(float, {self.memory.x[1]});")
+        self.emit(f"  if ({self.plan.embed.name}(thread, S, {self.plan.embed.name}_calls, X)) return;")
+        seen: dict[str, int] = {}
+        runs: list[tuple[FunctionPlan, int, int]] = []
+        for function, _ in self.plan.order[1:-1]:
+            index = seen.get(function.name, 0)
+            seen[function.name] = index + 1
+            if runs and runs[-1][0] is function:
+                runs[-1] = (function, runs[-1][1], index + 1)
+            else:
+                runs.append((function, index, index + 1))
+        for function, begin, end in runs:
+            arguments = "X" if function.in_place else "X, Y"
+            self.emit(
+                f"  for (int32_t i = {begin}; i < {end}; i++) {{",
+                "    if (smc_cancelled(thread)) return;",
+                f"    if ({function.name}(thread, S, &{function.name}_calls[i], {arguments})) return;",
+            )
+            if not function.in_place:
+                self.emit("    float *swap = X;", "    X = Y, Y = swap;")
+            self.emit("  }")
+        head = self.plan.head.name
+        self.emit(f"  if (S->logits_count) {head}(thread, S, {head}_calls, X);", "}", "")
+
+    def program(self) -> None:
+        """The constants that the engine reads."""
+        plan, memory, facts = self.plan, self.memory, self.plan.module.facts
+        tables = [inverse_frequencies(t.head_dim, t.theta, t.scaling) for t in plan.rope_tables]
+        values = ", ".join(_float(float(v)) for table in tables for v in table)
+        swaps = sum(not f.in_place for f, _ in plan.order[1:-1])
+        hidden = memory.x[swaps % len(memory.x)]
+        logits = plan.head.function.node(plan.head.function.outputs[0]).tensor.shape[1]
+        assert isinstance(logits, int)
+        attentions = [f for f, _ in plan.order if f.attends()]
+        shape = self.shape()
+        self.emit(f"static const float frequencies[] = {{{values}}};", "", "static const struct smc_level levels[] = {")
+        for level in self.target.levels:
+            self.emit(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
+        self.emit("};", "", "const struct smc_program smc_program = {")
+        constants = {
+            "abi_version": "SMC_ABI_VERSION",
+            "name": json.dumps(facts.name),
+            "weights_hash": json.dumps(self.weights_hash),
+            "layers": len(attentions),
+            "hidden_size": plan.hidden,
+            "vocab_size": logits,
+            "logits_stride": -(-logits // ROW_BLOCK) * ROW_BLOCK,
+            "context_length": facts.context_length,
+            "kv_heads": plan.kv_heads,
+            "head_dim": plan.head_dim,
+            "head_dim_padded": shape.padded_dim,
+            "max_step_tokens": memory.tokens,
+            "rope_tables": len(tables),
+            "rope_pairs": plan.head_dim // 2,
+            "rope_inverse_frequencies": "frequencies",
+            "weight_bytes": self.table.total_bytes,
+            "token_weight_bytes": self.table.token_bytes,
+            "arena_bytes": memory.arena_bytes,
+            "thread_scratch_bytes": -(-shape.scratch_floats * 4 // 64) * 64,
+            "hidden_offset": hidden,
+            "hidden_stride": padded_width(plan.hidden),
+            "level_count": len(self.target.levels),
+            "levels": "levels",
+            "run": "run",
+        }
+        self.emit(*(f"    .{name} = {value}," for name, value in constants.items()), "};")
+
+
+def _field(spec: KernelSpec) -> str:
+    """A kernel's member of `struct kernels`; those of both KV dtypes share one."""
+    if isinstance(spec, (RopeKernel, AttentionKernel)):
+        return _with_kv(spec, "f16").name().replace("_f16", "")
+    return spec.name()
+
+
+def _float(value: float) -> str:
+    text = f"{value:.9g}"
+    return (text if any(c in text for c in ".e") else text + ".0") + "f"
+
+
+__all__ = ["KV_DTYPES", "Level", "host_program", "program_kernels"]

@@ -1,0 +1,63 @@
+"""Objects + engine + host program → program.so, by zig's C compiler (from PyPI; it brings every target's libc)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smc.codegen.objects import cache_folder
+from smc.errors import InputError
+from smc.targets import Target
+
+FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=undefined", "-Wall", "-Wno-unused-parameter")
+"""zig's own default would be native instructions and trapping arithmetic."""
+
+
+def engine_folder() -> Path:
+    """Where the engine's C files are: package data of the runtime."""
+    return Path(__file__).parent.parent / "runtime" / "engine"
+
+
+def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path) -> None:
+    """Link the shared library `out`. The engine's objects are compiled once for a target and cached."""
+    if importlib.util.find_spec("ziglang") is None:
+        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
+    engine = _engine_objects(target)
+    host_object = out.with_suffix(".host.o")
+    _zig(target, [*FLAGS, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
+    inputs = [str(path) for path in (host_object, *engine, *objects)]
+    options = ["-shared", "-s", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-lpthread", "-lm"]
+    _zig(target, [*options, *inputs, "-o", str(out)])
+    host_object.unlink()
+
+
+def _engine_objects(target: Target) -> list[Path]:
+    sources = sorted(engine_folder().glob("*.c"))
+    headers = sorted(engine_folder().glob("*.h"))
+    digest = hashlib.sha256(repr((FLAGS, target.zig_target)).encode())
+    for path in [*headers, *sources]:
+        digest.update(path.read_bytes())
+    folder = cache_folder() / "engine" / digest.hexdigest()[:32]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, path in zip(sources, objects):
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.o")
+            _zig(target, [*FLAGS, "-c", str(source), "-o", str(partial)])
+            os.replace(partial, path)
+    return objects
+
+
+def _zig(target: Target, arguments: list[str]) -> None:
+    environment = dict(os.environ)
+    for kind in ("GLOBAL", "LOCAL"):
+        environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.zig_target, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode:
+        raise RuntimeError(f"the C compiler failed: {' '.join(command)}\n{result.stderr}")

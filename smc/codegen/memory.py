@@ -1,0 +1,113 @@
+"""Memory plan: where in the arena every buffer of a function lies while it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smc.codegen.kernels.specs import Form
+from smc.codegen.layout import padded
+from smc.codegen.plan import Buffer, FunctionPlan, Plan, padded_width
+from smc.ir.types import Dim
+
+ALIGNMENT = 64
+STEP_TOKENS = (512, 256, 128, 64, 32, 16)
+ARENA_LIMIT = 24 << 20
+"""Steps take as many tokens as keep the arena below this many bytes: inside the 50 MiB that an engine may use, and
+better in cache."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Byte offsets in the arena of one form: values or codes, and for codes their scales and sums."""
+
+    data: int
+    scales: int = 0
+    sums: int = 0
+
+
+@dataclass
+class MemoryPlan:
+    """Places of all buffers for steps of at most `tokens` tokens; `x` are the buffers between functions."""
+
+    tokens: int
+    arena_bytes: int
+    x: list[int]
+    places: dict[tuple[str, Buffer, Form], Place]
+
+
+def plan_memory(plan: Plan) -> MemoryPlan:
+    """The plan with the longest steps that keep the arena small."""
+    for tokens in STEP_TOKENS:
+        memory = _plan_for(plan, tokens)
+        if memory.arena_bytes <= ARENA_LIMIT:
+            break
+    return memory
+
+
+def width_of(plan: Plan, function: FunctionPlan, width: Dim) -> int:
+    """Padded width of a buffer: of the widest call, where calls differ."""
+    if isinstance(width, int):
+        return padded_width(width)
+    return max(padded_width(symbol_values(plan, function, call_index)[width]) for call_index in range(len(function.calls)))
+
+
+def symbol_values(plan: Plan, function: FunctionPlan, call_index: int) -> dict[str, int]:
+    """The dims that a call gives to the function's symbols."""
+    slots = function.calls[call_index].attributes["parameters"]
+    values = {}
+    for slot in function.function.parameters():
+        for symbol, dim in zip(slot.tensor.shape, plan.module.parameters[slots[slot.name]].shape):
+            if isinstance(symbol, str):
+                values[symbol] = dim
+    return values
+
+
+def _plan_for(plan: Plan, tokens: int) -> MemoryPlan:
+    row = padded(tokens * padded_width(plan.hidden) * 4, ALIGNMENT)
+    count = 1 if all(f.in_place for f in plan.blocks) else 2
+    places: dict[tuple[str, Buffer, Form], Place] = {}
+    top = common = row * count
+    for function in plan.functions():
+        top = max(top, common + _plan_function(plan, function, tokens, common, places))
+    return MemoryPlan(tokens, top, [row * i for i in range(count)], places)
+
+
+def _plan_function(
+    plan: Plan, function: FunctionPlan, tokens: int, base: int, places: dict[tuple[str, Buffer, Form], Place]
+) -> int:
+    """First fit by first use: a place is free again in the phase after its last use. Returns the bytes used."""
+    lives: dict[Buffer, tuple[int, int]] = {}
+    for number, phase in enumerate(function.phases):
+        for task in phase:
+            for buffer in [*task.inputs, *([task.output] if task.output else [])]:
+                first, _ = lives.get(buffer, (number, number))
+                lives[buffer] = (first, number)
+    local = list(function.buffers)
+    if function is plan.head and function.x is not None:
+        local.append(function.x)  # the gathered rows
+        lives[function.x] = (-1, lives[function.x][1])
+    taken: list[tuple[int, int, int, int]] = []  # first phase, last phase, begin, end
+    for buffer in sorted(local, key=lambda b: lives[b]):
+        first, last = lives[buffer]
+        width = width_of(plan, function, buffer.width)
+        sizes = [(form, _form_bytes(form, tokens, width)) for form in buffer.forms]
+        size = sum(sum(parts) for _, parts in sizes)
+        offset = 0
+        for begin, end in sorted((b, e) for f, l, b, e in taken if not (l < first or last < f)):
+            if offset + size <= begin:
+                break
+            offset = max(offset, end)
+        taken.append((first, last, offset, offset + size))
+        offset += base
+        for form, parts in sizes:
+            starts = [offset + sum(parts[:i]) for i in range(len(parts))]
+            places[function.name, buffer, form] = Place(*starts)
+            offset += sum(parts)
+    return max((end for *_, end in taken), default=0)
+
+
+def _form_bytes(form: Form, tokens: int, width: int) -> list[int]:
+    if form.kind == "f32":
+        return [padded(tokens * width * 4, ALIGNMENT)]
+    scales = tokens if form.group == "token" else tokens * width // 32
+    return [padded(n, ALIGNMENT) for n in (tokens * width, scales * 4, tokens * width // form.sum_group * 4)]

@@ -1,0 +1,140 @@
+"""Kernels → object files: built in worker processes, kept in a content-addressed cache.
+
+LLVM aborts the process on an intrinsic that it can't select, so kernels never compile in the caller's process; a worker
+that dies names its kernel. An object is filed under the hash of everything it is made from: spec, level, the sources of
+the kernels and tvm's version.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from smc.codegen.kernels.specs import KernelSpec
+from smc.errors import InputError
+from smc.targets import Level, Target
+
+TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
+"""With a newer tvm-ffi this tvm crashes, so the pair is checked and not just asked for."""
+
+
+@dataclass(frozen=True)
+class KernelObject:
+    """A compiled kernel: its symbol, C parameters, object file, and listings beside it (.tir, .s)."""
+
+    spec: KernelSpec
+    level: Level
+    symbol: str
+    prototype: str
+    path: Path
+
+    def listing(self, kind: str) -> str:
+        """The kernel as "tir" or "asm" text."""
+        return self.path.with_suffix({"tir": ".tir", "asm": ".s"}[kind]).read_text()
+
+
+def cache_folder() -> Path:
+    """Where objects and the linker's cache are kept: $SMC_CACHE, or smc in the user's cache folder."""
+    root = os.environ.get("SMC_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smc"
+
+
+def check_versions() -> None:
+    """InputError where the installed tvm is not the pinned pair."""
+    for package, wanted in TVM_PINS.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(f"compiling needs {package}=={wanted}: pip install 'smc[compile]'") from None
+        if found != wanted:
+            raise InputError(f"{package} {found} does not work here: pip install {package}=={wanted}")
+
+
+def build_kernels(
+    kernels: Sequence[tuple[KernelSpec, Level]], target: Target, progress: Callable[[float], None]
+) -> list[KernelObject]:
+    """Objects of all kernels, in order; what the cache has is not built again."""
+    folder = cache_folder() / "objects"
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [_key(spec, level, target) for spec, level in kernels]
+    missing = [place for place, key in enumerate(keys) if not (folder / f"{key}.json").exists()]
+    if missing:
+        check_versions()
+        _build_missing([(*kernels[p], folder / keys[p]) for p in missing], target, progress)
+    progress(1.0)
+    objects = []
+    for (spec, level), key in zip(kernels, keys):
+        facts = json.loads((folder / f"{key}.json").read_text())
+        objects.append(KernelObject(spec, level, facts["symbol"], facts["prototype"], folder / f"{key}.o"))
+    return objects
+
+
+def _build_missing(jobs: list[tuple[KernelSpec, Level, Path]], target: Target, progress: Callable[[float], None]) -> None:
+    workers = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, len(jobs)))
+    # spawn: the caller may have threads (torch), which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    done = 0
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {
+            pool.submit(_build_one, spec, level, target.llvm_triple, path): (spec, level) for spec, level, path in jobs
+        }
+        for future in concurrent.futures.as_completed(futures):
+            spec, level = futures[future]
+            try:
+                future.result()
+            except BrokenProcessPool:
+                names = ", ".join(s.name() for s, _, path in jobs if not path.with_suffix(".json").exists())
+                raise RuntimeError(f"LLVM gave up on one of these kernels for {level.name}: {names}") from None
+            done += 1
+            progress(done / len(jobs))
+
+
+def symbol_name(spec: KernelSpec, level: Level) -> str:
+    """The C symbol of a kernel on a level."""
+    return f"{spec.name()}__{level.name}"
+
+
+def _build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
+    """Runs in a worker: writes path.o, path.tir, path.s and, last, path.json."""
+    from tvm.target import Target as TvmTarget
+
+    from smc.codegen.kernels.builder import lower
+
+    kernel = spec.build(symbol_name(spec, level), level)
+    target = TvmTarget({"kind": "llvm", "mtriple": triple, "mattr": [f"+{feature}" for feature in level.features]})
+    function = kernel.function()
+    module = lower(function, target)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / "kernel"
+        module.write_to_file(str(partial.with_suffix(".o")))
+        partial.with_suffix(".s").write_text(module.inspect_source("asm"))
+        partial.with_suffix(".tir").write_text(function.script())
+        partial.with_suffix(".json").write_text(json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()}))
+        for suffix in (".o", ".s", ".tir", ".json"):
+            os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def _key(spec: KernelSpec, level: Level, target: Target) -> str:
+    text = repr((spec, level, target.llvm_triple, _sources_hash(), TVM_PINS))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _sources_hash() -> str:
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in [*sorted((folder / "kernels").glob("*.py")), folder / "layout.py"]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,395 @@
+"""ir → plan: which kernels run when, on which buffers. Every call of `main` becomes a function of phases.
+
+Calls that agree in ops, attributes and the forms of their activations share one plan; what differs between them (weights,
+encodings, FFN widths) is read from a table at run time. So programs grow with the number of different layers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from smc.codegen.kernels.specs import (
+    F32_FORM,
+    AttentionKernel,
+    AttentionShape,
+    ElementwiseKernel,
+    EmbeddingKernel,
+    Form,
+    KernelSpec,
+    LinearKernel,
+    QuantizeTokensKernel,
+    RmsNormKernel,
+    RopeKernel,
+    form_for,
+)
+from smc.codegen.layout import padded
+from smc.errors import InputError
+from smc.ir import Function, Module, Node, Parameter, RopeScaling, print_function
+from smc.ir.types import Dim
+
+WIDTH_MULTIPLE = 32
+"""Rows of activations are padded to this many floats."""
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Activations of one value: [tokens, width] as float32 and/or codes. Several values may share one, in place."""
+
+    value: str
+    width: Dim
+    forms: list[Form] = field(default_factory=list)
+
+    def need(self, form: Form) -> None:
+        """Also keep the value in this form."""
+        if form not in self.forms:
+            self.forms.append(form)
+
+
+@dataclass(eq=False)
+class Task:
+    """One kernel on some buffers, or "linear", whose kernel the layer's table chooses.
+
+    blocks: what its blocks are: "tokens", "chunks" (token × 256 columns), "rows" (32 weight rows),
+    "kv" (token × KV head), "tiles" (attention tile × KV head).
+    """
+
+    kind: str
+    node: Node
+    blocks: str
+    kernel: KernelSpec | None = None
+    inputs: list[Buffer] = field(default_factory=list)
+    output: Buffer | None = None
+    slot: str | None = None
+    bias: str | None = None
+    accumulate: bool = False
+    input_form: Form = F32_FORM
+    after: list[Task] = field(default_factory=list)
+    phase: int = 0
+
+
+@dataclass
+class FunctionPlan:
+    """A function as phases. `x` is its activation input, `result` its output (the same buffer where in place)."""
+
+    name: str
+    function: Function
+    phases: list[list[Task]]
+    buffers: list[Buffer]
+    x: Buffer | None
+    result: Buffer
+    calls: list[Node] = field(default_factory=list)
+
+    @property
+    def in_place(self) -> bool:
+        """The result lies where the input was."""
+        return self.x is self.result
+
+    def symbols(self) -> list[str]:
+        """Names of the dims that differ between calls, sorted."""
+        dims = (d for node in self.function.parameters() for d in node.tensor.shape)
+        return sorted({d for d in dims if isinstance(d, str)})
+
+    def attends(self) -> bool:
+        """The function has KV caches of its own."""
+        return any(task.kind == "attention" for phase in self.phases for task in phase)
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """One table of rotary frequencies."""
+
+    head_dim: int
+    theta: float
+    scaling: RopeScaling | None
+
+
+@dataclass
+class Plan:
+    """The whole program."""
+
+    module: Module
+    embed: FunctionPlan
+    blocks: list[FunctionPlan]
+    head: FunctionPlan
+    order: list[tuple[FunctionPlan, Node]]
+    rope_tables: list[RopeTable]
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+    def functions(self) -> list[FunctionPlan]:
+        """All function plans, each once."""
+        return [self.embed, *self.blocks, self.head]
+
+    def matrices(self) -> list[Parameter]:
+        """Every matrix parameter once, in order of first use."""
+        return list(self._parameters(matrices=True))
+
+    def vectors(self) -> list[Parameter]:
+        """Every vector parameter (norms, biases) once."""
+        return list(self._parameters(matrices=False))
+
+    def _parameters(self, matrices: bool) -> Iterable[Parameter]:
+        seen: dict[str, Parameter] = {}
+        for call, _ in self.module.calls():
+            for name in call.attributes["parameters"].values():
+                parameter = self.module.parameters[name]
+                if (len(parameter.shape) > 1) == matrices:
+                    seen.setdefault(name, parameter)
+        return seen.values()
+
+
+def make_plan(module: Module) -> Plan:
+    """Plan a verified module; InputError for what codegen can't do yet."""
+    planner = _Planner(module)
+    order: list[tuple[FunctionPlan, Node]] = []
+    shared: dict[object, FunctionPlan] = {}
+    for call, function in module.calls():
+        forms = _input_forms(module, call, function)
+        key = (print_function(function).partition("(")[2], tuple(sorted(forms.items())).__repr__())
+        if key not in shared:
+            count = sum(plan.function.name == function.name for plan in shared.values())
+            shared[key] = planner.plan(f"{function.name}_{count}" if count else function.name, function, forms)
+        shared[key].calls.append(call)
+        order.append((shared[key], call))
+    plans = list(shared.values())
+    embeds = [p for p in plans if p.x is None]
+    heads = [p for p, call in order if call.name in module.main.outputs]
+    blocks = [p for p in plans if p not in embeds and p not in heads]
+    if len(embeds) != 1 or len(heads) != 1 or order[0][0] is not embeds[0] or order[-1][0] is not heads[0]:
+        raise InputError("codegen takes modules whose main is an embedding, blocks and a head, one after the other")
+    for (_, before), (_, call) in zip(order, order[1:]):
+        if before.name not in call.inputs:
+            raise InputError(f"codegen takes a chain of calls; {call.name} does not read {before.name}")
+    if len({(s.kv_heads, s.head_dim) for s in planner.shapes}) > 1:
+        raise InputError("codegen needs the same number of KV heads and head_dim in all layers")
+    shape = planner.shapes[0] if planner.shapes else AttentionShape(1, 1, 16, "f16")
+    hidden = embeds[0].function.node(embeds[0].function.outputs[0]).tensor.shape[1]
+    assert isinstance(hidden, int)
+    tables = planner.rope_tables or [RopeTable(shape.head_dim, 10000.0, None)]
+    return Plan(module, embeds[0], blocks, heads[0], order, tables, shape.kv_heads, shape.head_dim, hidden)
+
+
+def _input_forms(module: Module, call: Node, function: Function) -> dict[str, Form]:
+    """For every linear of a call: the form in which its weights want the input."""
+    forms = {}
+    for node in function.nodes():
+        if node.op == "linear":
+            encoding = module.parameters[call.attributes["parameters"][node.inputs[1]]].encoding
+            forms[node.name] = form_for(encoding)
+    return forms
+
+
+class _Planner:
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.shapes: list[AttentionShape] = []
+        self.rope_tables: list[RopeTable] = []
+
+    def plan(self, name: str, function: Function, forms: dict[str, Form]) -> FunctionPlan:
+        self.function, self.forms = function, forms
+        self.buffers: dict[str, Buffer] = {}
+        self.producer: dict[Buffer, Task] = {}
+        self.readers: dict[Buffer, list[Task]] = {}
+        self.tasks: list[Task] = []
+        x = None
+        for node in function.inputs():
+            if node.tensor.dtype == "f32":
+                x = self.buffers[node.name] = Buffer(node.name, node.tensor.shape[1], [F32_FORM])
+        for node in function.nodes():
+            if node.op not in ("input", "parameter"):
+                handler = getattr(self, f"_{node.op}", None)
+                if handler is None:
+                    raise InputError(f"there is no kernel for the op {node.op} yet ({function.name}: {node.name})")
+                handler(node)
+        result = self.buffers[function.outputs[0]]
+        self._choose_kernels()
+        for task in self.tasks:
+            task.phase = 1 + max((other.phase for other in task.after), default=-1)
+        phases: list[list[Task]] = [[] for _ in range(1 + max(task.phase for task in self.tasks))]
+        for task in self.tasks:
+            phases[task.phase].append(task)
+        used = dict.fromkeys(b for t in self.tasks for b in [*t.inputs, *([t.output] if t.output else [])])
+        return FunctionPlan(name, function, phases, [b for b in used if b not in (x, result)], x, result)
+
+    # ---- tasks and their order
+
+    def _task(self, task: Task, in_place: Buffer | None = None) -> Task:
+        """Add a task after whoever makes its inputs; one that writes in place also after all other readers."""
+        for buffer in task.inputs:
+            if buffer in self.producer:
+                task.after.append(self.producer[buffer])
+            self.readers.setdefault(buffer, []).append(task)
+        if in_place is not None:
+            task.after += [reader for reader in self.readers.get(in_place, []) if reader is not task]
+            if in_place in self.producer:
+                task.after.append(self.producer[in_place])
+        if task.output is not None:
+            self.producer[task.output] = task
+        self.tasks.append(task)
+        return task
+
+    def _new(self, node: Node) -> Buffer:
+        buffer = self.buffers[node.name] = Buffer(node.name, node.tensor.shape[1])
+        return buffer
+
+    def _reader_forms(self, node: Node) -> list[Form]:
+        """The forms in which a value is read; a value also returned or read by other ops is kept as f32."""
+        forms: list[Form] = []
+        for user in self.function.users(node.name):
+            form = F32_FORM
+            if user.op == "linear" and user.inputs[0] == node.name:
+                form = self.forms[user.name]
+                if user.attributes["residual"] and user.inputs[-1] == node.name:
+                    forms.append(F32_FORM)
+            if form not in forms:
+                forms.append(form)
+        if node.name in self.function.outputs and F32_FORM not in forms:
+            forms.append(F32_FORM)
+        return sorted(dict.fromkeys(forms), key=str)
+
+    def _produce(self, node: Node, kind: str, blocks: str, inputs: list[str]) -> None:
+        """An op that can hand out its result in several forms at once (token-wise codes need a task of their own)."""
+        out = self._new(node)
+        wanted = self._reader_forms(node)
+        direct = [form for form in wanted if form.group == 32]
+        if len(direct) < len(wanted) and F32_FORM not in direct:
+            direct.insert(0, F32_FORM)
+        for form in direct:
+            out.need(form)
+        slot = node.inputs[1] if kind == "rms_norm" else None
+        self._task(Task(kind, node, blocks, inputs=[self.buffers[i] for i in inputs], output=out, slot=slot))
+
+    def _input_in_form(self, value: str, form: Form) -> Buffer:
+        """The buffer of a value, quantized by a task of its own where its producer did not do it."""
+        buffer = self.buffers[value]
+        if form not in buffer.forms:
+            buffer.need(form)
+            blocks = "tokens" if form.group == "token" else "chunks"
+            node = self.function.node(value)
+            task = Task("quantize", node, blocks, inputs=[buffer], input_form=form)
+            self._task(task)
+            self.producer[buffer] = task
+        return buffer
+
+    # ---- ops
+
+    def _embedding(self, node: Node) -> None:
+        out = self._new(node)
+        out.need(F32_FORM)
+        self._task(Task("embedding", node, "tokens", output=out, slot=node.inputs[1]))
+
+    def _rms_norm(self, node: Node) -> None:
+        self._produce(node, "rms_norm", "tokens", [node.inputs[0]])
+
+    def _linear(self, node: Node) -> None:
+        form = self.forms[node.name]
+        source = self._input_in_form(node.inputs[0], form)
+        bias = node.inputs[2] if node.attributes["bias"] else None
+        task = Task("linear", node, "rows", inputs=[source], slot=node.inputs[1], bias=bias, input_form=form)
+        if not node.attributes["residual"]:
+            task.output = self._new(node)
+            task.output.need(F32_FORM)
+            self._task(task)
+            return
+        residual = self.buffers[node.inputs[-1]]
+        later = [u for u in self.function.users(node.inputs[-1]) if u.name != node.name and u.name not in self.buffers]
+        if later or node.inputs[-1] in self.function.outputs or residual is source:
+            copy = Buffer(f"{node.name}_residual", residual.width, [F32_FORM])
+            self._task(Task("copy", node, "chunks", inputs=[residual], output=copy))
+            residual = copy
+        task.accumulate, task.output = True, residual
+        task.inputs = [source]
+        self.buffers[node.name] = residual
+        self._task(task, in_place=residual)
+
+    def _rope(self, node: Node) -> None:
+        """Done together with the cache write by the attention that reads it."""
+        self.buffers[node.name] = self.buffers[node.inputs[0]]
+
+    def _attention(self, node: Node) -> None:
+        attributes = node.attributes
+        ropes = [self.function.node(i) for i in node.inputs[:2]]
+        rotary = [rope.op == "rope" for rope in ropes]
+        if rotary[0] != rotary[1] or (rotary[0] and ropes[0].attributes != ropes[1].attributes):
+            raise InputError(f"attention {node.name}: q and k must be rotated alike")
+        if rotary[0]:
+            self.rope_table(ropes[0])
+            for rope in ropes:
+                if len(self.function.users(rope.inputs[0])) > 1 or len(self.function.users(rope.name)) > 1:
+                    raise InputError(f"attention {node.name}: rotated q and k must have no other reader")
+        q, k, v = (self.buffers[i] for i in node.inputs)
+        shape = AttentionShape(attributes["heads"], attributes["kv_heads"], attributes["head_dim"], "f16", rotary[0])
+        self.shapes.append(shape)
+        write = self._task(Task("rope_cache", node, "kv", RopeKernel(shape), inputs=[q, k, v]), in_place=q)
+        out = self._new(node)
+        out.need(F32_FORM)
+        task = Task("attention", node, "tiles", AttentionKernel(shape), inputs=[q], output=out, after=[write])
+        self._task(task)
+
+    def rope_table(self, rope: Node) -> int:
+        """Which of the program's frequency tables a rope node reads."""
+        table = RopeTable(rope.attributes["head_dim"], rope.attributes["theta"], rope.attributes["scaling"])
+        if table not in self.rope_tables:
+            self.rope_tables.append(table)
+        return self.rope_tables.index(table)
+
+    def _gated_activation(self, node: Node) -> None:
+        if node.attributes["activation"] != "silu":
+            raise InputError(f"there is no kernel for the activation {node.attributes['activation']} yet")
+        self._produce(node, "gated_silu", "chunks", list(node.inputs))
+
+    def _silu(self, node: Node) -> None:
+        self._produce(node, "silu", "chunks", list(node.inputs))
+
+    def _mul(self, node: Node) -> None:
+        self._produce(node, "mul", "chunks", list(node.inputs))
+
+    def _add(self, node: Node) -> None:
+        self._produce(node, "add", "chunks", list(node.inputs))
+
+    def _choose_kernels(self) -> None:
+        """Kernels whose forms are known only when all readers are."""
+        for task in self.tasks:
+            if task.output is not None and task.kind == "rms_norm":
+                task.kernel = RmsNormKernel(_direct(task.output))
+            elif task.output is not None and task.kind in ("add", "mul", "silu", "gated_silu", "copy"):
+                task.kernel = ElementwiseKernel(task.kind, _direct(task.output))
+            elif task.kind == "quantize":
+                form = task.input_form
+                task.kernel = QuantizeTokensKernel(form) if form.group == "token" else ElementwiseKernel("copy", (form,))
+
+
+def _direct(buffer: Buffer) -> tuple[Form, ...]:
+    return tuple(form for form in buffer.forms if form.group == 32)
+
+
+def linear_kernels(plan: Plan) -> list[LinearKernel]:
+    """The distinct linear kernels of a program, in order of first use: the index is what layer tables hold."""
+    return list(dict.fromkeys(LinearKernel(p.encoding) for p in _slot_parameters(plan, "linear")))
+
+
+def embedding_kernels(plan: Plan) -> list[EmbeddingKernel]:
+    """The embedding kernel of the program."""
+    return list(dict.fromkeys(EmbeddingKernel(p.encoding) for p in _slot_parameters(plan, "embedding")))
+
+
+def _slot_parameters(plan: Plan, kind: str) -> list[Parameter]:
+    return [
+        plan.module.parameters[call.attributes["parameters"][task.slot]]
+        for function, call in plan.order
+        for phase in function.phases
+        for task in phase
+        if task.kind == kind and task.slot is not None
+    ]
+
+
+def multiplied(plan: Plan) -> list[Parameter]:
+    """The matrices that a token multiplies, each once: all but tables that are only looked up."""
+    return list({p.name: p for p in _slot_parameters(plan, "linear")}.values())
+
+
+def padded_width(width: int) -> int:
+    """Floats of an activation row."""
+    return padded(width, WIDTH_MULTIPLE)

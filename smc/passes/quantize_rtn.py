@@ -32,7 +32,7 @@ class QuantizeRTN(WeightQuantizer):
     bits: int = 4
     group: int | Literal["row"] = 32
     symmetric: bool = True
-    search: int = 6
+    search: int = 3
     scale_dtype: Literal["f16", "bf16", "f32"] = "f16"
     activation: Literal["i8", "none"] = "i8"
 

@@ -14,14 +14,14 @@ def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tens
     """Round float32 [n, columns] to symmetric int8, `group` neighbouring columns sharing a scale.
 
     Returns codes int8 [n, groups, group] (the last group padded with zeros) and scales float32 [n, groups].
-    amax = max|x|; scale = amax / 127; code = round_half_even(x * (127 / amax)); an all-zero group has scale 0.
+    amax = max|x|; scale = amax / 127; code = round_half_even(x * (127 / amax)); codes are 0 where amax ≤ 1e-30.
     """
     tokens, columns = x.shape
     size = columns if group == "token" else group
     groups = -(-columns // size)
     padded = torch.nn.functional.pad(x, (0, groups * size - columns)).view(tokens, groups, size)
     amax = padded.abs().amax(-1)
-    inverse = torch.where(amax > 0, 127 / amax, 0)
+    inverse = torch.where(amax > 1e-30, 127 / amax, 0)
     return torch.round(padded * inverse[..., None]).to(torch.int8), amax / 127
 
 

@@ -1,0 +1,234 @@
+"""Norms, rounding to int8, element-wise ops and exp against numpy, transformers and docs/numerics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from smc.codegen.kernels.builder import Kernel, const
+from smc.codegen.kernels.rows import COLUMN_CHUNK, elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
+from smc.codegen.kernels.specs import F32_FORM, Form
+from smc.codegen.layout import padded
+from smc.targets import Level
+
+I8 = Form("i8")
+I8_SUMS_OF_16 = Form("i8", sum_group=16)
+TOKEN = Form("i8", "token")
+
+Rows = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
+    """Every kernel of this file, built once a level."""
+    k = Kernel("exp")
+    x, out, count = k.pointer("x", "float32"), k.pointer("out", "float32"), k.scalar("count")
+    with k.loop(count >> const(4, "int32")) as i:
+        k.store(out, i * 16, exp(k, x.load(i * 16, 16)))
+    return build(
+        level,
+        k,
+        rms_norm_kernel("rms_norm", [F32_FORM]),
+        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16]),
+        *(elementwise_kernel(op, op, [F32_FORM]) for op in ("add", "mul", "silu", "gated_silu")),
+        elementwise_kernel("quantize", "copy", [I8]),
+        elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16]),
+        elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8]),
+        quantize_tokens_kernel("quantize_token", TOKEN),
+        quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16)),
+    )
+
+
+@pytest.fixture
+def rows(guard: Rows) -> Rows:
+    """Activations as kernels get them: columns padded with zeros to a multiple of 32."""
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        full = np.zeros((len(values), padded(values.shape[1], 32)), np.float32)
+        full[:, : values.shape[1]] = values
+        return guard(full)
+
+    return pad
+
+
+def new(guard: Rows, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Where a kernel writes: full of what it must overwrite."""
+    return guard(np.full(shape, 99, dtype))
+
+
+def outputs(guard: Rows, x: np.ndarray, form: Form) -> list[np.ndarray]:
+    """Arrays for the results of a kernel in a form."""
+    tokens, stride = x.shape
+    if form.kind == "f32":
+        return [new(guard, x.shape, np.float32)]
+    groups = 1 if form.group == "token" else stride // 32
+    return [
+        new(guard, x.shape, np.int8),
+        new(guard, (tokens, groups), np.float32),
+        new(guard, (tokens, stride // form.sum_group), np.int32),
+    ]
+
+
+def rounded(x: np.ndarray, form: Form) -> list[np.ndarray]:
+    """Codes, scales and sums by docs/numerics.md, every step in float32."""
+    tokens, stride = x.shape
+    groups = x.reshape(tokens, -1, stride if form.group == "token" else 32)
+    amax = np.abs(groups).max(-1)
+    inverse = np.zeros_like(amax)
+    np.divide(np.float32(127), amax, out=inverse, where=amax > 1e-30)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, stride)
+    sums = codes.reshape(tokens, -1, form.sum_group).sum(-1, dtype=np.int32)
+    return [codes, amax / np.float32(127), sums]
+
+
+def assert_rounded(results: list[np.ndarray], x: np.ndarray, form: Form) -> None:
+    for result, expected in zip(results, rounded(x, form), strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+WIDTHS = [8, 32, 80, 341, 576, 577]
+
+
+# ---- rms_norm
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rms_norm(kernels: Any, guard: Rows, rows: Rows, width: int) -> None:
+    rng, eps = np.random.default_rng(width), 1e-5
+    values = (rng.standard_normal((5, width)) * [[1], [1e-4], [300], [1], [0]]).astype(np.float32)
+    weight = rng.standard_normal((1, width)).astype(np.float32)
+    x, w = rows(values), rows(weight)
+    [out] = outputs(guard, x, F32_FORM)
+    kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 0, 3)
+    kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 3, 5)
+    exact = values.astype(np.float64)
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + np.float32(eps)) * weight
+    np.testing.assert_allclose(out[:, :width], exact, rtol=1e-6, atol=0)
+    assert not out[:, width:].any()
+    norm = LlamaRMSNorm(width, eps)
+    norm.weight.data = torch.tensor(weight[0])
+    with torch.no_grad():
+        np.testing.assert_allclose(out[:, :width], norm(torch.tensor(values)).numpy(), rtol=2e-6, atol=0)
+
+
+def test_rms_norm_gives_several_forms_at_once(kernels: Any, guard: Rows, rows: Rows) -> None:
+    rng = np.random.default_rng(1)
+    x, weight = rows(rng.standard_normal((3, 80))), rows(rng.standard_normal((1, 80)))
+    first, [floats], second = (outputs(guard, x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16))
+    kernels["rms_norm_all"](x, weight, *first, floats, *second, 80, 96, 1e-6, 0, 3)
+    [plain] = outputs(guard, x, F32_FORM)
+    kernels["rms_norm"](x, weight, plain, 80, 96, 1e-6, 0, 3)
+    np.testing.assert_array_equal(floats, plain)
+    assert_rounded(first, floats, I8)
+    assert_rounded(second, floats, I8_SUMS_OF_16)
+
+
+# ---- rounding to int8
+
+
+def quantize(kernels: Any, guard: Rows, x: np.ndarray, form: Form) -> list[np.ndarray]:
+    results = outputs(guard, x, form)
+    tokens, stride = x.shape
+    name = ("quantize_token" if form.group == "token" else "quantize") + ("_16" if form.sum_group == 16 else "")
+    blocks = tokens if form.group == "token" else tokens * -(-stride // COLUMN_CHUNK)
+    for begin in range(blocks):
+        kernels[name](x, *results, stride, begin, begin + 1)
+    return results
+
+
+FORMS = [I8, I8_SUMS_OF_16, TOKEN, Form("i8", "token", 16)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rounding(kernels: Any, guard: Rows, rows: Rows, form: Form, width: int) -> None:
+    rng = np.random.default_rng(width)
+    x = rows(rng.standard_normal((4, width)) * 10.0 ** rng.integers(-6, 6, (4, 1)))
+    assert_rounded(quantize(kernels, guard, x, form), x, form)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_halves_round_to_even(kernels: Any, guard: Rows, rows: Rows, form: Form) -> None:
+    values = np.full((2, 32), 127.0)  # scale exactly 1, so the codes are the values
+    values[0, :31] = np.arange(-7.5, 8.0, 0.5)
+    values[1, 1:] = np.arange(-126.5, -95.5)
+    x = rows(values)
+    codes, scales, sums = quantize(kernels, guard, x, form)
+    np.testing.assert_array_equal(codes, np.round(values))
+    assert codes[0, 0] == -8 and codes[0, 2] == -6 and codes[0, 14] == 0 and codes[0, 16] == 0 and codes[1, 1] == -126
+    assert (scales == 1).all()
+    np.testing.assert_array_equal(sums.sum(1), np.round(values).sum(1))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_rounding_of_extreme_values(kernels: Any, guard: Rows, rows: Rows, form: Form) -> None:
+    values = np.zeros((7, 64))
+    values[1] = -1e38
+    values[2, ::2], values[2, 1::2] = 3e38, -3e38
+    values[3] = 1e-29
+    values[4, 3] = -1e-20
+    values[5] = 1e-39  # its inverse overflows
+    values[6] = np.linspace(-1e-31, 1e-31, 64)
+    x = rows(values)
+    codes, scales, sums = results = quantize(kernels, guard, x, form)
+    assert_rounded(results, x, form)
+    assert not codes[0].any() and not scales[0].any() and not sums[0].any()
+    assert (codes[1] == -127).all() and (codes[3] == 127).all() and codes[4, 3] == -127
+    assert not codes[5:].any()
+
+
+# ---- element-wise ops
+
+
+@pytest.mark.parametrize("width", [32, 341, 576])
+def test_add_and_mul(kernels: Any, guard: Rows, rows: Rows, width: int) -> None:
+    rng = np.random.default_rng(width)
+    a, b = rows(rng.standard_normal((3, width))), rows(rng.standard_normal((3, width)))
+    blocks = 3 * -(-a.shape[1] // COLUMN_CHUNK)
+    for name, expected in (("add", a + b), ("mul", a * b)):
+        [out] = outputs(guard, a, F32_FORM)
+        kernels[name](a, b, out, a.shape[1], 1, blocks)
+        kernels[name](a, b, out, a.shape[1], 0, 1)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_silu(kernels: Any, guard: Rows, rows: Rows) -> None:
+    values = np.concatenate([np.linspace(-80, 80, 15993), [-1e30, -1e4, -100, 0, 100, 1e4, 1e30]])
+    a, b = rows(values.reshape(16, 1000)), rows(np.random.default_rng(0).standard_normal((16, 1000)))
+    exact = a.astype(np.float64)
+    with np.errstate(over="ignore"):
+        exact = exact / (1 + np.exp(-exact))
+    blocks = 16 * -(-a.shape[1] // COLUMN_CHUNK)
+    [out] = outputs(guard, a, F32_FORM)
+    kernels["silu"](a, out, a.shape[1], 0, blocks)
+    # Where exp is clamped, sigmoid is 1e-38 instead of less.
+    assert (np.abs(out - exact) <= 5e-7 * np.abs(exact) + 1e-38 * np.abs(a)).all()
+    [gated] = outputs(guard, a, F32_FORM)
+    kernels["gated_silu"](a, b, gated, a.shape[1], 0, blocks)
+    np.testing.assert_array_equal(gated, out * b)
+    both = [outputs(guard, a, form) for form in (F32_FORM, I8)]
+    kernels["gated_silu_quantize"](a, b, *both[0], *both[1], a.shape[1], 0, blocks)
+    np.testing.assert_array_equal(both[0][0], gated)
+    assert_rounded(both[1], gated, I8)
+
+
+def test_exp_is_within_two_ulp(kernels: Any, guard: Rows) -> None:
+    x = guard(np.concatenate([np.linspace(-87, 88, 1 << 19), np.linspace(-2, 2, 1 << 18)]).astype(np.float32))
+    out = new(guard, x.shape, np.float32)
+    kernels["exp"](x, out, x.size)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(out - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
+
+
+def test_exp_at_and_beyond_its_limits(kernels: Any, guard: Rows) -> None:
+    x = guard(np.array([0, -0.0, -87, 88, -1e30, -3e38, 1e30, -100, 100, *[1] * 7], np.float32))
+    out = new(guard, x.shape, np.float32)
+    kernels["exp"](x, out, x.size)
+    assert out[0] == out[1] == 1
+    assert (out[[4, 5, 7]] == out[2]).all() and 0 < out[2] < 2e-38
+    assert (out[[6, 8]] == out[3]).all() and np.isfinite(out[3])

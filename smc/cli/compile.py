@@ -148,8 +148,10 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
         names = {table[slot] for table in tables if slot in table}
         return ", ".join(sorted({str(module.parameters[name].encoding) for name in names}))
 
+    facts = asdict(report)
+    del facts["stage_seconds"]  # `progress` has these stages too, with those before
     return {
-        **asdict(report),
+        **facts,
         "out": str(out),
         "model": module.facts.name,
         "weights": module.weight_count(),

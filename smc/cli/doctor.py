@@ -226,6 +226,10 @@ def toolchain_checks() -> list[Check]:
     checks = []
     if importlib.util.find_spec("ziglang") is not None:  # else the software section says that it is missing
         checks.append(_compiler_check())
+    if importlib.util.find_spec("tvm") is None:
+        return checks
+    from smc.codegen.objects import cache_folder
+
     folder = cache_folder()
     place = next(path for path in [folder, *folder.parents] if path.exists())
     free = shutil.disk_usage(place).free
@@ -250,10 +254,3 @@ def _compiler_check() -> Check:
         install = f"{sys.executable} -m pip install --force-reinstall --no-deps ziglang=={release}"
         return Check("C compiler", "zig is installed but does not start", "compiling", install)
     return Check("C compiler", f"zig {version}", "compiling")
-
-
-def cache_folder() -> Path:
-    """$SMC_CACHE, else smc's folder in the user's cache folder."""
-    if chosen := os.environ.get("SMC_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smc"

@@ -51,6 +51,8 @@ class StageProgress:
     def update(self, stage: str, fraction: float) -> None:
         """Stage `stage` is done to `fraction` (0 … 1)."""
         if stage != self._stage:
+            if fraction >= 1 and stage in self.seconds:
+                return  # told twice that it is done
             self._finish()
             self._stage, self._started = stage, time.perf_counter()
             if self._bar is not None:

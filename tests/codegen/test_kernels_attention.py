@@ -1,0 +1,212 @@
+"""Rotary embedding against transformers, attention over the paged cache against torch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from smc.codegen.kernels.attention import attention_kernel, rope_kernel
+from smc.codegen.kernels.specs import AttentionShape
+from smc.codegen.layout import padded
+from smc.targets import Level
+
+PAGE, LAYERS, LAYER = 64, 3, 1
+DTYPES = {"f16": np.float16, "f32": np.float32}
+
+SHAPES = [
+    AttentionShape(9, 3, 64, "f16"),
+    AttentionShape(8, 1, 128, "f16"),
+    AttentionShape(4, 4, 80, "f32"),
+    AttentionShape(6, 2, 24, "f32"),
+    AttentionShape(2, 2, 16, "f16"),
+    AttentionShape(8, 1, 96, "f32"),
+]
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 200]
+
+
+class Cache:
+    """Pages of a KV cache in random order, full of garbage but for what is written; built from what program.h says."""
+
+    def __init__(self, guard: Any, shape: AttentionShape, lengths: Sequence[int], seed: int, garbage: float = 1000.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.shape, counts = shape, [-(-length // PAGE) for length in lengths]
+        order = rng.permutation(sum(counts) + 1)[1:].astype(np.int32)
+        self.tables = guard(order)
+        self.begins = np.cumsum([0, *counts])[:-1]  # of each sequence's table
+        page_shape = (LAYERS, shape.kv_heads, 2 * PAGE * shape.padded_dim)
+        noise = np.random.default_rng(int(garbage)).uniform(-garbage, garbage, (len(order) + 1, *page_shape))
+        self.memory = guard(noise.astype(DTYPES[shape.kv_dtype]))
+        self.page, self.layer = int(np.prod(page_shape)), LAYER * int(np.prod(page_shape[1:]))
+        heads = (shape.kv_heads, shape.head_dim)
+        self.keys, self.values = ([rng.standard_normal((n, *heads)) for n in lengths] for _ in range(2))
+        for sequence, length in enumerate(lengths):
+            for index in range(length):
+                key, value = self.slot(self.tables[self.begins[sequence] + index // PAGE], index % PAGE)
+                key[...], value[...] = self.keys[sequence][index], self.values[sequence][index]
+
+    def slot(self, page: int, place: int, memory: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the key and the value of a slot, in a copy of the memory if one is given: [kv_heads, head_dim]."""
+        head = (self.memory if memory is None else memory)[page, LAYER].reshape(self.shape.kv_heads, 2, -1)
+        keys = head[:, 0].reshape(-1, PAGE // 16, self.shape.padded_dim, 16)
+        values = head[:, 1].reshape(-1, PAGE, self.shape.padded_dim)
+        return keys[:, place // 16, : self.shape.head_dim, place % 16], values[:, place, : self.shape.head_dim]
+
+
+# ---- rope
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str)
+def test_rope_rotates_and_fills_the_cache(build: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+    kernel = build(level, rope_kernel("rope", shape))["rope"]
+    tokens, rng = 5, np.random.default_rng(1)
+    cache = Cache(guard, shape, [200], 2)
+    expected_memory = cache.memory.copy()
+    indices = [0, 15, 63, 64, 130]
+    slots = guard(np.array([cache.tables[i // PAGE] * PAGE + i % PAGE for i in indices], np.int32))
+    angles = np.outer([3, 0, 1, 70, 2000], 1e4 ** (-np.arange(shape.head_dim // 2) / (shape.head_dim // 2)))
+    rope = guard(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+    q_stride, kv_stride = (padded(n * shape.head_dim, 32) for n in (shape.heads, shape.kv_heads))
+    q, k, v = (guard(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (q_stride, kv_stride, kv_stride))
+    expected_q, expected_k = rotated(q, k, rope, shape) if shape.rotary else (q.copy(), k.copy())
+    blocks = tokens * shape.kv_heads
+    for begin, end in ((0, 1), (1, blocks)):
+        kernel(q, k, v, rope, slots, cache.memory, q_stride, kv_stride, cache.page, cache.layer, begin, end)
+    np.testing.assert_allclose(q, expected_q, rtol=0, atol=5e-7)
+    np.testing.assert_allclose(k, expected_k, rtol=0, atol=5e-7)
+    width, heads = shape.kv_heads * shape.head_dim, (shape.kv_heads, shape.head_dim)
+    for token, slot in enumerate(slots):
+        for view, rows in zip(cache.slot(slot // PAGE, slot % PAGE, expected_memory), (k, v), strict=True):
+            view[...] = rows[token, :width].reshape(heads)
+    np.testing.assert_array_equal(cache.memory, expected_memory)
+
+
+def rotated(q: np.ndarray, k: np.ndarray, rope: np.ndarray, shape: AttentionShape) -> list[np.ndarray]:
+    """What transformers makes of q and k."""
+    tokens, dim = len(q), shape.head_dim
+    cosines, sines = (torch.tensor(np.concatenate([rope[:, i], rope[:, i]], -1))[None] for i in (0, 1))
+    heads = [torch.tensor(x[:, : n * dim]).view(tokens, n, dim).transpose(0, 1)[None] for x, n in ((q, shape.heads), (k, shape.kv_heads))]
+    results = []
+    for result, x in zip(apply_rotary_pos_emb(*heads, cosines, sines), (q, k), strict=True):
+        flat = result[0].transpose(0, 1).reshape(tokens, -1).numpy()
+        results.append(np.concatenate([flat, x[:, flat.shape[1] :]], 1))
+    return results
+
+
+# ---- attention
+
+
+class Attention:
+    """A built kernel and calls to it."""
+
+    def __init__(self, build: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+        self.guard, self.shape = guard, shape
+        self.kernel = build(level, attention_kernel("attention", shape, level))["attention"]
+        self.stride = padded(shape.heads * shape.head_dim, 32) + 32
+
+    def __call__(self, cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int = 0, scale: float = 0.2) -> np.ndarray:
+        """tiles: (sequence, index of its first token, count); q: [tokens, heads, head_dim]. Result like q."""
+        shape, guard = self.shape, self.guard
+        full = np.full((len(q), self.stride), np.nan, np.float32)
+        width = shape.heads * shape.head_dim
+        full[:, :width] = q.reshape(len(q), width)
+        first = np.cumsum([0, *(count for _, _, count in tiles)])
+        rows = [[first[n], count, cache.begins[s], index] for n, (s, index, count) in enumerate(tiles)]
+        out = guard(np.full_like(full, np.nan))
+        scratch = guard(np.full(shape.scratch_floats, np.nan, np.float32))
+        blocks = len(tiles) * shape.kv_heads
+        q_buffer, table = guard(full), guard(np.array(rows, np.int32))
+        for begin, end in ((0, blocks // 2), (blocks // 2, blocks)):
+            self.kernel(
+                q_buffer, cache.memory, cache.tables, table, out, scratch,
+                self.stride, cache.page, cache.layer, scale, window, begin, end,
+            )  # fmt: skip
+        assert not out[:, width:].any()
+        return out[:, :width].reshape(q.shape).copy()
+
+
+@pytest.fixture(scope="module")
+def attention(build: Any, guard: Any) -> Callable[[Level, AttentionShape], Attention]:
+    """(level, shape) → the kernel, built once."""
+    built: dict[tuple[Level, AttentionShape], Attention] = {}
+
+    def get(level: Level, shape: AttentionShape) -> Attention:
+        if (level, shape) not in built:
+            built[level, shape] = Attention(build, guard, level, shape)
+        return built[level, shape]
+
+    return get
+
+
+def queries(shape: AttentionShape, tokens: int, size: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(tokens).standard_normal((tokens, shape.heads, shape.head_dim)) * size).astype(np.float32)
+
+
+def expected(cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int, scale: float = 0.2) -> np.ndarray:
+    """torch's attention in float64 for every token of the tiles."""
+    shape, results, token = cache.shape, [], 0
+    group, dtype = shape.heads // shape.kv_heads, DTYPES[shape.kv_dtype]
+    for sequence, index, count in tiles:
+        length = index + count
+        keys, values = (
+            torch.tensor(x[sequence][:length].astype(dtype).astype(np.float64)).transpose(0, 1).repeat_interleave(group, 0)
+            for x in (cache.keys, cache.values)
+        )
+        own = torch.tensor(q[token : token + count]).double().transpose(0, 1)
+        positions = torch.arange(length)
+        distance = positions[index:, None] - positions[None]
+        mask = (distance >= 0) & (distance < window) if window else distance >= 0
+        result = torch.nn.functional.scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale)
+        results.append(result.transpose(0, 1).numpy())
+        token += count
+    return np.concatenate(results)
+
+
+def last_tiles(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """For every sequence a tile of its last tokens."""
+    return [[n, max(0, length - count), min(length, count)] for n, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention(attention: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+    cache = Cache(guard, shape, LENGTHS, 3)
+    for count, windows in ((1, (0,)), (3, (0, 1, 70)), (8, (0, 5, 64))):
+        tiles = last_tiles(LENGTHS, count)
+        q = queries(shape, sum(tile[2] for tile in tiles))
+        for window in windows:
+            result = attention(level, shape)(cache, q, tiles, window)
+            np.testing.assert_allclose(result, expected(cache, q, tiles, window), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])
+def test_flat_and_peaked_attention(attention: Any, guard: Any, level: Level, size: float) -> None:
+    shape = SHAPES[0]
+    cache = Cache(guard, shape, [200, 64], 4)
+    tiles = [[0, 192, 8], [1, 60, 4]]
+    q = queries(shape, 12, size)
+    result = attention(level, shape)(cache, q, tiles)
+    # Scores of thousands are a few ten-thousandths off in float32, and so are their weights.
+    np.testing.assert_allclose(result, expected(cache, q, tiles, 0), rtol=0, atol=1e-5 + 1e-6 * size)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("window", [0, 40])
+def test_bits_do_not_depend_on_the_tile(attention: Any, guard: Any, level: Level, shape: AttentionShape, window: int) -> None:
+    cache = Cache(guard, shape, [200, 67], 5)
+    q = queries(shape, 16)
+    together = attention(level, shape)(cache, q, [[0, 100, 8], [1, 59, 8]], window)
+    for token in range(16):
+        sequence, index = (0, 100 + token) if token < 8 else (1, 51 + token)
+        alone = attention(level, shape)(cache, q[token : token + 1], [[sequence, index, 1]], window)
+        np.testing.assert_array_equal(alone[0], together[token])
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_what_lies_in_unwritten_slots_does_not_matter(attention: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+    q, tiles = queries(shape, 10), [[0, 62, 8], [1, 0, 2]]
+    results = [attention(level, shape)(Cache(guard, shape, [70, 2], 6, garbage), q, tiles) for garbage in (1, 60000)]
+    np.testing.assert_array_equal(*results)

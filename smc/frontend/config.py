@@ -68,11 +68,11 @@ class Config:
             raise self.fault(name, "a string")
         return value
 
-    def integers(self, name: str, count: int) -> list[int]:
-        """`count` positive integers: a list of them, or one that stands for all (layers of different widths)."""
+    def integers(self, name: str, count: int) -> int | list[int]:
+        """One positive integer that stands for all `count` layers, or a list of as many."""
         value = self.values.get(name)
         if not isinstance(value, list):
-            return [self.integer(name)] * count
+            return self.integer(name)
         if len(value) != count or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
             raise self.fault(name, f"a positive integer or a list of {count} of them, one a layer")
         return value

@@ -78,18 +78,20 @@ def _config(file: GGUFFile, metadata: Config) -> Config:
             raise InputError(
                 f"{path}: {key} {metadata.values[key]} differs from the head_dim {head_dim}, not supported"
             )
-    kv_heads = {heads}
+    kv_heads: int | list[int] = heads
     if metadata.values.get("llama.attention.head_count_kv") is not None:
-        kv_heads = set(metadata.integers("llama.attention.head_count_kv", layers))
-    if len(kv_heads) > 1:
-        raise InputError(f"{path}: layers with different numbers of key-value heads are not supported")
+        kv_heads = metadata.integers("llama.attention.head_count_kv", layers)
+    if isinstance(kv_heads, list):
+        if len(set(kv_heads)) > 1:
+            raise InputError(f"{path}: layers with different numbers of key-value heads are not supported")
+        kv_heads = kv_heads[0]
     window = metadata.values.get("llama.attention.sliding_window") or None
     values = {
         "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
         "hidden_size": hidden_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads.pop(),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": metadata.integers("llama.feed_forward_length", layers),
         "vocab_size": _vocab_size(file, metadata),

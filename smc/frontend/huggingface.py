@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smc.errors import InputError
 from smc.frontend.checkpoint import Checkpoint
 from smc.frontend.config import Config, read_json
 from smc.frontend.safetensors_files import folder_tensors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -26,16 +29,17 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     _refuse_quantized(config)
     tokenizer_config = _read_optional(folder / "tokenizer_config.json")
     special_tokens = _special_tokens(folder, tokenizer_config)
-    tokenizer = _tokenizer(folder, tokenizer_config)
+    text, tokenizer = _tokenizer(folder, tokenizer_config)
+    eos = tokenizer.token_to_id(special_tokens["eos_token"]) if tokenizer and "eos_token" in special_tokens else None
     return Checkpoint(
         name=name or folder.resolve().name,
         format="safetensors",
         config=config,
         tensors=folder_tensors(folder),
-        tokenizer=tokenizer,
+        tokenizer=text,
         chat_template=_chat_template(folder, tokenizer_config),
         special_tokens=special_tokens,
-        generation=_generation(folder, config, tokenizer, special_tokens.get("eos_token")),
+        generation=_generation(folder, config, eos),
     )
 
 
@@ -68,22 +72,22 @@ def _read_text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error}") from None
 
 
-def _tokenizer(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The text of tokenizer.json, or one built from SentencePiece's tokenizer.model; None where there is neither."""
+def _tokenizer(folder: Path, tokenizer_config: dict[str, Any]) -> tuple[str, Tokenizer] | tuple[None, None]:
+    """The text of tokenizer.json, or of one built from SentencePiece's tokenizer.model, and what it describes."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.exists():
-        return _from_sentencepiece(folder, tokenizer_config)
+        built = _from_sentencepiece(folder, tokenizer_config)
+        return (str(built.to_str()), built) if built else (None, None)
     text = _read_text(path)
     try:
-        Tokenizer.from_str(text)
+        return text, Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise InputError(f"{path} is no tokenizer file that can be read: {error}") from None
-    return text
 
 
-def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> Tokenizer | None:
     from tokenizers import AddedToken, Tokenizer
 
     from smc.frontend.sentencepiece import read_model
@@ -101,7 +105,7 @@ def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> str |
             raise InputError(
                 f"{folder}: the added token {token!r} should have id {place}, which does not fit {path.name}"
             )
-    return str(tokenizer.to_str())
+    return tokenizer
 
 
 def _added_tokens(folder: Path, settings: Config) -> list[tuple[int, str, bool]]:
@@ -139,8 +143,11 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None
     return stored if isinstance(stored, str) else None
 
 
-def _generation(folder: Path, config: Config, tokenizer: str | None, eos_token: str | None) -> dict[str, Any]:
-    """Sampling defaults and token ids; eos_token_id lists every id that ends a text, wherever it is declared."""
+def _generation(folder: Path, config: Config, eos: int | None) -> dict[str, Any]:
+    """Sampling defaults and token ids; eos_token_id lists every id that ends a text, wherever it is declared.
+
+    eos: the id of the tokenizer's eos_token.
+    """
     stored = Config(_read_optional(folder / "generation_config.json"), str(folder / "generation_config.json"))
     found = {key: stored.values[key] for key in SAMPLING if isinstance(stored.values.get(key), (bool, int, float))}
     for key in ("bos_token_id", "pad_token_id"):
@@ -148,10 +155,7 @@ def _generation(folder: Path, config: Config, tokenizer: str | None, eos_token: 
         if ids:
             found[key] = ids[0]
     ends = token_ids(stored, "eos_token_id") + token_ids(config, "eos_token_id")
-    if tokenizer is not None and eos_token is not None:
-        from tokenizers import Tokenizer
-
-        ends += [i for i in [Tokenizer.from_str(tokenizer).token_to_id(eos_token)] if i is not None]
+    ends += [] if eos is None else [eos]
     if ends:
         found["eos_token_id"] = list(dict.fromkeys(ends))
     return found

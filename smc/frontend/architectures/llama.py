@@ -173,8 +173,10 @@ def _embed(vocab_size: int, hidden_size: int) -> Function:
 def _layers(config: Config, block: Block) -> Iterator[Stage]:
     function = block.function("block")
     count = config.integer("num_hidden_layers")
-    for index, width in enumerate(config.integers("intermediate_size", count)):
-        yield Stage(function, {slot.name: _tensor(index, slot.name) for slot in function.parameters()}, {"ffn": width})
+    widths = config.integers("intermediate_size", count)
+    for index in range(count):
+        tensors = {slot.name: _tensor(index, slot.name) for slot in function.parameters()}
+        yield Stage(function, tensors, {"ffn": widths[index] if isinstance(widths, list) else widths})
 
 
 def _tensor(layer: int, slot: str) -> str:

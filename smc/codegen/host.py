@@ -154,7 +154,10 @@ class _Host:
         layers = {call.name: layer for layer, call in enumerate(c for f, c in self.plan.order if f.attends())}
         for index, call in enumerate(function.calls):
             names = call.attributes["parameters"]
-            values = [self.matrix(names[s.name]) if s.name in matrices else str(self.table.vectors[names[s.name]]) for s in slots]
+            values = [
+                self.matrix(function, names[s.name]) if s.name in matrices else str(self.table.vectors[names[s.name]])
+                for s in slots
+            ]
             dims = symbol_values(self.plan, function, index)
             values += [str(padded_width(dims[symbol])) for symbol in symbols]
             if function.attends():
@@ -162,11 +165,11 @@ class _Host:
             self.emit(f"    {{{', '.join(values)}}},")
         self.emit("};", "")
 
-    def matrix(self, name: str) -> str:
+    def matrix(self, function: FunctionPlan, name: str) -> str:
+        """The initializer of a `struct matrix`; its kernel is one of those that look up rows or of those that multiply."""
         place, encoding = self.table.matrices[name], self.plan.module.parameters[name].encoding
-        index = [k.encoding for k in self.linears].index(encoding) if encoding in [k.encoding for k in self.linears] else -1
-        if index < 0:
-            index = [k.encoding for k in self.embeddings].index(encoding)
+        kernels = self.embeddings if function is self.plan.embed else self.linears
+        index = [kernel.encoding for kernel in kernels].index(encoding)
         return f"{{{place.codes}, {place.scales}, {place.zeros}, {place.rows}, {place.columns}, {index}}}"
 
     def shape(self) -> AttentionShape:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import hashlib
-from collections.abc import Callable
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -70,14 +74,39 @@ def write_weights(plan: Plan, table: WeightTable, out: BinaryIO, progress: Calla
         written += len(view)
         progress(written / table.total_bytes)
 
-    for parameter in plan.matrices():
+    matrices = plan.matrices()
+    for parameter, data in zip(matrices, _packed(matrices)):
         assert written == table.matrices[parameter.name].codes
-        write(pack_matrix(parameter.load()))
+        write(data)
     for parameter in plan.vectors():
         assert written == table.vectors[parameter.name]
         write(_vector(parameter))
     assert written == table.total_bytes
     return digest.hexdigest()
+
+
+def _packed(parameters: list[Parameter]) -> Iterator[np.ndarray]:
+    """The packed matrices in order, loaded by a few threads that stay at most that many ahead."""
+    import torch
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    before = torch.get_num_threads()
+    # One thread a matrix: torch's own threads wait for each other, and collapse where another process has a core.
+    torch.set_num_threads(1)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(min(threads, 4)) as pool:
+            waiting = iter(parameters)
+            running = collections.deque(pool.submit(_load_packed, p) for p in itertools.islice(waiting, min(threads, 4)))
+            while running:
+                data = running.popleft().result()
+                running.extend(pool.submit(_load_packed, p) for p in itertools.islice(waiting, 1))
+                yield data
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load_packed(parameter: Parameter) -> np.ndarray:
+    return pack_matrix(parameter.load())
 
 
 def _vector(parameter: Parameter) -> np.ndarray:

@@ -14,6 +14,7 @@ from smc.codegen.kernels.attention import attention_kernel, rope_kernel
 from smc.codegen.kernels.specs import AttentionShape
 from smc.codegen.layout import padded
 from smc.targets import Level
+from tests.codegen.kernels import guarded
 
 PAGE, LAYERS, LAYER = 64, 3, 1
 DTYPES = {"f16": np.float16, "f32": np.float32}
@@ -32,15 +33,15 @@ LENGTHS = [1, 15, 16, 17, 63, 64, 65, 200]
 class Cache:
     """Pages of a KV cache in random order, full of garbage but for what is written; built from what program.h says."""
 
-    def __init__(self, guard: Any, shape: AttentionShape, lengths: Sequence[int], seed: int, garbage: float = 1000.0) -> None:
+    def __init__(self, shape: AttentionShape, lengths: Sequence[int], seed: int, garbage: float = 1000.0) -> None:
         rng = np.random.default_rng(seed)
         self.shape, counts = shape, [-(-length // PAGE) for length in lengths]
         order = rng.permutation(sum(counts) + 1)[1:].astype(np.int32)
-        self.tables = guard(order)
+        self.tables = guarded(order)
         self.begins = np.cumsum([0, *counts])[:-1]  # of each sequence's table
         page_shape = (LAYERS, shape.kv_heads, 2 * PAGE * shape.padded_dim)
         noise = np.random.default_rng(int(garbage)).uniform(-garbage, garbage, (len(order) + 1, *page_shape))
-        self.memory = guard(noise.astype(DTYPES[shape.kv_dtype]))
+        self.memory = guarded(noise.astype(DTYPES[shape.kv_dtype]))
         self.page, self.layer = int(np.prod(page_shape)), LAYER * int(np.prod(page_shape[1:]))
         heads = (shape.kv_heads, shape.head_dim)
         self.keys, self.values = ([rng.standard_normal((n, *heads)) for n in lengths] for _ in range(2))
@@ -61,17 +62,17 @@ class Cache:
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str)
-def test_rope_rotates_and_fills_the_cache(build: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+def test_rope_rotates_and_fills_the_cache(build: Any, level: Level, shape: AttentionShape) -> None:
     kernel = build(level, rope_kernel("rope", shape))["rope"]
     tokens, rng = 5, np.random.default_rng(1)
-    cache = Cache(guard, shape, [200], 2)
+    cache = Cache(shape, [200], 2)
     expected_memory = cache.memory.copy()
     indices = [0, 15, 63, 64, 130]
-    slots = guard(np.array([cache.tables[i // PAGE] * PAGE + i % PAGE for i in indices], np.int32))
+    slots = guarded(np.array([cache.tables[i // PAGE] * PAGE + i % PAGE for i in indices], np.int32))
     angles = np.outer([3, 0, 1, 70, 2000], 1e4 ** (-np.arange(shape.head_dim // 2) / (shape.head_dim // 2)))
-    rope = guard(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+    rope = guarded(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
     q_stride, kv_stride = (padded(n * shape.head_dim, 32) for n in (shape.heads, shape.kv_heads))
-    q, k, v = (guard(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (q_stride, kv_stride, kv_stride))
+    q, k, v = (guarded(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (q_stride, kv_stride, kv_stride))
     expected_q, expected_k = rotated(q, k, rope, shape) if shape.rotary else (q.copy(), k.copy())
     blocks = tokens * shape.kv_heads
     for begin, end in ((0, 1), (1, blocks)):
@@ -89,7 +90,10 @@ def rotated(q: np.ndarray, k: np.ndarray, rope: np.ndarray, shape: AttentionShap
     """What transformers makes of q and k."""
     tokens, dim = len(q), shape.head_dim
     cosines, sines = (torch.tensor(np.concatenate([rope[:, i], rope[:, i]], -1))[None] for i in (0, 1))
-    heads = [torch.tensor(x[:, : n * dim]).view(tokens, n, dim).transpose(0, 1)[None] for x, n in ((q, shape.heads), (k, shape.kv_heads))]
+    heads = [
+        torch.tensor(x[:, : n * dim]).view(tokens, n, dim).transpose(0, 1)[None]
+        for x, n in ((q, shape.heads), (k, shape.kv_heads))
+    ]
     results = []
     for result, x in zip(apply_rotary_pos_emb(*heads, cosines, sines), (q, k), strict=True):
         flat = result[0].transpose(0, 1).reshape(tokens, -1).numpy()
@@ -103,23 +107,25 @@ def rotated(q: np.ndarray, k: np.ndarray, rope: np.ndarray, shape: AttentionShap
 class Attention:
     """A built kernel and calls to it."""
 
-    def __init__(self, build: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
-        self.guard, self.shape = guard, shape
+    def __init__(self, build: Any, level: Level, shape: AttentionShape) -> None:
+        self.shape = shape
         self.kernel = build(level, attention_kernel("attention", shape, level))["attention"]
         self.stride = padded(shape.heads * shape.head_dim, 32) + 32
 
-    def __call__(self, cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int = 0, scale: float = 0.2) -> np.ndarray:
+    def __call__(
+        self, cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int = 0, scale: float = 0.2
+    ) -> np.ndarray:
         """tiles: (sequence, index of its first token, count); q: [tokens, heads, head_dim]. Result like q."""
-        shape, guard = self.shape, self.guard
+        shape = self.shape
         full = np.full((len(q), self.stride), np.nan, np.float32)
         width = shape.heads * shape.head_dim
         full[:, :width] = q.reshape(len(q), width)
         first = np.cumsum([0, *(count for _, _, count in tiles)])
         rows = [[first[n], count, cache.begins[s], index] for n, (s, index, count) in enumerate(tiles)]
-        out = guard(np.full_like(full, np.nan))
-        scratch = guard(np.full(shape.scratch_floats, np.nan, np.float32))
+        out = guarded(np.full_like(full, np.nan))
+        scratch = guarded(np.full(shape.scratch_floats, np.nan, np.float32))
         blocks = len(tiles) * shape.kv_heads
-        q_buffer, table = guard(full), guard(np.array(rows, np.int32))
+        q_buffer, table = guarded(full), guarded(np.array(rows, np.int32))
         for begin, end in ((0, blocks // 2), (blocks // 2, blocks)):
             self.kernel(
                 q_buffer, cache.memory, cache.tables, table, out, scratch,
@@ -130,20 +136,22 @@ class Attention:
 
 
 @pytest.fixture(scope="module")
-def attention(build: Any, guard: Any) -> Callable[[Level, AttentionShape], Attention]:
+def attention(build: Any) -> Callable[[Level, AttentionShape], Attention]:
     """(level, shape) → the kernel, built once."""
     built: dict[tuple[Level, AttentionShape], Attention] = {}
 
     def get(level: Level, shape: AttentionShape) -> Attention:
         if (level, shape) not in built:
-            built[level, shape] = Attention(build, guard, level, shape)
+            built[level, shape] = Attention(build, level, shape)
         return built[level, shape]
 
     return get
 
 
 def queries(shape: AttentionShape, tokens: int, size: float = 1.0) -> np.ndarray:
-    return (np.random.default_rng(tokens).standard_normal((tokens, shape.heads, shape.head_dim)) * size).astype(np.float32)
+    return (np.random.default_rng(tokens).standard_normal((tokens, shape.heads, shape.head_dim)) * size).astype(
+        np.float32
+    )
 
 
 def expected(cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int, scale: float = 0.2) -> np.ndarray:
@@ -153,7 +161,9 @@ def expected(cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int, s
     for sequence, index, count in tiles:
         length = index + count
         keys, values = (
-            torch.tensor(x[sequence][:length].astype(dtype).astype(np.float64)).transpose(0, 1).repeat_interleave(group, 0)
+            torch.tensor(x[sequence][:length].astype(dtype).astype(np.float64))
+            .transpose(0, 1)
+            .repeat_interleave(group, 0)
             for x in (cache.keys, cache.values)
         )
         own = torch.tensor(q[token : token + count]).double().transpose(0, 1)
@@ -172,8 +182,8 @@ def last_tiles(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention(attention: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
-    cache = Cache(guard, shape, LENGTHS, 3)
+def test_attention(attention: Any, level: Level, shape: AttentionShape) -> None:
+    cache = Cache(shape, LENGTHS, 3)
     for count, windows in ((1, (0,)), (3, (0, 1, 70)), (8, (0, 5, 64))):
         tiles = last_tiles(LENGTHS, count)
         q = queries(shape, sum(tile[2] for tile in tiles))
@@ -183,9 +193,9 @@ def test_attention(attention: Any, guard: Any, level: Level, shape: AttentionSha
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])
-def test_flat_and_peaked_attention(attention: Any, guard: Any, level: Level, size: float) -> None:
+def test_flat_and_peaked_attention(attention: Any, level: Level, size: float) -> None:
     shape = SHAPES[0]
-    cache = Cache(guard, shape, [200, 64], 4)
+    cache = Cache(shape, [200, 64], 4)
     tiles = [[0, 192, 8], [1, 60, 4]]
     q = queries(shape, 12, size)
     result = attention(level, shape)(cache, q, tiles)
@@ -195,8 +205,8 @@ def test_flat_and_peaked_attention(attention: Any, guard: Any, level: Level, siz
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("window", [0, 40])
-def test_bits_do_not_depend_on_the_tile(attention: Any, guard: Any, level: Level, shape: AttentionShape, window: int) -> None:
-    cache = Cache(guard, shape, [200, 67], 5)
+def test_bits_do_not_depend_on_the_tile(attention: Any, level: Level, shape: AttentionShape, window: int) -> None:
+    cache = Cache(shape, [200, 67], 5)
     q = queries(shape, 16)
     together = attention(level, shape)(cache, q, [[0, 100, 8], [1, 59, 8]], window)
     for token in range(16):
@@ -206,7 +216,7 @@ def test_bits_do_not_depend_on_the_tile(attention: Any, guard: Any, level: Level
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_what_lies_in_unwritten_slots_does_not_matter(attention: Any, guard: Any, level: Level, shape: AttentionShape) -> None:
+def test_what_lies_in_unwritten_slots_does_not_matter(attention: Any, level: Level, shape: AttentionShape) -> None:
     q, tiles = queries(shape, 10), [[0, 62, 8], [1, 0, 2]]
-    results = [attention(level, shape)(Cache(guard, shape, [70, 2], 6, garbage), q, tiles) for garbage in (1, 60000)]
+    results = [attention(level, shape)(Cache(shape, [70, 2], 6, garbage), q, tiles) for garbage in (1, 60000)]
     np.testing.assert_array_equal(*results)

@@ -15,6 +15,7 @@ from smc.codegen.kernels.rows import COLUMN_CHUNK, elementwise_kernel, exp, quan
 from smc.codegen.kernels.specs import F32_FORM, Form
 from smc.codegen.layout import padded
 from smc.targets import Level
+from tests.codegen.kernels import guarded
 
 I8 = Form("i8")
 I8_SUMS_OF_16 = Form("i8", sum_group=16)
@@ -45,32 +46,32 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
 
 
 @pytest.fixture
-def rows(guard: Rows) -> Rows:
+def rows() -> Rows:
     """Activations as kernels get them: columns padded with zeros to a multiple of 32."""
 
     def pad(values: np.ndarray) -> np.ndarray:
         full = np.zeros((len(values), padded(values.shape[1], 32)), np.float32)
         full[:, : values.shape[1]] = values
-        return guard(full)
+        return guarded(full)
 
     return pad
 
 
-def new(guard: Rows, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def new(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """Where a kernel writes: full of what it must overwrite."""
-    return guard(np.full(shape, 99, dtype))
+    return guarded(np.full(shape, 99, dtype))
 
 
-def outputs(guard: Rows, x: np.ndarray, form: Form) -> list[np.ndarray]:
+def outputs(x: np.ndarray, form: Form) -> list[np.ndarray]:
     """Arrays for the results of a kernel in a form."""
     tokens, stride = x.shape
     if form.kind == "f32":
-        return [new(guard, x.shape, np.float32)]
+        return [new(x.shape, np.float32)]
     groups = 1 if form.group == "token" else stride // 32
     return [
-        new(guard, x.shape, np.int8),
-        new(guard, (tokens, groups), np.float32),
-        new(guard, (tokens, stride // form.sum_group), np.int32),
+        new(x.shape, np.int8),
+        new((tokens, groups), np.float32),
+        new((tokens, stride // form.sum_group), np.int32),
     ]
 
 
@@ -98,12 +99,12 @@ WIDTHS = [8, 32, 80, 341, 576, 577]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rms_norm(kernels: Any, guard: Rows, rows: Rows, width: int) -> None:
+def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
     rng, eps = np.random.default_rng(width), 1e-5
     values = (rng.standard_normal((5, width)) * [[1], [1e-4], [300], [1], [0]]).astype(np.float32)
     weight = rng.standard_normal((1, width)).astype(np.float32)
     x, w = rows(values), rows(weight)
-    [out] = outputs(guard, x, F32_FORM)
+    [out] = outputs(x, F32_FORM)
     kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 0, 3)
     kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 3, 5)
     exact = values.astype(np.float64)
@@ -116,12 +117,12 @@ def test_rms_norm(kernels: Any, guard: Rows, rows: Rows, width: int) -> None:
         np.testing.assert_allclose(out[:, :width], norm(torch.tensor(values)).numpy(), rtol=2e-6, atol=0)
 
 
-def test_rms_norm_gives_several_forms_at_once(kernels: Any, guard: Rows, rows: Rows) -> None:
+def test_rms_norm_gives_several_forms_at_once(kernels: Any, rows: Rows) -> None:
     rng = np.random.default_rng(1)
     x, weight = rows(rng.standard_normal((3, 80))), rows(rng.standard_normal((1, 80)))
-    first, [floats], second = (outputs(guard, x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16))
+    first, [floats], second = (outputs(x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16))
     kernels["rms_norm_all"](x, weight, *first, floats, *second, 80, 96, 1e-6, 0, 3)
-    [plain] = outputs(guard, x, F32_FORM)
+    [plain] = outputs(x, F32_FORM)
     kernels["rms_norm"](x, weight, plain, 80, 96, 1e-6, 0, 3)
     np.testing.assert_array_equal(floats, plain)
     assert_rounded(first, floats, I8)
@@ -131,8 +132,8 @@ def test_rms_norm_gives_several_forms_at_once(kernels: Any, guard: Rows, rows: R
 # ---- rounding to int8
 
 
-def quantize(kernels: Any, guard: Rows, x: np.ndarray, form: Form) -> list[np.ndarray]:
-    results = outputs(guard, x, form)
+def quantize(kernels: Any, x: np.ndarray, form: Form) -> list[np.ndarray]:
+    results = outputs(x, form)
     tokens, stride = x.shape
     name = ("quantize_token" if form.group == "token" else "quantize") + ("_16" if form.sum_group == 16 else "")
     blocks = tokens if form.group == "token" else tokens * -(-stride // COLUMN_CHUNK)
@@ -146,19 +147,19 @@ FORMS = [I8, I8_SUMS_OF_16, TOKEN, Form("i8", "token", 16)]
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rounding(kernels: Any, guard: Rows, rows: Rows, form: Form, width: int) -> None:
+def test_rounding(kernels: Any, rows: Rows, form: Form, width: int) -> None:
     rng = np.random.default_rng(width)
     x = rows(rng.standard_normal((4, width)) * 10.0 ** rng.integers(-6, 6, (4, 1)))
-    assert_rounded(quantize(kernels, guard, x, form), x, form)
+    assert_rounded(quantize(kernels, x, form), x, form)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_halves_round_to_even(kernels: Any, guard: Rows, rows: Rows, form: Form) -> None:
+def test_halves_round_to_even(kernels: Any, rows: Rows, form: Form) -> None:
     values = np.full((2, 32), 127.0)  # scale exactly 1, so the codes are the values
     values[0, :31] = np.arange(-7.5, 8.0, 0.5)
     values[1, 1:] = np.arange(-126.5, -95.5)
     x = rows(values)
-    codes, scales, sums = quantize(kernels, guard, x, form)
+    codes, scales, sums = quantize(kernels, x, form)
     np.testing.assert_array_equal(codes, np.round(values))
     assert codes[0, 0] == -8 and codes[0, 2] == -6 and codes[0, 14] == 0 and codes[0, 16] == 0 and codes[1, 1] == -126
     assert (scales == 1).all()
@@ -166,7 +167,7 @@ def test_halves_round_to_even(kernels: Any, guard: Rows, rows: Rows, form: Form)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_rounding_of_extreme_values(kernels: Any, guard: Rows, rows: Rows, form: Form) -> None:
+def test_rounding_of_extreme_values(kernels: Any, rows: Rows, form: Form) -> None:
     values = np.zeros((7, 64))
     values[1] = -1e38
     values[2, ::2], values[2, 1::2] = 3e38, -3e38
@@ -175,7 +176,7 @@ def test_rounding_of_extreme_values(kernels: Any, guard: Rows, rows: Rows, form:
     values[5] = 1e-39  # its inverse overflows
     values[6] = np.linspace(-1e-31, 1e-31, 64)
     x = rows(values)
-    codes, scales, sums = results = quantize(kernels, guard, x, form)
+    codes, scales, sums = results = quantize(kernels, x, form)
     assert_rounded(results, x, form)
     assert not codes[0].any() and not scales[0].any() and not sums[0].any()
     assert (codes[1] == -127).all() and (codes[3] == 127).all() and codes[4, 3] == -127
@@ -186,48 +187,48 @@ def test_rounding_of_extreme_values(kernels: Any, guard: Rows, rows: Rows, form:
 
 
 @pytest.mark.parametrize("width", [32, 341, 576])
-def test_add_and_mul(kernels: Any, guard: Rows, rows: Rows, width: int) -> None:
+def test_add_and_mul(kernels: Any, rows: Rows, width: int) -> None:
     rng = np.random.default_rng(width)
     a, b = rows(rng.standard_normal((3, width))), rows(rng.standard_normal((3, width)))
     blocks = 3 * -(-a.shape[1] // COLUMN_CHUNK)
     for name, expected in (("add", a + b), ("mul", a * b)):
-        [out] = outputs(guard, a, F32_FORM)
+        [out] = outputs(a, F32_FORM)
         kernels[name](a, b, out, a.shape[1], 1, blocks)
         kernels[name](a, b, out, a.shape[1], 0, 1)
         np.testing.assert_array_equal(out, expected)
 
 
-def test_silu(kernels: Any, guard: Rows, rows: Rows) -> None:
+def test_silu(kernels: Any, rows: Rows) -> None:
     values = np.concatenate([np.linspace(-80, 80, 15993), [-1e30, -1e4, -100, 0, 100, 1e4, 1e30]])
     a, b = rows(values.reshape(16, 1000)), rows(np.random.default_rng(0).standard_normal((16, 1000)))
     exact = a.astype(np.float64)
     with np.errstate(over="ignore"):
         exact = exact / (1 + np.exp(-exact))
     blocks = 16 * -(-a.shape[1] // COLUMN_CHUNK)
-    [out] = outputs(guard, a, F32_FORM)
+    [out] = outputs(a, F32_FORM)
     kernels["silu"](a, out, a.shape[1], 0, blocks)
     # Where exp is clamped, sigmoid is 1e-38 instead of less.
     assert (np.abs(out - exact) <= 5e-7 * np.abs(exact) + 1e-38 * np.abs(a)).all()
-    [gated] = outputs(guard, a, F32_FORM)
+    [gated] = outputs(a, F32_FORM)
     kernels["gated_silu"](a, b, gated, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(gated, out * b)
-    both = [outputs(guard, a, form) for form in (F32_FORM, I8)]
+    both = [outputs(a, form) for form in (F32_FORM, I8)]
     kernels["gated_silu_quantize"](a, b, *both[0], *both[1], a.shape[1], 0, blocks)
     np.testing.assert_array_equal(both[0][0], gated)
     assert_rounded(both[1], gated, I8)
 
 
-def test_exp_is_within_one_ulp(kernels: Any, guard: Rows) -> None:
-    x = guard(np.concatenate([np.linspace(-87, 88, 1 << 19), np.linspace(-2, 2, 1 << 18)]).astype(np.float32))
-    out = new(guard, x.shape, np.float32)
+def test_exp_is_within_one_ulp(kernels: Any) -> None:
+    x = guarded(np.concatenate([np.linspace(-87, 88, 1 << 19), np.linspace(-2, 2, 1 << 18)]).astype(np.float32))
+    out = new(x.shape, np.float32)
     kernels["exp"](x, out, x.size)
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(out - exact) / np.spacing(exact.astype(np.float32))).max() <= 1
 
 
-def test_exp_at_and_beyond_its_limits(kernels: Any, guard: Rows) -> None:
-    x = guard(np.array([0, -0.0, -87, 88, -1e30, -3e38, 1e30, -100, 100, *[1] * 7], np.float32))
-    out = new(guard, x.shape, np.float32)
+def test_exp_at_and_beyond_its_limits(kernels: Any) -> None:
+    x = guarded(np.array([0, -0.0, -87, 88, -1e30, -3e38, 1e30, -100, 100, *[1] * 7], np.float32))
+    out = new(x.shape, np.float32)
     kernels["exp"](x, out, x.size)
     assert out[0] == out[1] == 1
     assert (out[[4, 5, 7]] == out[2]).all() and 0 < out[2] < 2e-38

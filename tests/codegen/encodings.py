@@ -1,0 +1,65 @@
+"""Encodings that the tests of layout and kernels go through: one of every kind, and a strategy for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from smc.ir import BF16, F16, F32, Encoding, integer
+
+I8_LEVELS = (-128, -90, -61, -43, -30, -20, -12, -5, 0, 4, 13, 25, 41, 62, 89, 127)
+FLOAT_LEVELS = tuple(v / 8 for v in (-8, -5.5, -4.2, -3.1, -2.3, -1.5, -0.7, 0, 0.6, 1.3, 2, 2.7, 3.5, 4.5, 5.8, 8))
+
+ENCODINGS = [
+    F32,
+    F16,
+    BF16,
+    *(integer(bits) for bits in range(1, 9)),
+    integer(4, symmetric=False),
+    integer(8, symmetric=False, group=64),
+    integer(3, symmetric=False, group=16),
+    Encoding(bits=2, zero=1, scale_dtype="bf16"),
+    integer(8, group="row", activation_group="token"),
+    integer(4, group=96, symmetric=False, activation_group="token"),
+    integer(5, group="tensor"),
+    Encoding(bits=4, offset=True, scale_dtype="f32"),
+    Encoding(bits=8, offset=True, group=16),
+    Encoding(bits=5, offset=True, group="row", activation_group="token"),
+    Encoding(bits=4, levels=I8_LEVELS),
+    Encoding(bits=4, levels=FLOAT_LEVELS, group=64),
+    Encoding(bits=3, levels=(-128, 127, 0, 3), group=16, activation="none"),
+    Encoding(bits=6, activation="none"),
+    Encoding(bits=4, group=16, zero="group", activation="none"),
+    Encoding(bits=8, group="row", offset=True, activation="none"),
+    Encoding(bits=1, group="tensor", activation="none"),
+]
+
+
+@st.composite
+def encodings(draw: st.DrawFn) -> Encoding:
+    """Any encoding that has a packed layout."""
+    bits = draw(st.integers(1, 8))
+    kind = draw(st.sampled_from(["constant", "group", "offset", "levels", "float levels"]))
+    weight_only = kind == "float levels" or draw(st.booleans())
+    activation_group = 32 if weight_only else draw(st.sampled_from([32, "token"]))
+    group = draw(st.sampled_from([16, 32, 64, 96, 128, "row", "tensor"]))
+    fields: dict[str, Any] = {"zero": draw(st.integers(0, 2**bits - 1))}
+    if kind == "group":
+        fields = {"zero": "group"}
+    elif kind == "offset":
+        fields = {"offset": True}
+    elif "levels" in kind:
+        bits = min(bits, 4)
+        exact = st.integers(-128, 127)
+        level = exact if kind == "levels" else st.floats(-2, 2, width=16, allow_subnormal=False)
+        fields = {"levels": tuple(draw(st.lists(level, min_size=2, max_size=2**bits)))}
+        fields["grid"] = "i8" if kind == "levels" else "f16"
+    return Encoding(
+        bits=bits,
+        group=group,
+        scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),
+        activation="none" if weight_only else "i8",
+        activation_group=activation_group,
+        **fields,
+    )

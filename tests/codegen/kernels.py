@@ -1,0 +1,97 @@
+"""Kernels built as a user's artifact has them, called through ctypes on guarded memory; random packed matrices."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tvm.target import Target
+
+from smc.codegen.kernels.builder import Kernel, lower
+from smc.codegen.layout import MatrixLayout, pack_matrix, padded
+from smc.ir import EncodedTensor, Encoding, encode_float
+from smc.targets import TARGETS, Level
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+C_TYPES = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "float": ctypes.c_float}
+
+
+def guarded(values: np.ndarray) -> np.ndarray:
+    """A copy, aligned to 64 bytes, behind which (rounded up to 64 bytes) every access is a segmentation fault."""
+    size = padded(max(values.nbytes, 1), 64)
+    whole = padded(size, mmap.PAGESIZE)
+    memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert LIBC.mprotect(ctypes.c_void_p(address + whole), mmap.PAGESIZE, 0) == 0
+    copy = np.frombuffer(memory, values.dtype, values.size, whole - size).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def compiled(kernel: Kernel, level: Level) -> Any:
+    """The tvm module of a finished kernel."""
+    triple = TARGETS["x86-64"].llvm_triple
+    return lower(
+        kernel.function(), Target({"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]})
+    )
+
+
+def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]:
+    """A kernel of a library as a Python function of arrays and numbers."""
+    entry = getattr(library, kernel.name)
+    types = [C_TYPES.get(part.split()[0], ctypes.c_void_p) for part in kernel.prototype().split(", ")]
+    entry.argtypes, entry.restype = types, ctypes.c_int32
+
+    def call(*arguments: Any) -> None:
+        for argument, ctype in zip(arguments, types, strict=True):
+            assert isinstance(argument, np.ndarray) == (ctype is ctypes.c_void_p), (argument, ctype)
+        status = entry(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
+        assert status == 0
+
+    return call
+
+
+class Matrix:
+    """A packed matrix as kernels get it: codes, scales and zeros in guarded memory, and its values in float64."""
+
+    def __init__(self, tensor: EncodedTensor) -> None:
+        self.tensor = tensor
+        rows, columns = tensor.shape
+        self.layout = layout = MatrixLayout(tensor.encoding, rows, columns)
+        packed = pack_matrix(tensor)
+        self.codes = guarded(packed[: layout.codes_bytes])
+        self.scales = guarded(packed[layout.scales_offset : layout.scales_offset + layout.scales_bytes])
+        self.zeros = guarded(packed[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes])
+        self.values = tensor.decode().numpy().astype(np.float64)
+
+
+def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extreme: bool = False) -> EncodedTensor:
+    """Codes of every value (extreme: only the smallest and largest, whole rows alike), scales of both signs."""
+    rng = np.random.default_rng(seed)
+    if encoding.is_float:
+        return encode_float(torch.tensor(rng.standard_normal((rows, columns)), dtype=torch.float32), encoding)
+    groups, size = encoding.groups(columns), encoding.group_size(columns)
+    count = len(encoding.levels) if encoding.levels is not None else 1 << encoding.bits
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[encoding.scale_dtype]
+
+    def stored(values: np.ndarray) -> torch.Tensor:
+        return torch.tensor(values).to(dtype).float()
+
+    codes, zeros = rng.integers(0, count, (rows, groups, size)), rng.integers(0, count, (rows, groups))
+    if extreme:
+        codes[...] = (np.arange(rows) % 2 * (count - 1))[:, None, None]
+        zeros = zeros % 2 * (count - 1)
+    # As the quantizing framework has it: no value but 0 in the padding of the last group.
+    scales = stored(rng.uniform(0.001, 0.02, (rows, groups)) * rng.choice([-1, 1], (rows, groups)))
+    return EncodedTensor(
+        encoding,
+        (rows, columns),
+        codes=torch.tensor(codes, dtype=torch.uint8),
+        scales=scales[:1, :1] if encoding.group == "tensor" else scales,
+        zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.zero == "group" else None,
+        offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.offset else None,
+    )

@@ -1,0 +1,123 @@
+"""The packed layout: read back by a slow unpacker written from its description, and refused where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smc.codegen.layout import MatrixLayout, check_packable, pack_matrix
+from smc.errors import InputError
+from smc.ir import BF16, F16, F32, Encoding, integer
+from tests.codegen.encodings import ENCODINGS, encodings
+from tests.codegen.kernels import random_tensor
+
+WORDS = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}
+
+
+def floats(words: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored words as float32."""
+    if dtype == "bf16":
+        return (words.astype(np.uint32) << 16).view(np.float32)
+    return words.view({"f32": np.float32, "f16": np.float16}[dtype]).astype(np.float32)
+
+
+def code_at(packed: np.ndarray, bits: int, tiles: int, row: int, column: int) -> int:
+    """One code of a packed matrix."""
+    tile, quad, byte = column // 32, column % 32 // 4, row % 16 * 4 + column % 4
+    vector = (row // 16 * tiles + tile) * bits  # vectors of 64 bytes: a tile has one for every bit
+    if bits == 8:
+        return int(packed[(vector + quad) * 64 + byte])
+    code = low = 0
+    for width in (4, 2, 1):
+        if bits & width:
+            per_byte = 8 // width
+            piece = int(packed[(vector + quad // per_byte) * 64 + byte]) >> quad % per_byte * width
+            code |= (piece & ((1 << width) - 1)) << low
+            vector, low = vector + width, low + width
+    return code
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(encodings(), st.integers(1, 40), st.integers(1, 140), st.integers(0, 9))
+def test_packed_codes_scales_and_zeros_are_where_they_belong(
+    encoding: Encoding, rows: int, columns: int, seed: int
+) -> None:
+    tensor = random_tensor(encoding, rows, columns, seed)
+    layout, packed = MatrixLayout(encoding, rows, columns), pack_matrix(tensor)
+    assert packed.nbytes == layout.total_bytes
+    assert layout.scales_offset % 64 == layout.zeros_offset % 64 == packed.nbytes % 64 == 0
+    assert tensor.codes is not None and tensor.scales is not None
+    rng = np.random.default_rng(seed)
+    size, tiles = encoding.group_size(columns), -(-columns // 32)
+    groups = 1 if isinstance(encoding.group, str) else -(-tiles * 32 // size)
+    padded_rows = -(-rows // 32) * 32
+    word = WORDS[encoding.scale_dtype]
+    scales = packed[layout.scales_offset :][: layout.scales_bytes].view(word).reshape(-1, padded_rows // 16, groups, 16)
+    scales = floats(scales, encoding.scale_dtype)
+    assert scales.shape[0] == (2 if encoding.offset else 1)
+    zeros = packed[layout.zeros_offset :][: layout.zeros_bytes]
+    for row, column in zip(rng.integers(0, rows, 50), rng.integers(0, columns, 50), strict=True):
+        group, vector, lane = column // size, row // 16, row % 16
+        assert code_at(packed, encoding.bits, tiles, row, column) == tensor.codes[row, group, column % size]
+        assert scales[0, vector, group, lane] == tensor.scales.expand(rows, -1)[row, group]
+        if encoding.offset:
+            assert tensor.offsets is not None
+            assert scales[1, vector, group, lane] == tensor.offsets[row, group]
+        if encoding.zero == "group":
+            assert tensor.zeros is not None
+            if encoding.bits > 4:
+                zero = zeros.reshape(-1, groups, 16)[vector, group, lane]
+            else:
+                zero = zeros.reshape(-1, -(-groups // 2), 16)[vector, group // 2, lane] >> group % 2 * 4 & 15
+            assert zero == tensor.zeros[row, group]
+    missing = scales.reshape(-1, padded_rows // 16, groups, 16).transpose(0, 1, 3, 2).reshape(-1, padded_rows, groups)
+    assert not missing[:, rows:].any()
+
+
+@pytest.mark.parametrize("encoding", [F32, F16, BF16], ids=str)
+def test_packed_floats(encoding: Encoding) -> None:
+    tensor = random_tensor(encoding, 35, 7, 0)
+    packed = pack_matrix(tensor)[: MatrixLayout(encoding, 35, 7).codes_bytes]
+    values = floats(packed.view(WORDS[encoding.storage]), encoding.storage).reshape(4, 7, 16)
+    rows = values.transpose(0, 2, 1).reshape(64, 7)
+    np.testing.assert_array_equal(rows[:35], tensor.decode().numpy())
+    assert not rows[35:].any()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encoding) -> None:
+    rows, columns = 64, 768
+    layout = MatrixLayout(encoding, rows, columns)
+    bits = 8 * (layout.codes_bytes + layout.scales_bytes + layout.zeros_bytes)
+    scale_bits = 8 * np.dtype(WORDS[encoding.scale_dtype]).itemsize
+    # One scale for everything is repeated in every row.
+    repeated = (rows - 1) * scale_bits if encoding.group == "tensor" and not encoding.is_float else 0
+    assert bits == encoding.stored_bits((rows, columns)) + repeated
+    assert layout.total_bytes * 8 == bits  # and the parts need no padding between them
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"storage": "base3"}, "base-3 codes"),
+        ({"bits": 4, "super_group": 8}, "two-level scales"),
+        ({"bits": 4, "permuted": True}, "permuted"),
+        ({"bits": 4, "rotation": 64}, "rotated"),
+        ({"bits": 8, "levels": tuple(range(17))}, "17 levels"),
+        ({"bits": 4, "group": 48}, "groups of 48"),
+        ({"bits": 4, "group": 8}, "groups of 8"),
+        ({"bits": 4, "activation_group": 64}, "activation groups of 64"),
+    ],
+)
+def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_packable(Encoding(**fields))
+
+
+def test_a_refused_encoding_is_not_packed() -> None:
+    with pytest.raises(InputError, match="groups of 8"):
+        pack_matrix(random_tensor(integer(4, group=8), 3, 16, 0))

@@ -7,20 +7,18 @@ the kernels and tvm's version.
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from smc.codegen.kernels.specs import KernelSpec
+from smc.codegen.workers import WorkerDiedError, run_in_workers
 from smc.errors import InputError
 from smc.targets import Level, Target
 
@@ -66,39 +64,29 @@ def build_kernels(
     kernels: Sequence[tuple[KernelSpec, Level]], target: Target, progress: Callable[[float], None]
 ) -> list[KernelObject]:
     """Objects of all kernels, in order; what the cache has is not built again."""
-    folder = cache_folder() / "objects"
+    folder = cache_folder().absolute() / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     keys = [_key(spec, level, target) for spec, level in kernels]
     missing = [place for place, key in enumerate(keys) if not (folder / f"{key}.json").exists()]
     if missing:
         check_versions()
-        _build_missing([(*kernels[p], folder / keys[p]) for p in missing], target, progress)
+        _build_missing([(*kernels[p], target.llvm_triple, folder / keys[p]) for p in missing], progress)
     progress(1.0)
     objects = []
-    for (spec, level), key in zip(kernels, keys):
+    for (spec, level), key in zip(kernels, keys, strict=True):
         facts = json.loads((folder / f"{key}.json").read_text())
         objects.append(KernelObject(spec, level, facts["symbol"], facts["prototype"], folder / f"{key}.o"))
     return objects
 
 
-def _build_missing(jobs: list[tuple[KernelSpec, Level, Path]], target: Target, progress: Callable[[float], None]) -> None:
-    workers = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, len(jobs)))
-    # spawn: the caller may have threads (torch), which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    done = 0
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {
-            pool.submit(_build_one, spec, level, target.llvm_triple, path): (spec, level) for spec, level, path in jobs
-        }
-        for future in concurrent.futures.as_completed(futures):
-            spec, level = futures[future]
-            try:
-                future.result()
-            except BrokenProcessPool:
-                names = ", ".join(s.name() for s, _, path in jobs if not path.with_suffix(".json").exists())
-                raise RuntimeError(f"LLVM gave up on one of these kernels for {level.name}: {names}") from None
-            done += 1
+def _build_missing(jobs: list[tuple[KernelSpec, Level, str, Path]], progress: Callable[[float], None]) -> None:
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    try:
+        for done, _ in enumerate(run_in_workers(build_one, jobs, workers), 1):
             progress(done / len(jobs))
+    except WorkerDiedError as error:
+        spec, level, *_ = jobs[error.job]
+        raise RuntimeError(f"LLVM gave up on the kernel {spec.name()} for {level.name} ({error})") from None
 
 
 def symbol_name(spec: KernelSpec, level: Level) -> str:
@@ -106,8 +94,8 @@ def symbol_name(spec: KernelSpec, level: Level) -> str:
     return f"{spec.name()}__{level.name}"
 
 
-def _build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
-    """Runs in a worker: writes path.o, path.tir, path.s and, last, path.json."""
+def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
+    """Build a kernel; runs in a worker. Writes path.o, path.tir, path.s and, last, path.json."""
     from tvm.target import Target as TvmTarget
 
     from smc.codegen.kernels.builder import lower

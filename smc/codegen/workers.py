@@ -1,0 +1,112 @@
+"""Worker processes for work that may abort the process it runs in.
+
+Not those of multiprocessing: they import the caller's script again, so that one without `if __name__ == "__main__"`
+starts itself over in every worker.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from smc.errors import InputError
+
+
+class WorkerDiedError(Exception):
+    """A worker ended in the middle of a job: `job` is its place in the list."""
+
+    def __init__(self, job: int, status: int) -> None:
+        super().__init__(f"a worker ended with status {status}")
+        self.job = job
+
+
+def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[int]:
+    """Call function(*job) for every job in so many processes; yields the place of every job that is done.
+
+    function: of a module, with arguments that can be pickled; paths among them must be absolute.
+    Raises WorkerDiedError, the function's InputError, or RuntimeError with the traceback of anything else. Workers end
+    with this generator.
+    """
+    with ExitStack() as stack:
+        idle = [stack.enter_context(_Worker(function)) for _ in range(min(workers, len(jobs)))]
+        busy: dict[Connection, tuple[_Worker, int]] = {}
+        waiting = iter(range(len(jobs)))
+        for _ in jobs:
+            while idle and (place := next(waiting, None)) is not None:
+                worker = idle.pop()
+                busy[worker.connection] = worker, place
+                worker.send(place, jobs[place])
+            connection = next(c for c in wait(list(busy)) if isinstance(c, Connection))
+            worker, place = busy.pop(connection)
+            worker.finish(place)
+            idle.append(worker)
+            yield place
+
+
+class _Worker:
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.connection, theirs = Pipe()
+        call = f"{function.__module__!r}, {function.__name__!r}, {theirs.fileno()}"
+        # In "/" the empty entry that `-c` puts into sys.path finds nothing. A session of its own: Ctrl-C is for the
+        # caller, who ends the workers; without a caller they end at the end of their pipe.
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"from smc.codegen.workers import serve; serve({call})"],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+    def send(self, place: int, job: tuple[Any, ...]) -> None:
+        try:
+            self.connection.send(job)
+        except BrokenPipeError:
+            raise WorkerDiedError(place, self.process.wait()) from None
+
+    def finish(self, place: int) -> None:
+        """Take the answer to the job sent last."""
+        try:
+            fault = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise WorkerDiedError(place, self.process.wait()) from None
+        if isinstance(fault, InputError):
+            raise fault
+        if fault is not None:
+            raise RuntimeError(f"in a worker process:\n{fault}")
+
+
+def serve(module: str, function: str, file: int) -> None:
+    """What a worker does: jobs come through the pipe `file`, None goes back for each, or what went wrong."""
+    import importlib
+
+    call = getattr(importlib.import_module(module), function)
+    with Connection(file) as connection:
+        while True:
+            try:
+                job = connection.recv()
+            except EOFError:
+                return
+            try:
+                call(*job)
+                answer: Any = None
+            except InputError as error:
+                answer = error
+            except Exception:
+                answer = traceback.format_exc()
+            connection.send(answer)

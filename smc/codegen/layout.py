@@ -2,13 +2,15 @@
 
 x86. Rows are taken in blocks of 32 (two vectors of 16 lanes), columns in tiles of 32. Lane r of a vector belongs to row r.
 
-codes   [row vector of 16][tile][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one vector of
+codes   [row block][tile][row vector of 16][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one vector of
         64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one plane), low
         bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
-scales  [row vector][group][16] in the scale dtype ("tensor" and "row": one group), then offsets alike, where there are any.
+scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group), then offsets alike, where there are any.
         The groups are those of whole tiles: with groups of 16 the last may be padding, all 0.
-zeros   [row vector][group][16] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
-floats  [row vector][column][16].
+zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
+floats  [row block][column][32].
+
+So a kernel that computes a block of rows reads every part as one stream.
 
 The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
 Layout version: `LAYOUT_VERSION`; raise it with every change.
@@ -153,18 +155,18 @@ def pack_matrix(tensor: EncodedTensor) -> np.ndarray:
     return out
 
 
-def _row_vectors(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarray:
-    """[rows, x] → [row vectors, width, 16], missing rows and columns 0."""
+def _row_blocks(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarray:
+    """[rows, x] → [row blocks, width, 32], missing rows and columns 0."""
     full = np.zeros((layout.padded_rows, width), array.dtype)
     full[: layout.rows, : array.shape[1]] = array
-    return full.reshape(layout.padded_rows // ROW_VECTOR, ROW_VECTOR, width).transpose(0, 2, 1)
+    return full.reshape(layout.padded_rows // ROW_BLOCK, ROW_BLOCK, width).transpose(0, 2, 1)
 
 
 def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     import torch
 
     bits = values.contiguous().view(torch.int32 if layout.encoding.storage == "f32" else torch.int16).numpy()
-    return np.ascontiguousarray(_row_vectors(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
 def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
@@ -182,7 +184,9 @@ def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
             word = word | (plane[:, :, :, place] << (place * width))
         packed.append(word)
         low += width
-    return np.concatenate(packed, axis=2).reshape(-1)
+    cells = np.concatenate(packed, axis=2)  # [row vector, tile, packed vector, 64]
+    blocks = cells.reshape(-1, ROW_BLOCK // ROW_VECTOR, *cells.shape[1:])
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1)
 
 
 def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
@@ -190,11 +194,11 @@ def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
 
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
     bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
-    return np.ascontiguousarray(_row_vectors(bits, layout, layout.groups)).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(_row_blocks(bits, layout, layout.groups)).view(np.uint8).reshape(-1)
 
 
 def _pack_zeros(zeros: np.ndarray, layout: MatrixLayout) -> np.ndarray:
     if layout.encoding.zero_bits == 8:
-        return np.ascontiguousarray(_row_vectors(zeros, layout, layout.groups)).reshape(-1)
-    vectors = _row_vectors(zeros, layout, padded(layout.groups, 2))
-    return np.ascontiguousarray(vectors[:, 0::2] | (vectors[:, 1::2] << 4)).reshape(-1)
+        return np.ascontiguousarray(_row_blocks(zeros, layout, layout.groups)).reshape(-1)
+    blocks = _row_blocks(zeros, layout, padded(layout.groups, 2))
+    return np.ascontiguousarray(blocks[:, 0::2] | (blocks[:, 1::2] << 4)).reshape(-1)

@@ -28,7 +28,7 @@ def floats(words: np.ndarray, dtype: str) -> np.ndarray:
 def code_at(packed: np.ndarray, bits: int, tiles: int, row: int, column: int) -> int:
     """One code of a packed matrix."""
     tile, quad, byte = column // 32, column % 32 // 4, row % 16 * 4 + column % 4
-    vector = (row // 16 * tiles + tile) * bits  # vectors of 64 bytes: a tile has one for every bit
+    vector = ((row // 32 * tiles + tile) * 2 + row % 32 // 16) * bits  # vectors of 64 bytes: a tile has one for every bit
     if bits == 8:
         return int(packed[(vector + quad) * 64 + byte])
     code = low = 0
@@ -56,25 +56,25 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
     groups = 1 if isinstance(encoding.group, str) else -(-tiles * 32 // size)
     padded_rows = -(-rows // 32) * 32
     word = WORDS[encoding.scale_dtype]
-    scales = packed[layout.scales_offset :][: layout.scales_bytes].view(word).reshape(-1, padded_rows // 16, groups, 16)
+    scales = packed[layout.scales_offset :][: layout.scales_bytes].view(word).reshape(-1, padded_rows // 32, groups, 32)
     scales = floats(scales, encoding.scale_dtype)
     assert scales.shape[0] == (2 if encoding.offset else 1)
     zeros = packed[layout.zeros_offset :][: layout.zeros_bytes]
     for row, column in zip(rng.integers(0, rows, 50), rng.integers(0, columns, 50), strict=True):
-        group, vector, lane = column // size, row // 16, row % 16
+        group, block, lane = column // size, row // 32, row % 32
         assert code_at(packed, encoding.bits, tiles, row, column) == tensor.codes[row, group, column % size]
-        assert scales[0, vector, group, lane] == tensor.scales.expand(rows, -1)[row, group]
+        assert scales[0, block, group, lane] == tensor.scales.expand(rows, -1)[row, group]
         if encoding.offset:
             assert tensor.offsets is not None
-            assert scales[1, vector, group, lane] == tensor.offsets[row, group]
+            assert scales[1, block, group, lane] == tensor.offsets[row, group]
         if encoding.zero == "group":
             assert tensor.zeros is not None
             if encoding.bits > 4:
-                zero = zeros.reshape(-1, groups, 16)[vector, group, lane]
+                zero = zeros.reshape(-1, groups, 32)[block, group, lane]
             else:
-                zero = zeros.reshape(-1, -(-groups // 2), 16)[vector, group // 2, lane] >> group % 2 * 4 & 15
+                zero = zeros.reshape(-1, -(-groups // 2), 32)[block, group // 2, lane] >> group % 2 * 4 & 15
             assert zero == tensor.zeros[row, group]
-    missing = scales.reshape(-1, padded_rows // 16, groups, 16).transpose(0, 1, 3, 2).reshape(-1, padded_rows, groups)
+    missing = scales.reshape(-1, padded_rows // 32, groups, 32).transpose(0, 1, 3, 2).reshape(-1, padded_rows, groups)
     assert not missing[:, rows:].any()
 
 
@@ -82,7 +82,7 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
 def test_packed_floats(encoding: Encoding) -> None:
     tensor = random_tensor(encoding, 35, 7, 0)
     packed = pack_matrix(tensor)[: MatrixLayout(encoding, 35, 7).codes_bytes]
-    values = floats(packed.view(WORDS[encoding.storage]), encoding.storage).reshape(4, 7, 16)
+    values = floats(packed.view(WORDS[encoding.storage]), encoding.storage).reshape(2, 7, 32)
     rows = values.transpose(0, 2, 1).reshape(64, 7)
     np.testing.assert_array_equal(rows[:35], tensor.decode().numpy())
     assert not rows[35:].any()

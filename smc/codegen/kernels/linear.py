@@ -16,6 +16,7 @@ from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.unpack import (
     QUADS,
+    cell,
     float_codes,
     load_floats,
     load_zeros,
@@ -110,11 +111,11 @@ class _Linear:
     def _plain_floats(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
         k, lanes = self.k, self.level.lanes
         width = k.let(cast(self.columns, "int64"), "width")
-        starts = [k.let((vector + v) * width * ROW_VECTOR, "start") for v in range(self.tile.vectors)]
         inputs = [k.let(row * cast(self.x_stride, "int64"), "row") for row in rows]
         with k.loop(width, "column") as column:
+            place = k.let(cell(vector, column, width) * ROW_VECTOR, "place")
             weights = [
-                k.let(load_floats(self.codes, starts[v] + column * ROW_VECTOR + p * lanes, lanes), "w") for v, p in self.units
+                k.let(load_floats(self.codes, place + v * ROW_VECTOR + p * lanes, lanes), "w") for v, p in self.units
             ]
             for m, start in enumerate(inputs):
                 x = k.let(self.x.load(start + column), "x")
@@ -189,7 +190,7 @@ class _Linear:
         k, level, encoding = self.k, self.level, self.encoding
         bits = unpacked_bits(encoding)
         tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = [k.let(((vector + v) * self.tiles + tile) * tile_bytes, "place") for v in range(self.tile.vectors)]
+        places = [k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v in range(self.tile.vectors)]
         x_tiles = cast(self.x_stride >> const(5, "int32"), "int64")
         inputs = [k.let((row * x_tiles + tile) * QUADS, "input") for row in rows]
         for m, row in enumerate(rows):
@@ -250,11 +251,12 @@ class _Linear:
         """float32 [lanes] for every unit; empty where the whole row has one scale, which the epilogue applies."""
         if self.row_scale:
             return []
-        return [self._scale(vector + v, group, p, offset) for v, p in self.units]
+        return [self._scale((vector, v), group, p, offset) for v, p in self.units]
 
-    def _scale(self, vector: Expr, group: Expr, part: int, offset: bool = False) -> Expr:
+    def _scale(self, place: tuple[Expr, int], group: Expr, part: int, offset: bool = False) -> Expr:
         lanes = self.level.lanes
-        index = (vector * self.groups + group) * ROW_VECTOR + part * lanes
+        vector, v = place
+        index = cell(vector, group, self.groups, v) * ROW_VECTOR + part * lanes
         if offset:
             # Offsets follow the scales of all row vectors; out_stride is the number of padded rows.
             index = index + cast(self.out_stride, "int64") * self.groups
@@ -263,7 +265,7 @@ class _Linear:
     def _stored_zeros(self, vector: Expr, group: Expr, bias: int) -> list[Expr]:
         zeros = []
         for v, p in self.units:
-            zero = load_zeros(self.encoding, self.level, self.zeros, vector + v, self.groups, group, p)
+            zero = load_zeros(self.encoding, self.level, self.zeros, (vector, v), self.groups, group, p)
             zeros.append(self.k.let(zero - const(bias, f"int32x{self.level.lanes}") if bias else zero, "zero"))
         return zeros
 
@@ -311,7 +313,7 @@ class _Linear:
     ) -> None:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
         tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = [k.let(((vector + v) * self.tiles + tile) * tile_bytes, "place") for v in range(self.tile.vectors)]
+        places = [k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v in range(self.tile.vectors)]
         inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in rows]
         for quad in quads:
             codes = [unpack_quad(k, encoding, level, self.codes, places[v], quad, p) for v, p in self.units]
@@ -347,7 +349,7 @@ class _Linear:
         stride = k.let(cast(self.out_stride, "int64"), "stride")
         for u, (v, p) in enumerate(self.units):
             place = k.let((vector + v) * ROW_VECTOR + p * lanes, "row")
-            scale = self._scale(vector + v, const(0, "int64"), p) if self.row_scale else None
+            scale = self._scale((vector, v), const(0, "int64"), p) if self.row_scale else None
             for m, row in enumerate(rows):
                 accumulator = accumulators[m][u]
                 if scale is not None:

@@ -24,7 +24,7 @@ from smc.codegen.kernels.builder import (
     shuffle,
 )
 from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
-from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, storage_dtype
+from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype
 from smc.codegen.layout import ROW_VECTOR, TILE, planes
 from smc.ir import Encoding
 
@@ -246,7 +246,7 @@ def embedding_kernel(name: str, encoding: Encoding) -> Kernel:
         vector, lane = k.let(row // ROW_VECTOR, "vector"), k.let(row % ROW_VECTOR, "lane")
         if encoding.is_float:
             with k.loop(width, "column") as column:
-                value = codes.load((vector * width + column) * ROW_VECTOR + lane)
+                value = codes.load(cell(vector, column, width) * ROW_VECTOR + lane)
                 if encoding.storage == "bf16":
                     value = reinterpret(cast(value, "uint32") << const(16, "uint32"), "float32")
                 k.store(out, start + column, cast(value, "float32"))
@@ -276,7 +276,7 @@ def _decode_row(
     groups = k.let((tiles * TILE + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
     tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
     with k.loop(tiles, "tile") as tile:
-        base = k.let((vector * tiles + tile) * tile_bytes + lane * 4, "base")
+        base = k.let(cell(vector, tile, tiles) * tile_bytes + lane * 4, "base")
         for quad in range(QUADS):
             column = k.let(tile * TILE + quad * 4, "column")
             code, plane_base, low = None, 0, 0
@@ -291,7 +291,7 @@ def _decode_row(
                 plane_base += width_bits * VECTOR_BYTES
                 low += width_bits
             group = k.let(column // size, "group") if size else const(0, "int64")
-            index = k.let((vector * groups + group) * ROW_VECTOR + lane, "index")
+            index = k.let(cell(vector, group, groups) * ROW_VECTOR + lane, "index")
             scale = broadcast(k.let(_scalar_float(scales, index), "scale"), 4)
             value = _decode_codes(k, encoding, code, zeros, vector, groups, group, lane)
             if encoding.offset:
@@ -320,10 +320,10 @@ def _decode_codes(
         return k.let(value, "level")
     if encoding.zero == "group":
         if encoding.zero_bits == 8:
-            zero = cast(zeros.load((vector * groups + group) * ROW_VECTOR + lane), "int32")
+            zero = cast(zeros.load(cell(vector, group, groups) * ROW_VECTOR + lane), "int32")
         else:
             one = const(1, "int64")
-            byte = zeros.load((vector * ((groups + one) >> one) + (group >> one)) * ROW_VECTOR + lane)
+            byte = zeros.load(cell(vector, group >> one, (groups + one) >> one) * ROW_VECTOR + lane)
             zero = (cast(byte, "int32") >> cast((group & one) * const(4, "int64"), "int32")) & const(15, "int32")
         code = code - broadcast(k.let(zero, "zero"), 4)
     elif encoding.zero:

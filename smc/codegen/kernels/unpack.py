@@ -25,6 +25,15 @@ QUADS = 8
 """Vectors of a tile: each lane has four neighbouring columns of its row."""
 
 
+def cell(vector: Expr, index: Expr, count: Expr, offset: int = 0) -> Expr:
+    """Which cell of 16 rows, in the layout's order [row block][index of count][row vector], a row vector has.
+
+    offset: for the vector after an even one.
+    """
+    one = const(1, "int64")
+    return ((vector >> one) * count + index) * 2 + (vector & one) + offset
+
+
 def unsigned_zero(encoding: Encoding) -> int | None:
     """The constant that the unpacked codes of value 0 have; None where zeros are stored or there is an offset."""
     if encoding.levels is not None:
@@ -114,14 +123,17 @@ def storage_dtype(name: str) -> str:
     return {"f32": "float32", "f16": "float16", "bf16": "uint16"}[name]
 
 
-def load_zeros(encoding: Encoding, level: Level, zeros: Pointer, vector: Expr, groups: Expr, group: Expr, part: int) -> Expr:
-    """int32 [lanes]: the stored zeros of a group. vector: row vector (int64), groups: groups a row (int64)."""
+def load_zeros(
+    encoding: Encoding, level: Level, zeros: Pointer, place: tuple[Expr, int], groups: Expr, group: Expr, part: int
+) -> Expr:
+    """int32 [lanes]: the stored zeros of a group. place: row vector (int64) and offset, groups: groups a row (int64)."""
+    vector, offset = place
     lanes = level.lanes
     if encoding.zero_bits == 8:
-        stored = zeros.load((vector * groups + group) * ROW_VECTOR + part * lanes, lanes)
+        stored = zeros.load(cell(vector, group, groups, offset) * ROW_VECTOR + part * lanes, lanes)
         return cast(stored, f"int32x{lanes}")
     one = const(1, "int64")
     pairs = (groups + one) >> one
-    stored = cast(zeros.load((vector * pairs + (group >> one)) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}")
+    stored = cast(zeros.load(cell(vector, group >> one, pairs, offset) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}")
     shift = cast((group & one) * const(4, "int64"), "int32")
     return (stored >> broadcast(shift, lanes)) & const(15, f"int32x{lanes}")

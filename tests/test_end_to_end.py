@@ -1,0 +1,230 @@
+"""From a checkpoint to logits: compiled models against transformers and against the reference, and the promise that
+threads, chunks and batches change no bit (docs/numerics.md)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import smc
+from benchmarks.models import glassllm
+from smc.cli.doctor import read_cpuinfo
+from smc.ir import Module
+from smc.passes import load_recipe
+from smc.reference import Reference, kl_divergence
+from smc.runtime import Model
+from smc.runtime.binding import TOKEN, WANT_LOGITS
+from smc.targets import find_target
+
+RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")
+QUANTIZED = RECIPES[2:]
+
+PROMPTS = (
+    "Alice was beginning to get very tired",
+    "The Queen of Hearts",
+    '"Who are you?" said the Caterpillar',
+    "There was a table set out under a tree",
+    "Once upon a time",
+)
+
+TEXT = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once or "
+    "twice she had peeped into the book her sister was reading, but it had no pictures or conversations in it, and what "
+    "is the use of a book, thought Alice, without pictures or conversations? So she was considering in her own mind, as "
+    "well as she could, for the hot day made her feel very sleepy and stupid, whether the pleasure of making a chain"
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint: trained, 4 layers, FFN width 341, context 128."""
+    path = tmp_path_factory.mktemp("glassllm") / "glassllm"
+    glassllm(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def transformers_model(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def compiled(folder: Path) -> Callable[[str], tuple[Module, Path]]:
+    """Recipe → the module as compiled, and the artifact; every recipe is compiled once."""
+
+    @functools.cache
+    def compile_recipe(recipe: str) -> tuple[Module, Path]:
+        module = smc.apply(smc.load_checkpoint(folder), load_recipe(recipe).passes)
+        path = folder.parent / f"{recipe}.smc"
+        smc.compile(module, out=path)
+        return module, path
+
+    return compile_recipe
+
+
+@pytest.fixture(scope="session")
+def tokens(folder: Path) -> list[int]:
+    """A text of 120 tokens."""
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
+    assert len(ids) >= 120
+    return list(ids[:120])
+
+
+def usable_levels() -> list[str]:
+    """The levels of an artifact that this CPU can run."""
+    _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return [level.name for level in find_target("native").levels if set(level.features) <= features]
+
+
+def transformers_logits(model: Any, tokens: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+# ---------------------------------------------------------------- against transformers
+
+
+@pytest.mark.parametrize("level", usable_levels())
+@pytest.mark.parametrize(("recipe", "kv_dtype", "tolerance"), [("f32", "f32", 1e-4), ("f16", "f16", 2e-2)])
+def test_float_logits_equal_transformers(
+    compiled: Any, transformers_model: Any, tokens: list[int], recipe: str, kv_dtype: str, tolerance: float, level: str
+) -> None:
+    with smc.load(compiled(recipe)[1], kv_dtype=kv_dtype, level=level) as model:
+        assert model.level == level
+        logits = model.logits(tokens)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, transformers_logits(transformers_model, tokens), atol=tolerance, rtol=0)
+
+
+def test_greedy_text_in_f16_equals_transformers(compiled: Any, transformers_model: Any) -> None:
+    with smc.load(compiled("f16")[1]) as model:
+        for prompt in PROMPTS:
+            ids = model.encode(prompt)
+            generated = model.generate(ids, max_tokens=64, temperature=0).tokens
+            with torch.no_grad():
+                expected = transformers_model.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False)
+            assert generated == expected[0, len(ids) :].tolist(), prompt
+
+
+# ---------------------------------------------------------------- against the reference
+
+
+@pytest.mark.parametrize("recipe", QUANTIZED)
+def test_quantized_models_equal_the_reference(compiled: Any, tokens: list[int], recipe: str) -> None:
+    module, path = compiled(recipe)
+    expected = Reference(module, kv_dtype="f16").logits(torch.tensor(tokens))
+    with smc.load(path) as model:
+        logits = torch.from_numpy(model.logits(tokens).copy())
+    assert kl_divergence(expected, logits).mean() <= 1e-4
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("int8", 0.01), ("int4", 0.5), ("int4-plain", 0.8)])
+def test_quantized_models_are_still_the_model(
+    compiled: Any, transformers_model: Any, tokens: list[int], recipe: str, limit: float
+) -> None:
+    """Quantizing loses little, in nats; a tiny model loses more than a large one."""
+    expected = torch.from_numpy(transformers_logits(transformers_model, tokens))
+    with smc.load(compiled(recipe)[1]) as model:
+        logits = torch.from_numpy(model.logits(tokens).copy())
+    assert kl_divergence(expected, logits).mean() <= limit
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+@pytest.fixture(params=[(recipe, level) for recipe in RECIPES for level in usable_levels()], ids="-".join)
+def models(request: pytest.FixtureRequest, compiled: Any) -> Iterator[tuple[Model, Model]]:
+    """One model with one thread and one with two, of every recipe at every level."""
+    recipe, level = request.param
+    path = compiled(recipe)[1]
+    with smc.load(path, threads=1, sequences=4, level=level) as one:
+        with smc.load(path, threads=2, sequences=4, level=level) as two:
+            assert (one.threads, two.threads) == (1, 2)
+            yield one, two
+
+
+def test_bits_do_not_depend_on_threads_or_chunks(models: tuple[Model, Model], tokens: list[int]) -> None:
+    one, two = models
+    whole = one.logits(tokens)
+    assert np.array_equal(two.logits(tokens), whole)
+    for sizes in ([1] * len(tokens), [7] * 18, [40, 1, 63, 16], [119, 1]):
+        with two.new_sequence() as sequence:
+            rows, start = [], 0
+            for size in sizes:
+                rows.append(sequence.extend(tokens[start : start + size], logits="all"))
+                start += size
+        assert np.array_equal(np.concatenate(rows), whole), sizes
+
+
+def test_bits_do_not_depend_on_the_batch(models: tuple[Model, Model], tokens: list[int]) -> None:
+    """Three texts in the same steps: prefilled together, then one token of each a step."""
+    texts = [tokens, tokens[50:] + tokens[:20], tokens[::-1][:77]]
+    expected = [models[0].logits(text) for text in texts]
+    for model in models:
+        slots = [model.engine.sequence_create() for _ in texts]
+        results: list[list[np.ndarray]] = [[] for _ in texts]
+        starts = [0, 0, 0]
+        for sizes in ([33, 5, 64], *[[1, 1, 1]] * 6, [0, 30, 1], [50, 1, 0]):
+            parts = []
+            for slot, text, start, size in zip(slots, texts, starts, sizes, strict=True):
+                part = np.zeros(size, TOKEN)
+                part["token"], part["sequence"] = text[start : start + size], slot
+                part["index"] = part["position"] = np.arange(start, start + size)
+                part["flags"] = WANT_LOGITS
+                parts.append(part)
+            rows = model.step(np.concatenate(parts))
+            for result, block in zip(results, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
+                result.append(block)
+            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+        for slot, result, whole in zip(slots, results, expected, strict=True):
+            logits = np.concatenate(result)
+            assert np.array_equal(logits, whole[: len(logits)])
+            model.engine.sequence_drop(slot)
+
+
+def test_bits_do_not_depend_on_which_logits_are_wanted(models: tuple[Model, Model], tokens: list[int]) -> None:
+    one, two = models
+    whole = one.logits(tokens)
+    with two.new_sequence() as sequence:
+        assert sequence.extend(tokens[:60], logits="none").shape == (0, two.vocab_size)
+        assert np.array_equal(sequence.extend(tokens[60:], logits="last"), whole[-1:])
+
+
+def test_forked_and_truncated_sequences_equal_new_ones(models: tuple[Model, Model], tokens: list[int]) -> None:
+    _, model = models
+    other = tokens[::-1]
+    with model.new_sequence() as first:
+        first.extend(tokens[:70])
+        with first.fork() as second:
+            of_first = first.extend(tokens[70:100])
+            of_second = second.extend(other[:30])
+            assert np.array_equal(of_first, model.logits(tokens[:100])[-1:])
+            assert np.array_equal(of_second, model.logits(tokens[:70] + other[:30])[-1:])
+        first.truncate(65)
+        assert first.tokens == tokens[:65]
+        assert np.array_equal(first.extend(other[:40]), model.logits(tokens[:65] + other[:40])[-1:])
+        first.truncate(0)
+        assert np.array_equal(first.extend(tokens), model.logits(tokens)[-1:])
+
+
+@pytest.mark.skipif(len(usable_levels()) < 2, reason="this CPU has one level only")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_levels_agree(compiled: Any, tokens: list[int], recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for level in usable_levels():
+        monkeypatch.setenv("SMC_LEVEL", level)
+        with smc.load(compiled(recipe)[1], kv_dtype="f32") as model:
+            assert model.level == level
+            results.append(model.logits(tokens))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=0, atol=1e-4 * np.abs(results[0]).max())

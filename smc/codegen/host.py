@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
@@ -23,9 +24,9 @@ from smc.codegen.objects import KernelObject
 from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, embedding_kernels, linear_kernels, padded_width
 from smc.codegen.weights import WeightTable
 from smc.ir import inverse_frequencies
-from smc.targets import Level, Target
+from smc.targets import Target
 
-KV_DTYPES = ("f16", "f32")
+KV_DTYPES: tuple[Literal["f16", "f32"], ...] = ("f16", "f32")
 """In the order of the engine's smc_kv_dtype."""
 
 
@@ -43,13 +44,18 @@ def program_kernels(plan: Plan) -> list[KernelSpec]:
 
 
 def host_program(
-    plan: Plan, memory: MemoryPlan, table: WeightTable, weights_hash: str, objects: Sequence[KernelObject], target: Target
+    plan: Plan,
+    memory: MemoryPlan,
+    table: WeightTable,
+    weights_hash: str,
+    objects: Sequence[KernelObject],
+    target: Target,
 ) -> str:
     """The C source of the program."""
     return _Host(plan, memory, table, weights_hash, objects, target).text()
 
 
-def _with_kv(kernel: RopeKernel | AttentionKernel, dtype: str) -> RopeKernel | AttentionKernel:
+def _with_kv(kernel: RopeKernel | AttentionKernel, dtype: Literal["f16", "f32"]) -> RopeKernel | AttentionKernel:
     return replace(kernel, shape=replace(kernel.shape, kv_dtype=dtype))
 
 
@@ -150,7 +156,9 @@ class _Host:
             self.emit(f"  int32_t {symbol}; /* padded */")
         if function.attends():
             self.emit("  int64_t cache; /* elements from the begin of a KV page */")
-        self.emit("};", "", f"static const struct {function.name}_call {function.name}_calls[{len(function.calls)}] = {{")
+        self.emit(
+            "};", "", f"static const struct {function.name}_call {function.name}_calls[{len(function.calls)}] = {{"
+        )
         layers = {call.name: layer for layer, call in enumerate(c for f, c in self.plan.order if f.attends())}
         for index, call in enumerate(function.calls):
             names = call.attributes["parameters"]
@@ -262,11 +270,15 @@ class _Host:
             if width.isdigit():
                 return f"N * {-(-int(width) // COLUMN_CHUNK)}"
             return f"N * (({width} + {COLUMN_CHUNK - 1}) / {COLUMN_CHUNK})"
-        return {"tokens": "N", "kv": f"N * {self.plan.kv_heads}", "tiles": f"S->tile_count * {self.plan.kv_heads}"}[task.blocks]
+        return {"tokens": "N", "kv": f"N * {self.plan.kv_heads}", "tiles": f"S->tile_count * {self.plan.kv_heads}"}[
+            task.blocks
+        ]
 
     def width(self, function: FunctionPlan, buffer: Buffer) -> str:
         """C expression for the padded width of a buffer."""
-        return f"L->{buffer.width}" if isinstance(buffer.width, str) else str(width_of(self.plan, function, buffer.width))
+        return (
+            f"L->{buffer.width}" if isinstance(buffer.width, str) else str(width_of(self.plan, function, buffer.width))
+        )
 
     # ---- kernel calls
 
@@ -468,6 +480,3 @@ def _field(spec: KernelSpec) -> str:
 def _float(value: float) -> str:
     text = f"{value:.9g}"
     return (text if any(c in text for c in ".e") else text + ".0") + "f"
-
-
-__all__ = ["KV_DTYPES", "Level", "host_program", "program_kernels"]

@@ -48,7 +48,9 @@ def width_of(plan: Plan, function: FunctionPlan, width: Dim) -> int:
     """Padded width of a buffer: of the widest call, where calls differ."""
     if isinstance(width, int):
         return padded_width(width)
-    return max(padded_width(symbol_values(plan, function, call_index)[width]) for call_index in range(len(function.calls)))
+    return max(
+        padded_width(symbol_values(plan, function, call_index)[width]) for call_index in range(len(function.calls))
+    )
 
 
 def symbol_values(plan: Plan, function: FunctionPlan, call_index: int) -> dict[str, int]:

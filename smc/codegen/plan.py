@@ -358,7 +358,9 @@ class _Planner:
                 task.kernel = ElementwiseKernel(task.kind, _direct(task.output))
             elif task.kind == "quantize":
                 form = task.input_form
-                task.kernel = QuantizeTokensKernel(form) if form.group == "token" else ElementwiseKernel("copy", (form,))
+                task.kernel = (
+                    QuantizeTokensKernel(form) if form.group == "token" else ElementwiseKernel("copy", (form,))
+                )
 
 
 def _direct(buffer: Buffer) -> tuple[Form, ...]:

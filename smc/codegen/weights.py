@@ -46,7 +46,9 @@ def place_weights(plan: Plan) -> WeightTable:
     sizes: dict[str, int] = {}
     for parameter in plan.matrices():
         if len(parameter.shape) != 2:
-            raise InputError(f"there is no kernel for {len(parameter.shape)}-dimensional weights yet ({parameter.name})")
+            raise InputError(
+                f"there is no kernel for {len(parameter.shape)}-dimensional weights yet ({parameter.name})"
+            )
         check_packable(parameter.encoding)
         layout = MatrixLayout(parameter.encoding, *matrix_shape(parameter.shape))
         matrices[parameter.name] = MatrixPlace(
@@ -68,7 +70,7 @@ def write_weights(plan: Plan, table: WeightTable, out: BinaryIO, progress: Calla
 
     def write(data: np.ndarray) -> None:
         nonlocal written
-        view = memoryview(data).cast("B")
+        view = data.view(np.uint8).data
         digest.update(view)
         out.write(view)
         written += len(view)
@@ -96,7 +98,9 @@ def _packed(parameters: list[Parameter]) -> Iterator[np.ndarray]:
     try:
         with concurrent.futures.ThreadPoolExecutor(min(threads, 4)) as pool:
             waiting = iter(parameters)
-            running = collections.deque(pool.submit(_load_packed, p) for p in itertools.islice(waiting, min(threads, 4)))
+            running = collections.deque(
+                pool.submit(_load_packed, p) for p in itertools.islice(waiting, min(threads, 4))
+            )
             while running:
                 data = running.popleft().result()
                 running.extend(pool.submit(_load_packed, p) for p in itertools.islice(waiting, 1))

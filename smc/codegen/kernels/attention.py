@@ -104,7 +104,8 @@ class _Attention:
             tile = k.let(block // shape.kv_heads * TILE_FIELDS, "tile")
             self.head = k.let(cast(block % shape.kv_heads, "int64"), "head")
             self.token, count, table, index = (
-                k.let(cast(self.tiles.load(tile + f), "int64"), n) for f, n in enumerate(("token", "count", "table", "index"))
+                k.let(cast(self.tiles.load(tile + f), "int64"), n)
+                for f, n in enumerate(("token", "count", "table", "index"))
             )
             self.table, self.index = table, index
             rows = k.let(count * group, "rows")
@@ -150,7 +151,9 @@ class _Attention:
         whole, rest = divmod(shape.head_dim, LANES)
         source = self.outputs + r * shape.padded_dim
         for v in range(whole):
-            k.store(self.out, start + v * LANES, self.scratch.load(source + v * LANES, LANES) * broadcast(inverse, LANES))
+            k.store(
+                self.out, start + v * LANES, self.scratch.load(source + v * LANES, LANES) * broadcast(inverse, LANES)
+            )
         for d in range(whole * LANES, whole * LANES + rest):
             k.store(self.out, start + d, self.scratch.load(source + d) * inverse)
 
@@ -208,13 +211,19 @@ class _Attention:
             block = range(begin, min(begin + 4, total))
             outputs = [
                 [
-                    k.register(self.scratch.load(self.outputs + r * shape.padded_dim + v * LANES, LANES) * corrections[r], "output")
+                    k.register(
+                        self.scratch.load(self.outputs + r * shape.padded_dim + v * LANES, LANES) * corrections[r],
+                        "output",
+                    )
                     for v in block
                 ]
                 for r in range(self.rows)
             ]
             with k.loop(tokens, "t") as t:
-                row = [k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), vector), "value") for v in block]
+                row = [
+                    k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), vector), "value")
+                    for v in block
+                ]
                 for r in range(self.rows):
                     p = k.let(self.scratch.load(t + r * PAGE_TOKENS), "p")
                     for output, value in zip(outputs[r], row):

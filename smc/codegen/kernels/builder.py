@@ -65,7 +65,7 @@ def shuffle(value: Expr, indices: Sequence[int]) -> Expr:
     return tirx.Shuffle([value], [tirx.IntImm("int32", i) for i in indices])
 
 
-def vector_constant(values: Sequence[int], dtype: str) -> Expr:
+def vector_constant(values: Sequence[float], dtype: str) -> Expr:
     """A vector constant with lanes of its own, from scalars of `dtype`."""
     return tirx.Shuffle([tirx.const(v, dtype) for v in values], [tirx.IntImm("int32", i) for i in range(len(values))])
 
@@ -100,7 +100,11 @@ class Register:
 
 
 def _ramp(index: Expr, lanes: int) -> Expr:
-    return tirx.Ramp(index, tirx.const(1, dtype_of(index) if not isinstance(index, int) else "int32"), lanes) if lanes > 1 else index
+    return (
+        tirx.Ramp(index, tirx.const(1, dtype_of(index) if not isinstance(index, int) else "int32"), lanes)
+        if lanes > 1
+        else index
+    )
 
 
 class Kernel:

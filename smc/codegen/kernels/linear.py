@@ -8,10 +8,10 @@ the other along a row, each group's integer dot exact, then one float32 fma a gr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, Register, broadcast, cast, const, fma
+from smc.codegen.kernels.builder import Expr, Kernel, Register, broadcast, cast, const, fma
 from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.unpack import (
@@ -28,6 +28,7 @@ from smc.codegen.kernels.unpack import (
 from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
 from smc.ir import Encoding
 from smc.targets import Level
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -66,7 +67,11 @@ class _Linear:
         self.x_scales, self.x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
         self.codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
         self.scales = k.pointer("scales", storage_dtype(encoding.scale_dtype))
-        self.zeros, self.bias, self.out = k.pointer("zeros", "uint8"), k.pointer("bias", "float32"), k.pointer("out", "float32")
+        self.zeros, self.bias, self.out = (
+            k.pointer("zeros", "uint8"),
+            k.pointer("bias", "float32"),
+            k.pointer("out", "float32"),
+        )
         self.tokens, self.columns = k.scalar("tokens"), k.scalar("columns")
         self.x_stride, self.out_stride = k.scalar("x_stride"), k.scalar("out_stride")
         self.flags, self.begin, self.end = k.scalar("flags"), k.scalar("begin"), k.scalar("end")
@@ -150,7 +155,7 @@ class _Linear:
                 self._flush(vector, rows, accumulators, sums, group, tile, scales)
 
     @contextmanager
-    def _weight_groups(self) -> Iterator[tuple[Expr, Callable[[], object]]]:
+    def _weight_groups(self) -> Iterator[tuple[Expr, Callable[[], AbstractContextManager[Expr]]]]:
         """Loop over weight groups; yields the group and a context that loops over its tiles (one: no loop)."""
         k, size = self.k, self.encoding.group
         if not isinstance(size, int):
@@ -169,7 +174,7 @@ class _Linear:
                 first = k.let(group * per_group, "first")
                 left = self.tiles - first
 
-                def several() -> object:
+                def several() -> AbstractContextManager[Expr]:
                     import tvm.tirx as tirx
 
                     return k.loop(k.let(tirx.min(left, const(per_group, "int64"))), "tile", begin=first)
@@ -185,7 +190,13 @@ class _Linear:
         ]
 
     def _add_tile(
-        self, vector: Expr, rows: list[Expr], tile: Expr, quads: range, sums: list[tuple[list[Register], Register]], half: int = 0
+        self,
+        vector: Expr,
+        rows: list[Expr],
+        tile: Expr,
+        quads: range,
+        sums: list[tuple[list[Register], Register]],
+        half: int = 0,
     ) -> None:
         k, level, encoding = self.k, self.level, self.encoding
         bits = unpacked_bits(encoding)
@@ -243,7 +254,9 @@ class _Linear:
                 if offsets is not None:
                     amount = cast(total.value, "float32")
                     amount = amount if x_scale is None else amount * x_scale
-                    k.set(accumulators[m][u], fma(offsets[u], broadcast(k.let(amount), lanes), accumulators[m][u].value))
+                    k.set(
+                        accumulators[m][u], fma(offsets[u], broadcast(k.let(amount), lanes), accumulators[m][u].value)
+                    )
 
     # ---- scales and zeros
 
@@ -285,14 +298,17 @@ class _Linear:
         with self._weight_groups() as (group, tiles_of_group):
             partial = self._new_partial(len(rows))
             zeros = self._float_zeros(vector, group)
-            with tiles_of_group() as tile:  # type: ignore[attr-defined]
+            with tiles_of_group() as tile:
                 self._add_float_tile(vector, rows, tile, range(QUADS), partial, zeros)
             self._flush_floats(vector, accumulators, partial, group)
 
     def _new_partial(self, count: int) -> list[tuple[list[Register], Register]]:
         k, lanes = self.k, self.level.lanes
         return [
-            ([k.register(const(0.0, f"float32x{lanes}"), "part") for _ in self.units], k.register(const(0.0, "float32"), "sum"))
+            (
+                [k.register(const(0.0, f"float32x{lanes}"), "part") for _ in self.units],
+                k.register(const(0.0, "float32"), "sum"),
+            )
             for _ in range(count)
         ]
 
@@ -329,7 +345,11 @@ class _Linear:
                         k.set(partial[m][0][u], fma(value, broadcast(x, lanes), partial[m][0][u].value))
 
     def _flush_floats(
-        self, vector: Expr, accumulators: list[list[Register]], partial: list[tuple[list[Register], Register]], group: Expr
+        self,
+        vector: Expr,
+        accumulators: list[list[Register]],
+        partial: list[tuple[list[Register], Register]],
+        group: Expr,
     ) -> None:
         k, lanes = self.k, self.level.lanes
         scales = self._group_scales(vector, group)
@@ -337,7 +357,10 @@ class _Linear:
         for m, (parts, total) in enumerate(partial):
             for u, part in enumerate(parts):
                 accumulator = accumulators[m][u]
-                k.set(accumulator, fma(part.value, scales[u], accumulator.value) if scales else part.value + accumulator.value)
+                k.set(
+                    accumulator,
+                    fma(part.value, scales[u], accumulator.value) if scales else part.value + accumulator.value,
+                )
                 if offsets is not None:
                     k.set(accumulator, fma(offsets[u], broadcast(total.value, lanes), accumulator.value))
 
@@ -366,5 +389,3 @@ class _Linear:
                     k.set(accumulators[m][u], old + accumulators[m][u].value)
             for m, row in enumerate(rows):
                 k.store(self.out, row * stride + place, accumulators[m][u].value)
-
-

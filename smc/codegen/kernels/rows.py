@@ -79,7 +79,10 @@ class Sink:
             if form.kind == "f32":
                 self.floats = kernel.pointer("out", "float32")
             else:
-                pointers = [kernel.pointer(f"{n}_{place}", d) for n, d in (("codes", "int8"), ("scales", "float32"), ("sums", "int32"))]
+                pointers = [
+                    kernel.pointer(f"{n}_{place}", d)
+                    for n, d in (("codes", "int8"), ("scales", "float32"), ("sums", "int32"))
+                ]
                 self.codes.append((form, pointers[0], pointers[1], pointers[2]))
 
     def store(self, token: Expr, stride: Expr, column: Expr, low: Expr, high: Expr) -> None:
@@ -154,7 +157,8 @@ def rms_norm_kernel(name: str, forms: Sequence[Form]) -> Kernel:
             column = k.let(group * TILE, "column")
             halves = [
                 k.let(
-                    x.load(start + column + o, LANES) * broadcast(factor, LANES) * weight.load(column + o, LANES), "normed"
+                    x.load(start + column + o, LANES) * broadcast(factor, LANES) * weight.load(column + o, LANES),
+                    "normed",
                 )
                 for o in (0, LANES)
             ]

@@ -47,7 +47,7 @@ def form_for(encoding: Encoding) -> Form:
     if encoding.activation != "i8":
         return F32_FORM
     assert encoding.activation_group in (32, "token")
-    return Form("i8", encoding.activation_group, sum_group(encoding))  # type: ignore[arg-type]
+    return Form("i8", encoding.activation_group, sum_group(encoding))
 
 
 @dataclass(frozen=True)
@@ -207,5 +207,11 @@ class AttentionKernel:
 
 
 KernelSpec = (
-    LinearKernel | EmbeddingKernel | RmsNormKernel | ElementwiseKernel | QuantizeTokensKernel | RopeKernel | AttentionKernel
+    LinearKernel
+    | EmbeddingKernel
+    | RmsNormKernel
+    | ElementwiseKernel
+    | QuantizeTokensKernel
+    | RopeKernel
+    | AttentionKernel
 )

@@ -46,7 +46,9 @@ def unpacked_bits(encoding: Encoding) -> int:
     return 8 if encoding.levels is not None else encoding.bits
 
 
-def unpack_quad(kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, part: int) -> Expr:
+def unpack_quad(
+    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, part: int
+) -> Expr:
     """Unsigned codes (levels: level + 128) of one quad of a tile: uint8 [4 * lanes], row by row.
 
     tile: byte offset (int64) of the tile in `codes`. The loads of one packed vector are merged by LLVM.
@@ -101,7 +103,8 @@ def _lookup_floats(levels: tuple[float, ...], index: Expr, level: Level) -> Expr
     if level.lanes == 16:
         return intrinsic("float32x16", "llvm.x86.avx512.permvar.sf.512", vector_constant(values, "float32"), index)
     low, high = (
-        intrinsic("float32x8", "llvm.x86.avx2.permps", vector_constant(values[i : i + 8], "float32"), index) for i in (0, 8)
+        intrinsic("float32x8", "llvm.x86.avx2.permps", vector_constant(values[i : i + 8], "float32"), index)
+        for i in (0, 8)
     )
     # The sign bit of the mask selects: bit 3 of the index moved there.
     mask = reinterpret(index << const(28, "int32x8"), "float32x8")
@@ -134,6 +137,8 @@ def load_zeros(
         return cast(stored, f"int32x{lanes}")
     one = const(1, "int64")
     pairs = (groups + one) >> one
-    stored = cast(zeros.load(cell(vector, group >> one, pairs, offset) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}")
+    stored = cast(
+        zeros.load(cell(vector, group >> one, pairs, offset) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}"
+    )
     shift = cast((group & one) * const(4, "int64"), "int32")
     return (stored >> broadcast(shift, lanes)) & const(15, f"int32x{lanes}")

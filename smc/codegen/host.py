@@ -82,7 +82,7 @@ class _Host:
     def text(self) -> str:
         facts = self.plan.module.facts
         self.emit(
-            f"/* {facts.name.replace('*/', '')}: host program, generated. All threads run it at once; see program.h. */",
+            f"/* {facts.name.replace('*/', '')}: host program, generated. All threads run it: see program.h. */",
             "#include <string.h>",
             "",
             '#include "program.h"',
@@ -174,7 +174,7 @@ class _Host:
         self.emit("};", "")
 
     def matrix(self, function: FunctionPlan, name: str) -> str:
-        """The initializer of a `struct matrix`; its kernel is one of those that look up rows or of those that multiply."""
+        """The initializer of a `struct matrix`; its kernel is one of those that look up rows, or that multiply."""
         place, encoding = self.table.matrices[name], self.plan.module.parameters[name].encoding
         kernels = self.embeddings if function is self.plan.embed else self.linears
         index = [kernel.encoding for kernel in kernels].index(encoding)

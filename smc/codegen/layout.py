@@ -1,11 +1,11 @@
 """The packed layout of matrices: fixed by (target family, encoding), the same for every level and kernel.
 
-x86. Rows are taken in blocks of 32 (two vectors of 16 lanes), columns in tiles of 32. Lane r of a vector belongs to row r.
+x86. Rows are taken in blocks of 32 (two row vectors of 16), columns in tiles of 32. Lane r belongs to row r.
 
-codes   [row block][tile][row vector of 16][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one vector of
-        64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one plane), low
-        bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
-scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group), then offsets alike, where there are any.
+codes   [row block][tile][row vector][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one
+        vector of 64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one
+        plane), low bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
+scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group), then offsets alike, if there are any.
         The groups are those of whole tiles: with groups of 16 the last may be padding, all 0.
 zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
 floats  [row block][column][32].

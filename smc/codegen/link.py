@@ -45,7 +45,7 @@ def _engine_objects(target: Target) -> list[Path]:
     folder = cache_folder() / "engine" / digest.hexdigest()[:32]
     objects = [folder / f"{source.stem}.o" for source in sources]
     folder.mkdir(parents=True, exist_ok=True)
-    for source, path in zip(sources, objects):
+    for source, path in zip(sources, objects, strict=True):
         if not path.exists():
             partial = path.with_suffix(f".{os.getpid()}.o")
             _zig(target, [*FLAGS, "-c", str(source), "-o", str(partial)])

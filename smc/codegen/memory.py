@@ -58,7 +58,7 @@ def symbol_values(plan: Plan, function: FunctionPlan, call_index: int) -> dict[s
     slots = function.calls[call_index].attributes["parameters"]
     values = {}
     for slot in function.function.parameters():
-        for symbol, dim in zip(slot.tensor.shape, plan.module.parameters[slots[slot.name]].shape):
+        for symbol, dim in zip(slot.tensor.shape, plan.module.parameters[slots[slot.name]].shape, strict=True):
             if isinstance(symbol, str):
                 values[symbol] = dim
     return values
@@ -95,7 +95,7 @@ def _plan_function(
         sizes = [(form, _form_bytes(form, tokens, width)) for form in buffer.forms]
         size = sum(sum(parts) for _, parts in sizes)
         offset = 0
-        for begin, end in sorted((b, e) for f, l, b, e in taken if not (l < first or last < f)):
+        for begin, end in sorted((b, e) for since, until, b, e in taken if not (until < first or last < since)):
             if offset + size <= begin:
                 break
             offset = max(offset, end)

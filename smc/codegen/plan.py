@@ -1,11 +1,13 @@
 """ir → plan: which kernels run when, on which buffers. Every call of `main` becomes a function of phases.
 
-Calls that agree in ops, attributes and the forms of their activations share one plan; what differs between them (weights,
-encodings, FFN widths) is read from a table at run time. So programs grow with the number of different layers only.
+Calls that agree in ops, attributes and the forms of their activations share one plan; what differs between them
+(weights, encodings, FFN widths) is read from a table at run time. So programs grow with the number of different layers
+only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -159,7 +161,7 @@ def make_plan(module: Module) -> Plan:
     blocks = [p for p in plans if p not in embeds and p not in heads]
     if len(embeds) != 1 or len(heads) != 1 or order[0][0] is not embeds[0] or order[-1][0] is not heads[0]:
         raise InputError("codegen takes modules whose main is an embedding, blocks and a head, one after the other")
-    for (_, before), (_, call) in zip(order, order[1:]):
+    for (_, before), (_, call) in itertools.pairwise(order):
         if before.name not in call.inputs:
             raise InputError(f"codegen takes a chain of calls; {call.name} does not read {before.name}")
     if len({(s.kv_heads, s.head_dim) for s in planner.shapes}) > 1:

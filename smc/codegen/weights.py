@@ -77,7 +77,7 @@ def write_weights(plan: Plan, table: WeightTable, out: BinaryIO, progress: Calla
         progress(written / table.total_bytes)
 
     matrices = plan.matrices()
-    for parameter, data in zip(matrices, _packed(matrices)):
+    for parameter, data in zip(matrices, _packed(matrices), strict=True):
         assert written == table.matrices[parameter.name].codes
         write(data)
     for parameter in plan.vectors():

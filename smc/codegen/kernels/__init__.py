@@ -1,0 +1,1 @@
+"""Kernels as TIR, generated from an encoding, a level and a tile."""

@@ -125,7 +125,7 @@ class _Attention:
         tokens = [k.let(r // group, "token") for r in row]
         self.starts = [
             k.let((self.token + t) * self.stride64 + (self.head * group + r % group) * shape.head_dim, "start")
-            for r, t in zip(row, tokens)
+            for r, t in zip(row, tokens, strict=True)
         ]
         self.ends = [k.let(self.index + t + 1, "end") for t in tokens]  # sees cache indices below
         window = k.let(cast(self.window, "int64"), "window")
@@ -226,8 +226,8 @@ class _Attention:
                 ]
                 for r in range(self.rows):
                     p = k.let(self.scratch.load(t + r * PAGE_TOKENS), "p")
-                    for output, value in zip(outputs[r], row):
+                    for output, value in zip(outputs[r], row, strict=True):
                         k.set(output, fma(value, broadcast(p, LANES), output.value))
             for r in range(self.rows):
-                for v, output in zip(block, outputs[r]):
+                for v, output in zip(block, outputs[r], strict=True):
                     k.store(self.scratch, self.outputs + r * shape.padded_dim + v * LANES, output.value)

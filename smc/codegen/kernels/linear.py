@@ -46,10 +46,11 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
 
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
-    """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags, begin, end)
+    """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out,
+                    tokens, columns, x_stride, out_stride, flags, begin, end)
 
     Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
-    x_scales float32 [tokens, x_stride/32] (token-wise: [tokens]) and x_sums int32 [tokens, x_stride/sum_group(encoding)].
+    x_scales float32 [tokens, x_stride/32] (token-wise: [tokens]) and x_sums int32 [tokens, x_stride/sum_group].
     codes, scales, zeros: the packed matrix (smc.codegen.layout). bias: float32 [rows, padded], read if flags say so.
     out: float32 [tokens, out_stride]; padding rows come out as 0 (plus bias).
     """
@@ -227,7 +228,7 @@ class _Linear:
         tile: Expr | None,
         scales: list[Expr] | None = None,
     ) -> None:
-        """accumulator += (dot - zero * sum) * weight scale * input scale; a scale of the whole row comes in the epilogue."""
+        """accumulator += (dot - zero * sum) * weight scale * input scale; a whole row's scale comes in the epilogue."""
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
         scales = scales if scales is not None else self._group_scales(vector, group)
         bias = dot_bias(level, unpacked_bits(encoding))
@@ -285,7 +286,7 @@ class _Linear:
     # ---- float inputs, quantized weights
 
     def _float_inputs(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
-        k, lanes = self.k, self.level.lanes
+        k = self.k
         if self.encoding.group == 16:
             with k.loop(self.tiles, "tile") as tile:
                 for half in range(2):
@@ -336,7 +337,7 @@ class _Linear:
             for column in range(4):
                 values = [float_codes(k, encoding, level, code, column) for code in codes]
                 if zeros is not None:
-                    values = [k.let(value - zero) for value, zero in zip(values, zeros)]
+                    values = [k.let(value - zero) for value, zero in zip(values, zeros, strict=True)]
                 for m, start in enumerate(inputs):
                     x = k.let(self.x.load(start + (quad * 4 + column)), "x")
                     if encoding.offset:

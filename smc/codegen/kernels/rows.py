@@ -1,6 +1,6 @@
 """Kernels that work on rows of activations: embedding lookup, norms, quantization, element-wise ops.
 
-Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so vectors never end in the middle.
+Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so no vector ends early.
 A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
 """
 
@@ -86,7 +86,7 @@ class Sink:
                 self.codes.append((form, pointers[0], pointers[1], pointers[2]))
 
     def store(self, token: Expr, stride: Expr, column: Expr, low: Expr, high: Expr) -> None:
-        """Columns column…column+31 (a multiple of 32, int64) of a token's row of `stride` columns; two vectors of 16."""
+        """Columns column…column+31 (a multiple of 32, int64) of a token's row of `stride`, as two vectors."""
         k = self.kernel
         place = k.let(token * stride + column, "place")
         if self.floats is not None:
@@ -106,7 +106,7 @@ def _magnitude(x: Expr) -> Expr:
 
 
 def _scales(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
-    """scale = amax / 127 and its inverse 127 / amax, 0 where everything is (nearly) 0 and the inverse might overflow."""
+    """scale = amax / 127 and its inverse 127 / amax, 0 where amax is so small that it might overflow."""
     scale = kernel.let(amax / const(127.0, "float32"), "scale")
     inverse = tirx.Select(amax > const(SMALLEST, "float32"), const(127.0, "float32") / amax, const(0.0, "float32"))
     return scale, kernel.let(inverse, "inverse")
@@ -167,7 +167,7 @@ def rms_norm_kernel(name: str, forms: Sequence[Form]) -> Kernel:
 
 
 def _chunked_rows(k: Kernel) -> AbstractContextManager[tuple[Expr, Expr, Expr]]:
-    """Parameters stride, begin, end and a loop over 32 columns of blocks (token, chunk): yields token, stride, column."""
+    """Parameters stride, begin, end and a loop over blocks (token, chunk), 32 columns a turn: token, stride, column."""
     from contextlib import contextmanager
 
     @contextmanager

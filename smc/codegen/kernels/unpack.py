@@ -86,7 +86,7 @@ def _lookup_bytes(levels: tuple[float, ...], code: Expr, level: Level) -> Expr:
 
 
 def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, column: int) -> Expr:
-    """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, its constant zero subtracted."""
+    """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, less its constant zero."""
     lanes = level.lanes
     word = reinterpret(code, f"int32x{lanes}")
     index = (word >> const(8 * column, f"int32x{lanes}")) & const(255, f"int32x{lanes}")
@@ -129,7 +129,7 @@ def storage_dtype(name: str) -> str:
 def load_zeros(
     encoding: Encoding, level: Level, zeros: Pointer, place: tuple[Expr, int], groups: Expr, group: Expr, part: int
 ) -> Expr:
-    """int32 [lanes]: the stored zeros of a group. place: row vector (int64) and offset, groups: groups a row (int64)."""
+    """int32 [lanes]: the stored zeros of a group. place: row vector (int64) and offset, groups: of a row (int64)."""
     vector, offset = place
     lanes = level.lanes
     if encoding.zero_bits == 8:

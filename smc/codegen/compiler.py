@@ -18,7 +18,7 @@ from smc.codegen.host import host_program, program_kernels
 from smc.codegen.layout import LAYOUT_VERSION
 from smc.codegen.link import link_program
 from smc.codegen.memory import plan_memory
-from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels
+from smc.codegen.objects import TVM_PINS, build_kernels, write_listings
 from smc.codegen.plan import Plan, make_plan
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.ir import Module, verify
@@ -82,7 +82,11 @@ def compile_module(
         finally:
             writer.close()
         if emit is not None:
-            _emit(emit, emit_kinds, host.read_text(), objects)
+            emit.mkdir(parents=True, exist_ok=True)
+            if "c" in emit_kinds:
+                (emit / "program.c").write_text(host.read_text())
+            if {"tir", "asm"} & set(emit_kinds):
+                write_listings(objects, machine, emit, emit_kinds)
         size = partial.stat().st_size
         os.replace(partial, out)
     return CompileReport(
@@ -129,16 +133,6 @@ def _add_members(
     if facts.chat_template is not None:
         writer.add("chat_template.jinja", facts.chat_template.encode())
     writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _emit(folder: Path, kinds: Sequence[str], host: str, objects: Sequence[KernelObject]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if "c" in kinds:
-        (folder / "program.c").write_text(host)
-    for kind in ("tir", "asm"):
-        if kind in kinds:
-            for o in objects:
-                (folder / f"{o.symbol}.{'py' if kind == 'tir' else 's'}").write_text(o.listing(kind))
 
 
 class _Stages:

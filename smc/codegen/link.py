@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import importlib.util
 import os
@@ -18,6 +19,18 @@ FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=undef
 """zig's own default would be native instructions and trapping arithmetic."""
 
 
+LINK_FLAGS = (
+    "-shared",
+    "-s",
+    "-rtlib=none",  # nothing needs it, and zig would compile it from source first
+    "-Wl,-Bsymbolic",  # several programs in a process must not find each other's functions
+    "-Wl,--gc-sections",
+    "-Wl,-z,max-page-size=16384",
+    "-lpthread",
+    "-lm",
+)
+
+
 def engine_folder() -> Path:
     """Where the engine's C files are: package data of the runtime."""
     return Path(__file__).parent.parent / "runtime" / "engine"
@@ -31,8 +44,7 @@ def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path)
     host_object = out.with_suffix(".host.o")
     _zig(target, [*FLAGS, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
     inputs = [str(path) for path in (host_object, *engine, *objects)]
-    options = ["-shared", "-s", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-lpthread", "-lm"]
-    _zig(target, [*options, *inputs, "-o", str(out)])
+    _zig(target, [*LINK_FLAGS, *inputs, "-o", str(out)])
     host_object.unlink()
 
 
@@ -45,11 +57,15 @@ def _engine_objects(target: Target) -> list[Path]:
     folder = cache_folder() / "engine" / digest.hexdigest()[:32]
     objects = [folder / f"{source.stem}.o" for source in sources]
     folder.mkdir(parents=True, exist_ok=True)
-    for source, path in zip(sources, objects, strict=True):
-        if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.o")
-            _zig(target, [*FLAGS, "-c", str(source), "-o", str(partial)])
-            os.replace(partial, path)
+
+    def build(source: Path, path: Path) -> None:
+        partial = path.with_suffix(f".{os.getpid()}.o")
+        _zig(target, [*FLAGS, "-c", str(source), "-o", str(partial)])
+        os.replace(partial, path)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        missing = [(source, path) for source, path in zip(sources, objects, strict=True) if not path.exists()]
+        list(pool.map(lambda pair: build(*pair), missing))
     return objects
 
 

@@ -28,17 +28,13 @@ TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
 @dataclass(frozen=True)
 class KernelObject:
-    """A compiled kernel: its symbol, C parameters, object file, and listings beside it (.tir, .s)."""
+    """A compiled kernel: its symbol, C parameters and object file."""
 
     spec: KernelSpec
     level: Level
     symbol: str
     prototype: str
     path: Path
-
-    def listing(self, kind: str) -> str:
-        """The kernel as "tir" or "asm" text."""
-        return self.path.with_suffix({"tir": ".tir", "asm": ".s"}[kind]).read_text()
 
 
 def cache_folder() -> Path:
@@ -95,23 +91,37 @@ def symbol_name(spec: KernelSpec, level: Level) -> str:
 
 
 def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
-    """Build a kernel; runs in a worker. Writes path.o, path.tir, path.s and, last, path.json."""
-    from tvm.target import Target as TvmTarget
-
-    from smc.codegen.kernels.builder import lower
+    """Build a kernel; runs in a worker. Writes path.o and, last, path.json."""
+    from smc.codegen.kernels.builder import lower, tvm_target
 
     kernel = spec.build(symbol_name(spec, level), level)
-    target = TvmTarget({"kind": "llvm", "mtriple": triple, "mattr": [f"+{feature}" for feature in level.features]})
-    function = kernel.function()
-    module = lower(function, target)
+    module = lower(kernel.function(), tvm_target(triple, level.features))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "kernel"
         module.write_to_file(str(partial.with_suffix(".o")))
-        partial.with_suffix(".s").write_text(module.inspect_source("asm"))
-        partial.with_suffix(".tir").write_text(function.script())
         partial.with_suffix(".json").write_text(json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()}))
-        for suffix in (".o", ".s", ".tir", ".json"):
+        for suffix in (".o", ".json"):
             os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:
+    """Write every kernel as "tir" (SYMBOL.py) and "asm" (SYMBOL.s) into a folder; built anew, in a worker."""
+    jobs = [(o.spec, o.level, target.llvm_triple, folder, tuple(kinds)) for o in objects]
+    for _ in run_in_workers(write_listing, jobs, 1):
+        pass
+
+
+def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:
+    """Write one kernel's listings; runs in a worker."""
+    from smc.codegen.kernels.builder import lower, tvm_target
+
+    kernel = spec.build(symbol_name(spec, level), level)
+    function = kernel.function()
+    if "tir" in kinds:
+        (folder / f"{kernel.name}.py").write_text(function.script())
+    if "asm" in kinds:
+        text = lower(function, tvm_target(triple, level.features)).inspect_source("asm")
+        (folder / f"{kernel.name}.s").write_text(text)
 
 
 def _key(spec: KernelSpec, level: Level, target: Target) -> str:

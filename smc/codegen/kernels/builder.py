@@ -213,6 +213,13 @@ class Kernel:
         return f"{name}_{self._names}"
 
 
+def tvm_target(triple: str, features: Sequence[str]) -> Any:
+    """The tvm Target of a triple with exactly these features, never a host CPU's."""
+    from tvm.target import Target
+
+    return Target({"kind": "llvm", "mtriple": triple, "mattr": [f"+{feature}" for feature in features]})
+
+
 def lower(function: Any, target: Any) -> Any:
     """Compile a finished kernel for a tvm Target; returns a tvm module that can write objects and assembly."""
     module = tvm.IRModule({str(function.attrs["global_symbol"]): function})

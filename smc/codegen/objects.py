@@ -106,7 +106,7 @@ def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
 
 def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:
     """Write every kernel as "tir" (SYMBOL.py) and "asm" (SYMBOL.s) into a folder; built anew, in a worker."""
-    jobs = [(o.spec, o.level, target.llvm_triple, folder, tuple(kinds)) for o in objects]
+    jobs = [(o.spec, o.level, target.llvm_triple, folder.absolute(), tuple(kinds)) for o in objects]
     for _ in run_in_workers(write_listing, jobs, 1):
         pass
 

@@ -1,6 +1,7 @@
 """The ir executed in torch: golden results for codegen, and what calibration and evaluation run on."""
 
 from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows
+from smc.reference.exact import ExactReference
 from smc.reference.execution import Reference
 
-__all__ = ["Evaluation", "Reference", "evaluate", "kl_divergence", "text_windows"]
+__all__ = ["Evaluation", "ExactReference", "Reference", "evaluate", "kl_divergence", "text_windows"]

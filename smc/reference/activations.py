@@ -21,7 +21,8 @@ def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tens
     groups = -(-columns // size)
     padded = torch.nn.functional.pad(x, (0, groups * size - columns)).view(tokens, groups, size)
     amax = padded.abs().amax(-1)
-    inverse = torch.where(amax > 1e-30, 127 / amax, 0)
+    # One division: torch computes `127 / amax` as a product with the reciprocal, which rounds twice.
+    inverse = torch.where(amax > 1e-30, torch.full_like(amax, 127).div(amax), 0)
     return torch.round(padded * inverse[..., None]).to(torch.int8), amax / 127
 
 

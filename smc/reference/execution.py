@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from smc.ir import Function, Module
-from smc.reference.operators import OPERATORS, Operand, Weight
+from smc.reference.operators import OPERATORS, Attributes, Operand, Weight
 
 
 class Reference:
@@ -22,7 +23,7 @@ class Reference:
         self.module = module
         self.kv_dtype = kv_dtype
         self.keep_weights = keep_weights
-        self._weights: dict[str, Weight] = {}
+        self._weights: dict[str, Operand] = {}
 
     def logits(self, tokens: Tensor) -> Tensor:
         """float32 [n, vocab]: the logits after every token of one sequence, int [n], that starts at position 0."""
@@ -39,15 +40,23 @@ class Reference:
             values[call.name] = self._run(function, [values[name] for name in call.inputs], weights)
         return values
 
-    def _weight(self, name: str) -> Weight:
+    def _load(self, name: str) -> Operand:
+        """A parameter in the form that `_operator`'s functions take."""
+        return Weight.decode(self.module.parameters[name].load())
+
+    def _operator(self, op: str) -> Callable[[Sequence[Operand], Attributes], Operand]:
+        """The function that computes an op."""
+        return OPERATORS[op]
+
+    def _weight(self, name: str) -> Operand:
         if name in self._weights:
             return self._weights[name]
-        weight = Weight.decode(self.module.parameters[name].load())
+        weight = self._load(name)
         if self.keep_weights:
             self._weights[name] = weight
         return weight
 
-    def _run(self, function: Function, inputs: list[Tensor], weights: dict[str, Weight]) -> Tensor:
+    def _run(self, function: Function, inputs: list[Tensor], weights: dict[str, Operand]) -> Tensor:
         values: dict[str, Operand] = {**weights, **dict(zip((n.name for n in function.inputs()), inputs, strict=True))}
         for node in function.nodes():
             if node.op in ("input", "parameter"):
@@ -55,6 +64,6 @@ class Reference:
             operands = [values[name] for name in node.inputs]
             if node.op == "attention" and self.kv_dtype == "f16":
                 operands[1:] = [x.half().float() for x in operands[1:]]
-            values[node.name] = OPERATORS[node.op](operands, node.attributes)
+            values[node.name] = self._operator(node.op)(operands, node.attributes)
         result: Tensor = values[function.outputs[0]]
         return result

@@ -1,0 +1,290 @@
+"""`ExactReference`: a module executed with the rounding of docs/numerics.md, operation by operation.
+
+Where `Reference` computes what a module means, to float32's precision, this computes what an artifact answers, to the bit.
+It is sequential only where the contract orders sums, and vectorized over all else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Encoding, inverse_frequencies
+from smc.reference.activations import quantize_activations
+from smc.reference.execution import Reference
+from smc.reference.float32 import LANES, exp, fma, round_sum, tree_sum
+from smc.reference.operators import OPERATORS, Attributes, Operand
+
+COLUMNS = 32
+"""Rows of activations are padded to a multiple of this with zeros."""
+
+PAGE_TOKENS = 64
+"""Attention goes through the KV cache in pages of this many tokens."""
+
+BLOCK = 1 << 16
+"""About how many sums a linear has in hand at once, so that they stay in the CPU's cache."""
+
+MASKED, LOWEST = -3.0e38, -1.0e30
+"""Score of a token that is not seen, and the softmax's first running maximum."""
+
+
+class ExactReference(Reference):
+    """Executes a module as its artifact does, in the same float32 operations: for tests and golden results.
+
+    Equal bits are the aim for every encoding; `Reference` is much faster. Sequences start at cache index 0.
+    """
+
+    def _load(self, name: str) -> Operand:
+        return self.module.parameters[name].load()
+
+    def _operator(self, op: str) -> Callable[[Sequence[Operand], Attributes], Operand]:
+        if op not in EXACT_OPERATORS:
+            raise InputError(f"there is no kernel, and so no exact arithmetic, for the op {op}")
+        return EXACT_OPERATORS[op]
+
+
+# ---- linear
+
+
+def _linear(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
+    x, weight, *rest = inputs
+    result = multiply(x, weight)
+    if attributes["bias"]:
+        result = result + rest[0].decode()
+    return result + rest[-1] if attributes["residual"] else result
+
+
+def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
+    """float32 [n, columns] times a stored matrix [rows, columns] → [n, rows], before bias and residual."""
+    encoding, (rows, columns) = weight.encoding, weight.shape
+    if encoding.rotation is not None or encoding.super_group is not None or encoding.storage == "base3":
+        raise InputError(f"there is no kernel, and so no exact arithmetic, for encoding {encoding}")
+    if weight.order is not None:
+        x = x[:, weight.order.long()]
+    product: Callable[[EncodedTensor], Tensor]
+    if encoding.is_float:
+        product = functools.partial(_float_product, x.double())
+    elif encoding.activation == "none":
+        product = functools.partial(_float_inputs_product, x.double())
+    else:
+        product = functools.partial(_integer_product, *quantize_activations(x, encoding.activation_group), columns)
+    step = max(1, BLOCK // len(x))
+    return torch.cat([product(_rows(weight, slice(row, row + step))) for row in range(0, rows, step)], dim=1)
+
+
+def _rows(tensor: EncodedTensor, rows: slice | Tensor) -> EncodedTensor:
+    """Some rows of a stored matrix, with scales [rows, groups]."""
+    fields = {name: getattr(tensor, name) for name in ("values", "codes", "zeros", "offsets")}
+    chosen = {name: field[rows] for name, field in fields.items() if field is not None}
+    if tensor.codes is not None:
+        chosen["scales"] = tensor.group_scales()[rows]
+    count = len(next(iter(chosen.values())))
+    return replace(tensor, shape=(count, tensor.shape[1]), **chosen)
+
+
+def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:
+    """Float weights: one fma a column, from the first to the last."""
+    assert weight.values is not None
+    return _sum_columns(x, weight.values.double())
+
+
+def _sum_columns(x: Tensor, weights: Tensor) -> Tensor:
+    """float64 [n, columns] and [rows, columns], of float32 values → Σ x·w in sequence, float32 [n, rows]."""
+    total = x.new_zeros(len(x), len(weights), dtype=torch.float32)
+    # Columns as rows, so that each is contiguous.
+    for inputs, column in zip(x.T.contiguous()[..., None], weights.T.contiguous(), strict=True):
+        total = round_sum(inputs * column, total.double())
+    return total
+
+
+def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
+    """Quantized weights and float inputs: the codes' products summed column by column; one fma a group with its scale."""
+    assert weight.scales is not None
+    encoding = weight.encoding
+    codes, row_scale = _integers(weight), _has_row_scale(encoding)
+    size = codes.shape[-1]
+    total = x.new_zeros(len(x), len(codes), dtype=torch.float32)
+    for group in range(codes.shape[1]):
+        inputs = x[:, group * size : (group + 1) * size]
+        part = _sum_columns(inputs, codes[:, group, : inputs.shape[1]].double())
+        if row_scale:
+            return part * weight.scales[:, 0]
+        total = fma(part, weight.scales[:, group], total)
+        if weight.offsets is not None:
+            amount = _sum_columns(inputs, torch.ones_like(inputs[:1]))
+            total = fma(amount, weight.offsets[:, group], total)
+    return total
+
+
+def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: EncodedTensor) -> Tensor:
+    """int8 inputs [n, groups, group] with their scales: exact dots of pieces of a row, one fma each.
+
+    A piece ends where either scale changes. Scales of the whole row or token multiply the finished sum instead, and with
+    offsets only those of the token do.
+    """
+    assert weight.codes is not None and weight.scales is not None
+    encoding = weight.encoding
+    token_scale, row_scale = encoding.activation_group == "token", _has_row_scale(encoding)
+    group = encoding.group_size(columns)
+    size = group if token_scale else min(group, codes.shape[-1])
+    pieces = -(-columns // size)
+    inputs = _pieces(codes.flatten(1)[:, :columns], pieces, size)
+    weights = _pieces(_integers(weight).flatten(1)[:, :columns], pieces, size)
+    total = inputs.new_zeros(len(codes), len(weights), dtype=torch.float32)
+    for piece in range(pieces):
+        dots = (inputs[:, piece] @ weights[:, piece].T).float()
+        place = piece * size // group
+        x_scale = None if token_scale else scales[:, piece * size // codes.shape[-1], None]
+        factor = torch.ones(1) if row_scale else weight.scales[:, place]
+        total = fma(dots, factor if x_scale is None else factor * x_scale, total)
+        if weight.offsets is not None:
+            amount = inputs[:, piece].sum(-1, keepdim=True).float()
+            total = fma(weight.offsets[:, place], amount if x_scale is None else amount * x_scale, total)
+    if row_scale:
+        total = total * weight.scales[:, 0]
+    return total * scales if token_scale else total
+
+
+def _has_row_scale(encoding: Encoding) -> bool:
+    """One scale a row, which multiplies the finished sum; but offsets, which it must not touch, are in the sum."""
+    return not isinstance(encoding.group, int) and not encoding.offset
+
+
+def _integers(weight: EncodedTensor) -> Tensor:
+    """What the scales multiply, float32 [rows, groups, group]: codes minus their zero, or levels."""
+    assert weight.codes is not None
+    encoding = weight.encoding
+    if encoding.levels is not None:
+        return torch.tensor(encoding.levels, dtype=torch.float32)[weight.codes.int()]
+    codes = weight.codes.float()
+    if weight.zeros is not None:
+        return codes - weight.zeros[..., None].float()
+    return codes - encoding.zero if isinstance(encoding.zero, int) else codes
+
+
+def _pieces(values: Tensor, count: int, size: int) -> Tensor:
+    """[n, columns] cut into [n, count, size], the last padded with zeros, in float64: its dot products are exact."""
+    padded = torch.nn.functional.pad(values, (0, count * size - values.shape[1]))
+    return padded.view(len(values), count, size).double()
+
+
+# ---- rows
+
+
+def _embedding(inputs: Sequence[Operand], _: Attributes) -> Tensor:
+    tokens, table = inputs
+    rows = _rows(table, tokens.long())
+    if rows.offsets is None:
+        return rows.decode()
+    return fma(rows.codes.float(), rows.scales[..., None], rows.offsets[..., None]).flatten(1)[:, : table.shape[1]]
+
+
+def _rms_norm(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
+    x, weight = inputs
+    width = x.shape[1]
+    padded = torch.nn.functional.pad(x, (0, -width % COLUMNS)).view(len(x), -1, 2, LANES)
+    squares = x.new_zeros(len(x), 2, LANES)
+    for vectors in padded.unbind(1):
+        squares = fma(vectors, vectors, squares)
+    mean = tree_sum(squares[:, 0] + squares[:, 1]) / width
+    # The root in float64: torch's own in float32 may be off by a bit. Rounding it twice is harmless (53 ≥ 2 · 24 + 2).
+    factor = 1 / (mean + attributes["eps"]).double().sqrt().float()
+    return x * factor[:, None] * weight.decode()
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + exp(0 - x))
+
+
+def _gated_activation(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
+    if attributes["activation"] != "silu":
+        raise InputError(f"there is no kernel, and so no exact arithmetic, for the activation {attributes['activation']}")
+    return _silu(inputs[0]) * inputs[1]
+
+
+# ---- attention
+
+
+def _rope(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
+    x, positions = inputs
+    cos, sin = _rotations(tuple(positions.tolist()), *(attributes[name] for name in ("head_dim", "theta", "scaling")))
+    first, second = x.view(len(x), -1, attributes["head_dim"]).chunk(2, dim=-1)
+    return torch.cat((fma(first, cos, -(second * sin)), fma(second, cos, first * sin)), dim=-1).view(x.shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _rotations(positions: tuple[int, ...], head_dim: int, theta: float, scaling: object) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32 [n, 1, head_dim / 2], as the C library has them."""
+    frequencies = torch.from_numpy(inverse_frequencies(head_dim, theta, scaling))  # type: ignore[arg-type]
+    angles = torch.tensor(positions)[:, None].float() * frequencies
+    library = ctypes.CDLL(ctypes.util.find_library("m"))
+    tables = []
+    for function in (library.cosf, library.sinf):
+        function.argtypes, function.restype = [ctypes.c_float], ctypes.c_float
+        tables.append(torch.tensor([function(angle) for angle in angles.flatten().tolist()]).view(angles.shape)[:, None])
+    return tables[0], tables[1]
+
+
+def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
+    """Online softmax, page by page; tokens that a query does not see weigh exactly nothing."""
+    head_dim, heads, kv_heads = (attributes[name] for name in ("head_dim", "heads", "kv_heads"))
+    count = len(inputs[0])
+    q = inputs[0].view(count, heads, head_dim)
+    # [kv_heads, head_dim, n] and [n, kv_heads, head_dim], every KV head repeated for its group of heads.
+    keys, values = (x.view(count, kv_heads, head_dim).repeat_interleave(heads // kv_heads, dim=1) for x in inputs[1:])
+    maxima = q.new_full((count, heads), LOWEST)
+    sums = q.new_zeros(count, heads, LANES)
+    outputs = torch.zeros_like(q)
+    for begin in range(0, count, PAGE_TOKENS):
+        page, queries = slice(begin, begin + PAGE_TOKENS), slice(begin, count)
+        seen = _seen(count, page, queries, attributes["window"])
+        scores = _scores(q[queries], keys[page]) * attributes["scale"]
+        scores = torch.where(seen, scores, MASKED)
+        maximum = torch.maximum(maxima[queries], scores.amax(-1))
+        correction = exp(maxima[queries] - maximum)[..., None]
+        weights = torch.where(seen, exp(scores - maximum[..., None]), 0)
+        maxima[queries] = maximum
+        sums[queries] *= correction
+        for vector in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)).split(LANES, dim=-1):
+            sums[queries] += vector
+        page_outputs = outputs[queries] * correction
+        for weight, value in zip(weights.unbind(-1), values[page], strict=True):
+            page_outputs = fma(value, weight[..., None], page_outputs)
+        outputs[queries] = page_outputs
+    return (outputs * (1 / tree_sum(sums))[..., None]).view(count, -1)
+
+
+def _seen(count: int, page: slice, queries: slice, window: int | None) -> Tensor:
+    """bool [queries, 1, tokens of the page]: causal, and within the window."""
+    places = torch.arange(count)
+    distance = places[queries][:, None, None] - places[page]
+    return (distance >= 0) & (distance < (window or count))
+
+
+def _scores(q: Tensor, keys: Tensor) -> Tensor:
+    """q [n, heads, head_dim], keys [tokens, heads, head_dim] → q·k [n, heads, tokens], channel after channel."""
+    total = q.new_zeros(len(q), q.shape[1], len(keys))
+    for channel in range(q.shape[2]):
+        total = fma(q[..., channel, None], keys[..., channel].T, total)
+    return total
+
+
+EXACT_OPERATORS: dict[str, Callable[[Sequence[Operand], Attributes], Operand]] = {
+    "embedding": _embedding,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "rope": _rope,
+    "attention": _attention,
+    "silu": lambda inputs, _: _silu(inputs[0]),
+    "mul": OPERATORS["mul"],
+    "add": OPERATORS["add"],
+    "gated_activation": _gated_activation,
+}
+"""Like `OPERATORS`, for the ops that have kernels; parameters are encoded tensors."""

@@ -375,11 +375,11 @@ class _Host:
         return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
 
     def _quantize(self, function: FunctionPlan, task: Task) -> str:
-        assert task.kernel is not None
+        assert task.kernel is not None and task.output is not None
         source = task.inputs[0]
         arguments = [
             self.name(function, source),
-            *self.outputs(function, source, [task.input_form]),
+            *self.outputs(function, task.output, [task.input_form]),
             self.width(function, source),
         ]
         return self.invoke(_field(task.kernel), arguments)

@@ -8,6 +8,7 @@ only.
 from __future__ import annotations
 
 import itertools
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ from smc.codegen.kernels.specs import (
 )
 from smc.codegen.layout import padded
 from smc.errors import InputError
-from smc.ir import Function, Module, Node, Parameter, RopeScaling, print_function
+from smc.ir import Function, Module, Node, Parameter, RopeScaling
 from smc.ir.types import Dim
 
 WIDTH_MULTIPLE = 32
@@ -149,10 +150,11 @@ def make_plan(module: Module) -> Plan:
     shared: dict[object, FunctionPlan] = {}
     for call, function in module.calls():
         forms = _input_forms(module, call, function)
-        key = (print_function(function).partition("(")[2], tuple(sorted(forms.items())).__repr__())
+        key = (repr(list(function.nodes())), function.outputs, repr(sorted(forms.items())))
         if key not in shared:
-            count = sum(plan.function.name == function.name for plan in shared.values())
-            shared[key] = planner.plan(f"{function.name}_{count}" if count else function.name, function, forms)
+            taken = {plan.name for plan in shared.values()}
+            names = itertools.chain([function.name], (f"{function.name}_{i}" for i in itertools.count(2)))
+            shared[key] = planner.plan(next(name for name in names if name not in taken), function, forms)
         shared[key].calls.append(call)
         order.append((shared[key], call))
     plans = list(shared.values())
@@ -192,6 +194,7 @@ class _Planner:
     def plan(self, name: str, function: Function, forms: dict[str, Form]) -> FunctionPlan:
         self.function, self.forms = function, forms
         self.buffers: dict[str, Buffer] = {}
+        self.codes: dict[tuple[str, Form], Buffer] = {}
         self.producer: dict[Buffer, Task] = {}
         self.readers: dict[Buffer, list[Task]] = {}
         self.tasks: list[Task] = []
@@ -260,20 +263,24 @@ class _Planner:
             direct.insert(0, F32_FORM)
         for form in direct:
             out.need(form)
+            self.codes[node.name, form] = out
         slot = node.inputs[1] if kind == "rms_norm" else None
         self._task(Task(kind, node, blocks, inputs=[self.buffers[i] for i in inputs], output=out, slot=slot))
 
     def _input_in_form(self, value: str, form: Form) -> Buffer:
-        """The buffer of a value, quantized by a task of its own where its producer did not do it."""
-        buffer = self.buffers[value]
-        if form not in buffer.forms:
-            buffer.need(form)
+        """The buffer of a value in a form, quantized by a task of its own where its producer did not do it.
+
+        Such codes have a buffer of their own: the value's may be written again in place.
+        """
+        if form == F32_FORM:
+            return self.buffers[value]
+        if (value, form) not in self.codes:
+            source = self.buffers[value]
+            codes = self.codes[value, form] = Buffer(value, source.width, [form])
             blocks = "tokens" if form.group == "token" else "chunks"
             node = self.function.node(value)
-            task = Task("quantize", node, blocks, inputs=[buffer], input_form=form)
-            self._task(task)
-            self.producer[buffer] = task
-        return buffer
+            self._task(Task("quantize", node, blocks, inputs=[source], output=codes, input_form=form))
+        return self.codes[value, form]
 
     # ---- ops
 

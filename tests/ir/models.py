@@ -9,11 +9,13 @@ from smc.ir import F16, F32, EncodedTensor, Encoding, Function, ModelFacts, Modu
 TOKENS, STATE = TensorType(("n",), "i32"), TensorType(("n", 4))
 
 
-def parameter(name: str, *shape: int, encoding: Encoding = F32) -> Parameter:
-    """A parameter of ones."""
+def parameter(
+    name: str, *shape: int, encoding: Encoding = F32, values: torch.Tensor | None = None
+) -> Parameter:
+    """A parameter of these values, or of ones."""
 
     def load() -> EncodedTensor:
-        return encode_float(torch.ones(shape), encoding)
+        return encode_float(torch.ones(shape) if values is None else values, encoding)
 
     return Parameter(name, shape, encoding, load)
 

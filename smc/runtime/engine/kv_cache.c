@@ -30,7 +30,8 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, i
     return smc_fail(error, SMC_BAD_INPUT, "%d sequences of %d tokens are more than the KV cache can number: 2^31 tokens in all",
                     sequences, context_length);
   cache->page_count = sequences * cache->table_pages;
-  cache->page_bytes = smc_round_up((uint64_t)program->layers * (uint64_t)program->kv_heads * 2 * SMC_PAGE_TOKENS *
+  const uint64_t layers = program->layers ? (uint64_t)program->layers : 1; /* without attention pages only count tokens */
+  cache->page_bytes = smc_round_up(layers * (uint64_t)program->kv_heads * 2 * SMC_PAGE_TOKENS *
                                        (uint64_t)program->head_dim_padded * element_bytes(cache), PAGE_ROUNDING);
   const size_t pages = (size_t)cache->page_count;
   cache->tables = calloc(pages, sizeof *cache->tables);
@@ -80,8 +81,7 @@ static void keep_pages(struct smc_kv_cache *cache, int32_t sequence, int32_t cou
   while (entry->pages > count) release_page(cache, table_of(cache, sequence)[--entry->pages]);
 }
 
-/* Bytes that the machine can still give, or UINT64_MAX where it does not say. */
-static uint64_t available_memory(void) {
+uint64_t smc_available_memory(void) {
   FILE *file = fopen("/proc/meminfo", "re");
   if (!file) return UINT64_MAX;
   char line[256];
@@ -95,7 +95,7 @@ static uint64_t available_memory(void) {
 /* Overcommitted memory ends in a killed process; here it ends in a sentence. */
 static int check_memory(const struct smc_kv_cache *cache, int64_t pages, char *error) {
   if (pages == 0) return SMC_OK;
-  const uint64_t wanted = (uint64_t)pages * cache->page_bytes, available = available_memory();
+  const uint64_t wanted = (uint64_t)pages * cache->page_bytes, available = smc_available_memory();
   if (wanted <= available) return SMC_OK;
   return smc_fail(error, SMC_NO_MEMORY,
                   "the KV cache needs another %.0f MiB and the machine has %.0f MiB left: use a shorter context, fewer sequences%s",

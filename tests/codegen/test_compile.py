@@ -1,0 +1,264 @@
+"""Compiled random models of every supported shape against transformers, and modules made by hand and by users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import smc
+from smc.codegen import compile_module
+from smc.errors import InputError
+from smc.ir import Function, Module, TensorType, print_function
+from smc.passes import FUSIONS, QuantizeRTN, apply
+from smc.reference import Reference, kl_divergence
+from tests.ir.models import parameter, tiny_module
+
+MakeCheckpoint = Callable[..., tuple[Path, Any]]
+
+
+def heads(heads: int, kv_heads: int, head_dim: int) -> dict[str, int]:
+    return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+# Kernels of attention are generated for (heads, KV heads, head_dim): few of those, so that a cold cache costs little.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "grouped queries": ("Llama", {}),
+    "tied head": ("Llama", {"tie_word_embeddings": True}),
+    "biases, llama3 rope": ("Llama", {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3_ROPE}),
+    "linear rope": ("Llama", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}}),
+    "one KV head, head_dim 80": ("Llama", {"hidden_size": 192, **heads(3, 1, 80)}),
+    "odd widths": ("Llama", {"hidden_size": 45, **heads(3, 3, 10), "intermediate_size": 341, "vocab_size": 101}),
+    "as SmolLM2": ("Llama", {"hidden_size": 576, **heads(9, 3, 64), "num_hidden_layers": 1}),
+    "Mistral with a window": ("Mistral", {"sliding_window": 7}),
+    "Mistral with a window of more than a page": ("Mistral", {"sliding_window": 70}),
+    "Mistral without": ("Mistral", {"sliding_window": None}),
+}
+
+
+def random_tokens(count: int, vocab: int = 96, seed: int = 1) -> list[int]:
+    return torch.randint(0, vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def reference_logits(module: Module, tokens: Sequence[int]) -> np.ndarray:
+    return Reference(module).logits(torch.tensor(tokens)).numpy()
+
+
+def logits_of(path: Path, tokens: Sequence[int], **options: Any) -> np.ndarray:
+    with smc.load(path, **{"kv_dtype": "f32", **options}) as model:
+        return model.logits(tokens).copy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(make_checkpoint: MakeCheckpoint, tmp_path: Path, family: str) -> None:
+    kind, changes = FAMILIES[family]
+    folder, model = make_checkpoint(kind, **changes)
+    tokens = random_tokens(150)
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+    smc.compile(smc.load_checkpoint(folder), out=tmp_path / "out.smc")
+    for level in ("avx512vnni", "avx2"):
+        try:
+            logits = logits_of(tmp_path / "out.smc", tokens, level=level)
+        except InputError as error:
+            assert "this CPU" in str(error)
+            continue
+        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_long_prompts_are_run_in_steps(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """More tokens than the engine runs at once, over many pages of KV cache."""
+    folder, transformers_model = make_checkpoint(max_position_embeddings=1400)
+    tokens = random_tokens(1300)
+    with torch.no_grad():
+        expected = transformers_model(torch.tensor([tokens])).logits[0].numpy()
+    smc.compile(smc.load_checkpoint(folder), out=tmp_path / "out.smc")
+    with smc.load(tmp_path / "out.smc", kv_dtype="f32") as model:
+        assert model.engine.facts.max_step_tokens < len(tokens)
+        logits = model.logits(tokens)
+        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=1e-4)
+        with model.new_sequence() as sequence:
+            rows = [sequence.extend(tokens[i : i + 433], logits="all") for i in range(0, len(tokens), 433)]
+    assert np.array_equal(np.concatenate(rows), logits)
+
+
+@pytest.mark.parametrize("passes", ["convert:dtype=f32", "quantize-rtn:bits=8", "quantize-rtn:bits=4,symmetric=no"])
+def test_unfused_modules_compute_the_same(make_checkpoint: MakeCheckpoint, tmp_path: Path, passes: str) -> None:
+    folder, _ = make_checkpoint(attention_bias=True, mlp_bias=True)
+    module = smc.apply(smc.load_checkpoint(folder), [passes])
+    tokens = random_tokens(40)
+    compile_module(module, out=tmp_path / "plain.smc")
+    compile_module(apply(module, FUSIONS), out=tmp_path / "fused.smc")
+    plain, fused = (logits_of(tmp_path / f"{name}.smc", tokens) for name in ("plain", "fused"))
+    np.testing.assert_allclose(plain, fused, atol=1e-5 * np.abs(fused).max(), rtol=0)
+
+
+def test_precision_may_differ_from_layer_to_layer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Integers with different groups, levels of activations, floats and weight-only codes, all in one function."""
+    folder, _ = make_checkpoint(num_hidden_layers=6, intermediate_size=91)
+    chain = [
+        "quantize-rtn:bits=8,include=model.layers.0.*",
+        "quantize-rtn:bits=4,group=16,include=model.layers.1.*",
+        "quantize-rtn:bits=3,group=64,activation=none,include=model.layers.2.*",
+        "convert:dtype=bf16,include=model.layers.3.*",
+        "quantize-rtn:bits=6,group=row,symmetric=no,include=model.layers.4.mlp.*",
+        "quantize-rtn:bits=5,include=embed_tokens",
+    ]
+    module = smc.apply(smc.load_checkpoint(folder), chain)
+    assert len({str(p.encoding) for p in module.parameters.values()}) == 7
+    smc.compile(module, out=tmp_path / "out.smc")
+    tokens = random_tokens(60)
+    expected = torch.from_numpy(reference_logits(module, tokens))
+    logits = torch.from_numpy(logits_of(tmp_path / "out.smc", tokens))
+    assert kl_divergence(expected, logits).mean() <= 1e-4
+
+
+# ---------------------------------------------------------------- modules made by hand
+
+
+def random_parameters(module: Module) -> Module:
+    """The same module with random weights in place of its own."""
+    generator = torch.Generator().manual_seed(0)
+    result = module.copy()
+    result.main.input("positions", TensorType(("n",), "i32"))
+    for name, old in module.parameters.items():
+        values = torch.randn(old.shape, generator=generator) * 0.5
+        result.parameters[name] = parameter(name, *old.shape, values=values)
+    return result
+
+
+def test_a_model_without_attention(tmp_path: Path) -> None:
+    module = random_parameters(tiny_module())
+    compile_module(module, out=tmp_path / "out.smc")
+    tokens = [0, 1, 2, 3, 4, 4, 0]
+    np.testing.assert_allclose(logits_of(tmp_path / "out.smc", tokens), reference_logits(module, tokens), atol=1e-5)
+
+
+def block_with(build: Callable[[Function, str], str]) -> Module:
+    """The tiny module, its block's body made anew: build(block, x) → result. The slot `square` is [4, 4]."""
+    module = random_parameters(tiny_module())
+    block = Function("block")
+    x = block.input("x", TensorType(("n", 4)))
+    block.parameter("square", 4, 4)
+    block.set_outputs(build(block, x))
+    module.functions["block"] = block
+    for layer in range(2):
+        call = module.main.node(f"layer_{layer}")
+        module.main.replace_node(call.name, attributes={**call.attributes, "parameters": {"square": f"square.{layer}"}})
+        for slot in ("up", "down"):
+            del module.parameters[f"{slot}.{layer}"]
+        values = torch.randn(4, 4, generator=torch.Generator().manual_seed(layer)) * 0.5
+        module.parameters[f"square.{layer}"] = parameter(f"square.{layer}", 4, 4, values=values)
+    return module
+
+
+def linear(block: Function, x: str, residual: str | None = None) -> str:
+    rest = () if residual is None else (residual,)
+    return block.add("linear", x, "square", *rest, bias=False, residual=residual is not None)
+
+
+BLOCKS: dict[str, Callable[[Function, str], str]] = {
+    "residual read again later": lambda b, x: b.add("mul", linear(b, b.add("silu", x), x), x),
+    "residual that is the input": lambda b, x: linear(b, x, x),
+    "two linears on one residual": lambda b, x: b.add(
+        "add", linear(b, b.add("silu", x), x), linear(b, b.add("mul", x, x), x)
+    ),
+    "a linear on a linear": lambda b, x: linear(b, linear(b, x)),
+    "a linear on a sum made in place": lambda b, x: linear(b, linear(b, x, x)),
+    "a value used twice by one op": lambda b, x: b.add("add", *[linear(b, x)] * 2),
+    "the input unchanged": lambda b, x: b.add("add", x, b.add("mul", linear(b, x), linear(b, b.add("silu", x)))),
+    "residual made in the block": lambda b, x: linear(b, x, b.add("silu", x)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("quantized", [False, True], ids=["f32", "int8"])
+def test_blocks_of_any_shape(tmp_path: Path, name: str, quantized: bool) -> None:
+    """As it stands, and fused where there is something to fuse."""
+    module = apply(block_with(BLOCKS[name]), [QuantizeRTN(bits=8, include=("square",))] if quantized else [])
+    tokens = [0, 1, 2, 3, 4, 4, 0, 2]
+    expected = reference_logits(module, tokens)
+    fused = apply(module, FUSIONS)
+    for changed in {print_function(m.functions["block"]): m for m in (fused, module)}.values():
+        compile_module(changed, out=tmp_path / "out.smc")
+        logits = logits_of(tmp_path / "out.smc", tokens)
+        # A value may round to the neighbouring int8 code where activations are rounded.
+        np.testing.assert_allclose(logits, expected, atol=0.02 if quantized else 1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- a pass of a user's own
+
+FOUR_LEVELS = """
+from dataclasses import dataclass
+
+import torch
+
+from smc.ir import Encoding
+from smc.passes import GroupStatistics, WeightQuantizer, register
+
+LEVELS = (-1.0, -0.1, 0.37, 1.0)
+
+
+@register("four-levels")
+@dataclass(frozen=True)
+class FourLevels(WeightQuantizer):
+    '''Two bits that mean anything.'''
+
+    group: int = 32
+    grid: str = "f32"
+
+    def levels(self) -> tuple[float, ...]:
+        return LEVELS if self.grid == "f32" else tuple(round(100 * level) for level in LEVELS)
+
+    def encoding(self) -> Encoding:
+        return Encoding(bits=2, levels=self.levels(), group=self.group)
+
+    def quantize(self, groups: torch.Tensor, statistics: GroupStatistics) -> tuple[torch.Tensor, ...]:
+        levels = torch.tensor(self.levels(), dtype=torch.float32)
+        scales = self.round_scales(groups.abs().amax(-1) / levels.abs().max())
+        return (groups / scales[..., None])[..., None].sub(levels).abs().argmin(-1), scales
+"""
+
+
+@pytest.fixture(scope="module")
+def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("user") / "four_levels.py"
+    path.write_text(FOUR_LEVELS)
+    return path
+
+
+@pytest.mark.parametrize("options", ["grid=f32", "grid=i8", "grid=i8,group=128"])
+def test_a_codebook_from_a_users_file_has_a_kernel(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, users_file: Path, options: str
+) -> None:
+    folder, _ = make_checkpoint(num_hidden_layers=1)
+    module = smc.apply(smc.load_checkpoint(folder), [f"{users_file}:four-levels:{options}"])
+    assert {str(p.encoding)[:8] for p in module.parameters.values() if len(p.shape) == 2} == {"levels4."}
+    smc.compile(module, out=tmp_path / "out.smc")
+    tokens = random_tokens(60)
+    expected = torch.from_numpy(reference_logits(module, tokens))
+    logits = torch.from_numpy(logits_of(tmp_path / "out.smc", tokens))
+    assert kl_divergence(expected, logits).mean() <= 1e-4
+
+
+# ---------------------------------------------------------------- what has no kernel
+
+
+def test_what_has_no_kernel_is_told(tmp_path: Path) -> None:
+    module = block_with(lambda b, x: b.add("softmax", x))
+    with pytest.raises(InputError, match="there is no kernel for the op softmax yet"):
+        compile_module(module, out=tmp_path / "out.smc")
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, inverse_frequencies
 from smc.reference.activations import quantize_activations
 from smc.reference.execution import Reference
-from smc.reference.float32 import LANES, exp, fma, round_sum, tree_sum
+from smc.reference.float32 import LANES, exp, fma, sum_products, tree_sum
 from smc.reference.operators import OPERATORS, Attributes, Operand
 
 COLUMNS = 32
@@ -28,7 +28,7 @@ COLUMNS = 32
 PAGE_TOKENS = 64
 """Attention goes through the KV cache in pages of this many tokens."""
 
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 """About how many sums a linear has in hand at once, so that they stay in the CPU's cache."""
 
 MASKED, LOWEST = -3.0e38, -1.0e30
@@ -40,6 +40,16 @@ class ExactReference(Reference):
 
     Equal bits are the aim for every encoding; `Reference` is much faster. Sequences start at cache index 0.
     """
+
+    def values(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Every value of `main` by name, as `Reference.values`."""
+        threads = torch.get_num_threads()
+        # Millions of small operations: sharing each out among threads would cost more than it computes.
+        torch.set_num_threads(1)
+        try:
+            return super().values(tokens)
+        finally:
+            torch.set_num_threads(threads)
 
     def _load(self, name: str) -> Operand:
         return self.module.parameters[name].load()
@@ -70,9 +80,9 @@ def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
         x = x[:, weight.order.long()]
     product: Callable[[EncodedTensor], Tensor]
     if encoding.is_float:
-        product = functools.partial(_float_product, x.double())
+        product = functools.partial(_float_product, x)
     elif encoding.activation == "none":
-        product = functools.partial(_float_inputs_product, x.double())
+        product = functools.partial(_float_inputs_product, x)
     else:
         product = functools.partial(_integer_product, *quantize_activations(x, encoding.activation_group), columns)
     step = max(1, BLOCK // len(x))
@@ -90,18 +100,9 @@ def _rows(tensor: EncodedTensor, rows: slice | Tensor) -> EncodedTensor:
 
 
 def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:
-    """Float weights: one fma a column, from the first to the last."""
+    """Float weights: one sum along the row."""
     assert weight.values is not None
-    return _sum_columns(x, weight.values.double())
-
-
-def _sum_columns(x: Tensor, weights: Tensor) -> Tensor:
-    """float64 [n, columns] and [rows, columns], of float32 values → Σ x·w in sequence, float32 [n, rows]."""
-    total = x.new_zeros(len(x), len(weights), dtype=torch.float32)
-    # Columns as rows, so that each is contiguous.
-    for inputs, column in zip(x.T.contiguous()[..., None], weights.T.contiguous(), strict=True):
-        total = round_sum(inputs * column, total.double())
-    return total
+    return sum_products(x, weight.values.float())
 
 
 def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
@@ -113,12 +114,12 @@ def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
     total = x.new_zeros(len(x), len(codes), dtype=torch.float32)
     for group in range(codes.shape[1]):
         inputs = x[:, group * size : (group + 1) * size]
-        part = _sum_columns(inputs, codes[:, group, : inputs.shape[1]].double())
+        part = sum_products(inputs, codes[:, group, : inputs.shape[1]])
         if row_scale:
             return part * weight.scales[:, 0]
         total = fma(part, weight.scales[:, group], total)
         if weight.offsets is not None:
-            amount = _sum_columns(inputs, torch.ones_like(inputs[:1]))
+            amount = sum_products(inputs, torch.ones_like(inputs[:1]))
             total = fma(amount, weight.offsets[:, group], total)
     return total
 

@@ -8,30 +8,48 @@ from torch import Tensor
 LANES = 16
 """Lanes of the vectors that docs/numerics.md speaks of, whatever a machine's registers hold."""
 
-_TIE = -(1 << 63)
+_HALF = -(1 << 63)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a * b + c of float32 tensors (broadcast), rounded once."""
-    return round_sum(a.double() * b.double(), c.double())
-
-
-def round_sum(product: Tensor, addend: Tensor) -> Tensor:
-    """product + addend, float64 tensors, rounded once to float32 (to nearest even).
-
-    Rounding to float64 and then to float32 errs only where the float64 sum lies halfway between two float32 numbers: the
-    low 29 bits of its significand are then 1 and 28 zeros. There the error of the sum decides, which is exact in float64
-    (Knuth's TwoSum). Results below 2**-126, where float32 has fewer bits, are rounded twice.
-    """
+    product, addend = a.double() * b.double(), c.double()
     total = product + addend
-    halfway = (total.view(torch.int64) << 35) == _TIE
-    if halfway.any():
-        sums, first, second = (t.expand_as(total)[halfway] for t in (total, product, addend))
-        rest = sums - first
-        error = (first - (sums - rest)) + (second - rest)
-        away = torch.nextafter(sums, torch.copysign(torch.full_like(sums, torch.inf), error))
-        total[halfway] = torch.where(error == 0, sums, away)
+    if _has_ties(total):
+        _break_ties(total, product, addend)
     return total.float()
+
+
+def sum_products(a: Tensor, b: Tensor) -> Tensor:
+    """float32 [n, columns] and [m, columns] → float32 [n, m]: Σ a·b by one fma a column, from the first to the last."""
+    total = a.new_empty(len(a), len(b), dtype=torch.float64)
+    result, addend = torch.zeros_like(total, dtype=torch.float32), torch.zeros_like(total)
+    for x, y in zip(a.T.double().contiguous()[..., None], b.T.double().contiguous(), strict=True):
+        torch.addcmul(addend, x, y, out=total)
+        if _has_ties(total):
+            _break_ties(total, x * y, addend)
+        addend.copy_(result.copy_(total))
+    return result
+
+
+def _has_ties(total: Tensor) -> bool:
+    """Whether a float64 number lies halfway between two float32 numbers: the last 29 bits are 1 and 28 zeros."""
+    return bool((total.view(torch.int64) << 35).min() == _HALF)
+
+
+def _break_ties(total: Tensor, product: Tensor, addend: Tensor) -> None:
+    """Move float64 sums that lie halfway between two float32 numbers to the side where the exact sum lies.
+
+    All other sums may be rounded to float64 and then to float32 as if it were once. The error of a float64 sum is exact in
+    float64 (Knuth's TwoSum), and so are products of float32. Only results below 2**-126, where float32 has fewer bits, may
+    come out rounded twice.
+    """
+    halfway = (total.view(torch.int64) << 35) == _HALF
+    sums, first, second = (t.expand_as(total)[halfway] for t in (total, product, addend))
+    rest = sums - first
+    error = (first - (sums - rest)) + (second - rest)
+    away = torch.nextafter(sums, torch.copysign(torch.full_like(sums, torch.inf), error))
+    total[halfway] = torch.where(error == 0, sums, away)
 
 
 def exp(x: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ int smc_cpu_missing(const char *features, char *missing, size_t size);
 /* ---- artifact.c: the file */
 
 struct smc_artifact {
-  const uint8_t *data; /* the whole file, read-only */
+  const uint8_t *data; /* the whole file or a copy of the weights, read-only */
   uint64_t size;
   const uint8_t *weights; /* the member, SMC_MEMBER_ALIGNMENT-aligned in the file */
   uint64_t weight_bytes;
@@ -106,7 +106,14 @@ int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, uint64_t 
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
 void smc_artifact_close(struct smc_artifact *artifact);
 
+/* ---- huge_pages.c: replaces the mapped file by a copy of its weights where that is faster */
+
+void smc_weights_to_huge_pages(struct smc_artifact *artifact);
+
 /* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens, reached through a block table a sequence */
+
+/* Bytes that the machine can still give, or UINT64_MAX where it does not say. */
+uint64_t smc_available_memory(void);
 
 struct smc_sequence {
   int32_t live, length;

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tvm.tirx as tirx
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma, rounded_product
 from smc.codegen.kernels.rows import LANES, exp, horizontal
 from smc.codegen.kernels.specs import AttentionShape
 from smc.targets import Level
@@ -173,7 +173,7 @@ class _Attention:
             difference = k.let(broadcast(maximum.value - new, LANES), "difference")
             corrections.append(k.let(exp(k, difference), "correction"))
             k.set(maximum, new)
-            k.set(self.sums[r], self.sums[r].value * corrections[r])
+            k.set(self.sums[r], rounded_product(self.sums[r].value, corrections[r]))
         with k.loop(vectors, "vector") as v:
             for r in range(self.rows):
                 place = k.let(v * LANES + r * PAGE_TOKENS, "place")

@@ -50,6 +50,11 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     return intrinsic(dtype_of(c), "llvm.fma", a, b, c)
 
 
+def rounded_product(a: Expr, b: Expr) -> Expr:
+    """a * b, rounded even if it is added to something next: LLVM fuses a plain product with a sum wherever it sees both."""
+    return fma(a, b, const(0.0, dtype_of(a)))
+
+
 def dtype_of(value: Expr) -> str:
     """The dtype of an expression, such as "int32" or "float32x16"."""
     return str(value.ty.dtype) if hasattr(value, "ty") else str(value.dtype)

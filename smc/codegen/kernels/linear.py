@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from smc.codegen.kernels.builder import Expr, Kernel, Register, broadcast, cast, const, fma
+from smc.codegen.kernels.builder import Expr, Kernel, Register, broadcast, cast, const, fma, rounded_product
 from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.unpack import (
@@ -32,17 +32,22 @@ from smc.targets import Level
 
 @dataclass(frozen=True)
 class Tile:
-    """How many tokens and row vectors are in registers at once: the kernel's search space."""
+    """How many tokens and row vectors are in registers at once: the kernel's search space.
+
+    Tokens that do not fill a tile are computed one by one, with both row vectors of a block.
+    """
 
     tokens: int
     vectors: int
 
 
 def default_tile(encoding: Encoding, level: Level) -> Tile:
-    """A tile that fits the registers: a float and an integer accumulator for every token and part of a vector."""
-    if level.registers >= 32:
-        return Tile(4, 2)
-    return Tile(2, 1)
+    """A tile that fits the registers: accumulators for every token and part of a vector, two where groups have sums."""
+    if encoding.is_float:
+        return Tile(8, 2) if level.registers >= 32 else Tile(6, 1)
+    if encoding.activation == "none":
+        return Tile(8, 1) if level.registers >= 32 else Tile(2, 1)
+    return Tile(4, 2) if level.registers >= 32 else Tile(2, 1)
 
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
@@ -77,21 +82,24 @@ class _Linear:
         self.x_stride, self.out_stride = k.scalar("x_stride"), k.scalar("out_stride")
         self.flags, self.begin, self.end = k.scalar("flags"), k.scalar("begin"), k.scalar("end")
         self.parts = ROW_VECTOR // level.lanes
-        self.units = [(v, p) for v in range(tile.vectors) for p in range(self.parts)]
+        self.units: list[tuple[int, int]] = []
+        # What an unpacked code has too much by; stored zeros have it subtracted from themselves.
+        bias = dot_bias(level, unpacked_bits(encoding))
+        self.correction = 0 if encoding.zero == "group" else (unsigned_zero(encoding) or 0) - bias
 
     def build(self) -> Kernel:
         k, step = self.k, self.tile.tokens
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
-        passes = ROW_BLOCK // ROW_VECTOR // self.tile.vectors
-        with k.loop((self.end - self.begin) * passes, "pass") as index:
-            vector = k.let(cast(self.begin * passes + index, "int64") * self.tile.vectors, "vector")
-            full = k.let(self.tokens // const(step, "int32"), "full")
-            with k.loop(full, "token_tile") as t:
-                self._body(vector, k.let(cast(t * step, "int64")), step)
-            if step > 1:
-                with k.loop(self.tokens - full * step, "token", begin=full * step) as t:
-                    self._body(vector, k.let(cast(t, "int64")), 1)
+        vectors = ROW_BLOCK // ROW_VECTOR
+        full = k.let(self.tokens // const(step, "int32"), "full")
+        with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
+            first = k.let(cast(block, "int64") * vectors, "first")
+            with k.loop(const(vectors // self.tile.vectors, "int64"), "pass") as index, k.loop(full, "token_tile") as t:
+                vector = k.let(first + index * self.tile.vectors, "vector")
+                self._body(vector, self.tile.vectors, k.let(cast(t * step, "int64")), step)
+            with k.loop(self.tokens - full * step, "token", begin=full * step) as t:
+                self._body(first, vectors, k.let(cast(t, "int64")), 1)
         return k
 
     def _group_count(self) -> Expr:
@@ -100,10 +108,11 @@ class _Linear:
             return const(1, "int64")
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
-    # ---- one tile: `count` tokens from `token` on, `tile.vectors` row vectors from `vector` on
+    # ---- one tile: `count` tokens from `token` on, `vectors` row vectors from `vector` on
 
-    def _body(self, vector: Expr, token: Expr, count: int) -> None:
+    def _body(self, vector: Expr, vectors: int, token: Expr, count: int) -> None:
         k, lanes = self.k, self.level.lanes
+        self.units = [(v, p) for v in range(vectors) for p in range(self.parts)]
         rows = [(token + m) for m in range(count)]
         accumulators = [[k.register(const(0.0, f"float32x{lanes}"), "acc") for _ in self.units] for _ in range(count)]
         if self.encoding.is_float:
@@ -202,12 +211,17 @@ class _Linear:
         k, level, encoding = self.k, self.level, self.encoding
         bits = unpacked_bits(encoding)
         tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = [k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v in range(self.tile.vectors)]
+        places = {v: k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v, p in self.units if p == 0}
         x_tiles = cast(self.x_stride >> const(5, "int32"), "int64")
         inputs = [k.let((row * x_tiles + tile) * QUADS, "input") for row in rows]
         for m, row in enumerate(rows):
             per_tile = TILE // sum_group(encoding)
-            k.set(sums[m][1], sums[m][1].value + self.x_sums.load((row * x_tiles + tile) * per_tile + half))
+            total = k.let(self.x_sums.load((row * x_tiles + tile) * per_tile + half), "total")
+            k.set(sums[m][1], sums[m][1].value + total)
+            if self.correction:
+                excess = k.let(broadcast(total * const(-self.correction, "int32"), level.lanes), "excess")
+                for dot in sums[m][0]:
+                    k.set(dot, dot.value + excess)
         for quad in quads:
             codes = [
                 prepare_codes(k, level, bits, unpack_quad(k, encoding, level, self.codes, places[v], quad, p))
@@ -232,7 +246,6 @@ class _Linear:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
         scales = scales if scales is not None else self._group_scales(vector, group)
         bias = dot_bias(level, unpacked_bits(encoding))
-        zero = unsigned_zero(encoding)
         stored = self._stored_zeros(vector, group, bias) if encoding.zero == "group" else None
         offsets = self._group_scales(vector, group, offset=True) if encoding.offset else None
         x_tiles = cast(self.x_stride >> const(5, "int32"), "int64")
@@ -243,8 +256,6 @@ class _Linear:
                 dot = dots[u].value
                 if stored is not None:
                     dot = dot - stored[u] * broadcast(total.value, lanes)
-                elif (zero or 0) - bias:
-                    dot = dot - broadcast(total.value * const((zero or 0) - bias, "int32"), lanes)
                 factor = scales[u] if scales else None
                 if x_scale is not None:
                     spread = broadcast(x_scale, lanes)
@@ -330,7 +341,7 @@ class _Linear:
     ) -> None:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
         tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = [k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v in range(self.tile.vectors)]
+        places = {v: k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v, p in self.units if p == 0}
         inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in rows]
         for quad in quads:
             codes = [unpack_quad(k, encoding, level, self.codes, places[v], quad, p) for v, p in self.units]
@@ -377,9 +388,10 @@ class _Linear:
             for m, row in enumerate(rows):
                 accumulator = accumulators[m][u]
                 if scale is not None:
-                    k.set(accumulator, accumulator.value * scale)
+                    k.set(accumulator, rounded_product(accumulator.value, scale))
                 if token_scale:
-                    k.set(accumulator, accumulator.value * broadcast(self.x_scales.load(row), lanes))
+                    spread = broadcast(self.x_scales.load(row), lanes)
+                    k.set(accumulator, rounded_product(accumulator.value, spread))
             with k.when((self.flags & const(HAS_BIAS, "int32")) != const(0, "int32")):
                 bias = k.let(self.bias.load(place, lanes), "bias")
                 for m in range(len(rows)):

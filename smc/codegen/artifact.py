@@ -14,6 +14,9 @@ MEMBER_ALIGNMENT = 1 << 16
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 """No clock in the file: the same inputs give the same bytes."""
 
+_ZIP64_FIELD = 20
+_EXTRA_LIMIT = 0xFFFF - _ZIP64_FIELD
+
 _PADDING_FIELD = 0x6D73
 """Id of the extra field that fills a local header up to the alignment."""
 
@@ -44,13 +47,12 @@ class ArtifactWriter:
         info.compress_type = zipfile.ZIP_STORED
         info.external_attr = 0o644 << 16
         info.file_size = size
-        position = self._zip.fp.tell()  # type: ignore[union-attr]
         zip64 = size * 1.05 > zipfile.ZIP64_LIMIT
-        header = 30 + len(name.encode()) + (20 if zip64 else 0)
-        gap = -(position + header) % MEMBER_ALIGNMENT
-        if 0 < gap < 4:
-            gap += MEMBER_ALIGNMENT
+        header = 30 + len(name.encode()) + (_ZIP64_FIELD if zip64 else 0)
+        gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
+        while 0 < gap < 4 or gap > _EXTRA_LIMIT:  # an extra field can't be so short or so long: leave a few bytes unused
+            self._zip.start_dir += 4
+            gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
         if gap:
-            gap_bytes = gap - 4
-            info.extra = struct.pack("<HH", _PADDING_FIELD, gap_bytes) + bytes(gap_bytes)
+            info.extra = struct.pack("<HH", _PADDING_FIELD, gap - 4) + bytes(gap - 4)
         return self._zip.open(info, "w", force_zip64=zip64)  # type: ignore[return-value]

@@ -150,6 +150,7 @@ class _Stages:
         self.progress(name, 0.0)
         return lambda fraction: self.progress(name, fraction)
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = time.perf_counter() - self.began
-        self.progress(self.name, 1.0)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.seconds[self.name] = time.perf_counter() - self.began
+            self.progress(self.name, 1.0)

@@ -146,7 +146,8 @@ class _Host:
 
     def layer_table(self, function: FunctionPlan) -> None:
         """What differs between the calls of a function: places of weights, widths, its part of the KV cache."""
-        slots, symbols = function.function.parameters(), function.symbols()
+        symbols = function.symbols()
+        slots = [slot for slot in function.function.parameters() if function.function.users(slot.name)]
         matrices = [slot.name for slot in slots if len(slot.tensor.shape) == 2]
         self.emit(f"struct {function.name}_call {{")
         for slot in slots:

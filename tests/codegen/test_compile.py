@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import smc
 from smc.codegen import compile_module
 from smc.errors import InputError
-from smc.ir import Function, Module, TensorType, print_function
+from smc.ir import Function, Module, print_function
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import Reference, kl_divergence
-from tests.ir.models import parameter, tiny_module
+from tests.codegen.modules import block_with, linear, random_blocks, random_parameters
+from tests.ir.models import tiny_module
 
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
 
@@ -129,45 +132,11 @@ def test_precision_may_differ_from_layer_to_layer(make_checkpoint: MakeCheckpoin
 # ---------------------------------------------------------------- modules made by hand
 
 
-def random_parameters(module: Module) -> Module:
-    """The same module with random weights in place of its own."""
-    generator = torch.Generator().manual_seed(0)
-    result = module.copy()
-    result.main.input("positions", TensorType(("n",), "i32"))
-    for name, old in module.parameters.items():
-        values = torch.randn(old.shape, generator=generator) * 0.5
-        result.parameters[name] = parameter(name, *old.shape, values=values)
-    return result
-
-
 def test_a_model_without_attention(tmp_path: Path) -> None:
     module = random_parameters(tiny_module())
     compile_module(module, out=tmp_path / "out.smc")
     tokens = [0, 1, 2, 3, 4, 4, 0]
     np.testing.assert_allclose(logits_of(tmp_path / "out.smc", tokens), reference_logits(module, tokens), atol=1e-5)
-
-
-def block_with(build: Callable[[Function, str], str]) -> Module:
-    """The tiny module, its block's body made anew: build(block, x) → result. The slot `square` is [4, 4]."""
-    module = random_parameters(tiny_module())
-    block = Function("block")
-    x = block.input("x", TensorType(("n", 4)))
-    block.parameter("square", 4, 4)
-    block.set_outputs(build(block, x))
-    module.functions["block"] = block
-    for layer in range(2):
-        call = module.main.node(f"layer_{layer}")
-        module.main.replace_node(call.name, attributes={**call.attributes, "parameters": {"square": f"square.{layer}"}})
-        for slot in ("up", "down"):
-            del module.parameters[f"{slot}.{layer}"]
-        values = torch.randn(4, 4, generator=torch.Generator().manual_seed(layer)) * 0.5
-        module.parameters[f"square.{layer}"] = parameter(f"square.{layer}", 4, 4, values=values)
-    return module
-
-
-def linear(block: Function, x: str, residual: str | None = None) -> str:
-    rest = () if residual is None else (residual,)
-    return block.add("linear", x, "square", *rest, bias=False, residual=residual is not None)
 
 
 BLOCKS: dict[str, Callable[[Function, str], str]] = {
@@ -197,6 +166,19 @@ def test_blocks_of_any_shape(tmp_path: Path, name: str, quantized: bool) -> None
         logits = logits_of(tmp_path / "out.smc", tokens)
         # A value may round to the neighbouring int8 code where activations are rounded.
         np.testing.assert_allclose(logits, expected, atol=0.02 if quantized else 1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(random_blocks(), st.booleans(), st.booleans())
+def test_random_blocks(tmp_path: Path, build: Callable[[Function, str], str], quantized: bool, fused: bool) -> None:
+    chain = [*([QuantizeRTN(bits=8, include=("square",))] if quantized else []), *(FUSIONS if fused else ())]
+    module = apply(block_with(build), chain)
+    compile_module(module, out=tmp_path / "out.smc")
+    tokens = [0, 1, 2, 3, 4, 4, 0, 2]
+    expected = reference_logits(module, tokens)
+    logits = logits_of(tmp_path / "out.smc", tokens)
+    np.testing.assert_allclose(logits, expected, atol=(0.02 if quantized else 1e-5) * max(1, np.abs(expected).max()))
 
 
 # ---------------------------------------------------------------- a pass of a user's own

@@ -5,6 +5,8 @@ A *part* is as many of a row vector's 16 rows as a machine's register has float 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from smc.codegen.kernels.builder import (
     Expr,
     Kernel,
@@ -87,28 +89,29 @@ def _lookup_bytes(levels: tuple[float, ...], code: Expr, level: Level) -> Expr:
 
 def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, column: int) -> Expr:
     """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, less its constant zero."""
-    lanes = level.lanes
-    word = reinterpret(code, f"int32x{lanes}")
-    index = (word >> const(8 * column, f"int32x{lanes}")) & const(255, f"int32x{lanes}")
+    lanes, zero = level.lanes, unsigned_zero(encoding) or 0
+    word = reinterpret(code, f"int32x{lanes}") >> const(8 * column, f"int32x{lanes}")
     if encoding.levels is not None and encoding.grid != "i8":
-        return kernel.let(_lookup_floats(encoding.levels, index, level), "value")
-    zero = unsigned_zero(encoding)
-    if zero:
-        index = index - const(zero, f"int32x{lanes}")
+        return kernel.let(_lookup_floats(encoding.levels, word, level), "value")
+    if encoding.levels is None and 1 << encoding.bits <= lanes:
+        # One lookup instead of mask, subtraction and conversion.
+        values = [float(code - zero) for code in range(1 << encoding.bits)]
+        return kernel.let(_lookup_floats(values, word, level), "value")
+    index = (word & const(255, f"int32x{lanes}")) - const(zero, f"int32x{lanes}")
     return kernel.let(cast(index, f"float32x{lanes}"), "value")
 
 
-def _lookup_floats(levels: tuple[float, ...], index: Expr, level: Level) -> Expr:
+def _lookup_floats(levels: Sequence[float], index: Expr, level: Level) -> Expr:
+    """float32 [lanes]: at most 16 levels looked up; only the lowest 3 or 4 bits of an index count."""
+    name = "llvm.x86.avx512.permvar.sf.512" if level.lanes == 16 else "llvm.x86.avx2.permps"
     values = [*levels, *[0.0] * (16 - len(levels))]
-    if level.lanes == 16:
-        return intrinsic("float32x16", "llvm.x86.avx512.permvar.sf.512", vector_constant(values, "float32"), index)
-    low, high = (
-        intrinsic("float32x8", "llvm.x86.avx2.permps", vector_constant(values[i : i + 8], "float32"), index)
-        for i in (0, 8)
-    )
+    tables = [vector_constant(values[i : i + level.lanes], "float32") for i in range(0, len(levels), level.lanes)]
+    found = [intrinsic(f"float32x{level.lanes}", name, table, index) for table in tables]
+    if len(found) == 1:
+        return found[0]
     # The sign bit of the mask selects: bit 3 of the index moved there.
     mask = reinterpret(index << const(28, "int32x8"), "float32x8")
-    return intrinsic("float32x8", "llvm.x86.avx.blendv.ps.256", low, high, mask)
+    return intrinsic("float32x8", "llvm.x86.avx.blendv.ps.256", *found, mask)
 
 
 def load_floats(pointer: Pointer, index: Expr, lanes: int) -> Expr:

@@ -1,17 +1,16 @@
 """`ExactReference`: a module executed with the rounding of docs/numerics.md, operation by operation.
 
-Where `Reference` computes what a module means, to float32's precision, this computes what an artifact answers, to the bit.
-It is sequential only where the contract orders sums, and vectorized over all else.
+Where `Reference` computes what a module means, to float32's precision, this computes what an artifact answers, to the
+bit. It is sequential only where the contract orders sums, and vectorized over all else.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +55,12 @@ class ExactReference(Reference):
 
     def _operator(self, op: str) -> Callable[[Sequence[Operand], Attributes], Operand]:
         if op not in EXACT_OPERATORS:
-            raise InputError(f"there is no kernel, and so no exact arithmetic, for the op {op}")
+            raise _no_kernel(f"the op {op}")
         return EXACT_OPERATORS[op]
+
+
+def _no_kernel(what: str) -> InputError:
+    return InputError(f"there is no kernel, and so no exact arithmetic, for {what}")
 
 
 # ---- linear
@@ -75,7 +78,7 @@ def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     """float32 [n, columns] times a stored matrix [rows, columns] → [n, rows], before bias and residual."""
     encoding, (rows, columns) = weight.encoding, weight.shape
     if encoding.rotation is not None or encoding.super_group is not None or encoding.storage == "base3":
-        raise InputError(f"there is no kernel, and so no exact arithmetic, for encoding {encoding}")
+        raise _no_kernel(f"encoding {encoding}")
     if weight.order is not None:
         x = x[:, weight.order.long()]
     product: Callable[[EncodedTensor], Tensor]
@@ -106,7 +109,7 @@ def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:
 
 
 def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
-    """Quantized weights and float inputs: the codes' products summed column by column; one fma a group with its scale."""
+    """Quantized weights and float inputs: products with the codes summed column by column, then one fma a group."""
     assert weight.scales is not None
     encoding = weight.encoding
     codes, row_scale = _integers(weight), _has_row_scale(encoding)
@@ -127,7 +130,7 @@ def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
 def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: EncodedTensor) -> Tensor:
     """int8 inputs [n, groups, group] with their scales: exact dots of pieces of a row, one fma each.
 
-    A piece ends where either scale changes. Scales of the whole row or token multiply the finished sum instead, and with
+    A piece ends where either scale changes. Scales of the whole row or token multiply the finished sum instead; with
     offsets only those of the token do.
     """
     assert weight.codes is not None and weight.scales is not None
@@ -181,9 +184,10 @@ def _pieces(values: Tensor, count: int, size: int) -> Tensor:
 
 def _embedding(inputs: Sequence[Operand], _: Attributes) -> Tensor:
     tokens, table = inputs
-    rows = _rows(table, tokens.long())
+    rows: EncodedTensor = _rows(table, tokens.long())
     if rows.offsets is None:
         return rows.decode()
+    assert rows.codes is not None and rows.scales is not None
     return fma(rows.codes.float(), rows.scales[..., None], rows.offsets[..., None]).flatten(1)[:, : table.shape[1]]
 
 
@@ -206,7 +210,7 @@ def _silu(x: Tensor) -> Tensor:
 
 def _gated_activation(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     if attributes["activation"] != "silu":
-        raise InputError(f"there is no kernel, and so no exact arithmetic, for the activation {attributes['activation']}")
+        raise _no_kernel(f"the activation {attributes['activation']}")
     return _silu(inputs[0]) * inputs[1]
 
 
@@ -215,22 +219,11 @@ def _gated_activation(inputs: Sequence[Operand], attributes: Attributes) -> Tens
 
 def _rope(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     x, positions = inputs
-    cos, sin = _rotations(tuple(positions.tolist()), *(attributes[name] for name in ("head_dim", "theta", "scaling")))
+    frequencies = inverse_frequencies(attributes["head_dim"], attributes["theta"], attributes["scaling"])
+    angles = (positions.float()[:, None, None] * torch.from_numpy(frequencies)).double().numpy()
+    cos, sin = (torch.from_numpy(function(angles)).float() for function in (np.cos, np.sin))
     first, second = x.view(len(x), -1, attributes["head_dim"]).chunk(2, dim=-1)
     return torch.cat((fma(first, cos, -(second * sin)), fma(second, cos, first * sin)), dim=-1).view(x.shape)
-
-
-@functools.lru_cache(maxsize=8)
-def _rotations(positions: tuple[int, ...], head_dim: int, theta: float, scaling: object) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [n, 1, head_dim / 2], as the C library has them."""
-    frequencies = torch.from_numpy(inverse_frequencies(head_dim, theta, scaling))  # type: ignore[arg-type]
-    angles = torch.tensor(positions)[:, None].float() * frequencies
-    library = ctypes.CDLL(ctypes.util.find_library("m"))
-    tables = []
-    for function in (library.cosf, library.sinf):
-        function.argtypes, function.restype = [ctypes.c_float], ctypes.c_float
-        tables.append(torch.tensor([function(angle) for angle in angles.flatten().tolist()]).view(angles.shape)[:, None])
-    return tables[0], tables[1]
 
 
 def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
@@ -238,7 +231,7 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     head_dim, heads, kv_heads = (attributes[name] for name in ("head_dim", "heads", "kv_heads"))
     count = len(inputs[0])
     q = inputs[0].view(count, heads, head_dim)
-    # [kv_heads, head_dim, n] and [n, kv_heads, head_dim], every KV head repeated for its group of heads.
+    # Every KV head repeated for its group of heads: all are [n, heads, head_dim].
     keys, values = (x.view(count, kv_heads, head_dim).repeat_interleave(heads // kv_heads, dim=1) for x in inputs[1:])
     maxima = q.new_full((count, heads), LOWEST)
     sums = q.new_zeros(count, heads, LANES)
@@ -253,7 +246,7 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
         weights = torch.where(seen, exp(scores - maximum[..., None]), 0)
         maxima[queries] = maximum
         sums[queries] *= correction
-        for vector in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)).split(LANES, dim=-1):
+        for vector in torch.split(torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)), LANES, dim=-1):
             sums[queries] += vector
         page_outputs = outputs[queries] * correction
         for weight, value in zip(weights.unbind(-1), values[page], strict=True):

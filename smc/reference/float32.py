@@ -40,9 +40,9 @@ def _has_ties(total: Tensor) -> bool:
 def _break_ties(total: Tensor, product: Tensor, addend: Tensor) -> None:
     """Move float64 sums that lie halfway between two float32 numbers to the side where the exact sum lies.
 
-    All other sums may be rounded to float64 and then to float32 as if it were once. The error of a float64 sum is exact in
-    float64 (Knuth's TwoSum), and so are products of float32. Only results below 2**-126, where float32 has fewer bits, may
-    come out rounded twice.
+    All other sums may be rounded to float64 and then to float32 as if it were once. The error of a float64 sum is exact
+    in float64 (Knuth's TwoSum), and so are products of float32. Only results below 2**-126, where float32 has fewer
+    bits, may come out rounded twice.
     """
     halfway = (total.view(torch.int64) << 35) == _HALF
     sums, first, second = (t.expand_as(total)[halfway] for t in (total, product, addend))

@@ -51,7 +51,7 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
 
 
 def rounded_product(a: Expr, b: Expr) -> Expr:
-    """a * b, rounded even if it is added to something next: LLVM fuses a plain product with a sum wherever it sees both."""
+    """a * b, rounded even where it is added to something next: LLVM fuses a plain product with the sum it goes into."""
     return fma(a, b, const(0.0, dtype_of(a)))
 
 

@@ -233,7 +233,8 @@ static int check_batch(smc_model *model, const smc_batch *batch) {
   return SMC_OK;
 }
 
-/* Cosines and sines of position * frequency, the product in float32 as transformers has it. */
+/* Cosines and sines of position * frequency, the product in float32 as transformers has it. They are rounded from double:
+ * C libraries differ in the last bit of cosf, and one model should give one result with all of them. */
 static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t count) {
   const struct smc_program *program = model->program;
   const int32_t pairs = program->rope_pairs;
@@ -242,8 +243,8 @@ static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t c
     for (int32_t i = 0; i < count; i++, out += 2 * pairs)
       for (int32_t pair = 0; pair < pairs; pair++) {
         const float angle = (float)tokens[i].position * program->rope_inverse_frequencies[table * pairs + pair];
-        out[pair] = cosf(angle);
-        out[pairs + pair] = sinf(angle);
+        out[pair] = (float)cos((double)angle);
+        out[pairs + pair] = (float)sin((double)angle);
       }
 }
 

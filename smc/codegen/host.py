@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -82,7 +81,7 @@ class _Host:
     def text(self) -> str:
         facts = self.plan.module.facts
         self.emit(
-            f"/* {facts.name.replace('*/', '')}: host program, generated. All threads run it: see program.h. */",
+            f"/* {_comment(facts.name)}: host program, generated. All threads run it: see program.h. */",
             "#include <string.h>",
             "",
             '#include "program.h"',
@@ -444,8 +443,8 @@ class _Host:
         self.emit("};", "", "const struct smc_program smc_program = {")
         constants = {
             "abi_version": "SMC_ABI_VERSION",
-            "name": json.dumps(facts.name),
-            "weights_hash": json.dumps(self.weights_hash),
+            "name": _string(facts.name),
+            "weights_hash": _string(self.weights_hash),
             "layers": len(attentions),
             "hidden_size": plan.hidden,
             "vocab_size": logits,
@@ -476,6 +475,17 @@ def _field(spec: KernelSpec) -> str:
     if isinstance(spec, (RopeKernel, AttentionKernel)):
         return _with_kv(spec, "f16").name().replace("_f16", "")
     return spec.name()
+
+
+def _comment(text: str) -> str:
+    """A checkpoint's words for a comment: they can't end it."""
+    return "".join(c if c.isprintable() and c != "/" else " " for c in text)
+
+
+def _string(text: str) -> str:
+    """A C string literal of any text, in UTF-8: nothing in it has a meaning in C."""
+    safe = {ord(c) for c in " .-_"} | {code for code in range(128) if chr(code).isalnum()}
+    return '"' + "".join(chr(b) if b in safe else f"\\{b:03o}" for b in text.encode("utf-8", "replace")) + '"'
 
 
 def _float(value: float) -> str:

@@ -28,7 +28,7 @@ def floats(words: np.ndarray, dtype: str) -> np.ndarray:
 def code_at(packed: np.ndarray, bits: int, tiles: int, row: int, column: int) -> int:
     """One code of a packed matrix."""
     tile, quad, byte = column // 32, column % 32 // 4, row % 16 * 4 + column % 4
-    vector = ((row // 32 * tiles + tile) * 2 + row % 32 // 16) * bits  # vectors of 64 bytes: a tile has one for every bit
+    vector = ((row // 32 * tiles + tile) * 2 + row % 32 // 16) * bits  # in vectors of 64 bytes: one a bit
     if bits == 8:
         return int(packed[(vector + quad) * 64 + byte])
     code = low = 0

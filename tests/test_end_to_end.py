@@ -17,7 +17,7 @@ from benchmarks.models import glassllm
 from smc.cli.doctor import read_cpuinfo
 from smc.ir import Module
 from smc.passes import load_recipe
-from smc.reference import Reference, kl_divergence
+from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
 from smc.runtime.binding import TOKEN, WANT_LOGITS
 from smc.targets import find_target
@@ -128,6 +128,15 @@ def test_quantized_models_equal_the_reference(compiled: Any, tokens: list[int], 
     assert kl_divergence(expected, logits).mean() <= 1e-4
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bits_are_those_of_the_exact_reference(compiled: Any, tokens: list[int], recipe: str) -> None:
+    module, path = compiled(recipe)
+    expected = ExactReference(module, kv_dtype="f16").logits(torch.tensor(tokens[:80])).numpy()
+    for level in usable_levels():
+        with smc.load(path, level=level) as model:
+            np.testing.assert_array_equal(model.logits(tokens[:80]), expected)
+
+
 @pytest.mark.parametrize(("recipe", "limit"), [("int8", 5e-4), ("int4", 0.01), ("int4-plain", 0.03)])
 def test_quantized_models_are_still_the_model(
     compiled: Any, transformers_model: Any, tokens: list[int], recipe: str, limit: float
@@ -227,4 +236,4 @@ def test_levels_agree(compiled: Any, tokens: list[int], recipe: str, monkeypatch
             assert model.level == level
             results.append(model.logits(tokens))
     for other in results[1:]:
-        np.testing.assert_allclose(other, results[0], rtol=0, atol=1e-4 * np.abs(results[0]).max())
+        np.testing.assert_array_equal(other, results[0])

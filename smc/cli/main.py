@@ -33,6 +33,7 @@ COMMANDS = {
 USERS_ERRNO = {
     errno.ENOSPC: "there is not enough disk space",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large for this file system or for this user's limit",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",

@@ -6,7 +6,9 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TypeVar
+
+Result = TypeVar("Result")
 
 MEMBER_ALIGNMENT = 1 << 16
 """Pages have up to 64 KiB: so every member can be mapped."""
@@ -30,19 +32,10 @@ class ArtifactWriter:
 
     def add(self, name: str, data: bytes) -> None:
         """A member from memory."""
-        with self._open(name, len(data)) as member:
-            member.write(data)
+        self.stream(name, len(data), lambda member: member.write(data))
 
-    def stream(self, name: str, size: int, write: Callable[[BinaryIO], str]) -> str:
+    def stream(self, name: str, size: int, write: Callable[[IO[bytes]], Result]) -> Result:
         """A member of known size written by `write`, whose result is returned."""
-        with self._open(name, size) as member:
-            return write(member)
-
-    def close(self) -> None:
-        """Write the directory."""
-        self._zip.close()
-
-    def _open(self, name: str, size: int) -> BinaryIO:
         info = zipfile.ZipInfo(name, FIXED_TIME)
         info.compress_type = zipfile.ZIP_STORED
         info.external_attr = 0o644 << 16
@@ -50,9 +43,16 @@ class ArtifactWriter:
         zip64 = size * 1.05 > zipfile.ZIP64_LIMIT
         header = 30 + len(name.encode()) + (_ZIP64_FIELD if zip64 else 0)
         gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
-        while 0 < gap < 4 or gap > _EXTRA_LIMIT:  # an extra field can't be so short or so long: leave a few bytes unused
+        while 0 < gap < 4 or gap > _EXTRA_LIMIT:  # no extra field is so short or so long: leave a few bytes unused
             self._zip.start_dir += 4
             gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
         if gap:
             info.extra = struct.pack("<HH", _PADDING_FIELD, gap - 4) + bytes(gap - 4)
-        return self._zip.open(info, "w", force_zip64=zip64)  # type: ignore[return-value]
+        with self._zip.open(info, "w", force_zip64=zip64) as member:
+            result = write(member)
+        info.extra = b""  # the directory, written at the end, needs no padding
+        return result
+
+    def close(self) -> None:
+        """Write the directory."""
+        self._zip.close()

@@ -8,7 +8,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def compile_module(
     with stages("build kernels") as report:
         kernels = [(spec, level) for level in machine.levels for spec in program_kernels(plan)]
         objects = build_kernels(kernels, machine, report)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
+    parent = out.absolute().parent
+    with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
         work = Path(folder)
         partial = work / "artifact"
         writer = ArtifactWriter(partial)
@@ -99,6 +101,16 @@ def compile_module(
         len(kernels),
         stages.seconds,
     )
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """A failed write does not say of which file: let it name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _add_members(

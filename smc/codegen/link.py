@@ -18,7 +18,6 @@ from smc.targets import Target
 FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=undefined", "-Wall", "-Wno-unused-parameter")
 """zig's own default would be native instructions and trapping arithmetic."""
 
-
 LINK_FLAGS = (
     "-shared",
     "-s",
@@ -29,6 +28,9 @@ LINK_FLAGS = (
     "-lpthread",
     "-lm",
 )
+
+EXPORTS = "{ global: smc_engine; local: *; };\n"
+"""A version script: kernels come from tvm, which makes everything visible."""
 
 
 def engine_folder() -> Path:
@@ -43,9 +45,10 @@ def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path)
     engine = _engine_objects(target)
     host_object = out.with_suffix(".host.o")
     _zig(target, [*FLAGS, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
+    exports = out.with_suffix(".exports")
+    exports.write_text(EXPORTS)
     inputs = [str(path) for path in (host_object, *engine, *objects)]
-    _zig(target, [*LINK_FLAGS, *inputs, "-o", str(out)])
-    host_object.unlink()
+    _zig(target, [*LINK_FLAGS, f"-Wl,--version-script={exports}", *inputs, "-o", str(out)])
 
 
 def _engine_objects(target: Target) -> list[Path]:

@@ -8,7 +8,6 @@ only.
 from __future__ import annotations
 
 import itertools
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def place_weights(plan: Plan) -> WeightTable:
     return WeightTable(matrices, vectors, offset, token_bytes)
 
 
-def write_weights(plan: Plan, table: WeightTable, out: BinaryIO, progress: Callable[[float], None]) -> str:
+def write_weights(plan: Plan, table: WeightTable, out: IO[bytes], progress: Callable[[float], None]) -> str:
     """Load, pack and write every parameter, one in memory at a time; returns the hex SHA-256 of what was written."""
     digest, written = hashlib.sha256(), 0
 

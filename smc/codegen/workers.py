@@ -30,8 +30,8 @@ def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]
     """Call function(*job) for every job in so many processes; yields the place of every job that is done.
 
     function: of a module, with arguments that can be pickled; paths among them must be absolute.
-    Raises WorkerDiedError, the function's InputError, or RuntimeError with the traceback of anything else. Workers end
-    with this generator.
+    Raises WorkerDiedError, the function's InputError or OSError, or RuntimeError with the traceback of anything else.
+    Workers end with this generator.
     """
     with ExitStack() as stack:
         idle = [stack.enter_context(_Worker(function)) for _ in range(min(workers, len(jobs)))]
@@ -85,7 +85,7 @@ class _Worker:
             fault = self.connection.recv()
         except (EOFError, ConnectionResetError):
             raise WorkerDiedError(place, self.process.wait()) from None
-        if isinstance(fault, InputError):
+        if isinstance(fault, (InputError, OSError)):
             raise fault
         if fault is not None:
             raise RuntimeError(f"in a worker process:\n{fault}")
@@ -105,7 +105,7 @@ def serve(module: str, function: str, file: int) -> None:
             try:
                 call(*job)
                 answer: Any = None
-            except InputError as error:
+            except (InputError, OSError) as error:
                 answer = error
             except Exception:
                 answer = traceback.format_exc()

@@ -29,8 +29,10 @@ def test_a_worker_that_dies_is_named() -> None:
 def test_faults_come_back() -> None:
     with pytest.raises(InputError, match="unknown target 'riscv'"):
         list(run_in_workers(find_target, [("riscv",)], workers=1))
-    with pytest.raises(RuntimeError, match="FileNotFoundError"):
+    with pytest.raises(FileNotFoundError, match="/nowhere/at-all"):
         list(run_in_workers(os.rmdir, [("/nowhere/at-all",)], workers=1))
+    with pytest.raises(RuntimeError, match="Traceback(.|\n)*ValueError: embedded null byte"):
+        list(run_in_workers(os.rmdir, [("\0",)], workers=1))
 
 
 def test_workers_end_with_the_generator(tmp_path: Path) -> None:

@@ -6,15 +6,25 @@ import ctypes
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from smc.cli.doctor import read_cpuinfo
 from smc.codegen.kernels.builder import Kernel
 from smc.targets import TARGETS, Level
 from tests.codegen.kernels import callable_kernel, compiled
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """The exact reference's operations are small: threads that wait for each other take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=TARGETS["x86-64"].levels, ids=lambda level: level.name, scope="session")

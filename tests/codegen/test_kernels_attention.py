@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from smc.codegen.kernels.attention import attention_kernel, rope_kernel
 from smc.codegen.kernels.specs import AttentionShape
 from smc.codegen.layout import padded
+from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
 from tests.codegen.kernels import guarded
 
@@ -190,6 +191,23 @@ def test_attention(attention: Any, level: Level, shape: AttentionShape) -> None:
         for window in windows:
             result = attention(level, shape)(cache, q, tiles, window)
             np.testing.assert_allclose(result, expected(cache, q, tiles, window), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_has_the_bits_of_the_exact_reference(attention: Any, level: Level, shape: AttentionShape) -> None:
+    length = 80
+    cache, q = Cache(shape, [length], 7), queries(shape, length, 3.0)
+    keys, values = (
+        torch.tensor(x[0].astype(DTYPES[shape.kv_dtype]).astype(np.float32)).flatten(1)
+        for x in (cache.keys, cache.values)
+    )
+    attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "scale": 0.2}
+    tiles = [[0, index, min(8, length - index)] for index in range(0, length, 8)]
+    for window in (0, 20):
+        result = attention(level, shape)(cache, q, tiles, window)
+        inputs = [torch.from_numpy(q).flatten(1), keys, values]
+        exact = EXACT_OPERATORS["attention"](inputs, {**attributes, "window": window or None})
+        np.testing.assert_array_equal(result.reshape(length, -1), exact.numpy())
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])

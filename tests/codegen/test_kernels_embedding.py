@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from smc.codegen.kernels.rows import embedding_kernel
 from smc.codegen.layout import padded
 from smc.ir import Encoding
+from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
 from tests.codegen.encodings import ENCODINGS
 from tests.codegen.kernels import Matrix, guarded, random_tensor
@@ -27,6 +29,8 @@ def test_rows_are_decoded(build: Any, level: Level, encoding: Encoding) -> None:
                 tokens, matrix.codes, matrix.scales, matrix.zeros, out,
                 matrix.layout.padded_rows, columns, stride, begin, end,
             )  # fmt: skip
+        exact = EXACT_OPERATORS["embedding"]([torch.from_numpy(tokens), matrix.tensor], {})
+        np.testing.assert_array_equal(out[:, :columns], exact.numpy())
         expected = matrix.tensor.decode().numpy()[tokens]
         if encoding.offset and encoding.scale_dtype == "f32":
             # The kernel fuses scale * code + offset; only with float32 scales is the product not exact anyway.

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.codegen.kernels.linear import ACCUMULATE, HAS_BIAS, Tile, linear_kernel, sum_group
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
+from smc.reference.exact import multiply
 from smc.targets import Level
 from tests.codegen.encodings import ENCODINGS, encodings
 from tests.codegen.kernels import Matrix, guarded, random_tensor
@@ -87,7 +89,7 @@ def linear(build: Any) -> Linear:
 def check(
     linear: Linear, encoding: Encoding, level: Level, shape: tuple[int, int, int], seed: int, extreme: bool
 ) -> None:
-    """One product against float64."""
+    """One product against float64, and bit for bit against the exact reference."""
     rows, columns, tokens = shape
     matrix = Matrix(random_tensor(encoding, rows, columns, seed, extreme))
     rng = np.random.default_rng(seed)
@@ -102,6 +104,8 @@ def check(
     size = np.abs(rounded) @ np.abs(matrix.values.T) if extreme else np.abs(expected)
     np.testing.assert_allclose(out[:, :rows], expected, rtol=0, atol=1e-5 * size.max())
     assert not out[:, rows:].any()
+    exact = multiply(torch.from_numpy(x.astype(np.float32)), matrix.tensor)
+    np.testing.assert_array_equal(out[:, :rows], exact.numpy())
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)

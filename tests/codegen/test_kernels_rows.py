@@ -14,6 +14,9 @@ from smc.codegen.kernels.builder import Kernel, const
 from smc.codegen.kernels.rows import COLUMN_CHUNK, elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
 from smc.codegen.kernels.specs import F32_FORM, Form
 from smc.codegen.layout import padded
+from smc.ir import F32, EncodedTensor
+from smc.reference import float32
+from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
 from tests.codegen.kernels import guarded
 
@@ -111,6 +114,9 @@ def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
     exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + np.float32(eps)) * weight
     np.testing.assert_allclose(out[:, :width], exact, rtol=1e-6, atol=0)
     assert not out[:, width:].any()
+    stored = EncodedTensor(F32, (width,), values=torch.tensor(weight[0]))
+    expected = EXACT_OPERATORS["rms_norm"]([torch.tensor(values), stored], {"eps": eps})
+    np.testing.assert_array_equal(out[:, :width], expected.numpy())
     norm = LlamaRMSNorm(width, eps)
     norm.weight.data = torch.tensor(weight[0])
     with torch.no_grad():
@@ -209,6 +215,7 @@ def test_silu(kernels: Any, rows: Rows) -> None:
     kernels["silu"](a, out, a.shape[1], 0, blocks)
     # Where exp is clamped, sigmoid is 1e-38 instead of less.
     assert (np.abs(out - exact) <= 5e-7 * np.abs(exact) + 1e-38 * np.abs(a)).all()
+    np.testing.assert_array_equal(out, EXACT_OPERATORS["silu"]([torch.from_numpy(a)], {}).numpy())
     [gated] = outputs(a, F32_FORM)
     kernels["gated_silu"](a, b, gated, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(gated, out * b)
@@ -224,6 +231,7 @@ def test_exp_is_within_one_ulp(kernels: Any) -> None:
     kernels["exp"](x, out, x.size)
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(out - exact) / np.spacing(exact.astype(np.float32))).max() <= 1
+    np.testing.assert_array_equal(out, float32.exp(torch.from_numpy(x)).numpy())
 
 
 def test_exp_at_and_beyond_its_limits(kernels: Any) -> None:

@@ -1,0 +1,260 @@
+"""The exact reference against exact rationals and against docs/numerics.md written out number by number.
+
+That kernels and artifacts have the same bits is tested where they are built: tests/codegen, tests/test_end_to_end.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smc.errors import InputError
+from smc.frontend import load_checkpoint
+from smc.ir import EncodedTensor, Encoding, Parameter
+from smc.passes import FUSIONS, QuantizeRTN, apply
+from smc.reference import ExactReference, Reference, kl_divergence
+from smc.reference.exact import EXACT_OPERATORS, multiply
+from smc.reference.float32 import exp, fma, sum_products, tree_sum
+from tests.codegen.encodings import ENCODINGS
+from tests.codegen.kernels import random_tensor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """The exact reference's operations are small: threads that wait for each other take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+FLOATS = st.floats(-(2.0**40), 2.0**40, width=32, allow_subnormal=False)
+
+
+def rounded(value: Fraction) -> np.float32:
+    """The nearest float32, of two that are equally near the even one."""
+    guess = np.float32(float(value))
+    around = (np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf)))
+    return min(around, key=lambda f: (abs(Fraction(float(f)) - value), int(f.view(np.uint32)) & 1))
+
+
+def scalar_fma(a: float, b: float, c: float) -> np.float32:
+    return rounded(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+
+
+def float32(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor([value], dtype=torch.float32) for value in values]
+
+
+# ---- arithmetic
+
+
+@given(FLOATS, FLOATS, FLOATS)
+def test_fma_rounds_once(a: float, b: float, c: float):
+    expected = scalar_fma(a, b, c)
+    if abs(expected) >= 2.0**-126 or expected == 0:
+        assert fma(*float32(a, b, c)).numpy()[0] == expected
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_fma_beside_the_middle_of_two_numbers(sign: float):
+    """Sums whose float64 is the middle between two float32 numbers though they are not: rounding twice goes wrong."""
+    # 2**30 + 1 and 2**30 - 1 have factors of at most 24 bits: products just above and just below half of 1's last bit.
+    more, less = (812825.0, 1321 * 2.0**-54), (32767.0, 32769 * 2.0**-54)
+    one, next_to_one = 1.0, 1 + 2.0**-23
+    for (a, b), c, expected in ((more, one, next_to_one), (less, next_to_one, next_to_one), (less, one, one)):
+        assert fma(*float32(sign * a, b, sign * c)).item() == sign * expected == scalar_fma(sign * a, b, sign * c)
+    twice = [np.float32(a * b + c) for (a, b), c in ((more, one), (less, next_to_one))]
+    assert twice != [np.float32(next_to_one)] * 2
+
+
+def test_sums_of_products_go_column_by_column():
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((n, 37)).astype(np.float32) for n in (3, 5))
+    a[0], b[0] = np.round(a[0] * 8), np.round(b[0] * 8)
+    expected = np.zeros((3, 5), np.float32)
+    for token, row, column in itertools.product(range(3), range(5), range(37)):
+        expected[token, row] = scalar_fma(a[token, column], b[row, column], expected[token, row])
+    np.testing.assert_array_equal(sum_products(torch.tensor(a), torch.tensor(b)).numpy(), expected)
+
+
+def test_exp():
+    x = torch.linspace(-87, 88, 20001)
+    exact = np.exp(x.double().numpy())
+    np.testing.assert_array_less(np.abs(exp(x).numpy() - exact), np.spacing(exact.astype(np.float32)) * 1.01)
+    assert exp(torch.zeros(1)).item() == 1
+    assert exp(torch.tensor([-3e38, 1e30])).tolist() == exp(torch.tensor([-87.0, 88.0])).tolist()
+
+
+def test_trees_add_halves():
+    x = torch.tensor([1e8, 1.0, -1e8, 1.0])
+    assert tree_sum(x).item() == 2  # (1e8 - 1e8) + (1 + 1); from the left it would be 1
+
+
+# ---- ops
+
+
+def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
+    """docs/numerics.md, "Activations" and "Matrix products", one number after the other."""
+    encoding, (rows, columns) = tensor.encoding, tensor.shape
+    whole = 1 << 20
+    group = encoding.group if isinstance(encoding.group, int) else whole
+    per_row = group == whole and not encoding.offset
+    activation_group = {"token": whole}.get(encoding.activation_group, encoding.activation_group)
+    integers, scales, offsets = stored_numbers(tensor)
+    result = np.zeros((len(x), rows), np.float32)
+    for token, row in np.ndindex(*result.shape):
+        total = np.float32(0)
+        if encoding.activation == "none":
+            for start in range(0, columns, group):
+                part, amount = np.float32(0), np.float32(0)
+                for column in range(start, min(start + group, columns)):
+                    part = scalar_fma(integers[row, column], x[token, column], part)
+                    amount = np.float32(amount + x[token, column])
+                whole_row = encoding.is_float or per_row
+                total = part if whole_row else scalar_fma(part, scales[row, start // group], total)
+                if encoding.offset:
+                    total = scalar_fma(offsets[row, start // group], amount, total)
+        else:
+            codes, x_scales = rounded_inputs(x[token], activation_group)
+            step = min(group, activation_group)
+            for start in range(0, columns, step):
+                piece, place = slice(start, min(start + step, columns)), start // group
+                x_scale = np.float32(1) if activation_group == whole else x_scales[start // activation_group]
+                factor = x_scale if per_row else np.float32(scales[row, place] * x_scale)
+                total = scalar_fma(np.float32(int(codes[piece] @ integers[row, piece].astype(int))), factor, total)
+                if encoding.offset:
+                    amount = np.float32(np.float32(codes[piece].sum()) * x_scale)
+                    total = scalar_fma(offsets[row, place], amount, total)
+        if per_row and not encoding.is_float:
+            total = np.float32(total * scales[row, 0])
+        if encoding.activation == "i8" and activation_group == whole:
+            total = np.float32(total * x_scales[0])
+        result[token, row] = total
+    return result
+
+
+def stored_numbers(tensor: EncodedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes less their zeros (or levels, or floats) [rows, columns], scales and offsets [rows, groups]."""
+    encoding, (rows, columns) = tensor.encoding, tensor.shape
+    if encoding.is_float:
+        return tensor.decode().numpy(), np.ones((rows, 1), np.float32), np.zeros((rows, 1))
+    scales = tensor.group_scales().numpy()
+    codes = tensor.codes.numpy().astype(np.int64)
+    if encoding.levels is not None:
+        integers = np.array(encoding.levels, np.float32)[codes]
+    elif encoding.zero == "group":
+        integers = codes - tensor.zeros.numpy().astype(np.int64)[..., None]
+    else:
+        integers = codes - (encoding.zero or 0)
+    offsets = np.zeros_like(scales) if tensor.offsets is None else tensor.offsets.numpy()
+    return integers.reshape(rows, -1)[:, :columns], scales, offsets
+
+
+def rounded_inputs(x: np.ndarray, group: int) -> tuple[np.ndarray, list[np.float32]]:
+    codes, scales = [], []
+    for start in range(0, len(x), group):
+        part = x[start : start + group]
+        amax = np.abs(part).max()
+        scales.append(np.float32(amax / np.float32(127)))
+        codes.append(np.rint(part * (np.float32(127) / amax if amax > 1e-30 else np.float32(0))))
+    return np.concatenate(codes).astype(int), scales
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(ENCODINGS), st.sampled_from([1, 31, 33, 70, 130]), st.integers(0, 99), st.booleans())
+def test_linear_goes_by_the_book(encoding: Encoding, columns: int, seed: int, extreme: bool):
+    tensor = random_tensor(encoding, 3, columns, seed, extreme)
+    x = np.random.default_rng(seed).standard_normal((2, columns)).astype(np.float32)
+    x[1, : columns // 2] = 0
+    np.testing.assert_array_equal(multiply(torch.tensor(x), tensor).numpy(), linear_by_the_book(x, tensor))
+
+
+def test_linear_in_blocks_of_rows_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    tensor, x = random_tensor(ENCODINGS[5], 50, 70, 1), torch.randn(4, 70, generator=torch.Generator().manual_seed(1))
+    whole = multiply(x, tensor)
+    monkeypatch.setattr("smc.reference.exact.BLOCK", 7 * len(x))
+    assert torch.equal(multiply(x, tensor), whole)
+
+
+def test_rms_norm_sums_in_32_lanes():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 77, generator=generator), torch.randn(77, generator=generator)
+    lanes = np.zeros((2, 32), np.float32)
+    for token, column in np.ndindex(2, 77):
+        value = x[token, column].item()
+        lanes[token, column % 32] = scalar_fma(value, value, lanes[token, column % 32])
+    sums = lanes[:, :16] + lanes[:, 16:]
+    while sums.shape[1] > 1:
+        sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
+    factor = np.float32(1) / np.sqrt(sums / np.float32(77) + np.float32(1e-5))
+    stored = EncodedTensor(Encoding("f32"), (77,), values=weight)
+    result = EXACT_OPERATORS["rms_norm"]([x, stored], {"eps": 1e-5})
+    np.testing.assert_array_equal(result.numpy(), x.numpy() * factor * weight.numpy())
+
+
+def test_embedding_decodes_rows():
+    for encoding in ENCODINGS:
+        table = random_tensor(encoding, 9, 45, 2)
+        result = EXACT_OPERATORS["embedding"]([torch.tensor([8, 0, 8]), table], {})
+        torch.testing.assert_close(result, table.decode()[[8, 0, 8]], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("window", [None, 5, 70])
+def test_attention_over_several_pages(window: int | None):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(150, 4 * 12, generator=generator)
+    k, v = (torch.randn(150, 2 * 12, generator=generator) for _ in range(2))
+    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 12, "scale": 0.3, "window": window}
+    result = EXACT_OPERATORS["attention"]([q, k, v], attributes)
+    distance = torch.arange(150)[:, None] - torch.arange(150)
+    visible = (distance >= 0) & (distance < (window or math.inf))
+    heads = [t.double().view(150, -1, 12).transpose(0, 1) for t in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=visible, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(result.double(), expected.transpose(0, 1).reshape(150, -1), rtol=1e-5, atol=1e-6)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention_bias": True, "mlp_bias": True}, {"hidden_size": 36, "num_key_value_heads": 4, "head_dim": 10}],
+    ids=str,
+)
+@pytest.mark.parametrize("quantizer", [None, QuantizeRTN(bits=8)], ids=str)
+def test_agrees_with_the_reference(make_checkpoint, changes, quantizer):
+    module = load_checkpoint(make_checkpoint(**changes)[0])
+    module = apply(module, [quantizer] if quantizer else [])
+    tokens = torch.randint(0, 96, (40,), generator=torch.Generator().manual_seed(1))
+    expected, result = Reference(module, "f16").logits(tokens), ExactReference(module, "f16").logits(tokens)
+    if quantizer is None:
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+    assert kl_divergence(expected, result).mean() <= 1e-4
+    assert torch.equal(ExactReference(apply(module, FUSIONS), "f16").logits(tokens), result)
+
+
+def test_threads_are_left_as_they_were(make_checkpoint):
+    before = torch.get_num_threads()
+    ExactReference(load_checkpoint(make_checkpoint()[0])).logits(torch.tensor([1, 2]))
+    assert torch.get_num_threads() == before
+
+
+def test_what_has_no_kernel_is_refused(make_checkpoint):
+    module = load_checkpoint(make_checkpoint()[0]).copy()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shape = module.parameters[name].shape
+    tensor = random_tensor(Encoding(bits=8), *shape, 0)
+    encoding = replace(tensor.encoding, rotation=16)
+    module.parameters[name] = Parameter(name, shape, encoding, lambda: replace(tensor, encoding=encoding))
+    with pytest.raises(InputError, match=r"no kernel.* encoding int8.*rotated"):
+        ExactReference(module).logits(torch.tensor([1]))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.ir import Module
@@ -18,14 +23,21 @@ if TYPE_CHECKING:
 @click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: str, ir: bool, as_json: bool) -> None:
-    """Describe MODEL (a folder, a hub id or a GGUF file): its shapes, parameters, bits and memory.
+    """Describe MODEL (a folder, a hub id, a GGUF file or an artifact): its shapes, parameters, bits and memory.
 
-    Only the heads of its files are read, no weights.
+    Only the heads of its files are read, no weights. Of an artifact --json prints the manifest.
 
     \b
     smc inspect SmolLM2-135M-Instruct.gguf
     smc inspect SmolLM2-135M-Instruct --ir
+    smc inspect smollm2.smc
     """
+    if _is_artifact(Path(model)):
+        if ir:
+            raise InputError(f"{model} is an artifact and has no ir: inspect the checkpoint that it was made from")
+        _inspect_artifact(Path(model), as_json)
+        return
+
     from smc.frontend import load_checkpoint
 
     module = load_checkpoint(model)
@@ -40,6 +52,42 @@ def inspect(model: str, ir: bool, as_json: bool) -> None:
         click.echo(json.dumps(description, indent=2))
     else:
         _print_description(description)
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".smc" or zipfile.is_zipfile(path))
+
+
+def _inspect_artifact(path: Path, as_json: bool) -> None:
+    from smc.runtime.artifact import read_manifest
+
+    manifest = read_manifest(path)
+    if as_json:
+        click.echo(json.dumps(manifest, indent=2))
+        return
+    _print_facts(_artifact_summary(path, manifest))
+    click.echo()
+    counts = Counter(manifest.get("encodings", {}).values())
+    _print_table(["encoding", "tensors"], [[encoding, str(count)] for encoding, count in sorted(counts.items())])
+
+
+def _artifact_summary(path: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """The lines for an artifact: label and text; what only newer compilers say is left out where it is missing."""
+    lines = {"artifact": f"{manifest['name']} ({manifest.get('architecture', 'unknown')})"}
+    if "provenance" in manifest:
+        lines["made from"] = "; ".join(map(str, manifest["provenance"]))
+    levels = ", ".join(level["name"] for level in manifest.get("levels", []))
+    lines["target"] = f"{manifest['target']}: {levels}" if levels else manifest["target"]
+    lines["vocabulary"] = f"{manifest['vocab_size']:,} tokens"
+    lines["context"] = f"{manifest['context_length']:,} tokens"
+    if "parameters" in manifest:
+        lines["parameters"] = f"{manifest['parameters']:,}"
+    lines["file"] = f"{path.stat().st_size / 1e6:,.1f} MB"
+    if "bits_per_weight" in manifest:
+        lines["file"] += f", {manifest['bits_per_weight']:.2f} bits a weight"
+    if "versions" in manifest:
+        lines["compiled by"] = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
+    return lines
 
 
 def describe_module(module: Module) -> dict[str, Any]:
@@ -119,26 +167,32 @@ def _tokenizer(text: str | None) -> dict[str, Any] | None:
 
 
 def _print_description(description: dict[str, Any]) -> None:
+    _print_facts(_summary(description))
+    click.echo()
+    rows = []
+    for row in description["slots"]:
+        size = f"tied to {row['tied_to']}" if row["tied_to"] else f"{row['bytes'] / 1e6:,.2f}"
+        rows.append(
+            [row["slot"], str(row["tensors"]), _shapes_text(row["shapes"]), ", ".join(row["encodings"]), size]
+        )
+    _print_table(["slot", "tensors", "shape", "encoding", "MB"], rows)
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    _print_table(None, [list(item) for item in facts.items()])
+
+
+def _print_table(columns: list[str] | None, rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(box=None, show_header=columns is not None, pad_edge=False)
+    for name in columns or ():
+        table.add_column(name, justify="right" if name in ("tensors", "MB") else "left")
+    for row in rows:
+        table.add_row(*row)
     width = None if sys.stdout.isatty() else 200  # a pipe has no width: nothing is wrapped or cut there
-    console = Console(width=width, highlight=False)
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in _summary(description).items():
-        facts.add_row(name, value)
-    console.print(facts)
-    console.print()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("slot")
-    table.add_column("tensors", justify="right")
-    table.add_column("shape")
-    table.add_column("encoding")
-    table.add_column("MB", justify="right")
-    for row in description["slots"]:
-        size = f"tied to {row['tied_to']}" if row["tied_to"] else f"{row['bytes'] / 1e6:,.2f}"
-        table.add_row(row["slot"], str(row["tensors"]), _shapes_text(row["shapes"]), ", ".join(row["encodings"]), size)
-    console.print(table)
+    Console(width=width, highlight=False).print(table)
 
 
 def _summary(description: dict[str, Any]) -> dict[str, str]:

@@ -36,8 +36,9 @@ class Convert(Pass):
 
 def _converted(parameter: Parameter, target: Encoding) -> Parameter:
     def load() -> EncodedTensor:
+        values = parameter.values()
         try:
-            return encode_float(parameter.values(), target)
+            return encode_float(values, target)
         except InputError as error:
             raise InputError(f"{parameter.name}: {error}") from error
 

@@ -85,9 +85,9 @@ class WeightQuantizer(Pass):
 
     def _quantized(self, parameter: Parameter, encoding: Encoding) -> Parameter:
         def load() -> EncodedTensor:
+            values = parameter.load().values
+            assert values is not None  # a float encoding
             try:
-                values = parameter.load().values
-                assert values is not None  # a float encoding
                 return self.encode(values)
             except InputError as error:
                 raise InputError(f"{parameter.name}: {error}") from error

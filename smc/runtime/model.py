@@ -167,7 +167,7 @@ class Model:
 
     def checked(self, tokens: Items[int]) -> NDArray[np.int32]:
         """`tokens` as an array; InputError for one outside the vocabulary."""
-        array = np.asarray(tokens)
+        array = np.asarray(tokens, None if len(tokens) else np.int32)  # an empty list would be of floats
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError("tokens must be a list of whole numbers")
         wrong = array[(array < 0) | (array >= self.vocab_size)]

@@ -108,6 +108,33 @@ def test_ir(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == print_module(load_checkpoint(folder))
 
 
+def test_artifact(make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = make_checkpoint()
+    out = tmp_path / "model.smc"
+    assert main.run(["compile", str(folder), "--quant", "int8", "-o", str(out)]) == 0
+    manifest = inspect_json(out, capsys)
+    assert (manifest["format"], manifest["encodings"]["model.layers.0.mlp.up_proj.weight"]) == ("smc", "int8.g32")
+    assert main.run(["inspect", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert f"{folder.name} (LlamaForCausalLM)" in text
+    assert f"{manifest['parameters']:,}" in text
+    assert "quantize-rtn:bits=8" in text
+    assert "x86-64: avx512vnni, avx2" in text
+    assert main.run(["inspect", str(out), "--ir"]) == 2
+    assert "is an artifact and has no ir" in capsys.readouterr().err
+
+
+def test_cut_artifact(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.smc").write_bytes(artifact.read_bytes()[:-50])
+    assert main.run(["inspect", str(tmp_path / "cut.smc")]) == 2
+    assert "is cut short" in capsys.readouterr().err
+
+
+def test_artifact_with_the_required_keys_only(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["inspect", str(artifact)]) == 0
+    assert "counting" in capsys.readouterr().out
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["inspect", str(tmp_path)]) == 2
     error = capsys.readouterr().err

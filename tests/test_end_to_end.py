@@ -14,13 +14,12 @@ import torch
 
 import smc
 from benchmarks.models import glassllm
-from smc.cli.doctor import read_cpuinfo
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
 from smc.runtime.binding import TOKEN, WANT_LOGITS
-from smc.targets import find_target
+from tests.levels import usable_levels
 
 RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")
 QUANTIZED = RECIPES[2:]
@@ -78,12 +77,6 @@ def tokens(folder: Path) -> list[int]:
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
     assert len(ids) >= 120
     return list(ids[:120])
-
-
-def usable_levels() -> list[str]:
-    """The levels of an artifact that this CPU can run."""
-    _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return [level.name for level in find_target("native").levels if set(level.features) <= features]
 
 
 def transformers_logits(model: Any, tokens: list[int]) -> np.ndarray:
@@ -156,10 +149,12 @@ def models(request: pytest.FixtureRequest, compiled: Any) -> Iterator[tuple[Mode
     """One model with one thread and one with two, of every recipe at every level."""
     recipe, level = request.param
     path = compiled(recipe)[1]
-    with smc.load(path, threads=1, sequences=4, level=level) as one:
-        with smc.load(path, threads=2, sequences=4, level=level) as two:
-            assert (one.threads, two.threads) == (1, 2)
-            yield one, two
+    with (
+        smc.load(path, threads=1, sequences=4, level=level) as one,
+        smc.load(path, threads=2, sequences=4, level=level) as two,
+    ):
+        assert (one.threads, two.threads) == (1, 2)
+        yield one, two
 
 
 def test_bits_do_not_depend_on_threads_or_chunks(models: tuple[Model, Model], tokens: list[int]) -> None:

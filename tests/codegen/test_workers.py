@@ -31,7 +31,7 @@ def test_faults_come_back() -> None:
         list(run_in_workers(find_target, [("riscv",)], workers=1))
     with pytest.raises(FileNotFoundError, match="/nowhere/at-all"):
         list(run_in_workers(os.rmdir, [("/nowhere/at-all",)], workers=1))
-    with pytest.raises(RuntimeError, match="Traceback(.|\n)*ValueError: embedded null byte"):
+    with pytest.raises(RuntimeError, match=r"Traceback(.|\n)*ValueError: embedded null byte"):
         list(run_in_workers(os.rmdir, [("\0",)], workers=1))
 
 

@@ -8,15 +8,19 @@ from torch import Tensor
 LANES = 16
 """Lanes of the vectors that docs/numerics.md speaks of, whatever a machine's registers hold."""
 
-_HALF = -(1 << 63)
+# A float64 number lies halfway between two of float32 where the 29 bits that float32 lacks are 1 and 28 zeros: shifted
+# to the top of a signed integer, that is the smallest there is.
+_LOW_BITS, _HALF = 64 - 29, -(1 << 63)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a * b + c of float32 tensors (broadcast), rounded once."""
     product, addend = a.double() * b.double(), c.double()
     total = product + addend
-    if _has_ties(total):
-        _break_ties(total, product, addend)
+    low_bits = total.view(torch.int64) << _LOW_BITS
+    if low_bits.min() == _HALF:
+        middle = low_bits == _HALF
+        total[middle] = _off_the_middle(*(t.expand_as(total)[middle] for t in (total, product, addend)))
     return total.float()
 
 
@@ -24,32 +28,27 @@ def sum_products(a: Tensor, b: Tensor) -> Tensor:
     """float32 [n, columns] and [m, columns] → float32 [n, m]: Σ a·b by one fma a column, from the first to the last."""
     total = a.new_empty(len(a), len(b), dtype=torch.float64)
     result, addend = torch.zeros_like(total, dtype=torch.float32), torch.zeros_like(total)
-    for x, y in zip(a.T.double().contiguous()[..., None], b.T.double().contiguous(), strict=True):
-        torch.addcmul(addend, x, y, out=total)
-        if _has_ties(total):
-            _break_ties(total, x * y, addend)
+    bits, low_bits = total.view(torch.int64), torch.empty_like(total, dtype=torch.int64)
+    for x, y in zip(a.T.double().contiguous(), b.T.double().contiguous(), strict=True):
+        torch.addcmul(addend, x[:, None], y, out=total)
+        if torch.bitwise_left_shift(bits, _LOW_BITS, out=low_bits).min() == _HALF:
+            i, j = (low_bits == _HALF).nonzero(as_tuple=True)
+            total[i, j] = _off_the_middle(total[i, j], x[i] * y[j], addend[i, j])
         addend.copy_(result.copy_(total))
     return result
 
 
-def _has_ties(total: Tensor) -> bool:
-    """Whether a float64 number lies halfway between two float32 numbers: the last 29 bits are 1 and 28 zeros."""
-    return bool((total.view(torch.int64) << 35).min() == _HALF)
-
-
-def _break_ties(total: Tensor, product: Tensor, addend: Tensor) -> None:
-    """Move float64 sums that lie halfway between two float32 numbers to the side where the exact sum lies.
+def _off_the_middle(total: Tensor, product: Tensor, addend: Tensor) -> Tensor:
+    """float64 sums that lie halfway between two float32 numbers, moved to the side where the exact sum lies.
 
     All other sums may be rounded to float64 and then to float32 as if it were once. The error of a float64 sum is exact
     in float64 (Knuth's TwoSum), and so are products of float32. Only results below 2**-126, where float32 has fewer
     bits, may come out rounded twice.
     """
-    halfway = (total.view(torch.int64) << 35) == _HALF
-    sums, first, second = (t.expand_as(total)[halfway] for t in (total, product, addend))
-    rest = sums - first
-    error = (first - (sums - rest)) + (second - rest)
-    away = torch.nextafter(sums, torch.copysign(torch.full_like(sums, torch.inf), error))
-    total[halfway] = torch.where(error == 0, sums, away)
+    rest = total - product
+    error = (product - (total - rest)) + (addend - rest)
+    away = torch.nextafter(total, torch.copysign(torch.full_like(total, torch.inf), error))
+    return torch.where(error == 0, total, away)
 
 
 def exp(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import smc
-from benchmarks.models import glassllm
+from benchmarks.models import glassllm, smollm2
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference, Reference, kl_divergence
@@ -128,6 +128,28 @@ def test_bits_are_those_of_the_exact_reference(compiled: Any, tokens: list[int],
     for level in usable_levels():
         with smc.load(path, level=level) as model:
             np.testing.assert_array_equal(model.logits(tokens[:80]), expected)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct out of a package."""
+    path = tmp_path_factory.mktemp("smollm2") / "smollm2"
+    smollm2(path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES[1:])
+def test_smollm2_has_the_bits_of_the_exact_reference(smollm2_folder: Path, tmp_path: Path, recipe: str) -> None:
+    """A model of 30 layers, in which every code that is rounded the other way is seen in the logits."""
+    module = smc.apply(smc.load_checkpoint(smollm2_folder), load_recipe(recipe).passes)
+    smc.compile(module, out=tmp_path / "model.smc")
+    with smc.load(tmp_path / "model.smc") as model:
+        ids = model.encode(TEXT)[:70]
+        expected = ExactReference(module, kv_dtype="f16").logits(torch.tensor(ids)).numpy()
+    for level in usable_levels():
+        with smc.load(tmp_path / "model.smc", level=level) as model:
+            np.testing.assert_array_equal(model.logits(ids), expected)
 
 
 @pytest.mark.parametrize(("recipe", "limit"), [("int8", 5e-4), ("int4", 0.01), ("int4-plain", 0.03)])

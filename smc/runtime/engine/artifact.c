@@ -115,7 +115,6 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
   artifact->weights = artifact->data + offset;
   /* The pages are read ahead while the caller goes on. */
   (void)madvise((void *)(uintptr_t)artifact->weights, weight_bytes, MADV_WILLNEED);
-  smc_weights_to_huge_pages(artifact);
   return SMC_OK;
 }
 

@@ -4,6 +4,7 @@ threads, chunks and batches change no bit (docs/numerics.md)."""
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 import smc
 from benchmarks.models import glassllm, smollm2
+from smc.cli import main
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference, Reference, kl_divergence
@@ -107,6 +109,19 @@ def test_greedy_text_in_f16_equals_transformers(compiled: Any, transformers_mode
             with torch.no_grad():
                 expected = transformers_model.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False)
             assert generated == expected[0, len(ids) :].tolist(), prompt
+
+
+def test_the_command_line_goes_all_the_way(
+    folder: Path, transformers_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "glass.smc"
+    assert main.run(["compile", str(folder), "--quant", "f16", "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert main.run(["run", str(out), PROMPTS[0], "-n", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        expected = transformers_model.generate(torch.tensor([result["prompt_tokens"]]), max_new_tokens=20)
+    assert result["tokens"] == expected[0, len(result["prompt_tokens"]) :].tolist()
 
 
 # ---------------------------------------------------------------- against the reference

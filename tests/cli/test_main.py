@@ -91,6 +91,10 @@ def test_input_error_is_one_sentence(
     ("error", "sentence"),
     [
         (OSError(errno.ENOSPC, "No space left", "/data/x"), "error: there is not enough disk space: /data/x\n"),
+        (
+            OSError(errno.EFBIG, "File too large", "x.smc"),
+            "error: the file is too large for this file system or for this user's limit: x.smc\n",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "error: permission denied: /root/x\n"),
         (MemoryError(), "error: there is not enough memory for this\n"),
     ],

@@ -71,6 +71,7 @@ def test_seed_and_temperature_reach_the_sampler(artifact: Path):
 def test_wrong_input(artifact: Path, tmp_path: Path):
     for arguments, sentence in (
         (["x" * 300, "--raw"], "the prompt has 300 tokens, but the context holds 200"),
+        (["", "--raw"], "the prompt is empty"),
         (["hello", "--raw", "--system", "x"], "leave --raw away"),
         (["hello", "--level", "none"], "has no level 'none'"),
         (["hello", "--top-p", "3"], "top_p is 3.0"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background jobs this way, and programs inherit it; the tests of Ctrl-C need it as it usually is.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "vocab_size": 96,

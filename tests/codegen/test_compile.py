@@ -219,7 +219,7 @@ def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", ["grid=f32", "grid=i8", "grid=i8,group=128"])
+@pytest.mark.parametrize("options", ["grid=f32", "grid=i8,group=128"])
 def test_a_codebook_from_a_users_file_has_a_kernel(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, users_file: Path, options: str
 ) -> None:

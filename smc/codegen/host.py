@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
@@ -13,14 +13,25 @@ from smc.codegen.kernels.specs import (
     HAS_BIAS,
     AttentionKernel,
     AttentionShape,
+    ElementwiseKernel,
     Form,
     KernelSpec,
+    RmsNormKernel,
     RopeKernel,
 )
 from smc.codegen.layout import ROW_BLOCK
 from smc.codegen.memory import MemoryPlan, symbol_values, width_of
 from smc.codegen.objects import KernelObject
-from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, embedding_kernels, linear_kernels, padded_width
+from smc.codegen.plan import (
+    Buffer,
+    FunctionPlan,
+    Plan,
+    RopeTable,
+    Task,
+    embedding_kernels,
+    linear_kernels,
+    padded_width,
+)
 from smc.codegen.weights import WeightTable
 from smc.ir import inverse_frequencies
 from smc.targets import Target
@@ -298,13 +309,12 @@ class _Host:
         return f"{kernel}(S->tokens, {place}, Y, {m}.rows, {m}.columns, {width}, phase.begin, phase.end)"
 
     def _rms_norm(self, function: FunctionPlan, task: Task) -> str:
-        assert task.slot is not None and task.output is not None and task.kernel is not None
+        assert task.slot is not None and task.output is not None and isinstance(task.kernel, RmsNormKernel)
         source, out = task.inputs[0], task.output
-        forms = task.kernel.forms  # type: ignore[union-attr]
         arguments = [
             self.name(function, source),
             f"W + L->{_identifier(task.slot)}",
-            *self.outputs(function, out, forms),
+            *self.outputs(function, out, task.kernel.forms),
             str(task.node.tensor.shape[1]),
             self.width(function, out),
             _float(task.node.attributes["eps"]),
@@ -350,12 +360,10 @@ class _Host:
         ]
         return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
 
-    def rope_index(self, attributes: object) -> int:
-        return next(
-            i
-            for i, t in enumerate(self.plan.rope_tables)
-            if (t.head_dim, t.theta, t.scaling) == tuple(attributes[n] for n in ("head_dim", "theta", "scaling"))  # type: ignore[index]
-        )
+    def rope_index(self, attributes: Mapping[str, Any]) -> int:
+        """Which of the program's frequency tables a rope node reads."""
+        wanted = RopeTable(attributes["head_dim"], attributes["theta"], attributes["scaling"])
+        return self.plan.rope_tables.index(wanted)
 
     def _attention(self, function: FunctionPlan, task: Task) -> str:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None
@@ -385,10 +393,13 @@ class _Host:
         return self.invoke(_field(task.kernel), arguments)
 
     def _elementwise(self, function: FunctionPlan, task: Task) -> str:
-        assert task.output is not None and task.kernel is not None
-        forms = task.kernel.forms  # type: ignore[union-attr]
+        assert task.output is not None and isinstance(task.kernel, ElementwiseKernel)
         inputs = [self.name(function, b) for b in task.inputs]
-        arguments = [*inputs, *self.outputs(function, task.output, forms), self.width(function, task.output)]
+        arguments = [
+            *inputs,
+            *self.outputs(function, task.output, task.kernel.forms),
+            self.width(function, task.output),
+        ]
         return self.invoke(_field(task.kernel), arguments)
 
     def invoke(self, kernel: str, arguments: list[str]) -> str:

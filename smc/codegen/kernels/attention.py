@@ -11,7 +11,18 @@ from __future__ import annotations
 
 import tvm.tirx as tirx
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma, rounded_product
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Pointer,
+    Register,
+    broadcast,
+    cast,
+    const,
+    dtype_of,
+    fma,
+    rounded_product,
+)
 from smc.codegen.kernels.rows import LANES, exp, horizontal
 from smc.codegen.kernels.specs import AttentionShape
 from smc.targets import Level
@@ -185,7 +196,7 @@ class _Attention:
                 k.store(self.scratch, place, p)
         self._values(k.let(base + PAGE_TOKENS * shape.padded_dim, "values"), tokens, corrections)
 
-    def _scores(self, v: Expr, keys: Expr, first: Expr, page_maxima: list) -> None:  # type: ignore[type-arg]
+    def _scores(self, v: Expr, keys: Expr, first: Expr, page_maxima: list[Register]) -> None:
         """Scores of 16 tokens for every row, masked, into the scratch."""
         k, shape, vector = self.k, self.shape, f"float32x{LANES}"
         scores = [k.register(const(0.0, vector), "score") for _ in self.starts]

@@ -6,8 +6,8 @@ A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import tvm.tirx as tirx
 
@@ -166,23 +166,18 @@ def rms_norm_kernel(name: str, forms: Sequence[Form]) -> Kernel:
     return k
 
 
-def _chunked_rows(k: Kernel) -> AbstractContextManager[tuple[Expr, Expr, Expr]]:
+@contextmanager
+def _chunked_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
     """Parameters stride, begin, end and a loop over blocks (token, chunk), 32 columns a turn: token, stride, column."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def blocks():  # type: ignore[no-untyped-def]
-        stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
-        stride64 = k.let(cast(stride, "int64"), "stride")
-        chunks = k.let((stride + const(COLUMN_CHUNK - 1, "int32")) // const(COLUMN_CHUNK, "int32"), "chunks")
-        with k.loop(end - begin, "block", begin=begin) as block:
-            token = k.let(cast(block // chunks, "int64"), "token")
-            first = k.let(cast(block % chunks, "int64") * COLUMN_CHUNK, "first")
-            count = tirx.min(stride64 - first, const(COLUMN_CHUNK, "int64")) >> const(5, "int64")
-            with k.loop(k.let(count, "count"), "group") as group:
-                yield token, stride64, k.let(first + group * TILE, "column")
-
-    return blocks()
+    stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    chunks = k.let((stride + const(COLUMN_CHUNK - 1, "int32")) // const(COLUMN_CHUNK, "int32"), "chunks")
+    with k.loop(end - begin, "block", begin=begin) as block:
+        token = k.let(cast(block // chunks, "int64"), "token")
+        first = k.let(cast(block % chunks, "int64") * COLUMN_CHUNK, "first")
+        count = tirx.min(stride64 - first, const(COLUMN_CHUNK, "int64")) >> const(5, "int64")
+        with k.loop(k.let(count, "count"), "group") as group:
+            yield token, stride64, k.let(first + group * TILE, "column")
 
 
 def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> Kernel:

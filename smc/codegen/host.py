@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
@@ -26,11 +26,11 @@ from smc.codegen.plan import (
     Buffer,
     FunctionPlan,
     Plan,
-    RopeTable,
     Task,
     embedding_kernels,
     linear_kernels,
     padded_width,
+    rope_table,
 )
 from smc.codegen.weights import WeightTable
 from smc.ir import inverse_frequencies
@@ -87,7 +87,6 @@ class _Host:
         self.objects, self.target = objects, target
         self.linears, self.embeddings = linear_kernels(plan), embedding_kernels(plan)
         self.lines: list[str] = []
-        self.layer = 0
 
     def text(self) -> str:
         facts = self.plan.module.facts
@@ -345,8 +344,8 @@ class _Host:
     def _rope_cache(self, function: FunctionPlan, task: Task) -> str:
         assert isinstance(task.kernel, RopeKernel)
         q, key, value = task.inputs
-        ropes = function.function.node(task.node.inputs[0])
-        index = self.rope_index(ropes.attributes) if ropes.op == "rope" else 0
+        rotated = function.function.node(task.node.inputs[0])
+        index = self.plan.rope_tables.index(rope_table(rotated)) if rotated.op == "rope" else 0
         rope = f"S->rope + (size_t){index} * N * {self.plan.head_dim}" if index else "S->rope"
         arguments = [
             *(self.name(function, b) for b in (q, key, value)),
@@ -359,11 +358,6 @@ class _Host:
             "L->cache",
         ]
         return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
-
-    def rope_index(self, attributes: Mapping[str, Any]) -> int:
-        """Which of the program's frequency tables a rope node reads."""
-        wanted = RopeTable(attributes["head_dim"], attributes["theta"], attributes["scaling"])
-        return self.plan.rope_tables.index(wanted)
 
     def _attention(self, function: FunctionPlan, task: Task) -> str:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None

@@ -142,9 +142,14 @@ class Plan:
         return seen.values()
 
 
+def rope_table(rope: Node) -> RopeTable:
+    """The frequency table that a rope node reads."""
+    return RopeTable(rope.attributes["head_dim"], rope.attributes["theta"], rope.attributes["scaling"])
+
+
 def make_plan(module: Module) -> Plan:
     """Plan a verified module; InputError for what codegen can't do yet."""
-    planner = _Planner(module)
+    planner = _Planner()
     order: list[tuple[FunctionPlan, Node]] = []
     shared: dict[object, FunctionPlan] = {}
     for call, function in module.calls():
@@ -185,8 +190,7 @@ def _input_forms(module: Module, call: Node, function: Function) -> dict[str, Fo
 
 
 class _Planner:
-    def __init__(self, module: Module) -> None:
-        self.module = module
+    def __init__(self) -> None:
         self.shapes: list[AttentionShape] = []
         self.rope_tables: list[RopeTable] = []
 
@@ -308,7 +312,6 @@ class _Planner:
             self._task(Task("copy", node, "chunks", inputs=[residual], output=copy))
             residual = copy
         task.accumulate, task.output = True, residual
-        task.inputs = [source]
         self.buffers[node.name] = residual
         self._task(task, in_place=residual)
 
@@ -323,7 +326,8 @@ class _Planner:
         if rotary[0] != rotary[1] or (rotary[0] and ropes[0].attributes != ropes[1].attributes):
             raise InputError(f"attention {node.name}: q and k must be rotated alike")
         if rotary[0]:
-            self.rope_table(ropes[0])
+            if rope_table(ropes[0]) not in self.rope_tables:
+                self.rope_tables.append(rope_table(ropes[0]))
             for rope in ropes:
                 if len(self.function.users(rope.inputs[0])) > 1 or len(self.function.users(rope.name)) > 1:
                     raise InputError(f"attention {node.name}: rotated q and k must have no other reader")
@@ -335,13 +339,6 @@ class _Planner:
         out.need(F32_FORM)
         task = Task("attention", node, "tiles", AttentionKernel(shape), inputs=[q], output=out, after=[write])
         self._task(task)
-
-    def rope_table(self, rope: Node) -> int:
-        """Which of the program's frequency tables a rope node reads."""
-        table = RopeTable(rope.attributes["head_dim"], rope.attributes["theta"], rope.attributes["scaling"])
-        if table not in self.rope_tables:
-            self.rope_tables.append(table)
-        return self.rope_tables.index(table)
 
     def _gated_activation(self, node: Node) -> None:
         if node.attributes["activation"] != "silu":

@@ -56,7 +56,12 @@ class Vocabulary:
         tokenizer = Tokenizer(bpe)
         steps: list[normalizers.Normalizer] = []
         if self.charsmap:
-            steps.append(normalizers.Precompiled(self.charsmap))
+            charsmap = normalizers.Precompiled(self.charsmap)
+            apart = charsmap.normalize_str("\r") + charsmap.normalize_str("\n")
+            if charsmap.normalize_str("\r\n") != apart:
+                # `tokenizers` maps what a reader sees as one character at once, and drops half of this one.
+                steps.append(normalizers.Replace("\r\n", apart))
+            steps.append(charsmap)
         if self.strip:
             steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
         if self.prefix_space:

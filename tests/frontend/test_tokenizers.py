@@ -210,6 +210,8 @@ def test_sentencepiece_ids_equal_the_original(tmp_path: Path, name: str) -> None
         assert ours.encode(text, add_special_tokens=False).ids == original.encode(text)
 
     same()
+    for text in ("\r\n", "two\r\nlines", "\r\r\n\n"):
+        assert ours.encode(text, add_special_tokens=False).ids == original.encode(text)
     assert ours.encode("word").ids == [original.bos_id(), *original.encode("word")]
     assert ours.decode(ours.encode("two words").ids) == original.decode(original.encode("two words"))
 

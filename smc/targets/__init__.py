@@ -9,12 +9,13 @@ import difflib
 import platform
 
 from smc.errors import InputError
+from smc.targets.arm import ARM64
 from smc.targets.target import Level, Target
 from smc.targets.x86 import X86_64
 
 __all__ = ["TARGETS", "Level", "Target", "find_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (X86_64,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (X86_64, ARM64)}
 
 
 def find_target(name: str) -> Target:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 class Level:
     """A set of CPU features that one build of the kernels uses.
 
+    family: "x86" or "arm64", which fixes the packed layout of weights.
     features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
-    dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw"); codegen/kernels/dot.py knows them.
+    dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla"); codegen/kernels/dot.py
+    knows them.
     """
 
     name: str
+    family: str
     features: tuple[str, ...]
     lanes: int
     registers: int
@@ -26,14 +29,18 @@ class Target:
 
     machine, system: as `platform.machine()` and `platform.system()` say it there. llvm_triple: for kernels.
     zig_target: for the engine and the link, with the oldest C library that must do.
-    family: which packed layout the weights have. The last level is the floor: a CPU without it can't run the artifact.
+    The last level is the floor: a CPU without it can't run the artifact. All levels are of one family.
     """
 
     name: str
     description: str
     machine: str
     system: str
-    family: str
     llvm_triple: str
     zig_target: str
     levels: tuple[Level, ...]
+
+    @property
+    def family(self) -> str:
+        """Which packed layout the weights have."""
+        return self.levels[0].family

@@ -7,15 +7,14 @@ from smc.targets.target import Level, Target
 _AVX2_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt")
 _AVX512_FEATURES = (*_AVX2_FEATURES, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 
-AVX2 = Level("avx2", _AVX2_FEATURES, lanes=8, registers=16, dot="vpmaddubsw")
-AVX512_VNNI = Level("avx512vnni", _AVX512_FEATURES, lanes=16, registers=32, dot="vpdpbusd")
+AVX2 = Level("avx2", "x86", _AVX2_FEATURES, lanes=8, registers=16, dot="vpmaddubsw")
+AVX512_VNNI = Level("avx512vnni", "x86", _AVX512_FEATURES, lanes=16, registers=32, dot="vpdpbusd")
 
 X86_64 = Target(
     name="x86-64",
     description="Linux on Intel or AMD CPUs with AVX2 (2013 and later)",
     machine="x86_64",
     system="Linux",
-    family="x86",
     llvm_triple="x86_64-linux-gnu",
     zig_target="x86_64-linux-gnu.2.17",
     levels=(AVX512_VNNI, AVX2),

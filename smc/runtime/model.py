@@ -16,9 +16,7 @@ from smc.runtime.artifact import Artifact, read_artifact
 from smc.runtime.binding import TOKEN, WANT_LOGITS, Engine
 from smc.runtime.chat import ChatTemplate, Message
 from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
-from smc.runtime.sampling import SamplingOptions
-
-_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that a checkpoint may bring
+from smc.runtime.sampling import SamplingOptions, sampling_defaults
 
 
 class Sequence:
@@ -256,7 +254,13 @@ class Model:
         sequence: goes on in it: what it has in common with the prompt's beginning is not run again.
         Raises InputError at once for a prompt that does not fit, or an option out of range.
         """
-        given = dict(zip(_DEFAULTS, (temperature, top_k, top_p, min_p, repetition_penalty), strict=True))
+        given = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }
         options = GenerationOptions(
             sampling=self._sampling(given, seed),
             max_tokens=max_tokens,
@@ -278,14 +282,8 @@ class Model:
 
     def _sampling(self, given: dict[str, Any], seed: int | None) -> SamplingOptions:
         """Sampling options: what the caller gave, else what the checkpoint says, else greedy."""
-        defaults = self.artifact.generation_defaults
-        chosen = {name: defaults[name] for name in _DEFAULTS if defaults.get(name) is not None}
-        if not defaults.get("do_sample", "temperature" in chosen):
-            chosen["temperature"] = 0.0
-        elif "temperature" not in chosen:
-            chosen["temperature"] = 1.0
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        return SamplingOptions(**chosen, seed=seed)
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return SamplingOptions(**{**sampling_defaults(self.artifact.generation_defaults), **chosen}, seed=seed)
 
     # ---- life
 

@@ -2,10 +2,15 @@
 
 The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
 min-p; then one draw. A temperature of 0 is greedy: the largest penalized logit, the lowest id where several are equal.
+
+A standalone executable chooses the same tokens for the same seed (standalone/sampling.c): logits are scaled in
+float32, where division has the same bits everywhere, and exponentials are float64, where libraries hardly differ.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +32,7 @@ class SamplingOptions:
     min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
     repetition_penalty: > 1 lowers tokens that the prompt or the text so far has (positive logits are divided,
         negative ones multiplied: CTRL, Keskar et al. 2019); 1 changes nothing.
-    seed: of numpy's PCG64; the same seed gives the same tokens. None: a new one each time.
+    seed: below 2^64; the same seed gives the same tokens. None: a new one each time.
     """
 
     temperature: float = 0.0
@@ -44,10 +49,41 @@ class SamplingOptions:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+            ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 or more and below 2^64"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be {wanted}")
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords for `SamplingOptions` that a checkpoint's generation config stands for; it may say that it is greedy."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    chosen = {name: generation[name] for name in names if generation.get(name) is not None}
+    if not generation.get("do_sample", "temperature" in chosen):
+        chosen["temperature"] = 0.0
+    return {"temperature": 1.0, **chosen}
+
+
+class SplitMix64:
+    """Uniform random numbers from one 64-bit counter (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", 2014).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def next(self) -> int:
+        """The next 64 bits."""
+        mask = (1 << 64) - 1
+        self._state = (self._state + 0x9E3779B97F4A7C15) & mask
+        bits = self._state
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & mask
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & mask
+        return bits ^ bits >> 31
+
+    def uniform(self) -> float:
+        """A number from 0 to below 1, a multiple of 2^-53."""
+        return (self.next() >> 11) / (1 << 53)
 
 
 class Sampler:
@@ -55,7 +91,7 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions, prompt: list[int]) -> None:
         self.options = options
-        self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._random = SplitMix64(secrets.randbits(64) if options.seed is None else options.seed)
         self._seen = np.unique(np.array(prompt, np.intp))
 
     def sample(self, logits: NDArray[np.float32]) -> int:
@@ -73,8 +109,13 @@ class Sampler:
         largest = logits.max()
         if not np.isfinite(largest):  # no distribution to draw from
             return int(np.argmax(logits))
-        weights = logits - largest
-        return invert_cumulative(np.exp(weights, out=weights), self._random.random())
+        return invert_cumulative(_weights(logits, largest), self._random.uniform())
+
+
+def _weights(logits: Floats, largest: np.floating[Any]) -> NDArray[np.float64]:
+    """Probabilities [vocab], each divided by that of the `largest` logit."""
+    weights = np.subtract(logits, largest, dtype=np.float64)
+    return np.exp(weights, out=weights)
 
 
 def invert_cumulative(weights: Floats, uniform: float) -> int:
@@ -117,12 +158,11 @@ def filter_logits(logits: Floats, options: SamplingOptions) -> Floats:
 
 def _top_p_threshold(logits: Floats, top_p: float) -> np.floating[Any]:
     """The logit of the last of the fewest most likely tokens whose probabilities reach `top_p`."""
-    weights = logits - logits.max()
-    np.exp(weights, out=weights)
-    wanted = top_p * weights.sum(dtype=np.float64)
+    weights = _weights(logits, logits.max())
+    wanted = top_p * weights.sum()
     for least in (1e-4, 0.0):  # seldom must the whole vocabulary be sorted
         descending = np.sort(logits[weights >= least])[::-1]
-        cumulative = np.cumsum(np.exp(descending - descending[0]), dtype=np.float64)
+        cumulative = np.cumsum(_weights(descending, descending[0]))
         if cumulative[-1] >= wanted:
             break
     return descending[min(int(np.searchsorted(cumulative, wanted)), descending.size - 1)]

@@ -9,6 +9,7 @@ from smc.errors import InputError
 from smc.runtime.sampling import (
     Sampler,
     SamplingOptions,
+    SplitMix64,
     apply_repetition_penalty,
     filter_logits,
     invert_cumulative,
@@ -107,6 +108,14 @@ def test_excluded_tokens_are_never_drawn():
     assert drawn == set(np.argsort(logits)[-3:].tolist())
 
 
+def test_the_generator_is_splitmix64():
+    # The values that Rosetta Code's task "Pseudo-random numbers/Splitmix64" gives for this seed.
+    random = SplitMix64(1234567)
+    assert [random.next() for _ in range(3)] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    drawn = [random.uniform() for _ in range(10000)]
+    assert 0 <= min(drawn) < 1e-3 and 1 - 1e-3 < max(drawn) < 1
+
+
 def test_seed_fixes_the_tokens():
     logits = random_logits(1000)
 
@@ -150,6 +159,7 @@ def test_log_probabilities_and_top_tokens():
         ("min_p", -0.1),
         ("repetition_penalty", 0.0),
         ("seed", -1),
+        ("seed", 1 << 64),
     ],
 )
 def test_options_out_of_range_are_named(name: str, value: float):

@@ -1,0 +1,47 @@
+"""The matmul kernel's search space: how much of the result it keeps in registers at once. Importing this needs no tvm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smc.codegen.layout import ROW_BLOCK
+from smc.ir import Encoding
+from smc.targets import Level
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How many tokens and rows are in registers at once: the kernel's search space.
+
+    rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed one by one, with
+    all 32 rows of a block.
+    """
+
+    tokens: int
+    rows: int
+
+
+def default_tile(encoding: Encoding, level: Level) -> Tile:
+    """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
+    if level.family == "arm64":
+        return Tile(4, 16) if encoding.is_float else Tile(8, 4)
+    if encoding.is_float:
+        return Tile(8, 32) if level.registers >= 32 else Tile(6, 16)
+    if encoding.activation == "none":
+        return Tile(8, 16) if level.registers >= 32 else Tile(2, 16)
+    return Tile(4, 32) if level.registers >= 32 else Tile(2, 16)
+
+
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
+    """What tuning tries, the default first: tiles of at least four accumulators and at most one for every register."""
+    default = default_tile(encoding, level)
+    tiles = [
+        Tile(tokens, rows)
+        for rows in (level.lanes * n for n in (1, 2, 4, 8))
+        for tokens in TOKENS
+        if rows <= ROW_BLOCK and 4 <= tokens * rows // level.lanes <= level.registers
+    ]
+    return [default, *(tile for tile in tiles if tile != default)]

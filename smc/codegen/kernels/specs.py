@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from smc.codegen.kernels.tiles import Tile, candidate_tiles
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -88,19 +89,24 @@ def _identifier(text: Any) -> str:
 
 @dataclass(frozen=True)
 class LinearKernel:
-    """kernels/linear.py"""
+    """kernels/linear.py. tile: None is the level's default; results are the same bits with every tile."""
 
     encoding: Encoding
+    tile: Tile | None = None
 
     def name(self) -> str:
-        """Its C name."""
+        """Its C name, whatever the tile."""
         return f"linear_{_identifier(self.encoding)}"
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
         from smc.codegen.kernels.linear import linear_kernel
 
-        return linear_kernel(symbol, self.encoding, level)
+        return linear_kernel(symbol, self.encoding, level, self.tile)
+
+    def candidates(self, level: Level) -> dict[str, LinearKernel]:
+        """Its search space by name, the default first."""
+        return {str(tile): LinearKernel(self.encoding, tile) for tile in candidate_tiles(self.encoding, level)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The matmul kernel's search space: how much of the result it keeps in registers at once. Importing this needs no tvm."""
+"""The matmul kernel's search space: how much of the result it keeps in registers at once. Needs no tvm."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class Tile:
 
     tokens: int
     rows: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens}x{self.rows}"
 
 
 def default_tile(encoding: Encoding, level: Level) -> Tile:

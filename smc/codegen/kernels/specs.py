@@ -95,8 +95,9 @@ class LinearKernel:
     tile: Tile | None = None
 
     def name(self) -> str:
-        """Its C name, whatever the tile."""
-        return f"linear_{_identifier(self.encoding)}"
+        """Its C name."""
+        tile = "" if self.tile is None else f"_{self.tile}"
+        return f"linear_{_identifier(self.encoding)}{tile}"
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
@@ -105,8 +106,9 @@ class LinearKernel:
         return linear_kernel(symbol, self.encoding, level, self.tile)
 
     def candidates(self, level: Level) -> dict[str, LinearKernel]:
-        """Its search space by name, the default first."""
-        return {str(tile): LinearKernel(self.encoding, tile) for tile in candidate_tiles(self.encoding, level)}
+        """Its search space by name, the default, which is the kernel itself, first."""
+        default, *others = candidate_tiles(self.encoding, level)
+        return {str(default): self, **{str(tile): LinearKernel(self.encoding, tile) for tile in others}}
 
 
 @dataclass(frozen=True)

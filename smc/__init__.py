@@ -74,7 +74,8 @@ def compile(
 
     target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
     progress: called with a stage's name and how much of it is done, from 0 to 1.
-    emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels) and "asm" (machine code).
+    emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels), "asm" and "obj" (their
+        machine code).
     `out` appears only when it is complete. Raises InputError for an unknown target or a disk that is too full.
     """
     from smc.codegen import compile_module

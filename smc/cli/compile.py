@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smc.passes import Pass
 
 DEFAULT_RECIPE = "int4"
-EMIT_KINDS = ("c", "tir", "asm")
+EMIT_KINDS = ("c", "tir", "asm", "obj")
 PROGRAM_BYTES = 64 << 20
 """What is asked of the disk beside the weights: program, tokenizer, padding, object files."""
 
@@ -34,7 +34,7 @@ PROGRAM_BYTES = 64 << 20
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A recipe of your own, in YAML.")
 @click.option("--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text for passes that take statistics.")
 @click.option(
-    "--emit", type=(str, click.Path(path_type=Path)), metavar="KINDS DIR", help="Also write c,tir,asm into a folder."
+    "--emit", type=(str, click.Path(path_type=Path)), metavar="KINDS DIR", help="Also write c,tir,asm,obj to a folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="The artifact; by default NAME.smc.")

@@ -53,7 +53,7 @@ def compile_module(
 ) -> CompileReport:
     """Compile a module for a target into the artifact `out`, which appears only when it is complete.
 
-    progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir" and "asm".
+    progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir", "asm" and "obj".
     Raises InputError for unknown targets and for ops or encodings without a kernel.
     """
     machine, out = find_target(target), Path(out)
@@ -87,7 +87,7 @@ def compile_module(
             emit.mkdir(parents=True, exist_ok=True)
             if "c" in emit_kinds:
                 (emit / "program.c").write_text(host.read_text())
-            if {"tir", "asm"} & set(emit_kinds):
+            if {"tir", "asm", "obj"} & set(emit_kinds):
                 write_listings(objects, machine, emit, emit_kinds)
         size = partial.stat().st_size
         os.replace(partial, out)

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,10 +106,14 @@ def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
 
 
 def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:
-    """Write every kernel as "tir" (SYMBOL.py) and "asm" (SYMBOL.s) into a folder; built anew, in a worker."""
-    jobs = [(o.spec, o.level, target.llvm_triple, folder.absolute(), tuple(kinds)) for o in objects]
-    for _ in run_in_workers(write_listing, jobs, 1):
-        pass
+    """Write every kernel as "tir" (SYMBOL.py), "asm" (SYMBOL.s; both built anew, in a worker) and "obj" (SYMBOL.o)."""
+    if "obj" in kinds:
+        for kernel in objects:
+            shutil.copy(kernel.path, folder / f"{kernel.symbol}.o")
+    if {"tir", "asm"} & set(kinds):
+        jobs = [(o.spec, o.level, target.llvm_triple, folder.absolute(), tuple(kinds)) for o in objects]
+        for _ in run_in_workers(write_listing, jobs, 1):
+            pass
 
 
 def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """The packed layout of matrices: fixed by (target family, encoding), the same for every level and kernel.
 
-x86. Rows are taken in blocks of 32 (two row vectors of 16), columns in tiles of 32. Lane r belongs to row r.
+Rows are taken in blocks of 32 (two row vectors of 16), columns in tiles of 32. Lane r belongs to row r.
 
 codes   [row block][tile][row vector][plane][packed vector][64 bytes]. Four neighbouring columns of 16 rows make one
         vector of 64 codes, row by row; a tile has 8 of them. b bits are split into planes of 4, 2 and 1 bits (8 is one
@@ -11,6 +11,11 @@ zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups
 floats  [row block][column][32].
 
 So a kernel that computes a block of rows reads every part as one stream.
+
+The families differ in one thing. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
+are stored less half their range, as two's complement. All else fits both: four columns of four rows are what `sdot`
+takes by lane, without the pairwise sums that eight columns of two rows would need, and `smmla` has these by one
+shuffle, which many tokens share.
 
 The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
 Layout version: `LAYOUT_VERSION`; raise it with every change.
@@ -128,8 +133,13 @@ def check_packable(encoding: Encoding) -> None:
         raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
 
 
-def pack_matrix(tensor: EncodedTensor) -> np.ndarray:
-    """The packed bytes (uint8) of a matrix in its encoding."""
+def stored_bias(encoding: Encoding, family: str) -> int:
+    """What is subtracted from codes before they are stored."""
+    return 1 << (encoding.bits - 1) if family == "arm64" and encoding.levels is None else 0
+
+
+def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
+    """The packed bytes (uint8) of a matrix in its encoding, for a target family."""
     encoding = tensor.encoding
     check_packable(encoding)
     rows, columns = matrix_shape(tensor.shape)
@@ -141,7 +151,7 @@ def pack_matrix(tensor: EncodedTensor) -> np.ndarray:
         return out
     assert tensor.codes is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
-    out[: layout.codes_bytes] = _pack_codes(codes, layout)
+    out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout)
     scales = [tensor.group_scales() if encoding.group != "tensor" else tensor.group_scales()[:, :1]]
     if encoding.offset:
         assert tensor.offsets is not None

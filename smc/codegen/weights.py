@@ -64,7 +64,9 @@ def place_weights(plan: Plan) -> WeightTable:
     return WeightTable(matrices, vectors, offset, token_bytes)
 
 
-def write_weights(plan: Plan, table: WeightTable, out: IO[bytes], progress: Callable[[float], None]) -> str:
+def write_weights(
+    plan: Plan, table: WeightTable, family: str, out: IO[bytes], progress: Callable[[float], None]
+) -> str:
     """Load, pack and write every parameter, one in memory at a time; returns the hex SHA-256 of what was written."""
     digest, written = hashlib.sha256(), 0
 
@@ -77,7 +79,7 @@ def write_weights(plan: Plan, table: WeightTable, out: IO[bytes], progress: Call
         progress(written / table.total_bytes)
 
     matrices = plan.matrices()
-    for parameter, data in zip(matrices, _packed(matrices), strict=True):
+    for parameter, data in zip(matrices, _packed(matrices, family), strict=True):
         assert written == table.matrices[parameter.name].codes
         write(data)
     for parameter in plan.vectors():
@@ -87,7 +89,7 @@ def write_weights(plan: Plan, table: WeightTable, out: IO[bytes], progress: Call
     return digest.hexdigest()
 
 
-def _packed(parameters: list[Parameter]) -> Iterator[np.ndarray]:
+def _packed(parameters: list[Parameter], family: str) -> Iterator[np.ndarray]:
     """The packed matrices in order, loaded by a few threads that stay at most that many ahead."""
     import torch
 
@@ -99,18 +101,18 @@ def _packed(parameters: list[Parameter]) -> Iterator[np.ndarray]:
         with concurrent.futures.ThreadPoolExecutor(min(threads, 4)) as pool:
             waiting = iter(parameters)
             running = collections.deque(
-                pool.submit(_load_packed, p) for p in itertools.islice(waiting, min(threads, 4))
+                pool.submit(_load_packed, p, family) for p in itertools.islice(waiting, min(threads, 4))
             )
             while running:
                 data = running.popleft().result()
-                running.extend(pool.submit(_load_packed, p) for p in itertools.islice(waiting, 1))
+                running.extend(pool.submit(_load_packed, p, family) for p in itertools.islice(waiting, 1))
                 yield data
     finally:
         torch.set_num_threads(before)
 
 
-def _load_packed(parameter: Parameter) -> np.ndarray:
-    return pack_matrix(parameter.load())
+def _load_packed(parameter: Parameter, family: str) -> np.ndarray:
+    return pack_matrix(parameter.load(), family)
 
 
 def _vector(parameter: Parameter) -> np.ndarray:

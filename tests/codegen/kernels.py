@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tvm.target import Target
 
-from smc.codegen.kernels.builder import Kernel, lower
+from smc.codegen.kernels.builder import Kernel, lower, tvm_target
 from smc.codegen.layout import MatrixLayout, pack_matrix, padded
 from smc.ir import EncodedTensor, Encoding, encode_float
 from smc.targets import TARGETS, Level
@@ -34,10 +33,8 @@ def guarded(values: np.ndarray) -> np.ndarray:
 
 def compiled(kernel: Kernel, level: Level) -> Any:
     """The tvm module of a finished kernel."""
-    triple = TARGETS["x86-64"].llvm_triple
-    return lower(
-        kernel.function(), Target({"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]})
-    )
+    triple = TARGETS["arm64" if level.family == "arm64" else "x86-64"].llvm_triple
+    return lower(kernel.function(), tvm_target(triple, level.features))
 
 
 def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]:
@@ -58,11 +55,11 @@ def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]
 class Matrix:
     """A packed matrix as kernels get it: codes, scales and zeros in guarded memory, and its values in float64."""
 
-    def __init__(self, tensor: EncodedTensor) -> None:
+    def __init__(self, tensor: EncodedTensor, family: str = "x86") -> None:
         self.tensor = tensor
         rows, columns = tensor.shape
         self.layout = layout = MatrixLayout(tensor.encoding, rows, columns)
-        packed = pack_matrix(tensor)
+        packed = pack_matrix(tensor, family)
         self.codes = guarded(packed[: layout.codes_bytes])
         self.scales = guarded(packed[layout.scales_offset : layout.scales_offset + layout.scales_bytes])
         self.zeros = guarded(packed[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes])

@@ -91,7 +91,7 @@ def check(
 ) -> None:
     """One product against float64, and bit for bit against the exact reference."""
     rows, columns, tokens = shape
-    matrix = Matrix(random_tensor(encoding, rows, columns, seed, extreme))
+    matrix = Matrix(random_tensor(encoding, rows, columns, seed, extreme), level.family)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, columns))
     if extreme:  # every input at ±127 after rounding, rows of one sign among them
@@ -123,12 +123,12 @@ def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encodi
         check(linear, encoding, level, shape, data.draw(st.integers(0, 99)), data.draw(st.booleans()))
 
 
-TILES = [Tile(1, 1), Tile(1, 2), Tile(2, 1), Tile(3, 2), Tile(4, 2), Tile(8, 1)]
+TILES = [Tile(1, 16), Tile(1, 32), Tile(2, 16), Tile(3, 32), Tile(4, 32), Tile(8, 16)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: Level, encoding: Encoding) -> None:
-    matrix = Matrix(random_tensor(encoding, 100, 341, 1))
+    matrix = Matrix(random_tensor(encoding, 100, 341, 1), level.family)
     x = np.random.default_rng(2).standard_normal((9, 341)).astype(np.float32)
     kernel, (inputs, _) = linear.kernel(encoding, level), linear.inputs(encoding, x)
     together = linear(kernel, matrix, inputs)
@@ -140,7 +140,7 @@ def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: L
 
 @pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding(bits=4, offset=True)], ids=str)
 def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: Encoding) -> None:
-    matrix = Matrix(random_tensor(encoding, 64, 80, 1))
+    matrix = Matrix(random_tensor(encoding, 64, 80, 1), level.family)
     inputs, _ = linear.inputs(encoding, np.random.default_rng(2).standard_normal((11, 80)).astype(np.float32))
     results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in TILES]
     for result in results[1:]:
@@ -159,7 +159,7 @@ def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: 
     ids=str,
 )
 def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: Level, encoding: Encoding) -> None:
-    matrix, rng = Matrix(random_tensor(encoding, 41, 96, 3)), np.random.default_rng(4)
+    matrix, rng = Matrix(random_tensor(encoding, 41, 96, 3), level.family), np.random.default_rng(4)
     inputs, _ = linear.inputs(encoding, rng.standard_normal((5, 96)).astype(np.float32))
     kernel, rows = linear.kernel(encoding, level), matrix.layout.padded_rows
     bias, residual = rng.standard_normal(rows).astype(np.float32), rng.standard_normal((5, rows)).astype(np.float32)
@@ -172,13 +172,13 @@ def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: 
 
 def test_inputs_of_zeros_give_zeros(linear: Linear, level: Level) -> None:
     for encoding in (integer(4), replace(integer(4), activation="none")):
-        matrix = Matrix(random_tensor(encoding, 33, 80, 5))
+        matrix = Matrix(random_tensor(encoding, 33, 80, 5), level.family)
         inputs, _ = linear.inputs(encoding, np.zeros((2, 80), np.float32))
         assert not linear(linear.kernel(encoding, level), matrix, inputs).any()
 
 
 def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> None:
-    matrix = Matrix(random_tensor(integer(4), 33, 80, 5))
+    matrix = Matrix(random_tensor(integer(4), 33, 80, 5), level.family)
     inputs, _ = linear.inputs(integer(4), np.ones((2, 80), np.float32))
     out = guarded(np.full((2, 64), 7, np.float32))
     kernel, bias = linear.kernel(integer(4), level), guarded(np.zeros(0, np.float32))

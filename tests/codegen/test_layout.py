@@ -47,7 +47,7 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
     encoding: Encoding, rows: int, columns: int, seed: int
 ) -> None:
     tensor = random_tensor(encoding, rows, columns, seed)
-    layout, packed = MatrixLayout(encoding, rows, columns), pack_matrix(tensor)
+    layout, packed = MatrixLayout(encoding, rows, columns), pack_matrix(tensor, "x86")
     assert packed.nbytes == layout.total_bytes
     assert layout.scales_offset % 64 == layout.zeros_offset % 64 == packed.nbytes % 64 == 0
     assert tensor.codes is not None and tensor.scales is not None
@@ -81,7 +81,7 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
 @pytest.mark.parametrize("encoding", [F32, F16, BF16], ids=str)
 def test_packed_floats(encoding: Encoding) -> None:
     tensor = random_tensor(encoding, 35, 7, 0)
-    packed = pack_matrix(tensor)[: MatrixLayout(encoding, 35, 7).codes_bytes]
+    packed = pack_matrix(tensor, "x86")[: MatrixLayout(encoding, 35, 7).codes_bytes]
     values = floats(packed.view(WORDS[encoding.storage]), encoding.storage).reshape(2, 7, 32)
     rows = values.transpose(0, 2, 1).reshape(64, 7)
     np.testing.assert_array_equal(rows[:35], tensor.decode().numpy())
@@ -120,4 +120,4 @@ def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: 
 
 def test_a_refused_encoding_is_not_packed() -> None:
     with pytest.raises(InputError, match="groups of 8"):
-        pack_matrix(random_tensor(integer(4, group=8), 3, 16, 0))
+        pack_matrix(random_tensor(integer(4, group=8), 3, 16, 0), "x86")

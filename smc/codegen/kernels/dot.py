@@ -1,37 +1,266 @@
-"""Dot: feature level → integer dot products of unsigned codes with signed int8 inputs, knowing no encoding."""
+"""Dot: feature level → integer dot products of unpacked codes with int8 inputs, exact, knowing no encoding.
+
+A `Dot` adds up tiles of 32 columns for a few tokens and units of rows. Its sums are registers in whatever form its
+instruction likes; `rows` gives them as int32 [lanes], one lane a row.
+"""
 
 from __future__ import annotations
 
-from smc.codegen.kernels.builder import Expr, Kernel, broadcast, const, intrinsic, reinterpret
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, Register, broadcast, const, intrinsic, reinterpret, shuffle
+from smc.codegen.kernels.unpack import CodeForm
 from smc.targets import Level
 
-
-def dot_bias(level: Level, bits: int) -> int:
-    """What `dot_quad` subtracts from every code by itself; the zero to correct by is smaller by it."""
-    return 128 if level.dot == "vpmaddubsw" and bits == 8 else 0
+Unpack = Callable[[Any, int], Expr]
+"""unit, quad → unpacked codes."""
 
 
-def prepare_codes(kernel: Kernel, level: Level, bits: int, codes: Expr) -> Expr:
-    """Work on a vector of codes that is the same for all tokens; give the result to dot_quad."""
-    if dot_bias(level, bits):
-        lanes = 4 * level.lanes
-        return kernel.let(reinterpret(codes ^ const(128, f"uint8x{lanes}"), f"int8x{lanes}"), "signed")
-    return reinterpret(codes, f"int8x{4 * level.lanes}")
+class Dot(ABC):
+    """How one feature level multiplies.
 
-
-def dot_quad(kernel: Kernel, level: Level, bits: int, accumulator: Expr, codes: Expr, inputs: Expr) -> Expr:
-    """accumulator int32 [lanes] + for every lane the dot of its four codes with four int8 inputs, exact.
-
-    inputs: int32 scalar holding four int8, the same for all lanes. bits: how many bits the codes use.
+    bias: what it subtracts from every code by itself; the zero to correct by is smaller by it.
+    stepwise: whether units are best finished one by one, their codes staying in registers for all tokens.
     """
-    lanes = level.lanes
-    quads = reinterpret(broadcast(inputs, lanes), f"int8x{4 * lanes}")
-    if level.dot == "vpdpbusd":
-        return intrinsic(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", accumulator, codes, quads)
-    assert level.dot == "vpmaddubsw" and lanes == 8
-    if bits == 8:
-        # Two products of a full unsigned code would saturate int16. |code - 128| * ±input does not: 2 * 128 * 127.
-        quads = intrinsic("int8x32", "llvm.x86.avx2.psign.b", quads, codes)
-        codes = intrinsic("int8x32", "llvm.x86.avx2.psign.b", codes, codes)
-    pairs = intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, quads)
-    return accumulator + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, const(1, "int16x16"))
+
+    bias = 0
+    stepwise = False
+
+    def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
+        self.kernel, self.level, self.form = kernel, level, form
+        self.lanes = level.lanes
+
+    def new_sums(self, tokens: int, units: int, initial: Sequence[Expr] | None = None) -> list[list[Register]]:
+        """Sums [token][unit]; initial: int32 scalars, one a token, that every row of it begins with."""
+        k, zero = self.kernel, const(0, f"int32x{self.lanes}")
+        begin = [zero if initial is None else broadcast(initial[m], self.lanes) for m in range(tokens)]
+        return [[k.register(begin[m], "dot") for _ in range(units)] for m in range(tokens)]
+
+    @abstractmethod
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        """Add the quads of a tile. inputs: for every token, where its tile begins in x (int32, four int8 each)."""
+
+    def rows(self, sums: list[list[Register]]) -> list[list[Expr]]:
+        """int32 [lanes] of every token and unit."""
+        return [[register.value for register in registers] for registers in sums]
+
+    def to_float(self, value: Expr) -> Expr:
+        """float32 [lanes] of finished sums, less the codes' shift."""
+        from smc.codegen.kernels.builder import cast
+
+        assert self.form.shift == 0
+        return cast(value, f"float32x{self.lanes}")
+
+
+class _X86Dot(Dot):
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        k = self.kernel
+        for quad in quads:
+            codes = [self._prepare(unpack(unit, quad)) for unit in units]
+            for m, start in enumerate(inputs):
+                spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
+                values = reinterpret(spread, f"int8x{4 * self.lanes}")
+                for u, code in enumerate(codes):
+                    k.set(sums[m][u], self._multiply(sums[m][u].value, code, values))
+
+    def _prepare(self, codes: Expr) -> Expr:
+        return reinterpret(codes, f"int8x{4 * self.lanes}")
+
+    @abstractmethod
+    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr: ...
+
+
+class _Vpdpbusd(_X86Dot):
+    """AVX-512 VNNI: unsigned codes by signed inputs, four products into one int32 without saturation."""
+
+    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
+        return intrinsic(f"int32x{self.lanes}", name, accumulator, codes, values)
+
+
+class _Vpmaddubsw(_X86Dot):
+    """AVX2: pairs of products saturate at int16, which codes of up to 7 bits can't reach.
+
+    Two products of a full unsigned code would. |code - 128| * ±input does not: 2 * 128 * 127.
+    """
+
+    def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
+        super().__init__(kernel, level, form)
+        self.bias = 128 if form.bits == 8 else 0
+
+    def _prepare(self, codes: Expr) -> Expr:
+        if not self.bias:
+            return super()._prepare(codes)
+        return self.kernel.let(reinterpret(codes ^ const(128, "uint8x32"), "int8x32"), "signed")
+
+    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr:
+        if self.bias:
+            values = intrinsic("int8x32", "llvm.x86.avx2.psign.b", values, codes)
+            codes = intrinsic("int8x32", "llvm.x86.avx2.psign.b", codes, codes)
+        pairs = intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, values)
+        return accumulator + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, const(1, "int16x16"))
+
+
+class _ArmDot(Dot):
+    stepwise = True
+
+    def to_float(self, value: Expr) -> Expr:
+        if not self.form.shift:
+            return super().to_float(value)
+        return intrinsic(
+            "float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", value, const(self.form.shift, "int32")
+        )
+
+    def _inputs(self, x: Pointer, start: Expr, quads: range) -> list[Expr]:
+        """int32 [4]: registers of four quads each."""
+        return [self.kernel.let(x.load(start + quad, 4), "x") for quad in quads[::4]]
+
+    @staticmethod
+    def _spread(words: list[Expr], place: int) -> Expr:
+        """int8 [16]: one quad of them four times (a lane operand of `sdot`)."""
+        return reinterpret(shuffle(words[place // 4], [place % 4] * 4), "int8x16")
+
+
+class _Sdot(_ArmDot):
+    """Four signed products into one int32; the quad is picked by lane."""
+
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        k = self.kernel
+        for u, unit in enumerate(units):
+            codes = [unpack(unit, quad) for quad in quads]
+            for m, start in enumerate(inputs):
+                words, total = self._inputs(x, start, quads), sums[m][u].value
+                for place, code in enumerate(codes):
+                    arguments = total, code, self._spread(words, place)
+                    total = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", *arguments)
+                k.set(sums[m][u], total)
+
+
+class _Smull(_ArmDot):
+    """Plain NEON: int16 products, added up in int16 as long as they fit, then pairwise."""
+
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        k = self.kernel
+        # A pair of int16 sums must fit int16 too.
+        step = min(32767 // (2 * 127 * self.form.magnitude), len(quads))
+        for u, unit in enumerate(units):
+            codes = [unpack(unit, quad) for quad in quads]
+            for m, start in enumerate(inputs):
+                words, total = self._inputs(x, start, quads), sums[m][u].value
+                for begin in range(0, len(quads), step):
+                    products: list[Expr] = []
+                    for half in (0, 8):
+                        product = None
+                        for place in range(begin, min(begin + step, len(quads))):
+                            pair = (codes[place], self._spread(words, place))
+                            low = [shuffle(v, range(half, half + 8)) for v in pair]
+                            next_product = intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", *low)
+                            product = next_product if product is None else product + next_product
+                        products.append(product)
+                    pairs = intrinsic("int16x8", "llvm.aarch64.neon.addp.v8i16", *products)
+                    total = total + intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
+                k.set(sums[m][u], total)
+
+
+class _Smmla(_ArmDot):
+    """2x8 by 8x2 matrices: two tokens by two rows a register, so two registers a unit and pair of tokens."""
+
+    def new_sums(self, tokens: int, units: int, initial: Sequence[Expr] | None = None) -> list[list[Register]]:
+        k = self.kernel
+        sums: list[list[Register]] = []
+        for m in range(0, tokens, 2):
+            begin = const(0, "int32x4")
+            if initial is not None:
+                pair = [broadcast(initial[m], 4), broadcast(initial[m + 1], 4)]
+                begin = k.let(_concatenated(pair, [0, 1, 4, 5]), "begin")
+            sums += [[k.register(begin, "dot") for _ in range(units)] for _ in range(2)]
+        return sums
+
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        k = self.kernel
+        for u, unit in enumerate(units):
+            quad_codes = [reinterpret(unpack(unit, quad), "int32x4") for quad in quads]
+            # Rows 0 and 1, then rows 2 and 3, with 8 columns each.
+            codes = [
+                [
+                    k.let(reinterpret(_concatenated(quad_codes[q : q + 2], order), "int8x16"), "rows")
+                    for q in range(0, len(quads), 2)
+                ]
+                for order in ([0, 4, 1, 5], [2, 6, 3, 7])
+            ]
+            for m in range(0, len(inputs), 2):
+                words = [self._inputs(x, inputs[m + i], quads) for i in range(2)]
+                tokens = [
+                    reinterpret(_concatenated([words[0][p], words[1][p]], order), "int8x16")
+                    for p in range(len(words[0]))
+                    for order in ([0, 1, 4, 5], [2, 3, 6, 7])
+                ]
+                for i in range(2):
+                    total = sums[m + i][u].value
+                    for pair, code in zip(tokens, codes[i], strict=True):
+                        total = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, pair, code)
+                    k.set(sums[m + i][u], total)
+
+    def rows(self, sums: list[list[Register]]) -> list[list[Expr]]:
+        found = []
+        for m in range(0, len(sums), 2):
+            pairs = [[low.value, high.value] for low, high in zip(sums[m], sums[m + 1], strict=True)]
+            found += [[_concatenated(pair, order) for pair in pairs] for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
+        return found
+
+
+def _concatenated(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
+    """Lanes of two vectors, those of the second counted after those of the first."""
+    from tvm import tirx
+
+    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", i) for i in indices])
+
+
+def dot_for(kernel: Kernel, level: Level, form: CodeForm, tokens: int) -> Dot:
+    """The level's way to multiply so many tokens at once."""
+    if level.dot == "smmla" and tokens % 2:
+        return _Sdot(kernel, level, form)
+    kinds = {"vpdpbusd": _Vpdpbusd, "vpmaddubsw": _Vpmaddubsw, "smull": _Smull, "sdot": _Sdot, "smmla": _Smmla}
+    return kinds[level.dot](kernel, level, form)

@@ -7,47 +7,28 @@ the other along a row, each group's integer dot exact, then one float32 fma a gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from smc.codegen.kernels.builder import Expr, Kernel, Register, broadcast, cast, const, fma, rounded_product
-from smc.codegen.kernels.dot import dot_bias, dot_quad, prepare_codes
+from smc.codegen.kernels.dot import dot_for
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
+from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
     cell,
+    code_form,
     float_codes,
     load_floats,
     load_zeros,
     storage_dtype,
     unpack_quad,
-    unpacked_bits,
-    unsigned_zero,
+    unpacked_zero,
 )
 from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
 from smc.ir import Encoding
 from smc.targets import Level
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How many tokens and row vectors are in registers at once: the kernel's search space.
-
-    Tokens that do not fill a tile are computed one by one, with both row vectors of a block.
-    """
-
-    tokens: int
-    vectors: int
-
-
-def default_tile(encoding: Encoding, level: Level) -> Tile:
-    """A tile that fits the registers: accumulators for every token and part of a vector, two where groups have sums."""
-    if encoding.is_float:
-        return Tile(8, 2) if level.registers >= 32 else Tile(6, 1)
-    if encoding.activation == "none":
-        return Tile(8, 1) if level.registers >= 32 else Tile(2, 1)
-    return Tile(4, 2) if level.registers >= 32 else Tile(2, 1)
 
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
@@ -62,10 +43,33 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
     return _Linear(name, encoding, level, tile or default_tile(encoding, level)).build()
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """As many rows as a register has lanes: which of a pass's row vectors, and the first row in it."""
+
+    vector: int
+    row: int
+
+
+@dataclass(frozen=True)
+class _GroupParts:
+    """What a weight group brings for each unit: scales float32 [lanes] (none where the whole row has one, which the
+    epilogue applies), stored zeros int32 (float32 for float inputs), offsets float32."""
+
+    scales: list[Expr] | None
+    zeros: list[Expr] | None
+    offsets: list[Expr] | None
+
+    def of(self, unit: int) -> _GroupParts:
+        """Those of one unit."""
+        return _GroupParts(*(part and part[unit : unit + 1] for part in (self.scales, self.zeros, self.offsets)))
+
+
 class _Linear:
     def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile) -> None:
         self.encoding, self.level, self.tile = encoding, level, tile
         self.integer = encoding.activation == "i8"
+        self.form = code_form(encoding, level)
         # One scale a row multiplies the finished sum; but offsets, which it must not touch, are in the sum.
         self.row_scale = not encoding.is_float and not isinstance(encoding.group, int) and not encoding.offset
         k = self.k = Kernel(name)
@@ -81,25 +85,20 @@ class _Linear:
         self.tokens, self.columns = k.scalar("tokens"), k.scalar("columns")
         self.x_stride, self.out_stride = k.scalar("x_stride"), k.scalar("out_stride")
         self.flags, self.begin, self.end = k.scalar("flags"), k.scalar("begin"), k.scalar("end")
-        self.parts = ROW_VECTOR // level.lanes
-        self.units: list[tuple[int, int]] = []
-        # What an unpacked code has too much by; stored zeros have it subtracted from themselves.
-        bias = dot_bias(level, unpacked_bits(encoding))
-        self.correction = 0 if encoding.zero == "group" else (unsigned_zero(encoding) or 0) - bias
 
     def build(self) -> Kernel:
         k, step = self.k, self.tile.tokens
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
-        vectors = ROW_BLOCK // ROW_VECTOR
         full = k.let(self.tokens // const(step, "int32"), "full")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
-            first = k.let(cast(block, "int64") * vectors, "first")
-            with k.loop(const(vectors // self.tile.vectors, "int64"), "pass") as index, k.loop(full, "token_tile") as t:
-                vector = k.let(first + index * self.tile.vectors, "vector")
-                self._body(vector, self.tile.vectors, k.let(cast(t * step, "int64")), step)
+            first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
+            passes = const(ROW_BLOCK // self.tile.rows, "int64")
+            with k.loop(passes, "pass") as index, k.loop(full, "token_tile") as t:
+                row = k.let(first + index * self.tile.rows, "row")
+                self._body(row, self.tile.rows, k.let(cast(t * step, "int64")), step)
             with k.loop(self.tokens - full * step, "token", begin=full * step) as t:
-                self._body(first, vectors, k.let(cast(t, "int64")), 1)
+                self._body(first, ROW_BLOCK, k.let(cast(t, "int64")), 1)
         return k
 
     def _group_count(self) -> Expr:
@@ -108,61 +107,80 @@ class _Linear:
             return const(1, "int64")
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
-    # ---- one tile: `count` tokens from `token` on, `vectors` row vectors from `vector` on
+    # ---- one tile: `count` tokens from `token` on, `rows` rows from `row` on
 
-    def _body(self, vector: Expr, vectors: int, token: Expr, count: int) -> None:
+    def _body(self, row: Expr, rows: int, token: Expr, count: int) -> None:
         k, lanes = self.k, self.level.lanes
-        self.units = [(v, p) for v in range(vectors) for p in range(self.parts)]
-        rows = [(token + m) for m in range(count)]
-        accumulators = [[k.register(const(0.0, f"float32x{lanes}"), "acc") for _ in self.units] for _ in range(count)]
+        self.row = row
+        self.vector = k.let(row >> const(4, "int64"), "vector")
+        # Where in its row vector a pass of fewer rows begins.
+        self.first = k.let(row & const(ROW_VECTOR - 1, "int64"), "first") if rows < ROW_VECTOR else const(0, "int64")
+        self.units = [_Unit(r // ROW_VECTOR, r % ROW_VECTOR) for r in range(0, rows, lanes)]
+        self.token_rows = [(token + m) for m in range(count)]
+        self.accumulators = [
+            [k.register(const(0.0, f"float32x{lanes}"), "acc") for _ in self.units] for _ in range(count)
+        ]
         if self.encoding.is_float:
-            self._plain_floats(vector, rows, accumulators)
+            self._plain_floats()
         elif self.integer:
-            self._integers(vector, rows, accumulators)
+            self.dot = dot_for(k, self.level, self.form, count)
+            self._integers()
         else:
-            self._float_inputs(vector, rows, accumulators)
-        self._epilogue(vector, rows, accumulators)
+            self._float_inputs()
+        self._epilogue()
 
-    def _plain_floats(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
+    def _plain_floats(self) -> None:
         k, lanes = self.k, self.level.lanes
         width = k.let(cast(self.columns, "int64"), "width")
-        inputs = [k.let(row * cast(self.x_stride, "int64"), "row") for row in rows]
+        inputs = [k.let(row * cast(self.x_stride, "int64"), "row") for row in self.token_rows]
         with k.loop(width, "column") as column:
-            place = k.let(cell(vector, column, width) * ROW_VECTOR, "place")
+            place = k.let(cell(self.vector, column, width) * ROW_VECTOR + self.first, "place")
             weights = [
-                k.let(load_floats(self.codes, place + v * ROW_VECTOR + p * lanes, lanes), "w") for v, p in self.units
+                k.let(load_floats(self.codes, place + (u.vector * ROW_VECTOR + u.row), lanes), "w") for u in self.units
             ]
             for m, start in enumerate(inputs):
                 x = k.let(self.x.load(start + column), "x")
-                for u, weight in enumerate(weights):
-                    k.set(accumulators[m][u], fma(weight, broadcast(x, lanes), accumulators[m][u].value))
+                for accumulator, weight in zip(self.accumulators[m], weights, strict=True):
+                    k.set(accumulator, fma(weight, broadcast(x, lanes), accumulator.value))
 
     # ---- int8 inputs
 
-    def _integers(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
+    def _integers(self) -> None:
         """Weight groups outside, tiles of a group inside; an integer sum is flushed where either scale changes."""
         encoding, k = self.encoding, self.k
-        token_scale = encoding.activation_group == "token"
         if encoding.group == 16:
             with k.loop(self.tiles, "tile") as tile:
                 for half in range(2):
-                    group = k.let(tile * 2 + half, "group")
-                    sums = self._new_sums(len(rows))
-                    self._add_tile(vector, rows, tile, range(half * 4, half * 4 + 4), sums, half)
-                    self._flush(vector, rows, accumulators, sums, group, None if token_scale else tile)
+                    self._finish_tile(tile, half, self._group_parts(k.let(tile * 2 + half, "group")))
             return
         with self._weight_groups() as (group, tiles_of_group):
-            if token_scale:
-                sums = self._new_sums(len(rows))
+            if encoding.activation_group == "token":
+                totals = [k.register(const(0, "int32"), "total") for _ in self.token_rows]
+                sums = self.dot.new_sums(len(self.token_rows), len(self.units))
                 with tiles_of_group() as tile:
-                    self._add_tile(vector, rows, tile, range(QUADS), sums)
-                self._flush(vector, rows, accumulators, sums, group, None)
+                    for total, amount in zip(totals, self._input_sums(tile), strict=True):
+                        k.set(total, total.value + amount)
+                    self._add_tile(tile, range(QUADS), self.units, sums)
+                finished = [total.value for total in totals]
+                self._flush(range(len(self.units)), sums, finished, None, self._group_parts(group), self._correction())
                 return
-            scales = self._group_scales(vector, group)
+            parts = self._group_parts(group)
             with tiles_of_group() as tile:
-                sums = self._new_sums(len(rows))
-                self._add_tile(vector, rows, tile, range(QUADS), sums)
-                self._flush(vector, rows, accumulators, sums, group, tile, scales)
+                self._finish_tile(tile, None, parts)
+
+    def _finish_tile(self, tile: Expr, half: int | None, parts: _GroupParts) -> None:
+        """A tile, or half of one, whose sums are flushed at once: all units together, or one after the other."""
+        k, correction = self.k, self._correction()
+        quads = range(QUADS) if half is None else range(half * QUADS // 2, (half + 1) * QUADS // 2)
+        totals = self._input_sums(tile, half or 0)
+        initial = [k.let(total * const(-correction, "int32"), "excess") for total in totals] if correction else None
+        x_scales = None if self.encoding.activation_group == "token" else self._input_scales(tile)
+        step = 1 if self.dot.stepwise else len(self.units)
+        for first in range(0, len(self.units), step):
+            units = range(first, first + step)
+            sums = self.dot.new_sums(len(self.token_rows), step, initial)
+            self._add_tile(tile, quads, self.units[first : first + step], sums)
+            self._flush(units, sums, totals, x_scales, parts.of(first) if step == 1 else parts)
 
     @contextmanager
     def _weight_groups(self) -> Iterator[tuple[Expr, Callable[[], AbstractContextManager[Expr]]]]:
@@ -191,163 +209,143 @@ class _Linear:
 
                 yield group, several
 
-    def _new_sums(self, count: int) -> list[tuple[list[Register], Register]]:
-        """For every token: an int32 sum a part, and the sum of its inputs (for zeros)."""
-        k, lanes = self.k, self.level.lanes
+    def _correction(self) -> int:
+        """What every sum has too much, in multiples of its inputs' sum: a constant zero, in the codes' form."""
+        if self.encoding.zero == "group":
+            return 0
+        return (unpacked_zero(self.encoding, self.level) - self.dot.bias) << self.form.shift
+
+    def _x_tile(self, row: Expr, tile: Expr) -> Expr:
+        return row * cast(self.x_stride >> const(5, "int32"), "int64") + tile
+
+    def _input_sums(self, tile: Expr, half: int = 0) -> list[Expr]:
+        """int32: the sum of every token's codes in a tile, or half of one."""
+        per_tile = TILE // sum_group(self.encoding)
         return [
-            ([k.register(const(0, f"int32x{lanes}"), "dot") for _ in self.units], k.register(const(0, "int32"), "sum"))
-            for _ in range(count)
+            self.k.let(self.x_sums.load(self._x_tile(row, tile) * per_tile + half), "total") for row in self.token_rows
         ]
 
-    def _add_tile(
-        self,
-        vector: Expr,
-        rows: list[Expr],
-        tile: Expr,
-        quads: range,
-        sums: list[tuple[list[Register], Register]],
-        half: int = 0,
-    ) -> None:
+    def _input_scales(self, tile: Expr) -> list[Expr]:
+        return [self.k.let(self.x_scales.load(self._x_tile(row, tile)), "x_scale") for row in self.token_rows]
+
+    def _add_tile(self, tile: Expr, quads: range, units: Sequence[_Unit], sums: list[list[Register]]) -> None:
         k, level, encoding = self.k, self.level, self.encoding
-        bits = unpacked_bits(encoding)
-        tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = {v: k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v, p in self.units if p == 0}
-        x_tiles = cast(self.x_stride >> const(5, "int32"), "int64")
-        inputs = [k.let((row * x_tiles + tile) * QUADS, "input") for row in rows]
-        for m, row in enumerate(rows):
-            per_tile = TILE // sum_group(encoding)
-            total = k.let(self.x_sums.load((row * x_tiles + tile) * per_tile + half), "total")
-            k.set(sums[m][1], sums[m][1].value + total)
-            if self.correction:
-                excess = k.let(broadcast(total * const(-self.correction, "int32"), level.lanes), "excess")
-                for dot in sums[m][0]:
-                    k.set(dot, dot.value + excess)
-        for quad in quads:
-            codes = [
-                prepare_codes(k, level, bits, unpack_quad(k, encoding, level, self.codes, places[v], quad, p))
-                for v, p in self.units
-            ]
-            for m, start in enumerate(inputs):
-                x = k.let(self.x.load(start + quad), "x")
-                for u, code in enumerate(codes):
-                    k.set(sums[m][0][u], dot_quad(k, level, bits, sums[m][0][u].value, code, x))
+        places = self._tile_places(tile)
+        inputs = [k.let(self._x_tile(row, tile) * QUADS, "input") for row in self.token_rows]
+
+        def unpack(unit: _Unit, quad: int) -> Expr:
+            return unpack_quad(k, encoding, level, self.codes, places[unit.vector], quad, unit.row)
+
+        self.dot.add(sums, units, unpack, self.x, inputs, quads)
+
+    def _tile_places(self, tile: Expr) -> list[Expr]:
+        """Where in the codes a tile begins, for each row vector of the pass."""
+        tile_bytes = ROW_VECTOR * TILE * self.encoding.bits // 8
+        return [
+            self.k.let(cell(self.vector, tile, self.tiles, v) * tile_bytes + self.first * 4, "place")
+            for v in range(self.units[-1].vector + 1)
+        ]
 
     def _flush(
         self,
-        vector: Expr,
-        rows: list[Expr],
-        accumulators: list[list[Register]],
-        sums: list[tuple[list[Register], Register]],
-        group: Expr,
-        tile: Expr | None,
-        scales: list[Expr] | None = None,
+        units: range,
+        sums: list[list[Register]],
+        totals: list[Expr],
+        x_scales: list[Expr] | None,
+        parts: _GroupParts,
+        correction: int = 0,
     ) -> None:
-        """accumulator += (dot - zero * sum) * weight scale * input scale; a whole row's scale comes in the epilogue."""
-        k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
-        scales = scales if scales is not None else self._group_scales(vector, group)
-        bias = dot_bias(level, unpacked_bits(encoding))
-        stored = self._stored_zeros(vector, group, bias) if encoding.zero == "group" else None
-        offsets = self._group_scales(vector, group, offset=True) if encoding.offset else None
-        x_tiles = cast(self.x_stride >> const(5, "int32"), "int64")
-        for m, row in enumerate(rows):
-            dots, total = sums[m]
-            x_scale = k.let(self.x_scales.load(row * x_tiles + tile), "x_scale") if tile is not None else None
-            for u in range(len(self.units)):
-                dot = dots[u].value
-                if stored is not None:
-                    dot = dot - stored[u] * broadcast(total.value, lanes)
-                factor = scales[u] if scales else None
+        """accumulator += (dot - zero * total) * weight scale * input scale; a row's own scale comes in the epilogue."""
+        k, lanes = self.k, self.level.lanes
+        for m, dots in enumerate(self.dot.rows(sums)):
+            total, x_scale = totals[m], x_scales[m] if x_scales is not None else None
+            for u, (unit, dot) in enumerate(zip(units, dots, strict=True)):
+                accumulator = self.accumulators[m][unit]
+                if correction:
+                    dot = dot - broadcast(total * const(correction, "int32"), lanes)
+                if parts.zeros is not None:
+                    dot = dot - parts.zeros[u] * broadcast(total, lanes)
+                factor = parts.scales[u] if parts.scales is not None else None
                 if x_scale is not None:
                     spread = broadcast(x_scale, lanes)
                     factor = spread if factor is None else factor * spread
-                value = cast(dot, f"float32x{lanes}")
-                old = accumulators[m][u].value
-                k.set(accumulators[m][u], value + old if factor is None else fma(value, factor, old))
-                if offsets is not None:
-                    amount = cast(total.value, "float32")
+                value, old = self.dot.to_float(dot), accumulator.value
+                k.set(accumulator, value + old if factor is None else fma(value, factor, old))
+                if parts.offsets is not None:
+                    amount = cast(total, "float32")
                     amount = amount if x_scale is None else amount * x_scale
-                    k.set(
-                        accumulators[m][u], fma(offsets[u], broadcast(k.let(amount), lanes), accumulators[m][u].value)
-                    )
+                    k.set(accumulator, fma(parts.offsets[u], broadcast(k.let(amount), lanes), accumulator.value))
 
     # ---- scales and zeros
 
-    def _group_scales(self, vector: Expr, group: Expr, offset: bool = False) -> list[Expr]:
-        """float32 [lanes] for every unit; empty where the whole row has one scale, which the epilogue applies."""
-        if self.row_scale:
-            return []
-        return [self._scale((vector, v), group, p, offset) for v, p in self.units]
+    def _group_parts(self, group: Expr) -> _GroupParts:
+        encoding, zeros = self.encoding, None
+        if encoding.zero == "group":
+            bias = -self.form.offset + (self.dot.bias if self.integer else 0)
+            zeros = [self._stored_zero(unit, group, bias) for unit in self.units]
+        return _GroupParts(
+            None if self.row_scale else [self._scale(unit, group) for unit in self.units],
+            zeros,
+            [self._scale(unit, group, offset=True) for unit in self.units] if encoding.offset else None,
+        )
 
-    def _scale(self, place: tuple[Expr, int], group: Expr, part: int, offset: bool = False) -> Expr:
-        lanes = self.level.lanes
-        vector, v = place
-        index = cell(vector, group, self.groups, v) * ROW_VECTOR + part * lanes
+    def _scale(self, unit: _Unit, group: Expr, offset: bool = False) -> Expr:
+        index = cell(self.vector, group, self.groups, unit.vector) * ROW_VECTOR + (self.first + unit.row)
         if offset:
             # Offsets follow the scales of all row vectors; out_stride is the number of padded rows.
             index = index + cast(self.out_stride, "int64") * self.groups
-        return self.k.let(load_floats(self.scales, index, lanes), "scale")
+        return self.k.let(load_floats(self.scales, index, self.level.lanes), "scale")
 
-    def _stored_zeros(self, vector: Expr, group: Expr, bias: int) -> list[Expr]:
-        zeros = []
-        for v, p in self.units:
-            zero = load_zeros(self.encoding, self.level, self.zeros, (vector, v), self.groups, group, p)
-            zeros.append(self.k.let(zero - const(bias, f"int32x{self.level.lanes}") if bias else zero, "zero"))
-        return zeros
+    def _stored_zero(self, unit: _Unit, group: Expr, bias: int) -> Expr:
+        """int32 [lanes], in the form of the integer sums: less the bias that codes have, shifted as they are."""
+        one, lanes = const(1, "int64"), self.level.lanes
+        cells = [
+            cell(self.vector, group, self.groups, unit.vector),
+            cell(self.vector, group >> one, (self.groups + one) >> one, unit.vector),
+        ]
+        zero = load_zeros(self.encoding, self.level, self.zeros, cells, self.first + unit.row, group)
+        zero = zero - const(bias, f"int32x{lanes}") if bias else zero
+        if self.integer and self.form.shift:
+            zero = zero << const(self.form.shift, f"int32x{lanes}")
+        return self.k.let(zero, "zero")
 
     # ---- float inputs, quantized weights
 
-    def _float_inputs(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
+    def _float_inputs(self) -> None:
         k = self.k
         if self.encoding.group == 16:
             with k.loop(self.tiles, "tile") as tile:
                 for half in range(2):
-                    group = k.let(tile * 2 + half, "group")
-                    partial = self._new_partial(len(rows))
-                    zeros = self._float_zeros(vector, group)
-                    self._add_float_tile(vector, rows, tile, range(half * 4, half * 4 + 4), partial, zeros)
-                    self._flush_floats(vector, accumulators, partial, group)
+                    parts, partial = self._group_parts(k.let(tile * 2 + half, "group")), self._new_partial()
+                    self._add_float_tile(tile, range(half * 4, half * 4 + 4), partial, parts)
+                    self._flush_floats(partial, parts)
             return
         with self._weight_groups() as (group, tiles_of_group):
-            partial = self._new_partial(len(rows))
-            zeros = self._float_zeros(vector, group)
+            parts, partial = self._group_parts(group), self._new_partial()
             with tiles_of_group() as tile:
-                self._add_float_tile(vector, rows, tile, range(QUADS), partial, zeros)
-            self._flush_floats(vector, accumulators, partial, group)
+                self._add_float_tile(tile, range(QUADS), partial, parts)
+            self._flush_floats(partial, parts)
 
-    def _new_partial(self, count: int) -> list[tuple[list[Register], Register]]:
-        k, lanes = self.k, self.level.lanes
+    def _new_partial(self) -> list[tuple[list[Register], Register]]:
+        """For every token: a float32 sum a unit, and the sum of its inputs."""
+        k, zero = self.k, const(0.0, f"float32x{self.level.lanes}")
         return [
-            (
-                [k.register(const(0.0, f"float32x{lanes}"), "part") for _ in self.units],
-                k.register(const(0.0, "float32"), "sum"),
-            )
-            for _ in range(count)
+            ([k.register(zero, "part") for _ in self.units], k.register(const(0.0, "float32"), "sum"))
+            for _ in self.token_rows
         ]
 
-    def _float_zeros(self, vector: Expr, group: Expr) -> list[Expr] | None:
-        if self.encoding.zero != "group":
-            return None
-        lanes = self.level.lanes
-        return [self.k.let(cast(zero, f"float32x{lanes}"), "zero") for zero in self._stored_zeros(vector, group, 0)]
-
     def _add_float_tile(
-        self,
-        vector: Expr,
-        rows: list[Expr],
-        tile: Expr,
-        quads: range,
-        partial: list[tuple[list[Register], Register]],
-        zeros: list[Expr] | None,
+        self, tile: Expr, quads: range, partial: list[tuple[list[Register], Register]], parts: _GroupParts
     ) -> None:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
-        tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
-        places = {v: k.let(cell(vector, tile, self.tiles, v) * tile_bytes, "place") for v, p in self.units if p == 0}
-        inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in rows]
+        places = self._tile_places(tile)
+        inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in self.token_rows]
+        zeros = [k.let(cast(zero, f"float32x{lanes}"), "zero") for zero in parts.zeros or []]
         for quad in quads:
-            codes = [unpack_quad(k, encoding, level, self.codes, places[v], quad, p) for v, p in self.units]
+            codes = [unpack_quad(k, encoding, level, self.codes, places[u.vector], quad, u.row) for u in self.units]
             for column in range(4):
                 values = [float_codes(k, encoding, level, code, column) for code in codes]
-                if zeros is not None:
+                if zeros:
                     values = [k.let(value - zero) for value, zero in zip(values, zeros, strict=True)]
                 for m, start in enumerate(inputs):
                     x = k.let(self.x.load(start + (quad * 4 + column)), "x")
@@ -356,37 +354,27 @@ class _Linear:
                     for u, value in enumerate(values):
                         k.set(partial[m][0][u], fma(value, broadcast(x, lanes), partial[m][0][u].value))
 
-    def _flush_floats(
-        self,
-        vector: Expr,
-        accumulators: list[list[Register]],
-        partial: list[tuple[list[Register], Register]],
-        group: Expr,
-    ) -> None:
+    def _flush_floats(self, partial: list[tuple[list[Register], Register]], parts: _GroupParts) -> None:
         k, lanes = self.k, self.level.lanes
-        scales = self._group_scales(vector, group)
-        offsets = self._group_scales(vector, group, offset=True) if self.encoding.offset else None
-        for m, (parts, total) in enumerate(partial):
-            for u, part in enumerate(parts):
-                accumulator = accumulators[m][u]
-                k.set(
-                    accumulator,
-                    fma(part.value, scales[u], accumulator.value) if scales else part.value + accumulator.value,
-                )
-                if offsets is not None:
-                    k.set(accumulator, fma(offsets[u], broadcast(total.value, lanes), accumulator.value))
+        for m, (registers, total) in enumerate(partial):
+            for u, part in enumerate(registers):
+                accumulator = self.accumulators[m][u]
+                scaled = part.value + accumulator.value
+                k.set(accumulator, fma(part.value, parts.scales[u], accumulator.value) if parts.scales else scaled)
+                if parts.offsets is not None:
+                    k.set(accumulator, fma(parts.offsets[u], broadcast(total.value, lanes), accumulator.value))
 
     # ---- epilogue
 
-    def _epilogue(self, vector: Expr, rows: list[Expr], accumulators: list[list[Register]]) -> None:
-        k, encoding, lanes = self.k, self.encoding, self.level.lanes
-        token_scale = self.integer and encoding.activation_group == "token"
+    def _epilogue(self) -> None:
+        k, lanes = self.k, self.level.lanes
+        token_scale = self.integer and self.encoding.activation_group == "token"
         stride = k.let(cast(self.out_stride, "int64"), "stride")
-        for u, (v, p) in enumerate(self.units):
-            place = k.let((vector + v) * ROW_VECTOR + p * lanes, "row")
-            scale = self._scale((vector, v), const(0, "int64"), p) if self.row_scale else None
-            for m, row in enumerate(rows):
-                accumulator = accumulators[m][u]
+        for u, unit in enumerate(self.units):
+            place = k.let(self.row + (unit.vector * ROW_VECTOR + unit.row), "row")
+            scale = self._scale(unit, const(0, "int64")) if self.row_scale else None
+            for m, row in enumerate(self.token_rows):
+                accumulator = self.accumulators[m][u]
                 if scale is not None:
                     k.set(accumulator, rounded_product(accumulator.value, scale))
                 if token_scale:
@@ -394,11 +382,11 @@ class _Linear:
                     k.set(accumulator, rounded_product(accumulator.value, spread))
             with k.when((self.flags & const(HAS_BIAS, "int32")) != const(0, "int32")):
                 bias = k.let(self.bias.load(place, lanes), "bias")
-                for m in range(len(rows)):
-                    k.set(accumulators[m][u], accumulators[m][u].value + bias)
+                for accumulators in self.accumulators:
+                    k.set(accumulators[u], accumulators[u].value + bias)
             with k.when((self.flags & const(ACCUMULATE, "int32")) != const(0, "int32")):
-                for m, row in enumerate(rows):
+                for m, row in enumerate(self.token_rows):
                     old = self.out.load(row * stride + place, lanes)
-                    k.set(accumulators[m][u], old + accumulators[m][u].value)
-            for m, row in enumerate(rows):
-                k.store(self.out, row * stride + place, accumulators[m][u].value)
+                    k.set(self.accumulators[m][u], old + self.accumulators[m][u].value)
+            for m, row in enumerate(self.token_rows):
+                k.store(self.out, row * stride + place, self.accumulators[m][u].value)

@@ -25,7 +25,7 @@ from smc.codegen.kernels.builder import (
 )
 from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype
-from smc.codegen.layout import ROW_VECTOR, TILE, planes
+from smc.codegen.layout import ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
 
 LANES = 16
@@ -226,7 +226,7 @@ def quantize_tokens_kernel(name: str, form: Form) -> Kernel:
     return k
 
 
-def embedding_kernel(name: str, encoding: Encoding) -> Kernel:
+def embedding_kernel(name: str, encoding: Encoding, family: str) -> Kernel:
     """int32_t name(tokens, codes, scales, zeros, out, rows, columns, stride, begin, end): rows of the packed table.
 
     out: float32 [tokens, stride], the padding set to 0. rows: padded rows of the table, columns: its true width.
@@ -250,7 +250,7 @@ def embedding_kernel(name: str, encoding: Encoding) -> Kernel:
                     value = reinterpret(cast(value, "uint32") << const(16, "uint32"), "float32")
                 k.store(out, start + column, cast(value, "float32"))
         else:
-            _decode_row(k, encoding, codes, scales, zeros, out, vector, lane, start, width, cast(rows, "int64"))
+            _decode_row(k, encoding, family, codes, scales, zeros, out, vector, lane, start, width, cast(rows, "int64"))
         with k.loop(stride64 - width, "column", begin=width) as column:
             k.store(out, start + column, const(0.0, "float32"))
     return k
@@ -259,6 +259,7 @@ def embedding_kernel(name: str, encoding: Encoding) -> Kernel:
 def _decode_row(
     k: Kernel,
     encoding: Encoding,
+    family: str,
     codes: Pointer,
     scales: Pointer,
     zeros: Pointer,
@@ -289,6 +290,8 @@ def _decode_row(
                 code = piece if code is None else code | piece
                 plane_base += width_bits * VECTOR_BYTES
                 low += width_bits
+            if bias := stored_bias(encoding, family):
+                code = code ^ const(bias, "int32x4")
             group = k.let(column // size, "group") if size else const(0, "int64")
             index = k.let(cell(vector, group, groups) * ROW_VECTOR + lane, "index")
             scale = broadcast(k.let(_scalar_float(scales, index), "scale"), 4)

@@ -125,7 +125,7 @@ class EmbeddingKernel:
         """The kernel for a level."""
         from smc.codegen.kernels.rows import embedding_kernel
 
-        return embedding_kernel(symbol, self.encoding)
+        return embedding_kernel(symbol, self.encoding, level.family)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Unpack: encoding → lanes. Reads packed bytes and gives codes, scales and zeros as vectors, knowing no machine's dot.
 
-A *part* is as many of a row vector's 16 rows as a machine's register has float lanes.
+A *unit* is as many of a row vector's 16 rows as a machine's register has float lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from smc.codegen.kernels.builder import (
     Expr,
@@ -14,11 +15,10 @@ from smc.codegen.kernels.builder import (
     broadcast,
     cast,
     const,
-    intrinsic,
     reinterpret,
-    vector_constant,
 )
-from smc.codegen.layout import ROW_VECTOR, planes
+from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
+from smc.codegen.layout import ROW_VECTOR, planes, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -36,82 +36,111 @@ def cell(vector: Expr, index: Expr, count: Expr, offset: int = 0) -> Expr:
     return ((vector >> one) * count + index) * 2 + (vector & one) + offset
 
 
-def unsigned_zero(encoding: Encoding) -> int | None:
-    """The constant that the unpacked codes of value 0 have; None where zeros are stored or there is an offset."""
+@dataclass(frozen=True)
+class CodeForm:
+    """What unpacked bytes say: byte = (code or level + offset) << shift, in `bits` bits, signed or not."""
+
+    bits: int
+    offset: int
+    shift: int
+    signed: bool
+
+    @property
+    def dtype(self) -> str:
+        """Of a byte."""
+        return "int8" if self.signed else "uint8"
+
+    @property
+    def magnitude(self) -> int:
+        """The largest absolute value of a byte."""
+        return (1 << (self.bits - self.signed)) << self.shift
+
+
+def code_form(encoding: Encoding, level: Level) -> CodeForm:
+    """What `unpack_quad` gives on a level."""
+    signed = level.family == "arm64"
     if encoding.levels is not None:
-        return 128
-    return encoding.zero if isinstance(encoding.zero, int) else None
+        if encoding.grid == "i8":
+            return CodeForm(8, 0 if signed else 128, 0, signed)
+        return CodeForm(encoding.bits, 0, 0, signed=False)
+    if not signed:
+        return CodeForm(encoding.bits, 0, 0, signed=False)
+    # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
+    shift = 0 if level.dot == "smull" and encoding.activation == "i8" else 8 - encoding.bits
+    return CodeForm(encoding.bits, -stored_bias(encoding, level.family), shift, signed=True)
 
 
-def unpacked_bits(encoding: Encoding) -> int:
-    """How many bits the unpacked codes use: levels become level + 128."""
-    return 8 if encoding.levels is not None else encoding.bits
+def unpacked_zero(encoding: Encoding, level: Level) -> int:
+    """The unpacked code, not shifted, of value 0; 0 where zeros are stored, which have the offset added themselves."""
+    if encoding.zero == "group":
+        return 0
+    zero = encoding.zero if isinstance(encoding.zero, int) and encoding.levels is None else 0
+    return zero + code_form(encoding, level).offset
 
 
 def unpack_quad(
-    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, part: int
+    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, row: int
 ) -> Expr:
-    """Unsigned codes (levels: level + 128) of one quad of a tile: uint8 [4 * lanes], row by row.
+    """One quad of a tile for the rows of a unit: bytes in the level's `code_form` [4 * lanes], row by row.
 
-    tile: byte offset (int64) of the tile in `codes`. The loads of one packed vector are merged by LLVM.
+    tile: byte offset (int64) of the tile in `codes`, row: the unit's first in the row vector. The loads of one packed
+    vector are merged by LLVM.
     """
-    lanes = 4 * level.lanes
+    lanes, form = 4 * level.lanes, code_form(encoding, level)
+    # Sign extension needs the code at the top, an index and an unsigned code need it at the bottom.
+    bottom = 8 - encoding.bits if form.signed and encoding.levels is None else 0
     code, base, low = None, 0, 0
     for width in planes(encoding.bits):
         per_byte = 8 // width
-        offset = base + quad // per_byte * VECTOR_BYTES + part * lanes
-        plane = codes.load(tile + offset, lanes)
-        shift = quad % per_byte * width
-        if shift:
-            plane = plane >> const(shift, f"uint8x{lanes}")
-        if shift + width < 8:
-            plane = plane & const((1 << width) - 1, f"uint8x{lanes}")
-        if low:
-            plane = plane << const(low, f"uint8x{lanes}")
+        plane = codes.load(tile + (base + quad // per_byte * VECTOR_BYTES + row * 4), lanes)
+        plane = _bit_field(plane, quad % per_byte * width, width, bottom + low)
         code = plane if code is None else code | plane
         base += width * VECTOR_BYTES
         low += width
     assert code is not None
+    if form.signed and encoding.levels is None:
+        code = reinterpret(code, f"int8x{lanes}")
+        if bottom > form.shift:
+            code = code >> const(bottom - form.shift, f"int8x{lanes}")
     if encoding.levels is not None and encoding.grid == "i8":
-        code = _lookup_bytes(encoding.levels, code, level)
+        code = lookup_bytes([int(v) + form.offset for v in encoding.levels], code, level, form.dtype)
     return kernel.let(code, "code")
 
 
-def _lookup_bytes(levels: tuple[float, ...], code: Expr, level: Level) -> Expr:
-    """level + 128 of every code, by a byte shuffle in each 128-bit lane."""
-    table = [int(v) + 128 for v in levels] + [0] * (16 - len(levels))
-    halves = [int.from_bytes(bytes(table[i : i + 8]), "little", signed=True) for i in (0, 8)]
-    lanes = 4 * level.lanes
-    vector = reinterpret(vector_constant(halves * (lanes // 16), "int64"), f"int8x{lanes}")
-    name = "llvm.x86.avx512.pshuf.b.512" if lanes == 64 else "llvm.x86.avx2.pshuf.b"
-    return reinterpret(intrinsic(f"int8x{lanes}", name, vector, reinterpret(code, f"int8x{lanes}")), f"uint8x{lanes}")
+def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:
+    """Bits begin…begin+width of every byte moved to bit `to`, the others 0."""
+    lanes = int(str(value.dtype if not hasattr(value, "ty") else value.ty.dtype).partition("x")[2])
+    dtype = f"uint8x{lanes}"
+    if to > begin:
+        value = value << const(to - begin, dtype)
+        alone = begin == 0 and to + width == 8
+    elif to < begin:
+        value = value >> const(begin - to, dtype)
+        alone = to == 0 and begin + width == 8
+    else:
+        alone = width == 8
+    return value if alone else value & const(((1 << width) - 1) << to, dtype)
 
 
 def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, column: int) -> Expr:
     """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, less its constant zero."""
-    lanes, zero = level.lanes, unsigned_zero(encoding) or 0
-    word = reinterpret(code, f"int32x{lanes}") >> const(8 * column, f"int32x{lanes}")
+    lanes, form, zero = level.lanes, code_form(encoding, level), unpacked_zero(encoding, level)
+    vector = f"int32x{lanes}"
+    word = reinterpret(code, vector)
+    if form.signed:
+        if column < 3:
+            word = word << const(24 - 8 * column, vector)
+        number = word >> const(24 + form.shift, vector)
+        number = number - const(zero, vector) if zero else number
+        return kernel.let(cast(number, f"float32x{lanes}"), "value")
+    index = word >> const(8 * column, vector)
     if encoding.levels is not None and encoding.grid != "i8":
-        return kernel.let(_lookup_floats(encoding.levels, word, level), "value")
+        return kernel.let(lookup_floats(encoding.levels, index, level), "value")
     if encoding.levels is None and 1 << encoding.bits <= lanes:
         # One lookup instead of mask, subtraction and conversion.
         values = [float(code - zero) for code in range(1 << encoding.bits)]
-        return kernel.let(_lookup_floats(values, word, level), "value")
-    index = (word & const(255, f"int32x{lanes}")) - const(zero, f"int32x{lanes}")
-    return kernel.let(cast(index, f"float32x{lanes}"), "value")
-
-
-def _lookup_floats(levels: Sequence[float], index: Expr, level: Level) -> Expr:
-    """float32 [lanes]: at most 16 levels looked up; only the lowest 3 or 4 bits of an index count."""
-    name = "llvm.x86.avx512.permvar.sf.512" if level.lanes == 16 else "llvm.x86.avx2.permps"
-    values = [*levels, *[0.0] * (16 - len(levels))]
-    tables = [vector_constant(values[i : i + level.lanes], "float32") for i in range(0, len(levels), level.lanes)]
-    found = [intrinsic(f"float32x{level.lanes}", name, table, index) for table in tables]
-    if len(found) == 1:
-        return found[0]
-    # The sign bit of the mask selects: bit 3 of the index moved there.
-    mask = reinterpret(index << const(28, "int32x8"), "float32x8")
-    return intrinsic("float32x8", "llvm.x86.avx.blendv.ps.256", *found, mask)
+        return kernel.let(lookup_floats(values, index, level), "value")
+    return kernel.let(cast((index & const(255, vector)) - const(zero, vector), f"float32x{lanes}"), "value")
 
 
 def load_floats(pointer: Pointer, index: Expr, lanes: int) -> Expr:
@@ -130,18 +159,12 @@ def storage_dtype(name: str) -> str:
 
 
 def load_zeros(
-    encoding: Encoding, level: Level, zeros: Pointer, place: tuple[Expr, int], groups: Expr, group: Expr, part: int
+    encoding: Encoding, level: Level, zeros: Pointer, cells: Sequence[Expr], rows: Expr, group: Expr
 ) -> Expr:
-    """int32 [lanes]: the stored zeros of a group. place: row vector (int64) and offset, groups: of a row (int64)."""
-    vector, offset = place
+    """int32 [lanes]: the stored zeros of a group. cells: of the group, and of its pair; rows: the unit's place there."""
     lanes = level.lanes
     if encoding.zero_bits == 8:
-        stored = zeros.load(cell(vector, group, groups, offset) * ROW_VECTOR + part * lanes, lanes)
-        return cast(stored, f"int32x{lanes}")
-    one = const(1, "int64")
-    pairs = (groups + one) >> one
-    stored = cast(
-        zeros.load(cell(vector, group >> one, pairs, offset) * ROW_VECTOR + part * lanes, lanes), f"int32x{lanes}"
-    )
-    shift = cast((group & one) * const(4, "int64"), "int32")
+        return cast(zeros.load(cells[0] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
+    stored = cast(zeros.load(cells[1] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
+    shift = cast((group & const(1, "int64")) * const(4, "int64"), "int32")
     return (stored >> broadcast(shift, lanes)) & const(15, f"int32x{lanes}")

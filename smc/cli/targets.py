@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from smc.targets import Target
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def targets(as_json: bool) -> None:
-    """List the machines that smc compiles for.
+    """List the machines that smc compiles for, and where what it makes has been run.
 
     An artifact brings machine code for the feature levels listed; the best one that the CPU has is picked when the
-    artifact is loaded.
+    artifact is loaded. A device is a target whose artifacts bring the one level that it needs.
 
     \b
     Example:
@@ -22,21 +26,38 @@ def targets(as_json: bool) -> None:
     from smc.targets import TARGETS
 
     if as_json:
-        described = {
-            name: {
-                "description": target.description,
-                "machine": target.machine,
-                "system": target.system,
-                "triple": target.llvm_triple,
-                "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
-            }
-            for name, target in TARGETS.items()
-        }
-        click.echo(json.dumps(described, indent=2))
+        click.echo(json.dumps({name: _described(target) for name, target in TARGETS.items()}, indent=2))
         return
-    for target in TARGETS.values():
+    kinds = [target for target in TARGETS.values() if target.cpu is None]
+    for target in kinds:
         click.echo(f"{click.style(target.name, bold=True)}: {target.description} ({target.llvm_triple})")
         width = max(len(level.name) for level in target.levels)
         for level in target.levels:
             click.echo(f"  {level.name.ljust(width)}  {' '.join(level.features)}")
+        click.echo(f"  makes: {_makes(target)}")
+        click.echo(f"  run:   {target.tested}")
     click.echo(f"{click.style('native', bold=True)}: this machine's own CPU")
+    click.echo("devices:")
+    devices = [target for target in TARGETS.values() if target.cpu is not None]
+    width = max(len(target.name) for target in devices)
+    for target in devices:
+        name = click.style(target.name.ljust(width), bold=True)
+        levels = ", ".join(level.name for level in target.levels)
+        click.echo(f"  {name}  {levels.ljust(7)}  {target.description}; run: {target.tested}")
+
+
+def _makes(target: Target) -> str:
+    return "artifacts, standalone executables" if target.executable_target else "artifacts"
+
+
+def _described(target: Target) -> dict[str, Any]:
+    return {
+        "description": target.description,
+        "machine": target.machine,
+        "system": target.system,
+        "cpu": target.cpu,
+        "triple": target.llvm_triple,
+        "standalone": target.executable_target is not None,
+        "tested": target.tested,
+        "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
+    }

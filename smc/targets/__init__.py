@@ -9,13 +9,15 @@ import difflib
 import platform
 
 from smc.errors import InputError
-from smc.targets.arm import ARM64
+from smc.targets.arm import ARM64, ARM64_ANDROID, ARM64_MACOS
+from smc.targets.devices import DEVICES
 from smc.targets.target import Level, Target
 from smc.targets.x86 import X86_64
 
 __all__ = ["TARGETS", "Level", "Target", "find_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (X86_64, ARM64)}
+TARGETS: dict[str, Target] = {target.name: target for target in (X86_64, ARM64, ARM64_ANDROID, ARM64_MACOS, *DEVICES)}
+"""Targets for whole kinds of machines first, those for single devices behind them."""
 
 
 def find_target(name: str) -> Target:

@@ -19,5 +19,31 @@ ARM64 = Target(
     system="Linux",
     llvm_triple="aarch64-linux-gnu",
     zig_target="aarch64-linux-gnu.2.17",
+    executable_target="aarch64-linux-musl",
     levels=(I8MM, DOTPROD, NEON),
+    tested="every level under qemu's emulation (Cortex-A53, Cortex-A76, max), never on a board",
+)
+
+ARM64_ANDROID = Target(
+    name="arm64-android",
+    description="Android 7 and later on 64-bit ARM; the executable is for adb shell and Termux",
+    machine="aarch64",
+    system="Android",
+    llvm_triple="aarch64-linux-android24",  # unlike Linux, Android keeps register x18 to itself
+    zig_target="aarch64-linux-android",
+    executable_target="aarch64-linux-musl",
+    levels=(I8MM, DOTPROD, NEON),
+    tested="the executable under qemu's emulation, never on a phone; the library is only linked",
+)
+
+ARM64_MACOS = Target(
+    name="arm64-macos",
+    description="macOS 11 and later on Apple silicon",
+    machine="arm64",
+    system="Darwin",
+    llvm_triple="arm64-apple-macos11",
+    zig_target="aarch64-macos.11.0",
+    executable_target=None,
+    levels=(I8MM, DOTPROD, NEON),
+    tested="only linked, never run",
 )

@@ -29,6 +29,9 @@ class Target:
 
     machine, system: as `platform.machine()` and `platform.system()` say it there. llvm_triple: for kernels.
     zig_target: for the engine and the link, with the oldest C library that must do.
+    executable_target: the same for a static executable; None where there is none and an artifact is a library only.
+    tested: what of it has been run, and where: shown to people, so nothing but the truth.
+    cpu: whose tuning records fit best, by LLVM's name; None for a target of many CPUs.
     The last level is the floor: a CPU without it can't run the artifact. All levels are of one family.
     """
 
@@ -38,7 +41,10 @@ class Target:
     system: str
     llvm_triple: str
     zig_target: str
+    executable_target: str | None
     levels: tuple[Level, ...]
+    tested: str
+    cpu: str | None = None
 
     @property
     def family(self) -> str:

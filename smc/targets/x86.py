@@ -17,5 +17,7 @@ X86_64 = Target(
     system="Linux",
     llvm_triple="x86_64-linux-gnu",
     zig_target="x86_64-linux-gnu.2.17",
+    executable_target="x86_64-linux-musl",
     levels=(AVX512_VNNI, AVX2),
+    tested="both levels on an AMD Zen 5, avx2 also under qemu's emulation of a Haswell",
 )

@@ -73,7 +73,9 @@ def compile_module(
         try:
             with stages("write weights") as report:
                 weights_hash = writer.stream(
-                    "weights", table.total_bytes, lambda member: write_weights(plan, table, member, report)
+                    "weights",
+                    table.total_bytes,
+                    lambda member: write_weights(plan, table, machine.family, member, report),
                 )
             with stages("link"):
                 host = work / "program.c"

@@ -34,7 +34,8 @@ def _levels() -> list[Any]:
     """All levels; those of another CPU are emulated: one in the fast tests, as it has the others' instructions too."""
     native = list(TARGETS["x86-64"].levels)
     emulated = [
-        pytest.param(level, marks=[pytest.mark.arm64] if level.name != "i8mm" else []) for level in TARGETS["arm64"].levels
+        pytest.param(level, marks=[pytest.mark.arm64] if level.name != "i8mm" else [])
+        for level in TARGETS["arm64"].levels
     ]
     return [*native, *emulated]
 

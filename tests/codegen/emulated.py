@@ -14,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 
 from smc.codegen.kernels.builder import Kernel
-from smc.codegen.layout import padded
 from smc.targets import Level
 from tests.codegen.kernels import C_TYPES
 

@@ -21,7 +21,10 @@ from tests.codegen.kernels import Matrix, guarded, random_tensor
 def test_rows_are_decoded(build: Any, level: Level, encoding: Encoding) -> None:
     kernel = build(level, embedding_kernel("embedding", encoding, level.family))["embedding"]
     for rows, columns, extreme in ((33, 80, False), (1, 8, True), (50, 341, True), (64, 576, False), (20, 577, False)):
-        matrix, stride = Matrix(random_tensor(encoding, rows, columns, rows, extreme), level.family), padded(columns, 32)
+        matrix, stride = (
+            Matrix(random_tensor(encoding, rows, columns, rows, extreme), level.family),
+            padded(columns, 32),
+        )
         tokens = guarded(np.array([rows - 1, 0, rows // 2, rows // 2, rows // 3], np.int32))
         out = guarded(np.full((5, stride), np.nan, np.float32))
         for begin, end in ((0, 2), (2, 5)):

@@ -70,6 +70,11 @@ def shuffle(value: Expr, indices: Sequence[int]) -> Expr:
     return tirx.Shuffle([value], [tirx.IntImm("int32", i) for i in indices])
 
 
+def shuffle_pair(pair: Sequence[Expr], indices: Sequence[int]) -> Expr:
+    """Lanes of two vectors alike, those of the second counted after those of the first."""
+    return tirx.Shuffle(list(pair), [tirx.IntImm("int32", i) for i in indices])
+
+
 def vector_constant(values: Sequence[float], dtype: str) -> Expr:
     """A vector constant with lanes of its own, from scalars of `dtype`."""
     return tirx.Shuffle([tirx.const(v, dtype) for v in values], [tirx.IntImm("int32", i) for i in range(len(values))])

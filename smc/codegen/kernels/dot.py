@@ -10,7 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, Register, broadcast, const, intrinsic, reinterpret, shuffle
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Pointer,
+    Register,
+    broadcast,
+    cast,
+    const,
+    intrinsic,
+    reinterpret,
+    shuffle,
+    shuffle_pair,
+)
 from smc.codegen.kernels.unpack import CodeForm
 from smc.targets import Level
 
@@ -56,8 +68,6 @@ class Dot(ABC):
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [lanes] of finished sums, less the codes' shift."""
-        from smc.codegen.kernels.builder import cast
-
         assert self.form.shift == 0
         return cast(value, f"float32x{self.lanes}")
 
@@ -206,7 +216,7 @@ class _Smmla(_ArmDot):
             begin = const(0, "int32x4")
             if initial is not None:
                 pair = [broadcast(initial[m], 4), broadcast(initial[m + 1], 4)]
-                begin = k.let(_concatenated(pair, [0, 1, 4, 5]), "begin")
+                begin = k.let(shuffle_pair(pair, [0, 1, 4, 5]), "begin")
             sums += [[k.register(begin, "dot") for _ in range(units)] for _ in range(2)]
         return sums
 
@@ -225,7 +235,7 @@ class _Smmla(_ArmDot):
             # Rows 0 and 1, then rows 2 and 3, with 8 columns each.
             codes = [
                 [
-                    k.let(reinterpret(_concatenated(quad_codes[q : q + 2], order), "int8x16"), "rows")
+                    k.let(reinterpret(shuffle_pair(quad_codes[q : q + 2], order), "int8x16"), "rows")
                     for q in range(0, len(quads), 2)
                 ]
                 for order in ([0, 4, 1, 5], [2, 6, 3, 7])
@@ -233,7 +243,7 @@ class _Smmla(_ArmDot):
             for m in range(0, len(inputs), 2):
                 words = [self._inputs(x, inputs[m + i], quads) for i in range(2)]
                 tokens = [
-                    reinterpret(_concatenated([words[0][p], words[1][p]], order), "int8x16")
+                    reinterpret(shuffle_pair([words[0][p], words[1][p]], order), "int8x16")
                     for p in range(len(words[0]))
                     for order in ([0, 1, 4, 5], [2, 3, 6, 7])
                 ]
@@ -247,20 +257,21 @@ class _Smmla(_ArmDot):
         found = []
         for m in range(0, len(sums), 2):
             pairs = [[low.value, high.value] for low, high in zip(sums[m], sums[m + 1], strict=True)]
-            found += [[_concatenated(pair, order) for pair in pairs] for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
+            found += [[shuffle_pair(pair, order) for pair in pairs] for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
         return found
 
 
-def _concatenated(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
-    """Lanes of two vectors, those of the second counted after those of the first."""
-    from tvm import tirx
-
-    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", i) for i in indices])
+_KINDS: dict[str, type[Dot]] = {
+    "vpdpbusd": _Vpdpbusd,
+    "vpmaddubsw": _Vpmaddubsw,
+    "smull": _Smull,
+    "sdot": _Sdot,
+    "smmla": _Smmla,
+}
 
 
 def dot_for(kernel: Kernel, level: Level, form: CodeForm, tokens: int) -> Dot:
     """The level's way to multiply so many tokens at once."""
     if level.dot == "smmla" and tokens % 2:
         return _Sdot(kernel, level, form)
-    kinds = {"vpdpbusd": _Vpdpbusd, "vpmaddubsw": _Vpmaddubsw, "smull": _Smull, "sdot": _Sdot, "smmla": _Smmla}
-    return kinds[level.dot](kernel, level, form)
+    return _KINDS[level.dot](kernel, level, form)

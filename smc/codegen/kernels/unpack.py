@@ -15,6 +15,7 @@ from smc.codegen.kernels.builder import (
     broadcast,
     cast,
     const,
+    dtype_of,
     reinterpret,
 )
 from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
@@ -109,8 +110,7 @@ def unpack_quad(
 
 def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:
     """Bits begin…begin+width of every byte moved to bit `to`, the others 0."""
-    lanes = int(str(value.dtype if not hasattr(value, "ty") else value.ty.dtype).partition("x")[2])
-    dtype = f"uint8x{lanes}"
+    dtype = dtype_of(value)
     if to > begin:
         value = value << const(to - begin, dtype)
         alone = begin == 0 and to + width == 8
@@ -161,7 +161,7 @@ def storage_dtype(name: str) -> str:
 def load_zeros(
     encoding: Encoding, level: Level, zeros: Pointer, cells: Sequence[Expr], rows: Expr, group: Expr
 ) -> Expr:
-    """int32 [lanes]: the stored zeros of a group. cells: of the group, and of its pair; rows: the unit's place there."""
+    """int32 [lanes]: the stored zeros of a group. cells: of it, and of its pair; rows: the unit's place there."""
     lanes = level.lanes
     if encoding.zero_bits == 8:
         return cast(zeros.load(cells[0] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")

@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from smc.codegen import bionic
 from smc.codegen.objects import cache_folder
 from smc.errors import InputError
 from smc.targets import Target
@@ -18,16 +20,23 @@ from smc.targets import Target
 FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=undefined", "-Wall", "-Wno-unused-parameter")
 """zig's own default would be native instructions and trapping arithmetic."""
 
-LINK_FLAGS = (
+ELF_FLAGS = (
     "-shared",
     "-s",
     "-rtlib=none",  # nothing needs it, and zig would compile it from source first
     "-Wl,-Bsymbolic",  # several programs in a process must not find each other's functions
     "-Wl,--gc-sections",
+    "-Wl,-z,defs",  # what is missing must be seen here, not on the device
     "-Wl,-z,max-page-size=16384",
-    "-lpthread",
-    "-lm",
 )
+
+LINK_FLAGS = {
+    "Linux": (*ELF_FLAGS, "-lpthread", "-lm"),
+    "Android": (*ELF_FLAGS, "-nostdlib"),
+    # Kernels stay visible: zig's linker keeps no lists of exports. They find each other by library there, not by name.
+    "Darwin": ("-shared", "-s", "-Wl,-dead_strip", "-Wl,-install_name,program.so"),
+}
+"""By the target's system."""
 
 EXPORTS = "{ global: smc_engine; local: *; };\n"
 """A version script: kernels come from tvm, which makes everything visible."""
@@ -44,17 +53,21 @@ def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path)
         raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
     engine = _engine_objects(target)
     host_object = out.with_suffix(".host.o")
-    _zig(target, [*FLAGS, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
-    exports = out.with_suffix(".exports")
-    exports.write_text(EXPORTS)
+    _compile(target, ["-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
     inputs = [str(path) for path in (host_object, *engine, *objects)]
-    _zig(target, [*LINK_FLAGS, f"-Wl,--version-script={exports}", *inputs, "-o", str(out)])
+    if target.system == "Android":
+        inputs += map(str, bionic.write_stand_ins(out.parent, lambda rest: _link(target, rest)))
+    if target.system != "Darwin":
+        exports = out.with_suffix(".exports")
+        exports.write_text(EXPORTS)
+        inputs.append(f"-Wl,--version-script={exports}")
+    _link(target, [*inputs, "-o", str(out)])
 
 
 def _engine_objects(target: Target) -> list[Path]:
     sources = sorted(engine_folder().glob("*.c"))
     headers = sorted(engine_folder().glob("*.h"))
-    digest = hashlib.sha256(repr((FLAGS, target.zig_target)).encode())
+    digest = hashlib.sha256(repr(_compiler(target)).encode())
     for path in [*headers, *sources]:
         digest.update(path.read_bytes())
     folder = cache_folder() / "engine" / digest.hexdigest()[:32]
@@ -63,7 +76,7 @@ def _engine_objects(target: Target) -> list[Path]:
 
     def build(source: Path, path: Path) -> None:
         partial = path.with_suffix(f".{os.getpid()}.o")
-        _zig(target, [*FLAGS, "-c", str(source), "-o", str(partial)])
+        _compile(target, ["-c", str(source), "-o", str(partial)])
         os.replace(partial, path)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -72,11 +85,27 @@ def _engine_objects(target: Target) -> list[Path]:
     return objects
 
 
-def _zig(target: Target, arguments: list[str]) -> None:
+def _compiler(target: Target) -> tuple[str, tuple[str, ...]]:
+    """zig's target and the flags for compiling."""
+    if target.system == "Android":
+        return bionic.HEADERS, (*FLAGS, *bionic.COMPILE_FLAGS)
+    return target.zig_target, FLAGS
+
+
+def _compile(target: Target, arguments: list[str]) -> None:
+    zig_target, flags = _compiler(target)
+    _zig(zig_target, [*flags, *arguments])
+
+
+def _link(target: Target, arguments: list[str]) -> None:
+    _zig(target.zig_target, [*LINK_FLAGS[target.system], *arguments])
+
+
+def _zig(zig_target: str, arguments: list[str]) -> None:
     environment = dict(os.environ)
     for kind in ("GLOBAL", "LOCAL"):
         environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.zig_target, *arguments]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if result.returncode:
         raise RuntimeError(f"the C compiler failed: {' '.join(command)}\n{result.stderr}")

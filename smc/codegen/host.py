@@ -32,6 +32,7 @@ from smc.codegen.plan import (
     padded_width,
     rope_table,
 )
+from smc.codegen.profile import GATHER, profile_tasks
 from smc.codegen.weights import WeightTable
 from smc.ir import inverse_frequencies
 from smc.targets import Target
@@ -86,6 +87,10 @@ class _Host:
         self.plan, self.memory, self.table, self.weights_hash = plan, memory, table, weights_hash
         self.objects, self.target = objects, target
         self.linears, self.embeddings = linear_kernels(plan), embedding_kernels(plan)
+        self.tasks = profile_tasks(plan, table)
+        self.first_tasks: dict[tuple[str, int], int] = {}
+        for index, task in enumerate(self.tasks):
+            self.first_tasks.setdefault((task.function, task.phase), index)
         self.lines: list[str] = []
 
     def text(self) -> str:
@@ -248,7 +253,7 @@ class _Host:
         self.emit(
             "  { /* gather the tokens that want logits */",
             "    const int32_t blocks[] = {N};",
-            "    smc_phase_begin(thread, &phase, 1, blocks);",
+            f"    smc_phase_begin(thread, &phase, {self.first_tasks[function.name, GATHER]}, 1, blocks);",
             "    while (smc_phase_claim(thread, &phase))",
             "      for (int32_t i = phase.begin; i < phase.end; i++)",
             f"        memcpy(X + (size_t)i * {width}, X_all + (size_t)S->logits_tokens[i] * {width}, {4 * width});",
@@ -262,7 +267,7 @@ class _Host:
         self.emit(
             f"  {{ /* phase {number}: {names} */",
             f"    const int32_t blocks[] = {{{blocks}}};",
-            f"    smc_phase_begin(thread, &phase, {len(tasks)}, blocks);",
+            f"    smc_phase_begin(thread, &phase, {self.first_tasks[function.name, number]}, {len(tasks)}, blocks);",
             "    while (smc_phase_claim(thread, &phase))",
             "      switch (phase.task) {",
         )
@@ -445,6 +450,9 @@ class _Host:
         self.emit(f"static const float frequencies[] = {{{values}}};", "", "static const struct smc_level levels[] = {")
         for level in self.target.levels:
             self.emit(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
+        self.emit("};", "", "static const struct smc_task tasks[] = {")
+        for task in self.tasks:
+            self.emit(f"    {{{', '.join([*map(_string, task.texts()), *map(str, task.numbers())])}}},")
         self.emit("};", "", "const struct smc_program smc_program = {")
         constants = {
             "abi_version": "SMC_ABI_VERSION",
@@ -470,6 +478,8 @@ class _Host:
             "hidden_stride": padded_width(plan.hidden),
             "level_count": len(self.target.levels),
             "levels": "levels",
+            "task_count": len(self.tasks),
+            "tasks": "tasks",
             "run": "run",
         }
         self.emit(*(f"    .{name} = {value}," for name, value in constants.items()), "};")

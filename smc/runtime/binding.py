@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smc.errors import InputError
+from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED = -1, -2, -3, -4, -5, -6
 _USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}
@@ -109,6 +110,9 @@ class Api(ctypes.Structure):
         ("sequence_length", CFUNCTYPE(c_int, c_void_p, c_int32)),
         ("sequence_save", CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, POINTER(c_uint64))),
         ("sequence_restore", CFUNCTYPE(c_int, c_void_p, c_void_p, c_uint64)),
+        ("profile_start", CFUNCTYPE(c_int, c_void_p)),
+        ("profile_stop", CFUNCTYPE(c_int, c_void_p, POINTER(ProfileStruct))),
+        ("limits", CFUNCTYPE(c_int, c_void_p, POINTER(LimitsStruct))),
     ]
 
 
@@ -382,6 +386,22 @@ class Engine:
     def sequence_restore(self, data: bytes) -> int:
         """A new slot with what `sequence_save` gave. Raises InputError where it does not fit this model."""
         return self._check(self._api.sequence_restore(self.handle, data, len(data)))
+
+    def profile_start(self) -> None:
+        """Take the steps from here on apart; a profile that was running is forgotten."""
+        self._check(self._api.profile_start(self.handle))
+
+    def profile_stop(self) -> Profile:
+        """Where the time went since `profile_start`. Raises InputError without one."""
+        profile = ProfileStruct(size=ctypes.sizeof(ProfileStruct))
+        self._check(self._api.profile_stop(self.handle, ctypes.byref(profile)))
+        return Profile.of(profile)
+
+    def limits(self, threads: int) -> Limits:
+        """Measure for about a second what the machine can do with 1 … facts.threads threads."""
+        limits = LimitsStruct(size=ctypes.sizeof(LimitsStruct), threads=threads)
+        self._check(self._api.limits(self.handle, ctypes.byref(limits)))
+        return Limits(threads, limits.memory_bytes, limits.weights_bytes, limits.i8_macs, limits.f32_macs)
 
     def close(self) -> None:
         """Free everything; the second time does nothing."""

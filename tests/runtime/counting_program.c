@@ -31,7 +31,7 @@ static void write_logits(const struct smc_step *step, const struct smc_tile *til
 static void run(struct smc_thread *thread, const struct smc_step *step) {
   struct smc_phase phase;
   const int32_t tokens[] = {step->count}, rows[] = {step->logits_count};
-  smc_phase_begin(thread, &phase, 1, tokens);
+  smc_phase_begin(thread, &phase, 0, 1, tokens);
   while (smc_phase_claim(thread, &phase))
     for (int32_t i = phase.begin; i < phase.end; i++) {
       *key(step, step->cache_slots[i]) = (uint16_t)step->tokens[i];
@@ -43,7 +43,7 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
     nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     if (smc_cancelled(thread)) return;
   }
-  smc_phase_begin(thread, &phase, 1, rows);
+  smc_phase_begin(thread, &phase, 1, 1, rows);
   while (smc_phase_claim(thread, &phase))
     for (int32_t row = phase.begin; row < phase.end; row++) {
       const struct smc_tile *tile = step->tiles;
@@ -54,6 +54,10 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
 }
 
 static const float frequencies[8];
+static const struct smc_task tasks[] = {
+    {.function = "all", .name = "hidden", .kernel = "copy", .token_bytes = 16, .cache_writes = 2 * HEAD},
+    {.function = "all", .name = "logits", .kernel = "sum", .weight_bytes = 48, .token_macs = VOCAB, .head = 1},
+};
 static const struct smc_level levels[] = {{"best", "", NULL}, {"floor", "", NULL}, {"never", "no-such-feature", NULL}};
 
 const struct smc_program smc_program = {
@@ -61,4 +65,5 @@ const struct smc_program smc_program = {
     .vocab_size = VOCAB, .logits_stride = STRIDE, .context_length = 200, .kv_heads = 1, .head_dim = HEAD, .head_dim_padded = HEAD,
     .max_step_tokens = STEP_TOKENS, .rope_tables = 1, .rope_pairs = 8, .rope_inverse_frequencies = frequencies,
     .weight_bytes = 64, .token_weight_bytes = 48, .arena_bytes = STEP_TOKENS * HIDDEN * sizeof(float),
-    .thread_scratch_bytes = 64, .hidden_offset = 0, .hidden_stride = HIDDEN, .level_count = 3, .levels = levels, .run = run};
+    .thread_scratch_bytes = 64, .hidden_offset = 0, .hidden_stride = HIDDEN, .level_count = 3, .levels = levels, .run = run,
+    .task_count = 2, .tasks = tasks};

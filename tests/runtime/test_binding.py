@@ -18,6 +18,7 @@ import pytest
 from smc.errors import InputError
 from smc.runtime import Model, load
 from smc.runtime.binding import (
+    ABI_VERSION,
     TOKEN,
     WANT_HIDDEN,
     WANT_LOGITS,
@@ -30,6 +31,7 @@ from smc.runtime.binding import (
     Options,
     Pool,
 )
+from smc.runtime.profile import LimitsStruct, ProfileStruct, ProfileTaskStruct
 from tests.runtime.conftest import ENGINE, SLOW, VOCAB, counting_logits, manifest_for, write_artifact
 
 
@@ -47,6 +49,9 @@ def test_structures_are_those_of_the_header(tmp_path: Path):
         ("smc_info", Info),
         ("smc_batch", Batch),
         ("smc_engine_api", Api),
+        ("smc_profile_task", ProfileTaskStruct),
+        ("smc_profile", ProfileStruct),
+        ("smc_limits", LimitsStruct),
     ):
         lines.append(f'_Static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "size of {name}");')
         for field, *_ in structure._fields_:
@@ -202,14 +207,14 @@ def test_other_interface_version(artifact: Path, program: bytes):
     """The table's first number is the interface's version; a program of the future is refused before more is read."""
     offset = table_offset(program)
     changed = bytearray(program)
-    changed[offset : offset + 4] = (2).to_bytes(4, "little")
-    with pytest.raises(InputError, match="engine interface 2, this smc speaks 1"):
+    changed[offset : offset + 4] = (ABI_VERSION + 1).to_bytes(4, "little")
+    with pytest.raises(InputError, match=f"engine interface {ABI_VERSION + 1}, this smc speaks {ABI_VERSION}"):
         Engine(artifact, bytes(changed))
 
 
 def table_offset(program: bytes) -> int:
     """Where the function table lies in the file: its first two numbers, version and size, are found only there."""
-    needle = (1).to_bytes(4, "little") + ctypes.sizeof(Api).to_bytes(4, "little") + bytes(8)
+    needle = ABI_VERSION.to_bytes(4, "little") + ctypes.sizeof(Api).to_bytes(4, "little") + bytes(8)
     assert program.count(needle) == 1
     return program.index(needle)
 

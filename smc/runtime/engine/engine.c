@@ -22,6 +22,7 @@ struct smc_model {
   struct smc_kv_cache cache;
   struct smc_pool *pool;
   int own_pool;
+  struct smc_profiler profiler;
   atomic_int cancel;
   /* One mapping: the arena, the threads' scratch, and the tables of a step. */
   uint8_t *memory;
@@ -125,6 +126,7 @@ static void model_close(smc_model *model) {
   if (!model) return;
   if (model->pool && model->pool->process == getpid()) smc_pool_await(model->pool);
   if (model->own_pool) smc_pool_destroy(model->pool);
+  smc_profile_close(&model->profiler);
   smc_kv_close(&model->cache);
   smc_artifact_close(&model->artifact);
   if (model->memory) munmap(model->memory, model->memory_bytes);
@@ -283,6 +285,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
   }
   struct smc_job job = {
       .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride, .cancel = &model->cancel,
+      .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables,
                .logits_tokens = model->logits_tokens, .weights = model->artifact.weights, .arena = model->arena,
@@ -293,6 +296,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
     const smc_token *tokens = batch->tokens + begin;
     begin += fill_step(model, step, tokens, batch->count - begin, direct ? INT32_MAX : BOUNCE_ROWS);
     step->logits = direct ? logits : model->bounce;
+    if (model->profiler.on) smc_profile_count(&model->profiler, step);
     if (smc_pool_run(model->pool, &job)) return smc_fail(model->error, SMC_CANCELLED, "the step was cancelled");
     if (!direct) memcpy(logits, model->bounce, (uint64_t)step->logits_count * stride * sizeof(float));
     logits += (uint64_t)step->logits_count * stride;
@@ -306,18 +310,26 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
   return SMC_OK;
 }
 
+static int check_process(smc_model *model) {
+  if (model->pool->process == getpid()) return SMC_OK;
+  return smc_fail(model->error, SMC_FAILED, "the process was forked after the model was opened: open it again in the child");
+}
+
 static int model_step(smc_model *model, const smc_batch *batch) {
   if (!model) return SMC_BAD_INPUT;
   pthread_mutex_lock(&model->mutex);
   atomic_store(&model->cancel, 0);
-  int status;
-  if (model->pool->process != getpid())
-    status = smc_fail(model->error, SMC_FAILED, "the process was forked after the model was opened: open it again in the child");
-  else
-    status = check_batch(model, batch);
+  int status = check_process(model);
+  const int profiled = !status && model->profiler.on;
+  if (profiled) {
+    smc_pool_await(model->pool); /* who leaves late still counts */
+    smc_profile_step_begin(&model->profiler);
+  }
+  if (!status) status = check_batch(model, batch);
   if (!status) status = smc_kv_reserve(&model->cache, model->error);
   if (!status) status = run_batch(model, batch);
   smc_kv_finish(&model->cache, status == SMC_OK);
+  if (profiled) smc_profile_step_end(&model->profiler);
   pthread_mutex_unlock(&model->mutex);
   return status;
 }
@@ -392,6 +404,45 @@ static int sequence_restore(smc_model *model, const void *buffer, uint64_t size)
   return leave(model, smc_kv_restore(&model->cache, buffer, size, model->error));
 }
 
+/* ---- profiles */
+
+static int profile_start(smc_model *model) {
+  if (!model) return SMC_BAD_INPUT;
+  pthread_mutex_lock(&model->mutex);
+  int status = check_process(model);
+  if (!status) {
+    smc_pool_await(model->pool);
+    status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
+    if (status) smc_fail(model->error, status, "cannot allocate a profile");
+  }
+  return leave(model, status);
+}
+
+static int profile_stop(smc_model *model, smc_profile *profile) {
+  if (!model) return SMC_BAD_INPUT;
+  pthread_mutex_lock(&model->mutex);
+  if (!profile || profile->size != sizeof *profile)
+    return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
+  if (!model->profiler.on) return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
+  const int status = check_process(model);
+  if (status) return leave(model, status);
+  smc_pool_await(model->pool);
+  smc_profile_stop(&model->profiler, profile);
+  return leave(model, SMC_OK);
+}
+
+static int limits(smc_model *model, smc_limits *limits) {
+  if (!model) return SMC_BAD_INPUT;
+  pthread_mutex_lock(&model->mutex);
+  if (!limits || limits->size != sizeof *limits || limits->threads < 1 || limits->threads > model->pool->threads)
+    return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "limits needs a struct of this engine's size, with 1 to %d threads", model->pool->threads));
+  int status = check_process(model);
+  if (status) return leave(model, status);
+  status = smc_measure_limits(model->pool, model->level, model->artifact.weights, model->program->weight_bytes, limits);
+  if (status) smc_fail(model->error, status, "cannot allocate the buffer that the memory's speed is measured with");
+  return leave(model, status);
+}
+
 /* ---- the table */
 
 static int pool_create(int32_t threads, smc_pool **pool) { return pool ? smc_pool_create(threads, pool) : SMC_BAD_INPUT; }
@@ -414,4 +465,7 @@ __attribute__((visibility("default"))) const smc_engine_api smc_engine = {
     .sequence_length = sequence_length,
     .sequence_save = sequence_save,
     .sequence_restore = sequence_restore,
+    .profile_start = profile_start,
+    .profile_stop = profile_stop,
+    .limits = limits,
 };

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMC_ABI_VERSION 1
+#define SMC_ABI_VERSION 2
 
 typedef enum smc_status {
   SMC_OK = 0,
@@ -77,6 +77,40 @@ typedef struct smc_batch {
   float *hidden;           /* one row of hidden_size floats for every token that wants its last hidden state */
 } smc_batch;
 
+/* What one task of the program (a kernel with its place in the model, in all layers together) has cost since
+ * profile_start. Seconds are of all threads together. */
+typedef struct smc_profile_task {
+  const char *function, *name, *kernel; /* "block", "q_proj", "linear_int4_g32" */
+  int32_t integer;       /* its multiply-adds are of int8, otherwise of float32 */
+  uint64_t calls;        /* phases in which it had blocks */
+  uint64_t pieces;       /* runs of blocks that a thread took at once: calls of the kernel */
+  uint64_t bytes;        /* that it must read and write: weights once a step, activations, keys and values */
+  uint64_t macs;         /* multiply-adds */
+  double kernel_seconds; /* inside the kernel */
+  double wait_seconds;   /* from a thread's last block to the end of the barrier; told of the first task of a phase */
+} smc_profile_task;
+
+/* threads * seconds = the kernel_seconds and wait_seconds of all tasks + claim_seconds + outside_seconds. */
+typedef struct smc_profile {
+  uint32_t size; /* in: sizeof(smc_profile) */
+  int32_t threads, task_count;
+  uint64_t steps, tokens;      /* calls of step() and the tokens in them */
+  double seconds;              /* inside step(), by the clock */
+  double claim_seconds;        /* handing out blocks, and the host program between phases; of all threads */
+  double outside_seconds;      /* outside the host program: checks, tables, waking and idle workers; of all threads */
+  const smc_profile_task *tasks; /* [task_count], valid until the next call of a profile_… function or close */
+} smc_profile;
+
+/* What this machine can do at most, with `threads` threads at the model's level; 0: not known. Bytes and multiply-adds a
+ * second, the best of several runs. */
+typedef struct smc_limits {
+  uint32_t size;              /* in: sizeof(smc_limits) */
+  int32_t threads;            /* in: 1 … info.threads */
+  double memory_bytes;        /* reading a buffer that no cache holds */
+  double weights_bytes;       /* reading the model's weights again and again, as decoding does */
+  double i8_macs, f32_macs;   /* multiply-adds in registers: the level's int8 dot products, float32 */
+} smc_limits;
+
 typedef struct smc_engine_api {
   uint32_t abi_version; /* SMC_ABI_VERSION; look at nothing else where it differs from yours */
   uint32_t size;        /* sizeof(smc_engine_api) */
@@ -109,6 +143,11 @@ typedef struct smc_engine_api {
    * needed in *size (nothing is written where buffer is NULL or *size was too small: SMC_BAD_INPUT then). */
   int (*sequence_save)(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size);
   int (*sequence_restore)(smc_model *model, const void *buffer, uint64_t size); /* a new slot id */
+
+  /* Profiling changes no result and costs nothing where it is off. start forgets what was taken before. */
+  int (*profile_start)(smc_model *model);
+  int (*profile_stop)(smc_model *model, smc_profile *profile);
+  int (*limits)(smc_model *model, smc_limits *limits); /* measures for about a second */
 } smc_engine_api;
 
 /* The one exported symbol. */

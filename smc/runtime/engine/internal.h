@@ -30,6 +30,7 @@ struct smc_job {
   uint8_t *scratch;
   uint64_t scratch_stride;
   const atomic_int *cancel;
+  struct smc_thread_profile *profile; /* [threads], or NULL */
 };
 
 /* What one thread counts in blocks since the step began, on lines of their own. */
@@ -75,6 +76,53 @@ int smc_pool_valid(const struct smc_pool *pool);
 int smc_pool_run(struct smc_pool *pool, const struct smc_job *job);
 void smc_pool_await(struct smc_pool *pool); /* until every worker has left the last job */
 
+/* ---- profile.c: where the time goes
+ *
+ * A thread's time is cut at every claim and barrier, and every piece added to one counter: the parts add up to the whole. */
+
+/* Of one thread and task, in ticks. */
+struct smc_task_time {
+  int64_t kernel, wait, calls, pieces;
+};
+
+struct smc_thread_profile {
+  alignas(SMC_CACHE_LINE) int64_t last; /* up to here the thread's time is accounted for */
+  int64_t claim, outside;
+  struct smc_task_time *tasks; /* [task_count] */
+};
+
+struct smc_profiler {
+  const struct smc_program *program;
+  int32_t on, threads;
+  int64_t begin, end;     /* of the last step, in ticks */
+  int64_t started;        /* … in nanoseconds */
+  int64_t ticks, nanoseconds; /* of all steps */
+  uint64_t steps, tokens;
+  struct smc_thread_profile *times; /* [threads] */
+  smc_profile_task *tasks;          /* [task_count] */
+  void *memory;                     /* of all of them */
+};
+
+int smc_profile_start(struct smc_profiler *profiler, const struct smc_program *program, int32_t threads); /* or SMC_NO_MEMORY */
+void smc_profile_stop(struct smc_profiler *profiler, smc_profile *profile);
+void smc_profile_close(struct smc_profiler *profiler);
+/* Around a call of step(); all workers must have left the last job. */
+void smc_profile_step_begin(struct smc_profiler *profiler);
+void smc_profile_step_end(struct smc_profiler *profiler);
+void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step); /* what a step was about */
+/* Called by a thread that has a profile: when it enters a job; before and after it looks for blocks; behind the barrier. */
+void smc_profile_enter(struct smc_thread_profile *profile);
+void smc_profile_look(struct smc_thread_profile *profile, const struct smc_phase *phase);
+void smc_profile_found(struct smc_thread_profile *profile, const struct smc_phase *phase, int got);
+void smc_profile_pass(struct smc_thread_profile *profile, const struct smc_phase *phase);
+
+int64_t smc_nanoseconds(void); /* of a clock that only goes forward */
+
+/* ---- limits.c: what the machine can do */
+
+int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, const void *weights, uint64_t weight_bytes,
+                       smc_limits *limits); /* SMC_OK or SMC_NO_MEMORY */
+
 /* ---- placement.c: how many threads, and on which CPUs */
 
 int smc_default_threads(void);
@@ -103,6 +151,8 @@ struct smc_artifact {
 
 /* Finds a stored member in the ZIP file data[0..size) after checking that every member lies inside. */
 int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, uint64_t *offset, uint64_t *length, char *error);
+/* Maps the file without a look at it; open also finds its weights. */
+int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error);
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
 void smc_artifact_close(struct smc_artifact *artifact);
 

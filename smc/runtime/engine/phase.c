@@ -24,11 +24,12 @@ static struct share share_of(int64_t total, int32_t threads, int32_t t) {
   return (struct share){each * t + (t < more ? t : more), each + (t < more)};
 }
 
-void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t task_count, const int32_t *blocks) {
+void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
+                     const int32_t *blocks) {
   (void)thread;
   int64_t total = 0;
   for (int32_t i = 0; i < task_count; i++) total += blocks[i];
-  *phase = (struct smc_phase){.task_count = task_count, .blocks = blocks, .total = total};
+  *phase = (struct smc_phase){.first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total};
 }
 
 /* Sets phase->task and ->begin to where block `block` of the phase lies; returns how many blocks its task still has. */
@@ -80,7 +81,7 @@ static int is_aborted(const struct smc_thread *thread) {
   return atomic_load_explicit(&thread->pool->abort, memory_order_relaxed);
 }
 
-int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
+static int claim(struct smc_thread *thread, struct smc_phase *phase) {
   if (phase->victim == 0) {
     if (claim_from(thread, phase, thread->index)) return 1;
     publish(thread, phase);
@@ -96,6 +97,14 @@ int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
   return 0;
 }
 
+int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
+  if (!thread->profile) return claim(thread, phase);
+  smc_profile_look(thread->profile, phase);
+  const int got = claim(thread, phase);
+  smc_profile_found(thread->profile, phase, got);
+  return got;
+}
+
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
   thread->done += phase->total;
   for (int32_t t = 0; t < thread->count; t++) thread->claimed[t] += share_of(phase->total, thread->count, t).size;
@@ -103,6 +112,7 @@ int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
     if (is_aborted(thread)) return 1;
     smc_relax(turns);
   }
+  if (thread->profile) smc_profile_pass(thread->profile, phase);
   return is_aborted(thread);
 }
 

@@ -29,7 +29,7 @@ void smc_relax(int turns) {
 #endif
 }
 
-static int64_t nanoseconds(void) {
+int64_t smc_nanoseconds(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
@@ -40,17 +40,21 @@ static uint32_t epoch_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
 static void run_job(struct smc_pool *pool, int32_t index) {
   struct smc_thread thread = {.index = index, .count = pool->threads, .pool = pool};
   thread.scratch = pool->job.scratch + (uint64_t)index * pool->job.scratch_stride;
+  if (pool->job.profile) {
+    thread.profile = &pool->job.profile[index];
+    smc_profile_enter(thread.profile);
+  }
   pool->job.run(&thread, &pool->job.step);
 }
 
 /* Returns when a job that this worker has not seen is offered, or at the pool's end. */
 static void await_ticket(struct smc_pool *pool, uint32_t seen) {
-  const int64_t start = nanoseconds();
+  const int64_t start = smc_nanoseconds();
   for (int turns = 0;; turns++) {
     if (epoch_of(atomic_load_explicit(&pool->ticket, memory_order_acquire)) != seen) return;
     if (atomic_load_explicit(&pool->quit, memory_order_relaxed)) return;
     smc_relax(turns);
-    if (turns % 16 == 15 && nanoseconds() - start > IDLE_NANOSECONDS) break;
+    if (turns % 16 == 15 && smc_nanoseconds() - start > IDLE_NANOSECONDS) break;
     if (turns > 1 << 20) turns = SPINS;
   }
   pthread_mutex_lock(&pool->sleep_mutex);

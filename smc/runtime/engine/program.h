@@ -5,7 +5,7 @@
  *
  *   struct smc_phase phase;
  *   const int32_t blocks[] = {30, 6, 6};
- *   smc_phase_begin(thread, &phase, 3, blocks);
+ *   smc_phase_begin(thread, &phase, 7, 3, blocks);   // smc_program.tasks[7], [8] and [9]
  *   while (smc_phase_claim(thread, &phase)) switch (phase.task) {
  *     case 0: kernel(…, phase.begin, phase.end); break;
  *     …
@@ -28,6 +28,20 @@ struct smc_level {
   const void *kernels;  /* the table of this level's kernels; the host program knows its type */
 };
 
+/* A task as profiles tell of it, the calls of its function (its layers) together. A step of n tokens (in the head: of n
+ * rows of logits) moves weight_bytes + n * token_bytes + the part of the KV cache, and does n * token_macs + … . */
+struct smc_task {
+  const char *function, *name, *kernel;
+  uint64_t weight_bytes;   /* read once a step */
+  uint64_t token_bytes;    /* activations read and written, and rows of the embedding table */
+  uint64_t token_macs;     /* multiply-adds */
+  uint64_t cache_writes;   /* elements that a token adds to the KV cache */
+  uint64_t cache_reads;    /* elements for every cached token that a tile sees */
+  uint64_t cache_macs;     /* multiply-adds for every pair of a token and a cached token that it sees */
+  int32_t window;          /* how many cached tokens a token sees; 0: all */
+  int32_t head, integer;   /* whether it works on rows of logits; whether its multiply-adds are of int8 */
+};
+
 struct smc_step;
 struct smc_thread;
 
@@ -48,6 +62,8 @@ struct smc_program {
   uint64_t hidden_stride;        /* … the floats from one token's to the next */
   int32_t level_count;
   const struct smc_level *levels; /* best first */
+  int32_t task_count;
+  const struct smc_task *tasks;
   void (*run)(struct smc_thread *thread, const struct smc_step *step);
 };
 
@@ -94,6 +110,7 @@ struct smc_thread {
   int32_t index, count;
   uint8_t *scratch;                /* thread_scratch_bytes, 64-byte aligned */
   struct smc_pool *pool;
+  struct smc_thread_profile *profile; /* NULL: off */
   int64_t done;                    /* blocks that all phases up to now have, the barrier's target */
   int64_t claimed[SMC_MAX_THREADS]; /* where every thread's share of the current phase begins, as a running count */
 };
@@ -101,12 +118,14 @@ struct smc_thread {
 struct smc_phase {
   int32_t task, begin, end; /* what smc_phase_claim handed out */
   /* the rest belongs to the engine */
-  int32_t task_count, victim;
+  int32_t first_task, task_count, victim;
   const int32_t *blocks;
   int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet told */
 };
 
-void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t task_count, const int32_t *blocks);
+/* first_task: of the phase's tasks in smc_program.tasks; only profiles look at it. */
+void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
+                     const int32_t *blocks);
 int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase);
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase);
 int smc_cancelled(const struct smc_thread *thread); /* call once a layer: makes a pending cancel() take effect */

@@ -102,7 +102,7 @@ enum work { EMBED, CACHE, ATTEND, ADD, HIDDEN_STATE, LOGITS };
 static int run_phase(struct smc_thread *thread, const struct smc_step *step, enum work work, int layer, int32_t count) {
   const int32_t blocks[] = {count};
   struct smc_phase phase;
-  smc_phase_begin(thread, &phase, 1, blocks);
+  smc_phase_begin(thread, &phase, (int32_t)work, 1, blocks);
   while (smc_phase_claim(thread, &phase))
     for (int i = phase.begin; i < phase.end; i++) switch (work) {
         case EMBED:
@@ -133,6 +133,16 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
   run_phase(thread, step, LOGITS, 0, step->logits_count);
 }
 
+/* In the order of `enum work`. */
+static const struct smc_task tasks[] = {
+    {.function = "embed", .name = "state", .kernel = "embedding", .token_bytes = 5},
+    {.function = "layer", .name = "cache", .kernel = "cache", .cache_writes = 2 * HEADS * HEAD_DIM * LAYERS},
+    {.function = "layer", .name = "attention", .kernel = "attention", .cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS},
+    {.function = "layer", .name = "add", .kernel = "add", .token_bytes = 8 * LAYERS, .weight_bytes = 3},
+    {.function = "head", .name = "hidden", .kernel = "hidden"},
+    {.function = "head", .name = "logits", .kernel = "linear", .weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB, .head = 1, .integer = 1},
+};
+
 static const struct smc_level levels[] = {
     {.name = "future", .features = FAKE_FUTURE_FEATURES},
     {.name = "plain", .features = FAKE_PLAIN_FEATURES},
@@ -162,5 +172,7 @@ const struct smc_program smc_program = {
     .hidden_stride = 8,
     .level_count = 2,
     .levels = levels,
+    .task_count = 6,
+    .tasks = tasks,
     .run = run,
 };

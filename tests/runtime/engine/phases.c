@@ -55,7 +55,7 @@ static void check_phase(int phase, int wanted) {
 static void stress_run(struct smc_thread *thread, const struct smc_step *step) {
   for (int i = 0; i < PHASES; i++) {
     struct smc_phase phase;
-    smc_phase_begin(thread, &phase, task_counts[i], shapes[i]);
+    smc_phase_begin(thread, &phase, 0, task_counts[i], shapes[i]);
     while (smc_phase_claim(thread, &phase)) {
       CHECK(phase.begin >= 0 && phase.begin < phase.end && phase.end <= shapes[i][phase.task]);
       if (i > 0) check_phase(i - 1, step->count); /* the phase before is over and visible */
@@ -94,7 +94,7 @@ static void late_run(struct smc_thread *thread, const struct smc_step *step) {
   const int32_t blocks[] = {100};
   for (int i = 0; i < 10; i++) {
     struct smc_phase phase;
-    smc_phase_begin(thread, &phase, 1, blocks);
+    smc_phase_begin(thread, &phase, 0, 1, blocks);
     while (smc_phase_claim(thread, &phase)) CHECK(thread->index == 0); /* nothing was left for the others */
     if (smc_phase_end(thread, &phase)) return;
   }
@@ -119,7 +119,7 @@ static void cancel_run(struct smc_thread *thread, const struct smc_step *step) {
     if (smc_cancelled(thread)) return;
     const int32_t blocks[] = {thread->count * 4};
     struct smc_phase phase;
-    smc_phase_begin(thread, &phase, 1, blocks);
+    smc_phase_begin(thread, &phase, 0, 1, blocks);
     while (smc_phase_claim(thread, &phase)) {
       if (last) {
         atomic_store(&cancel, 1);
@@ -186,7 +186,7 @@ static void bench_run(struct smc_thread *thread, const struct smc_step *step) {
   const int32_t blocks[] = {step->tile_count};
   for (int i = 0; i < step->count; i++) {
     struct smc_phase phase;
-    smc_phase_begin(thread, &phase, 1, blocks);
+    smc_phase_begin(thread, &phase, 0, 1, blocks);
     while (smc_phase_claim(thread, &phase)) continue;
     if (smc_phase_end(thread, &phase)) return;
   }

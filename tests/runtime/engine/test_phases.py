@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("pool.c", "phase.c", "placement.c")
+FILES = ("pool.c", "phase.c", "placement.c", "profile.c")
 Driver = Callable[..., Path]
 
 

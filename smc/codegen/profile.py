@@ -1,0 +1,118 @@
+"""What every task of a program reads, writes and multiplies: the constants that profiles turn into GB/s and GMAC/s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from smc.codegen.kernels.specs import AttentionKernel, Form, RopeKernel
+from smc.codegen.layout import MatrixLayout
+from smc.codegen.memory import symbol_values
+from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, padded_width
+from smc.codegen.weights import WeightTable
+from smc.ir import Parameter, matrix_shape
+
+GATHER = -1
+"""The phase in front of the head's own: it gathers the tokens that want logits."""
+
+
+@dataclass
+class TaskProfile:
+    """The members of `struct smc_task` in the engine's program.h: all calls of the task's function together."""
+
+    function: str
+    phase: int
+    name: str
+    kernel: str
+    weight_bytes: int = 0
+    token_bytes: int = 0
+    token_macs: int = 0
+    cache_writes: int = 0
+    cache_reads: int = 0
+    cache_macs: int = 0
+    window: int = 0
+    head: bool = False
+    integer: bool = False
+    encodings: list[str] = field(default_factory=list)
+
+    def texts(self) -> list[str]:
+        """The members that are text: function, name, and the kernel with the encodings that it meets."""
+        return [self.function, self.name, f"{self.kernel} {', '.join(self.encodings)}".rstrip()]
+
+    def numbers(self) -> list[int]:
+        """The members after the texts."""
+        weights = [self.weight_bytes, self.token_bytes, self.token_macs]
+        cache = [self.cache_writes, self.cache_reads, self.cache_macs, self.window]
+        return [*weights, *cache, int(self.head), int(self.integer)]
+
+
+def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
+    """The tasks of a program in the order of functions and phases, those of a phase next to each other."""
+    profiles = []
+    for function in plan.functions():
+        head = function is plan.head
+        if head:
+            assert function.x is not None
+            row = 4 * _width(function.x, {})
+            profiles.append(TaskProfile(function.name, GATHER, "gather", "copy", token_bytes=2 * row, head=True))
+        for number, phase in enumerate(function.phases):
+            for task in phase:
+                profile = TaskProfile(function.name, number, task.slot or task.node.name, task.kind, head=head)
+                for index in range(len(function.calls)):
+                    _add_call(profile, plan, function, task, index)
+                profiles.append(profile)
+    return profiles
+
+
+def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Task, index: int) -> None:
+    symbols = symbol_values(plan, function, index)
+    names = function.calls[index].attributes["parameters"]
+    read = task.input_form if task.kind == "linear" else Form("f32")
+    profile.token_bytes += sum(_form_bytes(read, _width(buffer, symbols)) for buffer in task.inputs)
+    if task.output is not None:
+        width = _width(task.output, symbols)
+        forms = [task.input_form] if task.kind == "quantize" else task.output.forms
+        if task.kind in ("linear", "embedding"):
+            forms = [Form("f32")]
+        profile.token_bytes += sum(_form_bytes(form, width) for form in forms) + (4 * width if task.accumulate else 0)
+    if task.slot is not None:
+        _add_weights(profile, task, plan.module.parameters[names[task.slot]])
+    if task.bias is not None:
+        profile.weight_bytes += 4 * padded_width(plan.module.parameters[names[task.bias]].shape[0])
+    if isinstance(task.kernel, (RopeKernel, AttentionKernel)):
+        shape = task.kernel.shape
+        both = 2 * shape.kv_heads * shape.padded_dim
+        if isinstance(task.kernel, RopeKernel):
+            profile.cache_writes += both
+            profile.token_bytes += _form_bytes(Form("f32"), _width(task.inputs[0], symbols))  # q, rotated in place
+        else:
+            profile.cache_reads += both
+            profile.cache_macs += 2 * shape.heads * shape.head_dim
+            profile.window = task.node.attributes["window"] or 0
+
+
+def _add_weights(profile: TaskProfile, task: Task, parameter: Parameter) -> None:
+    if task.kind == "rms_norm":
+        profile.weight_bytes += 4 * padded_width(parameter.shape[0])
+        return
+    rows, columns = matrix_shape(parameter.shape)
+    total = MatrixLayout(parameter.encoding, rows, columns).total_bytes
+    if str(parameter.encoding) not in profile.encodings:
+        profile.encodings.append(str(parameter.encoding))
+    if task.kind == "embedding":
+        profile.token_bytes += total // rows
+    else:
+        profile.weight_bytes += total
+        profile.token_macs += rows * columns
+        profile.integer = task.input_form.kind == "i8"
+
+
+def _width(buffer: Buffer, symbols: dict[str, int]) -> int:
+    return padded_width(symbols[buffer.width] if isinstance(buffer.width, str) else buffer.width)
+
+
+def _form_bytes(form: Form, width: int) -> int:
+    """Bytes of a token's activations: values, or codes with their scales and sums."""
+    if form.kind == "f32":
+        return 4 * width
+    scales = 1 if form.group == "token" else width // 32
+    return width + 4 * scales + 4 * width // form.sum_group

@@ -1,0 +1,130 @@
+"""Profiles and limits as the engine tells them: where the time of steps went, and what the machine could do at most."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_uint32, c_uint64
+from dataclasses import dataclass
+
+
+class ProfileTaskStruct(ctypes.Structure):
+    """smc_profile_task."""
+
+    _fields_ = [
+        ("function", c_char_p),
+        ("name", c_char_p),
+        ("kernel", c_char_p),
+        ("integer", c_int32),
+        ("calls", c_uint64),
+        ("pieces", c_uint64),
+        ("bytes", c_uint64),
+        ("macs", c_uint64),
+        ("kernel_seconds", c_double),
+        ("wait_seconds", c_double),
+    ]
+
+
+class ProfileStruct(ctypes.Structure):
+    """smc_profile."""
+
+    _fields_ = [
+        ("size", c_uint32),
+        ("threads", c_int32),
+        ("task_count", c_int32),
+        ("steps", c_uint64),
+        ("tokens", c_uint64),
+        ("seconds", c_double),
+        ("claim_seconds", c_double),
+        ("outside_seconds", c_double),
+        ("tasks", POINTER(ProfileTaskStruct)),
+    ]
+
+
+class LimitsStruct(ctypes.Structure):
+    """smc_limits."""
+
+    _fields_ = [
+        ("size", c_uint32),
+        ("threads", c_int32),
+        ("memory_bytes", c_double),
+        ("weights_bytes", c_double),
+        ("i8_macs", c_double),
+        ("f32_macs", c_double),
+    ]
+
+
+@dataclass(frozen=True)
+class TaskProfile:
+    """A kernel at its place in the model, all layers together. Seconds are of all threads together.
+
+    integer: its multiply-adds (macs) are of int8. calls: phases in which it had blocks; pieces: how often a thread
+    took some. bytes: what it must read and write. wait_seconds: from a thread's last block until all were through
+    (told of a phase's first task).
+    """
+
+    function: str
+    name: str
+    kernel: str
+    integer: bool
+    calls: int
+    pieces: int
+    bytes: int
+    macs: int
+    kernel_seconds: float
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Steps taken apart: threads · seconds = kernels + waiting + claim_seconds + outside_seconds.
+
+    claim_seconds: handing out blocks, and the host program between phases. outside_seconds: checks and tables of a
+    step, waking and idle workers. Both of all threads together.
+    """
+
+    threads: int
+    steps: int
+    tokens: int
+    seconds: float
+    claim_seconds: float
+    outside_seconds: float
+    tasks: list[TaskProfile]
+
+    @classmethod
+    def of(cls, struct: ProfileStruct) -> Profile:
+        """A copy of what the engine lends."""
+        tasks = [
+            TaskProfile(
+                *(text.decode("utf-8", "replace") for text in (task.function, task.name, task.kernel)),
+                bool(task.integer),
+                *(task.calls, task.pieces, task.bytes, task.macs, task.kernel_seconds, task.wait_seconds),
+            )
+            for task in struct.tasks[: struct.task_count]
+        ]
+        times = (struct.seconds, struct.claim_seconds, struct.outside_seconds)
+        return cls(struct.threads, struct.steps, struct.tokens, *times, tasks)
+
+    @property
+    def kernel_seconds(self) -> float:
+        """Inside kernels, of all threads together."""
+        return sum(task.kernel_seconds for task in self.tasks)
+
+    @property
+    def wait_seconds(self) -> float:
+        """At barriers, of all threads together."""
+        return sum(task.wait_seconds for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at most with so many threads, a second; 0 where that is not known.
+
+    memory_bytes: reading a buffer that no cache holds; weights_bytes: reading the model's weights again and again.
+    i8_macs: multiply-adds of the level's int8 dot products in registers; f32_macs: of float32.
+    """
+
+    threads: int
+    memory_bytes: float
+    weights_bytes: float
+    i8_macs: float
+    f32_macs: float

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from smc.codegen import bionic
@@ -38,6 +37,8 @@ LINK_FLAGS = {
 }
 """By the target's system."""
 
+EXECUTABLE_FLAGS = (*(flag for flag in FLAGS if flag != "-fPIC"), "-static", "-s", "-Wl,--gc-sections")
+
 EXPORTS = "{ global: smc_engine; local: *; };\n"
 """A version script: kernels come from tvm, which makes everything visible."""
 
@@ -62,6 +63,18 @@ def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path)
         exports.write_text(EXPORTS)
         inputs.append(f"-Wl,--version-script={exports}")
     _link(target, [*inputs, "-o", str(out)])
+
+
+def compile_executable(
+    sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path, includes: Sequence[Path]
+) -> None:
+    """Compile C sources and link them with objects to the static executable `out`."""
+    if importlib.util.find_spec("ziglang") is None:
+        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
+    assert target.executable_target is not None
+    folders = [part for folder in includes for part in ("-I", str(folder))]
+    inputs = [str(path) for path in (*sources, *objects)]
+    _zig(target.executable_target, [*EXECUTABLE_FLAGS, *folders, *inputs, "-o", str(out)])
 
 
 def _engine_objects(target: Target) -> list[Path]:

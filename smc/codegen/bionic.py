@@ -17,17 +17,15 @@ HEADERS = "aarch64-linux-musl"
 COMPILE_FLAGS = ("-ffixed-x18", "-D__errno_location=__errno")
 """Android keeps register x18 to itself and finds errno by another function."""
 
-LIBRARIES = {
-    "libc": (
-        "__errno __sched_cpucount abort calloc clock_gettime close fclose fgets fopen fread free fstat getenv getpagesize "
-        "getpid madvise malloc memchr memcmp memcpy memmove memset mmap mprotect munmap open posix_memalign "
-        "pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_create pthread_join "
-        "pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock pthread_sigmask qsort realloc "
-        "sched_getaffinity sched_getcpu sched_setaffinity sched_yield sigfillset snprintf sscanf strchr strcmp strcspn "
-        "strerror strlen strncmp strrchr strstr strtok_r syscall vsnprintf getauxval"
-    ).split(),
-    "libm": ["cos", "cosf", "exp", "expf", "log", "logf", "pow", "sin", "sinf"],
-}
+_LIBC = """
+__errno __sched_cpucount abort calloc clock_gettime close fclose fgets fopen fread free fstat getauxval getenv
+getpagesize getpid madvise malloc memchr memcmp memcpy memmove memset mmap mprotect munmap open posix_memalign
+pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_create pthread_join
+pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock pthread_sigmask qsort realloc
+sched_getaffinity sched_getcpu sched_setaffinity sched_yield sigfillset snprintf sscanf strchr strcmp strcspn strerror
+strlen strncmp strrchr strstr strtok_r syscall vsnprintf
+"""
+LIBRARIES = {"libc": _LIBC.split(), "libm": ["cos", "exp", "log", "pow", "sin"]}
 """Functions that a program may call."""
 
 

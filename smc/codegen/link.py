@@ -37,7 +37,14 @@ LINK_FLAGS = {
 }
 """By the target's system."""
 
-EXECUTABLE_FLAGS = (*(flag for flag in FLAGS if flag != "-fPIC"), "-static", "-s", "-Wl,--gc-sections")
+EXECUTABLE_FLAGS = (
+    "-static",
+    "-s",
+    "-Wl,--gc-sections",
+    "-Wl,-z,stack-size=1048576",  # of threads too: musl's own default is 128 KiB
+    "-Wl,-z,max-page-size=65536",  # some arm64 kernels have such pages
+)
+"""A static executable needs nothing of the system that it runs on."""
 
 EXPORTS = "{ global: smc_engine; local: *; };\n"
 """A version script: kernels come from tvm, which makes everything visible."""
@@ -48,11 +55,14 @@ def engine_folder() -> Path:
     return Path(__file__).parent.parent / "runtime" / "engine"
 
 
+def standalone_folder() -> Path:
+    """Where the C files of standalone executables are."""
+    return engine_folder().parent / "standalone"
+
+
 def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path) -> None:
     """Link the shared library `out`. The engine's objects are compiled once for a target and cached."""
-    if importlib.util.find_spec("ziglang") is None:
-        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
-    engine = _engine_objects(target)
+    engine = _cached_objects(engine_folder(), *_compiler(target))
     host_object = out.with_suffix(".host.o")
     _compile(target, ["-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
     inputs = [str(path) for path in (host_object, *engine, *objects)]
@@ -69,27 +79,37 @@ def compile_executable(
     sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path, includes: Sequence[Path]
 ) -> None:
     """Compile C sources and link them with objects to the static executable `out`."""
-    if importlib.util.find_spec("ziglang") is None:
-        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
     assert target.executable_target is not None
     folders = [part for folder in includes for part in ("-I", str(folder))]
     inputs = [str(path) for path in (*sources, *objects)]
-    _zig(target.executable_target, [*EXECUTABLE_FLAGS, *folders, *inputs, "-o", str(out)])
+    _zig(target.executable_target, [*FLAGS, *EXECUTABLE_FLAGS, *folders, *inputs, "-o", str(out)])
 
 
-def _engine_objects(target: Target) -> list[Path]:
-    sources = sorted(engine_folder().glob("*.c"))
-    headers = sorted(engine_folder().glob("*.h"))
-    digest = hashlib.sha256(repr(_compiler(target)).encode())
+def link_standalone(sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path) -> None:
+    """Link engine, command line, the generated C files `sources` and kernels to the static executable `out`."""
+    assert target.executable_target is not None
+    ours = [
+        path
+        for folder in (engine_folder(), standalone_folder())
+        for path in _cached_objects(folder, target.executable_target, FLAGS)
+    ]
+    compile_executable(sources, [*ours, *objects], target, out, [engine_folder(), standalone_folder()])
+
+
+def _cached_objects(folder: Path, zig_target: str, flags: Sequence[str]) -> list[Path]:
+    """A folder's C files compiled, once for all that is the same: files, headers, target and flags."""
+    sources = sorted(folder.glob("*.c"))
+    headers = sorted({*folder.glob("*.h"), *engine_folder().glob("*.h")})
+    digest = hashlib.sha256(repr((zig_target, *flags)).encode())
     for path in [*headers, *sources]:
         digest.update(path.read_bytes())
-    folder = cache_folder() / "engine" / digest.hexdigest()[:32]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = cache_folder() / "engine" / digest.hexdigest()[:32]
+    objects = [kept / f"{source.stem}.o" for source in sources]
+    kept.mkdir(parents=True, exist_ok=True)
 
     def build(source: Path, path: Path) -> None:
         partial = path.with_suffix(f".{os.getpid()}.o")
-        _compile(target, ["-c", str(source), "-o", str(partial)])
+        _zig(zig_target, [*flags, "-I", str(engine_folder()), "-c", str(source), "-o", str(partial)])
         os.replace(partial, path)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -115,6 +135,8 @@ def _link(target: Target, arguments: list[str]) -> None:
 
 
 def _zig(zig_target: str, arguments: list[str]) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
     environment = dict(os.environ)
     for kind in ("GLOBAL", "LOCAL"):
         environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))

@@ -118,8 +118,7 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
   return SMC_OK;
 }
 
-int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error) {
-  char reason[SMC_ERROR_BYTES];
+int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error) {
   *artifact = (struct smc_artifact){0};
   const int file = open(path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return smc_fail(error, SMC_BAD_INPUT, "cannot open the artifact %s: %s", path, strerror(errno));
@@ -134,7 +133,14 @@ int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t 
   close(file);
   if (data == MAP_FAILED) return smc_fail(error, SMC_FAILED, "cannot map the artifact %s: %s", path, strerror(cause));
   artifact->data = data;
-  const int status = find_weights(artifact, weight_bytes, reason);
+  return SMC_OK;
+}
+
+int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error) {
+  char reason[SMC_ERROR_BYTES];
+  int status = smc_artifact_map(artifact, path, error);
+  if (status) return status;
+  status = find_weights(artifact, weight_bytes, reason);
   if (status) {
     smc_artifact_close(artifact);
     return smc_fail(error, status, "the artifact %s cannot be used: %s", path, reason);

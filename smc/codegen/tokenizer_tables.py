@@ -1,0 +1,522 @@
+"""The native tokenizer's tables, made of a tokenizer.json.
+
+The engine has no JSON, no regular expressions and no normalizers beyond what language models use: a tokenizer that
+needs more is refused by name, never approximated. How the tables look is said in runtime/engine/tokenizer_internal.h.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from smc.errors import InputError
+
+MAGIC, VERSION = 0x6B6F7473, 1
+ALIGNMENT = 8  # bytes
+MOST_TOKENS = 1 << 20
+MOST_MERGES = 1 << 24
+MOST_STEP_BYTES = 64
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: multiplying by it spreads keys over the upper bits (Knuth, volume 3, 6.4)."""
+
+# Masks and numbers of tokenizer_internal.h.
+DECODE_BYTE_LEVEL, DECODE_REPLACE, DECODE_DROP_FIRST, DECODE_BYTE_FALLBACK = 1, 2, 4, 8
+MODEL_BYTE_LEVEL, MODEL_BYTE_FALLBACK, MODEL_FUSE_UNKNOWN, MODEL_IGNORE_MERGES = 1, 2, 4, 8
+TOKEN_EXISTS, TOKEN_SPECIAL, TOKEN_BYTE = 1, 2, 4
+ADDED_NORMALIZED, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_SINGLE_WORD = 1, 2, 4, 8
+NFC, REPLACE, PREPEND = 1, 2, 3
+PREPEND_SPACE, METASPACE = 16, 17
+SPLIT_TEXT, SPLIT_CLASS, SPLIT_LINES, SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K = 32, 33, 34, 35, 36, 37
+PREPEND_SCHEMES = {"never": 0, "always": 1, "first": 2}
+CUTS = {"Isolated": 0, "MergedWithPrevious": 1, "MergedWithNext": 2, "Contiguous": 3}
+WITH_MARKS, CONTRACTIONS, SLASHES = 1, 2, 4
+NUMBER, PUNCTUATION, DIGIT, NUMERIC = 1 << 1, 1 << 5, 1 << 6, 1 << 7  # places in unicode_tables.CLASSES
+
+
+class Step(NamedTuple):
+    """What the normalizer or the pre-tokenizer does, one thing after another."""
+
+    kind: int
+    number: int = 0
+    least: int = 0
+    most: int = 0
+    first: str = ""
+    second: str = ""
+
+
+def _patterns() -> dict[str, Step]:
+    """The regular expressions of language models' pre-tokenizers, in all the ways in which they are written."""
+    space = (r"\s+(?!\S)|\s+",)
+    line = (r"\s*[\r\n]+", r"\s*[\r\n]")  # the same: all that follows the last line break is no line break
+    contractions = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?i:[sdmt]|ll|ve|re)")
+    prefix = (r"[^\r\n\p{L}\p{N}]?", r"[^\r\n\p{L}\p{N}]?+")
+    digits = {r"\p{N}": 1, r"\p{N}{1,2}": 2, r"\p{N}{1,3}": 3, r"\p{N}+": 0}
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    found = {}
+    for start in (r"'s|'t|'re|'ve|'m|'ll|'d", r"'(?:[sdmt]|ll|ve|re)"):
+        found[start + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"] = Step(SPLIT_GPT2)
+    for digit, (letters, others, number) in itertools.product(
+        digits, ((r"\p{L}", r"\p{L}\p{N}", 0), (r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}", WITH_MARKS))
+    ):
+        step = Step(SPLIT_CL100K, number, most=digits[digit])
+        for parts in itertools.product(
+            contractions,
+            [f"{start}{letters}+" for start in prefix],
+            [digit],
+            [rf" ?[^\s{others}]{repeat}[\r\n]*" for repeat in ("+", "++")],
+            line,
+            space,
+        ):
+            found["|".join(parts)] = step
+    for digit, slash, contraction in itertools.product(digits, ("", "/"), ("", *contractions)):
+        step = Step(SPLIT_O200K, (CONTRACTIONS if contraction else 0) | (SLASHES if slash else 0), most=digits[digit])
+        after = contraction if contraction.startswith("(") or not contraction else f"(?:{contraction})"
+        after = f"{after}?" if after else ""
+        for start, ending in itertools.product(prefix, line):
+            words = f"{start}{upper}*{lower}+{after}|{start}{upper}+{lower}*{after}"
+            found[rf"{words}|{digit}| ?[^\s\p{{L}}\p{{N}}]+[\r\n{slash}]*|{ending}|{space[0]}"] = step
+    found |= {digit: Step(SPLIT_CLASS, NUMBER, 1, most) for digit, most in digits.items()}
+    found[r"[\p{P}\$\+<=>\^~\|]+"] = Step(SPLIT_CLASS, PUNCTUATION, 1)
+    found[r"[0-9][0-9][0-9]"] = Step(SPLIT_CLASS, DIGIT, 3, 3)
+    return found
+
+
+PATTERNS = _patterns()
+_LINES = re.compile(r"\\n\|(.)\*\[\^\1\\n\]\+\|\1\+", re.DOTALL)
+_WHOLE = (SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K, SPLIT_LINES)  # what they match is the whole text
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    flags: int
+    replace_from: str = ""
+    replace_to: str = ""
+    strip: int = 0
+
+
+def tokenizer_tables(tokenizer_json: str) -> bytes:
+    """The tables of a tokenizer, the same bytes for the same text.
+
+    tokenizer_json: what `tokenizers` reads. Raises InputError where it can't be read, or where a part of it is one that
+    the engine's tokenizer does not have; the sentence names the part.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise InputError(f"the tokenizer can't be read: {error}") from None
+    data = json.loads(tokenizer.to_str())
+    return _Tables(tokenizer, data).build()
+
+
+def _refuse(what: str) -> InputError:
+    return InputError(f"the native tokenizer can't do {what}: its text would not be cut as the model was trained on")
+
+
+class _Tables:
+    """Collects the sections of one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, data: dict[str, Any]) -> None:
+        self._data = data
+        self._model = data["model"]
+        if self._model["type"] != "BPE":
+            raise _refuse(f"models of the kind {self._model['type']} (BPE is supported)")
+        self._normalizer = _normalizer(data["normalizer"])
+        self._splitter, self._byte_level = _splitter(data["pre_tokenizer"])
+        self._decoder = _decoder(data["decoder"])
+        if self._byte_level != bool(self._decoder.flags & DECODE_BYTE_LEVEL):
+            raise _refuse("a decoder of another kind than its pre-tokenizer")
+        _check_first(self._normalizer, self._splitter)
+        self._special = {token["content"] for token in data["added_tokens"] if token["special"]}
+        self._tokens = self._vocabulary()
+        self._normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+        self._texts = bytearray()
+        self._spans: dict[bytes, tuple[int, int]] = {}
+
+    def build(self) -> bytes:
+        """Header and sections as one block."""
+        model = self._model
+        flags = MODEL_BYTE_LEVEL if self._byte_level else 0
+        for name, flag in (
+            ("byte_fallback", MODEL_BYTE_FALLBACK),
+            ("fuse_unk", MODEL_FUSE_UNKNOWN),
+            ("ignore_merges", MODEL_IGNORE_MERGES),
+        ):
+            flags |= flag if model[name] else 0
+        if self._byte_level and flags & MODEL_BYTE_FALLBACK:
+            raise _refuse("byte fallback with a byte-level pre-tokenizer")
+        for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+            if model[name]:
+                raise _refuse(f"BPE with {name}")
+        starts, token_flags = self._token_texts()
+        buckets, merges, merged, hash_bits = self._merges()
+        word_buckets, words, word_bits = self._words(flags)
+        prefix, suffix = _frame(self._data["post_processor"])
+        decoder = self._decoder
+        spans = [self._span(text.encode()) for text in (decoder.replace_from, decoder.replace_to)]
+        added = self._added()
+        steps = [self._steps(steps) for steps in (self._normalizer, self._splitter)]
+        unknown = -1 if model["unk_token"] is None else self._id(model["unk_token"])
+        sections: list[tuple[bytes, int]] = [  # data, bytes of an element: in the header's order
+            (bytes(self._texts), 1),
+            (starts.tobytes(), 4),
+            (token_flags, 1),
+            (self._symbols(), 8),
+            (self._byte_tokens(flags), 4),
+            (buckets.tobytes(), 4),
+            (merges.tobytes(), 8),
+            (merged.tobytes(), 4),
+            (word_buckets.tobytes(), 4),
+            (words.tobytes(), 4),
+            (added, 28),
+            *((step, 32) for step in steps),
+            (struct.pack(f"<{len(prefix)}i", *prefix), 4),
+            (struct.pack(f"<{len(suffix)}i", *suffix), 4),
+        ]
+        numbers = [flags, decoder.flags, unknown, hash_bits, word_bits, decoder.strip]
+        return _layout(numbers, spans, sections)
+
+    # ---- texts
+
+    def _span(self, text: bytes) -> tuple[int, int]:
+        """Offset and length of a text in the section of bytes; equal texts share a place."""
+        if text not in self._spans:
+            self._spans[text] = (len(self._texts), len(text))
+            self._texts += text
+        return self._spans[text]
+
+    def _vocabulary(self) -> dict[int, str]:
+        """Id → text: of the model, and of the added tokens where they differ."""
+        tokens = {number: text for text, number in self._model["vocab"].items()}
+        if len(tokens) != len(self._model["vocab"]):
+            raise InputError("the tokenizer is broken: two tokens have one id")
+        tokens |= {token["id"]: token["content"] for token in self._data["added_tokens"]}
+        if not tokens or max(tokens) >= MOST_TOKENS or len(self._model["merges"]) > MOST_MERGES:
+            raise _refuse(f"{len(tokens)} tokens with ids up to {max(tokens, default=0)} (ids are below {MOST_TOKENS})")
+        return tokens
+
+    def _id(self, token: str) -> int:
+        number = self._model["vocab"].get(token)
+        if number is None:
+            raise InputError(f"the tokenizer is broken: the token {token!r} is not in its vocabulary")
+        return int(number)
+
+    def _token_texts(self) -> tuple[NDArray[np.uint32], bytes]:
+        """Puts the texts of all ids into the section of bytes: where they begin, and the ids' flags."""
+        starts, flags = [0], bytearray()
+        for number in range(max(self._tokens) + 1):
+            text = self._tokens.get(number)
+            flag = 0
+            if text is not None:
+                flag = TOKEN_EXISTS | (TOKEN_SPECIAL if text in self._special else 0)
+                flag |= TOKEN_BYTE if self._is_byte(text) else 0
+                self._texts += _byte_level_text(text) if self._byte_level else text.encode()
+            flags.append(flag)
+            starts.append(len(self._texts))
+        return np.array(starts, "<u4"), bytes(flags)
+
+    def _is_byte(self, text: str) -> bool:
+        """Whether ByteFallback takes a token for a byte: it sees what the steps before it have made of the token."""
+        if not self._decoder.flags & DECODE_BYTE_FALLBACK:
+            return False
+        seen = (
+            text.replace(self._decoder.replace_from, self._decoder.replace_to) if self._decoder.replace_from else text
+        )
+        byte = re.fullmatch(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>", seen) is not None
+        if byte and (seen != text or "+" in text):
+            raise _refuse(f"the token {text!r}")
+        return byte
+
+    # ---- the model
+
+    def _symbols(self) -> bytes:
+        """Tokens of one character (or one byte): where merging begins."""
+        if self._byte_level:
+            alphabet = _byte_alphabet()
+            found = {alphabet[t]: n for t, n in self._model["vocab"].items() if t in alphabet}
+        else:
+            found = {ord(t): n for t, n in self._model["vocab"].items() if len(t) == 1}
+        return b"".join(struct.pack("<Ii", *pair) for pair in sorted(found.items()))
+
+    def _byte_tokens(self, flags: int) -> bytes:
+        if not flags & MODEL_BYTE_FALLBACK:
+            return b""
+        return struct.pack("<256i", *(self._model["vocab"].get(f"<0x{byte:02X}>", -1) for byte in range(256)))
+
+    def _merges(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64], NDArray[np.int32], int]:
+        """Buckets, the merges in the order of their buckets, what each rank makes, and the bits of the hash."""
+        vocab = self._model["vocab"]
+        try:
+            pairs = [(vocab[left], vocab[right]) for left, right in self._model["merges"]]
+            merged = [vocab[left + right] for left, right in self._model["merges"]]
+        except KeyError as error:
+            raise InputError(
+                f"the tokenizer is broken: a merge needs the token {error}, which it does not have"
+            ) from None
+        if len(set(pairs)) != len(pairs):
+            raise InputError("the tokenizer is broken: a merge occurs twice")
+        numbers = np.array(pairs, np.uint64).reshape(-1, 2)
+        keys = numbers[:, 0] << np.uint64(20) | numbers[:, 1]
+        entries = keys << np.uint64(24) | np.arange(len(keys), dtype=np.uint64)
+        starts, order, bits = _hash(keys)
+        return starts, entries[order].astype("<u8"), np.array(merged, "<i4"), bits
+
+    def _words(self, flags: int) -> tuple[NDArray[np.uint32], NDArray[np.int32], int]:
+        """The same for whole tokens by their text, where the model looks for these before it merges."""
+        if not flags & MODEL_IGNORE_MERGES:
+            return np.zeros(0, "<u4"), np.zeros(0, "<i4"), 0
+        texts = sorted((number, text) for text, number in self._model["vocab"].items() if text)
+        if self._byte_level:
+            alphabet = _byte_alphabet()
+            texts = [(number, text) for number, text in texts if all(c in alphabet for c in text)]
+            data = [_byte_level_text(text) for _, text in texts]
+        else:
+            data = [text.encode() for _, text in texts]
+        if any(self._tokens[number] != text for number, text in texts):
+            raise InputError("the tokenizer is broken: an added token has the id of another one")
+        starts, order, bits = _hash(np.array([_fnv1a(text) for text in data], np.uint64))
+        return starts, np.array([number for number, _ in texts], "<i4")[order], bits
+
+    # ---- added tokens and steps
+
+    def _added(self) -> bytes:
+        entries = []
+        for token in self._data["added_tokens"]:
+            content = token["content"]
+            pattern = self._normalize(content) if token["normalized"] else content
+            if not pattern:
+                raise _refuse(f"the added token {content!r}, of which the normalizer leaves nothing")
+            flags = sum(
+                flag
+                for name, flag in (
+                    ("normalized", ADDED_NORMALIZED),
+                    ("lstrip", ADDED_LSTRIP),
+                    ("rstrip", ADDED_RSTRIP),
+                    ("single_word", ADDED_SINGLE_WORD),
+                )
+                if token[name]
+            )
+            text = pattern.encode()
+            prefix = len(text) - len(content.encode()) if pattern.endswith(content) else 0
+            entries.append((bool(token["normalized"]), text, content.encode(), token["id"], flags, prefix))
+        entries.sort()
+        for one, other in itertools.pairwise(entries):
+            if one[:2] == other[:2]:
+                raise InputError(f"the tokenizer is broken: two added tokens read {one[1].decode()!r}")
+        return b"".join(
+            struct.pack("<4Ii2I", *self._span(content), *self._span(pattern), number, flags, prefix)
+            for _, pattern, content, number, flags, prefix in entries
+        )
+
+    def _steps(self, steps: Sequence[Step]) -> bytes:
+        for text in itertools.chain.from_iterable((step.first, step.second) for step in steps):
+            if len(text.encode()) > MOST_STEP_BYTES:
+                raise _refuse(f"a replacement of more than {MOST_STEP_BYTES} bytes")
+        return b"".join(
+            struct.pack("<8I", *step[:4], *self._span(step.first.encode()), *self._span(step.second.encode()))
+            for step in steps
+        )
+
+
+# ---- the parts of a tokenizer.json
+
+
+def _flatten(part: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
+    """A part, or the parts of a Sequence of them."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [step for member in part[members] for step in _flatten(member, members)]
+
+
+def _literal(pattern: Mapping[str, str], where: str) -> str:
+    """The text of a pattern that is no regular expression."""
+    if not pattern.get("String"):
+        raise _refuse(f"{where} of the pattern {next(iter(pattern.values()))!r}")
+    return pattern["String"]
+
+
+def _normalizer(part: Mapping[str, Any] | None) -> list[Step]:
+    steps = []
+    for member in _flatten(part, "normalizers"):
+        match member["type"]:
+            case "NFC":
+                steps.append(Step(NFC))
+            case "Replace":
+                steps.append(Step(REPLACE, first=_literal(member["pattern"], "Replace"), second=member["content"]))
+            case "Prepend":
+                steps.append(Step(PREPEND, first=member["prepend"]))
+            case other:
+                raise _refuse(f"the normalizer {other}")
+    return steps
+
+
+def _splitter(part: Mapping[str, Any] | None) -> tuple[list[Step], bool]:
+    """The steps of a pre-tokenizer, and whether it makes bytes of the text."""
+    steps: list[Step] = []
+    members = _flatten(part, "pretokenizers")
+    for place, member in enumerate(members):
+        match member["type"]:
+            case "ByteLevel":
+                if place + 1 < len(members):
+                    raise _refuse(f"the pre-tokenizer {members[place + 1]['type']} after ByteLevel")
+                if member["add_prefix_space"]:
+                    steps.append(Step(PREPEND_SPACE))
+                if member["use_regex"]:
+                    steps.append(Step(SPLIT_GPT2))
+                return steps, True
+            case "Digits":
+                steps.append(Step(SPLIT_CLASS, NUMERIC, 1, 1 if member["individual_digits"] else 0))
+            case "Metaspace":
+                steps.append(Step(METASPACE, PREPEND_SCHEMES[member["prepend_scheme"]], first=member["replacement"]))
+                if member["split"]:
+                    steps.append(Step(SPLIT_TEXT, CUTS["MergedWithNext"], first=member["replacement"]))
+            case "Split":
+                steps.append(_split(member))
+            case other:
+                raise _refuse(f"the pre-tokenizer {other}")
+    return steps, False
+
+
+def _split(member: Mapping[str, Any]) -> Step:
+    behavior, invert = member["behavior"], member["invert"]
+    if "String" in member["pattern"]:
+        if invert or behavior not in CUTS:
+            raise _refuse(f"a Split that is {behavior}{' and inverted' if invert else ''}")
+        return Step(SPLIT_TEXT, CUTS[behavior], first=_literal(member["pattern"], "a Split"))
+    pattern = member["pattern"]["Regex"]
+    lines = _LINES.fullmatch(pattern)
+    step = Step(SPLIT_LINES, first=lines[1]) if lines else PATTERNS.get(pattern)
+    if step is None or (lines and lines[1] in r"\[](){}*+?.^$|&-"):
+        raise _refuse(f"the regular expression {pattern!r}")
+    # Where everything is matched, keeping the matches and dropping what lies between is the same as Isolated.
+    if (behavior, invert) != ("Isolated", False) and not (
+        (behavior, invert) == ("Removed", True) and step.kind in _WHOLE
+    ):
+        raise _refuse(f"a Split that is {behavior}{' and inverted' if invert else ''}")
+    return step
+
+
+def _check_first(normalizer: Sequence[Step], splitter: Sequence[Step]) -> None:
+    """Metaspace asks where in the original text a piece begins: we know that of the very first piece only."""
+    for place, step in enumerate(splitter):
+        changed = place > 0 or any(step.kind not in (NFC, REPLACE) for step in normalizer)
+        if step.kind == METASPACE and step.number == PREPEND_SCHEMES["first"] and changed:
+            raise _refuse("Metaspace with the prepend scheme first behind other steps")
+
+
+def _decoder(part: Mapping[str, Any] | None) -> _Decoder:
+    """ByteLevel, Metaspace, or of Replace, ByteFallback, Fuse and Strip, in this order, what there is."""
+    members = _flatten(part, "decoders")
+    kinds = [member["type"] for member in members]
+    if kinds == ["ByteLevel"]:
+        return _Decoder(DECODE_BYTE_LEVEL)
+    if kinds == ["Metaspace"]:
+        drop = DECODE_DROP_FIRST if members[0]["prepend_scheme"] != "never" else 0
+        return _Decoder(DECODE_REPLACE | drop, members[0]["replacement"], " ")
+    order = ["Replace", "ByteFallback", "Fuse", "Strip"]
+    if not kinds or [kind for kind in order if kind in kinds] != kinds or ("Strip" in kinds and "Fuse" not in kinds):
+        raise _refuse(f"the decoder {' + '.join(kinds) or 'None'}")
+    flags, replace, strip = 0, ("", ""), 0
+    for member in members:
+        match member["type"]:
+            case "Replace":
+                flags |= DECODE_REPLACE
+                replace = (_literal(member["pattern"], "a decoder's Replace"), member["content"])
+            case "ByteFallback":
+                flags |= DECODE_BYTE_FALLBACK
+            case "Strip":
+                if member["content"] != " " or member["stop"]:
+                    raise _refuse("a Strip of anything but spaces at the start")
+                strip = member["start"]
+    return _Decoder(flags, *replace, strip)
+
+
+def _frame(part: Mapping[str, Any] | None) -> tuple[list[int], list[int]]:
+    """The tokens that the post-processor puts before and after a text."""
+    before: list[int] = []
+    after: list[int] = []
+    for member in _flatten(part, "processors"):
+        match member["type"]:
+            case "ByteLevel":
+                continue
+            case "BertProcessing" | "RobertaProcessing":
+                before, after = [member["cls"][1], *before], [*after, member["sep"][1]]
+            case "TemplateProcessing":
+                ids = {name: token["ids"] for name, token in member["special_tokens"].items()}
+                kinds = ["Sequence" in item for item in member["single"]]
+                if kinds.count(True) != 1:
+                    raise _refuse("a post-processor that takes a text other than once")
+                tokens = [
+                    [] if kind else ids[item["SpecialToken"]["id"]]
+                    for kind, item in zip(kinds, member["single"], strict=True)
+                ]
+                place = kinds.index(True)
+                before = [*itertools.chain.from_iterable(tokens[:place]), *before]
+                after = [*after, *itertools.chain.from_iterable(tokens[place:])]
+            case other:
+                raise _refuse(f"the post-processor {other}")
+    return before, after
+
+
+# ---- bytes, hashes, layout
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for a byte → the byte (Radford et al. 2019).
+
+    Visible characters of Latin-1 stand for themselves, the others are U+0100 and following.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _byte_level_text(text: str) -> bytes:
+    """What a token of byte-level BPE decodes to: its bytes, or itself where it has other characters."""
+    alphabet = _byte_alphabet()
+    return bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
+
+
+def _fnv1a(text: bytes) -> int:
+    """Fowler, Noll and Vo's hash, 64 bits."""
+    value = 0xCBF29CE484222325
+    for byte in text:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def _hash(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp], int]:
+    """Where each of 2^bits buckets begins, the keys' order by bucket, and the bits: about a key in every bucket."""
+    bits = max(len(keys) - 1, 0).bit_length()
+    buckets = keys * np.uint64(GOLDEN) >> np.uint64(64 - bits) if bits else np.zeros_like(keys)
+    order = np.argsort(buckets, kind="stable")
+    starts = np.searchsorted(buckets[order], np.arange((1 << bits) + 1, dtype=np.uint64))
+    return starts.astype("<u4"), order, bits
+
+
+def _layout(numbers: Sequence[int], spans: Iterable[tuple[int, int]], sections: Sequence[tuple[bytes, int]]) -> bytes:
+    """The header and the sections one after another, each at a multiple of ALIGNMENT."""
+    header_bytes = 4 * (3 + len(numbers)) + 8 * 2 + 8 * len(sections)
+    block = bytearray(-(-header_bytes // ALIGNMENT) * ALIGNMENT)
+    places = []
+    for data, width in sections:
+        assert len(data) % width == 0
+        places.append((len(block), len(data) // width))
+        block += data
+        block += bytes(-len(block) % ALIGNMENT)
+    header = struct.pack("<3I2Ii3I", MAGIC, VERSION, len(block), *numbers)
+    header += b"".join(struct.pack("<2I", *pair) for pair in (*spans, *places))
+    block[: len(header)] = header
+    return bytes(block)

@@ -26,7 +26,7 @@ ELF_FLAGS = (
     "-Wl,-Bsymbolic",  # several programs in a process must not find each other's functions
     "-Wl,--gc-sections",
     "-Wl,-z,defs",  # what is missing must be seen here, not on the device
-    "-Wl,-z,max-page-size=16384",
+    "-Wl,-z,max-page-size=65536",  # some arm64 kernels have such pages
 )
 
 LINK_FLAGS = {

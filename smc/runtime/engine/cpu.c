@@ -102,8 +102,29 @@ int smc_cpu_has(const char *feature, size_t length) {
   return 0;
 }
 
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static const struct {
+  const char *name, *key; /* no key: every Mac of this kind has it */
+} features[] = {
+    {"fp-armv8", NULL}, {"neon", NULL}, {"crc", NULL}, {"lse", NULL},
+    {"fullfp16", "hw.optional.arm.FEAT_FP16"}, {"dotprod", "hw.optional.arm.FEAT_DotProd"},
+    {"i8mm", "hw.optional.arm.FEAT_I8MM"}, {"bf16", "hw.optional.arm.FEAT_BF16"}, {"sme", "hw.optional.arm.FEAT_SME"},
+};
+
+int smc_cpu_has(const char *feature, size_t length) {
+  for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+    if (strlen(features[i].name) != length || memcmp(features[i].name, feature, length)) continue;
+    int value = 0;
+    size_t size = sizeof value;
+    return !features[i].key || (sysctlbyname(features[i].key, &value, &size, NULL, 0) == 0 && value);
+  }
+  return 0;
+}
+
 #else
-#error "smc's engine knows x86-64 and 64-bit ARM under Linux"
+#error "smc's engine knows Linux on x86-64, and Linux, Android and macOS on 64-bit ARM"
 #endif
 
 int smc_cpu_missing(const char *list, char *missing, size_t size) {

@@ -13,6 +13,10 @@
 
 #include "program.h"
 
+#if !defined(__linux__)
+typedef struct cpu_set { char none; } cpu_set_t; /* elsewhere no program may say where its threads run */
+#endif
+
 #define SMC_ERROR_BYTES 512
 #define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
 
@@ -43,7 +47,7 @@ struct smc_worker {
   struct smc_pool *pool;
   int32_t index;
   pthread_t handle;
-  atomic_int id; /* the kernel's thread id, 0 until the worker runs */
+  atomic_int id; /* smc_thread_id, 0 until the worker runs */
   int32_t cpu;   /* the CPU it is pinned to, or -1 */
 };
 
@@ -126,9 +130,15 @@ int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, con
 /* ---- placement.c: how many threads, and on which CPUs */
 
 int smc_default_threads(void);
+int smc_thread_id(void); /* by which the calling thread can be placed; never 0 */
+#if defined(__linux__)
 /* CPUs that the cgroup quota gives, rounded up, or 0 for no limit. `membership` is /proc/self/cgroup, `root` where the
  * cgroup file systems are mounted. */
 int smc_quota_cpus(const char *membership, const char *root);
+/* Takes the CPUs from the set that are less than half as fast as the fastest, where the system says how fast they are.
+ * `root` is /sys/devices/system/cpu. */
+void smc_keep_fast_cpus(const char *root, cpu_set_t *cpus);
+#endif
 void smc_place_workers(struct smc_pool *pool); /* at creation, by the caller's thread */
 void smc_follow_caller(struct smc_pool *pool); /* before a job: makes room where the caller's thread has moved */
 

@@ -13,6 +13,11 @@
 
 #define MEBIBYTE (1024.0 * 1024.0)
 #define PAGE_ROUNDING 4096 /* so that a page can be given back */
+#if defined(__APPLE__)
+#define GIVE_BACK MADV_FREE
+#else
+#define GIVE_BACK MADV_DONTNEED
+#endif
 
 static int32_t pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
 
@@ -71,9 +76,9 @@ static void release_page(struct smc_kv_cache *cache, int32_t page) {
   if (--cache->references[page]) return;
   cache->free_pages[cache->free_count++] = page;
   cache->pages_used--;
-  const uint64_t unit = (uint64_t)sysconf(_SC_PAGESIZE), begin = (uint64_t)page * cache->page_bytes;
+  const uint64_t unit = (uint64_t)getpagesize(), begin = (uint64_t)page * cache->page_bytes;
   const uint64_t first = smc_round_up(begin, unit), last = (begin + cache->page_bytes) / unit * unit;
-  if (last > first) (void)madvise(cache->data + first, last - first, MADV_DONTNEED);
+  if (last > first) (void)madvise(cache->data + first, last - first, GIVE_BACK);
 }
 
 static void keep_pages(struct smc_kv_cache *cache, int32_t sequence, int32_t count) {

@@ -7,7 +7,6 @@
 
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -67,7 +66,7 @@ static void await_ticket(struct smc_pool *pool, uint32_t seen) {
 static void *work(void *argument) {
   struct smc_worker *worker = argument;
   struct smc_pool *pool = worker->pool;
-  atomic_store(&worker->id, (int)syscall(SYS_gettid));
+  atomic_store(&worker->id, smc_thread_id());
   uint32_t seen = 0; /* no job has this epoch */
   for (;;) {
     await_ticket(pool, seen);

@@ -6,6 +6,7 @@
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
+ *   phases fast ROOT COUNT             which of so many CPUs are fast
  *
  * Shared data is plain on purpose: where the barrier orders too little, the thread sanitizer sees it. */
 #include "internal.h"
@@ -211,6 +212,15 @@ static void bench(struct smc_pool *pool, int phases, int blocks) {
 int main(int count, char **arguments) {
   if (count == 4 && !strcmp(arguments[1], "quota")) {
     printf("%d\n", smc_quota_cpus(arguments[2], arguments[3]));
+    return 0;
+  }
+  if (count == 4 && !strcmp(arguments[1], "fast")) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (int cpu = 0; cpu < atoi(arguments[3]); cpu++) CPU_SET((size_t)cpu, &cpus);
+    smc_keep_fast_cpus(arguments[2], &cpus);
+    for (int cpu = 0; cpu < atoi(arguments[3]); cpu++)
+      if (CPU_ISSET((size_t)cpu, &cpus)) printf("%d ", cpu);
     return 0;
   }
   if (count < 3) return 2;

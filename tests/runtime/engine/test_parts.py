@@ -153,7 +153,10 @@ def test_unknown_features_are_missing(driver: Driver) -> None:
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=undefined", "-target"]
 
 
-@pytest.mark.parametrize("target", ["x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17"])
+SYSTEMS = ("x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17", "aarch64-linux-musl", "aarch64-macos.11.0")
+
+
+@pytest.mark.parametrize("target", SYSTEMS)
 def test_compiles_for_the_oldest_systems_without_a_warning(tmp_path: Path, target: str) -> None:
     sources = sorted(ENGINE.glob("*.c"))
     flags = ("-shared", "-fPIC", "-fvisibility=hidden", *WARNINGS)

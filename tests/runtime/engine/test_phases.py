@@ -87,3 +87,24 @@ def test_cgroup_quota(driver: Driver, tmp_path: Path, membership: str, files: di
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     assert int(run(driver("phases", *FILES), "quota", tmp_path / "cgroup", root)) == cpus
+
+
+@pytest.mark.parametrize(
+    ("capacities", "fast"),
+    [
+        ([1024] * 4, [0, 1, 2, 3]),
+        ([381] * 4 + [1024] * 2, [4, 5]),  # RK3399
+        ([1024] * 4 + [397] * 4, [0, 1, 2, 3]),
+        ([325] * 3 + [770] * 4 + [1024], [3, 4, 5, 6, 7]),  # a phone's three kinds
+        ([325, 325, None, 1024], [0, 1, 2, 3]),  # nothing is known of one
+        ([None] * 3, [0, 1, 2]),
+        ([0, 0], [0, 1]),
+    ],
+)
+def test_fast_cpus(driver: Driver, tmp_path: Path, capacities: list[int | None], fast: list[int]) -> None:
+    for cpu, capacity in enumerate(capacities):
+        (tmp_path / f"cpu{cpu}").mkdir()
+        if capacity is not None:
+            (tmp_path / f"cpu{cpu}" / "cpu_capacity").write_text(f"{capacity}\n")
+    kept = run(driver("phases", *FILES), "fast", tmp_path, len(capacities))
+    assert [int(cpu) for cpu in kept.split()] == fast

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smc.cli.options import artifact_argument, model_options
+from smc.cli.profile import limits_report, limits_table, profile_report, profile_table, thread_counts
+from smc.cli.roofline import roofline_svg
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.runtime import Model, Sequence
+    from smc.runtime.profile import Profile
 
 
 @click.command()
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 @click.option("--depth", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Tokens before them.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, metavar="R", help="Medians of R runs.")
 @model_options
+@click.option("--profile", "profiled", is_flag=True, help="Also say where the time goes, kernel by kernel.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile: rooflines as an SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def bench(
     artifact: Path,
@@ -35,6 +42,8 @@ def bench(
     threads: int,
     kv_dtype: str,
     level: str | None,
+    profiled: bool,
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
@@ -43,9 +52,13 @@ def bench(
     both with the last token's logits, after a warm-up, without sampling. GB/s counts the weight bytes that a token
     multiplies (not the embedding table) and the keys and values that it reads.
 
+    --profile takes the same steps apart: every kernel's time, bytes and multiply-adds, and what barriers and the rest
+    cost, beside what this machine can do at most, which it measures too. Of R runs it shows the fastest.
+
     \b
-    Example:
+    Examples:
       smc bench smollm2.smc --threads 2 --prompt-tokens 512 --decode-tokens 128 --json
+      smc bench smollm2.smc --profile --svg roofline.svg
     """
     from smc.runtime import load
 
@@ -56,52 +69,80 @@ def bench(
         if deepest > model.context_length:
             context = model.context_length
             raise InputError(f"{deepest} tokens do not fit the context of {context}; raise --ctx or measure fewer")
-        report = _measure(model, prompt_tokens, decode_tokens, depth, repeat)
+        report = _measure(model, prompt_tokens, decode_tokens, depth, repeat, profiled or svg is not None)
         report["load_seconds"] = load_seconds
+    if svg is not None:
+        svg.write_text(roofline_svg(report), encoding="utf-8")
     click.echo(json.dumps(report) if as_json else _table(report))
 
 
-def _measure(model: Model, prompt_tokens: int, decode_tokens: int, depth: int, repeat: int) -> dict[str, Any]:
-    """All figures; speeds are medians of `repeat` runs."""
-    from smc.runtime.memory import peak_memory_bytes
+@dataclass
+class _Runs:
+    """What was measured, under "prefill" and "decode": seconds of plain runs; profiled ones with theirs."""
 
-    prefill: list[float] = []
-    decode: list[float] = []
-    kv_bytes_used = 0
+    seconds: dict[str, list[float]]
+    profiles: dict[str, list[tuple[float, Profile]]]
+    kv_bytes_used: int = 0
+
+
+def _run(model: Model, counts: dict[str, int], depth: int, repeat: int, profiled: bool) -> _Runs:
+    """Prefill and decode of so many tokens (0: left out) in turns, each at the same depth."""
+    measures = {"prefill": _prefill_seconds, "decode": _decode_seconds}
+    names = [name for name, count in counts.items() if count]
+    runs = _Runs({name: [] for name in names}, {name: [] for name in names})
     with model.new_sequence() as sequence:
         sequence.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
         sequence.extend(_tokens(model, 8, 1))
         sequence.truncate(0)
         if depth:
             sequence.extend(_tokens(model, 0, depth), "none")
-        for _ in range(repeat):
-            if prompt_tokens:
-                prefill.append(_prefill_seconds(model, sequence, prompt_tokens))
-                kv_bytes_used = max(kv_bytes_used, model.engine.info().kv_bytes_used)
+        for name in names * repeat:
+            runs.seconds[name].append(measures[name](model, sequence, counts[name]))
+            runs.kv_bytes_used = max(runs.kv_bytes_used, model.engine.info().kv_bytes_used)
+            sequence.truncate(depth)
+            if profiled:
+                model.engine.profile_start()
+                whole = measures[name](model, sequence, counts[name])
+                runs.profiles[name].append((whole, model.engine.profile_stop()))
                 sequence.truncate(depth)
-            if decode_tokens:
-                decode.append(_decode_seconds(model, sequence, decode_tokens))
-                kv_bytes_used = max(kv_bytes_used, model.engine.info().kv_bytes_used)
-                sequence.truncate(depth)
+    return runs
+
+
+def _measure(
+    model: Model, prompt_tokens: int, decode_tokens: int, depth: int, repeat: int, profiled: bool
+) -> dict[str, Any]:
+    """All figures; speeds are medians of `repeat` runs."""
+    from smc.runtime.memory import peak_memory_bytes
+
+    runs = _run(model, {"prefill": prompt_tokens, "decode": decode_tokens}, depth, repeat, profiled)
+    seconds = runs.seconds
     facts = model.engine.facts
     report: dict[str, Any] = {"artifact": str(model.artifact.path), "level": model.level, "threads": model.threads}
     report |= {"kv_dtype": ["f16", "f32"][facts.kv_dtype], "depth": depth, "repeat": repeat}
-    if prefill:
-        report["prefill"] = _speeds(prefill, prompt_tokens)
-    if decode:
+    if prompt_tokens:
+        report["prefill"] = _speeds(seconds["prefill"], prompt_tokens)
+    if decode_tokens:
         # A step reads the keys and values of all tokens up to its own.
         kv_bytes = facts.kv_bytes_per_token * (depth + (decode_tokens + 1) / 2)
         bytes_per_token = facts.token_weight_bytes + kv_bytes
-        report["decode"] = _speeds(decode, decode_tokens)
+        report["decode"] = _speeds(seconds["decode"], decode_tokens)
         report["decode"]["gb_per_s"] = bytes_per_token * report["decode"]["tokens_per_s"] / 1e9
         report["decode"]["bytes_per_token"] = round(bytes_per_token)
-    return report | {
+    report |= {
         "weight_bytes": facts.weight_bytes,
         "token_weight_bytes": facts.token_weight_bytes,
-        "kv_bytes_used": kv_bytes_used,
+        "kv_bytes_used": runs.kv_bytes_used,
         "activation_bytes": facts.activation_bytes,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+    if profiled:
+        limits = [model.engine.limits(threads) for threads in thread_counts(model.threads)]
+        report["limits"] = limits_report(limits)
+        report["profile"] = {
+            name: profile_report(*min(profiles, key=itemgetter(0)), limits[-1], min(seconds[name]))
+            for name, profiles in runs.profiles.items()
+        }
+    return report
 
 
 def _tokens(model: Model, start: int, count: int) -> list[int]:
@@ -160,4 +201,7 @@ def _table(report: dict[str, Any]) -> str:
     parts = f"weights {weights}, KV cache {cache}, activations {activations}"
     lines.append(f"memory  {peak} MiB at the peak, Python included: {parts}")
     lines.append(f"load    {report['load_seconds']:.3f} s")
+    if "profile" in report:
+        lines += ["", limits_table(report["limits"])]
+        lines += [f"\n{profile_table(name, part)}" for name, part in report["profile"].items()]
     return "\n".join(lines)

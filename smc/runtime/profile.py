@@ -95,9 +95,16 @@ class Profile:
         """A copy of what the engine lends."""
         tasks = [
             TaskProfile(
-                *(text.decode("utf-8", "replace") for text in (task.function, task.name, task.kernel)),
-                bool(task.integer),
-                *(task.calls, task.pieces, task.bytes, task.macs, task.kernel_seconds, task.wait_seconds),
+                function=task.function.decode("utf-8", "replace"),
+                name=task.name.decode("utf-8", "replace"),
+                kernel=task.kernel.decode("utf-8", "replace"),
+                integer=bool(task.integer),
+                calls=task.calls,
+                pieces=task.pieces,
+                bytes=task.bytes,
+                macs=task.macs,
+                kernel_seconds=task.kernel_seconds,
+                wait_seconds=task.wait_seconds,
             )
             for task in struct.tasks[: struct.task_count]
         ]

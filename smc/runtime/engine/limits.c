@@ -15,7 +15,7 @@
 #define BUFFER_BYTES (UINT64_C(256) << 20) /* no CPU caches as much for a few cores */
 #define HUGE_PAGE (2u << 20)
 #define RUN_NANOSECONDS 5000000 /* a run is at least as long: waking the threads costs 1 % of it */
-#define RUNS 12                 /* the best counts: others had the machine in the rest */
+#define RUNS 12                 /* the best counts: in the others somebody else had the machine */
 
 /* Work that every thread repeats by itself, on its part of the data. */
 struct work {
@@ -119,15 +119,19 @@ static int64_t run_once(struct smc_pool *pool, const struct work *work) {
   return smc_nanoseconds() - start;
 }
 
+static int64_t best_time(struct smc_pool *pool, const struct work *work, int runs) {
+  int64_t best = INT64_MAX;
+  while (runs-- > 0) {
+    const int64_t time = run_once(pool, work);
+    if (time < best) best = time;
+  }
+  return best;
+}
+
 /* Repeats a second, of all threads together. */
 static double best_rate(struct smc_pool *pool, struct work *work) {
-  int64_t time = 0;
-  for (work->repeats = 1; (time = run_once(pool, work)) < RUN_NANOSECONDS; work->repeats *= 2) continue;
-  for (int run = 1; run < RUNS; run++) {
-    const int64_t again = run_once(pool, work);
-    if (again < time) time = again;
-  }
-  return 1e9 * (double)work->repeats * (double)work->parts / (double)time;
+  for (work->repeats = 1; best_time(pool, work, 3) < RUN_NANOSECONDS; work->repeats *= 2) continue;
+  return 1e9 * (double)work->repeats * (double)work->parts / (double)best_time(pool, work, RUNS);
 }
 
 static double read_rate(struct smc_pool *pool, int32_t threads, const void *data, uint64_t bytes) {

@@ -44,10 +44,11 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._tokenizer = tokenizer
         self._variables = dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
+            self._template = template_environment().from_string(source)
         except jinja2.TemplateError as error:
             raise InputError(f"the model's chat template is broken: {error}; use --raw to run without it") from None
 
@@ -83,6 +84,10 @@ class ChatTemplate:
         for name, original in marks.items():
             text = text.replace(name, original)
         return self._literal.encode(text)
+
+    def has_special_token(self, text: str) -> bool:
+        """Whether the text of a special token occurs in `text`; in a message, the template never sees such text."""
+        return self._special_pattern is not None and self._special_pattern.search(text) is not None
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
@@ -174,8 +179,8 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The names and whitespace rules that Hugging Face templates are written for."""
+def template_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """The sandbox, with the names and whitespace rules that Hugging Face templates are written for."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )

@@ -127,6 +127,8 @@ def _add_members(
         "name": facts.name,
         "architecture": facts.architecture,
         "target": target.name,
+        "machine": target.machine,
+        "system": target.system,
         "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
         "context_length": facts.context_length,
         "vocab_size": facts.vocab_size,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import struct
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,10 @@ _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_MEMBER_BYTES = 1 << 30  # of what is read into memory: program, tokenizer, chat template
 _MAX_MEMBERS = 1000
 
-# What `platform.machine()` calls the machines that a target's first word names.
-_MACHINES = {
-    "x86": "x86_64", "x86_64": "x86_64", "amd64": "x86_64",
-    "arm64": "aarch64", "aarch64": "aarch64",
-}  # fmt: skip
-
 # Manifest entries that the runtime relies on, with their JSON types.
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "name": str, "target": str, "context_length": int, "vocab_size": int, "weights": dict, "program": dict,
+    "name": str, "target": str, "machine": str, "system": str, "context_length": int, "vocab_size": int,
+    "weights": dict, "program": dict,
 }  # fmt: skip
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "levels": list, "recipe": list, "bits_per_weight": (int, float), "parameters": int, "special_tokens": dict,
@@ -86,7 +82,7 @@ def read_artifact(path: str | Path) -> Artifact:
     path = Path(path)
     with _open(path) as archive:
         manifest = _manifest(path, archive)
-        check_machine(path, manifest["target"])
+        check_machine(path, manifest)
         program = _read(path, archive, PROGRAM, _MAX_MEMBER_BYTES)
         if hashlib.sha256(program).hexdigest() != manifest["program"].get("sha256"):
             raise InputError(
@@ -99,14 +95,16 @@ def read_artifact(path: str | Path) -> Artifact:
     return Artifact(path, manifest, program, texts[TOKENIZER], texts[CHAT_TEMPLATE])
 
 
-def check_machine(path: Path, target: str) -> None:
-    """Raise InputError unless a program compiled for `target` ("x86_64-linux", "arm64", …) can run here."""
-    words = target.lower().replace("x86-64", "x86_64").split("-")
-    here = _MACHINES.get(platform.machine().lower(), platform.machine())
-    system = platform.system()
-    if _MACHINES.get(words[0], words[0]) != here or system != "Linux":
+def check_machine(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise InputError unless the artifact of this manifest is compiled for this kind of machine and this system."""
+    # Python before 3.13 says of Android that it is Linux.
+    system = "Android" if hasattr(sys, "getandroidapilevel") else platform.system()
+    machine = platform.machine()
+    if (manifest["machine"], manifest["system"]) != (machine, system):
+        target = f"{manifest['target']} ({manifest['system']}, {manifest['machine']})"
         raise InputError(
-            f"{path} is compiled for {target}, this machine is {here} {system}; compile it with --target native here"
+            f"{path} is compiled for {target}, this machine is {system}, {machine}; "
+            "compile it again with the --target for this machine (smc targets lists them)"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from smc.errors import InputError
 from smc.runtime.artifact import read_artifact, read_manifest
+from smc.targets import TARGETS
 from tests.runtime.conftest import manifest_for, write_artifact
 
 PROGRAM = b"\x7fELF program"
@@ -101,7 +103,9 @@ def test_cut_short(path: Path, keep: float):
         ({"special_tokens": {"bos_token": 1}}, "special token that is not text"),
         ({"program": {"sha256": "0" * 64}}, "not the program that its manifest names"),
         ({"program": {}}, "not the program that its manifest names"),
-        ({"target": "arm64-linux" if platform.machine() == "x86_64" else "x86-64"}, "is compiled for"),
+        ({"machine": None}, "no proper 'machine'"),
+        ({"machine": "vax"}, "is compiled for here (Linux, vax), this machine is Linux, "),
+        ({"system": "Plan 9"}, "is compiled for here (Plan 9, "),
     ],
     ids=str,
 )
@@ -116,18 +120,37 @@ def test_manifest_that_is_none(tmp_path: Path, text: bytes):
 
 
 def test_manifest_of_another_machine_can_be_read(tmp_path: Path):
-    path = write_artifact(tmp_path / "model.smc", members(target="riscv64-linux"))
-    assert read_manifest(path)["target"] == "riscv64-linux"
-    assert "compiled for riscv64-linux" in complaint(path)
+    path = write_artifact(tmp_path / "model.smc", members(target="riscv64", machine="riscv64"))
+    assert read_manifest(path)["target"] == "riscv64"
+    assert "compiled for riscv64 (Linux, riscv64)" in complaint(path)
 
 
-@pytest.mark.parametrize("name", ["x86-64", "x86_64-linux", "amd64"])
-def test_targets_of_x86(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    path = write_artifact(tmp_path / "model.smc", members(target=name))
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    assert read_artifact(path).name == "counting"
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert "this machine is aarch64 Linux" in complaint(path)
+@pytest.mark.parametrize(
+    ("here", "android", "fits"),
+    [
+        (("Linux", "aarch64"), False, "arm64"),
+        (("Linux", "aarch64"), True, "arm64-android"),
+        (("Android", "aarch64"), True, "arm64-android"),
+        (("Darwin", "arm64"), False, "arm64-macos"),
+        (("Linux", "x86_64"), False, "x86-64"),
+    ],
+    ids=str,
+)
+def test_targets_fit_one_kind_of_machine(
+    tmp_path: Path, here: tuple[str, str], android: bool, fits: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(platform, "system", lambda: here[0])
+    monkeypatch.setattr(platform, "machine", lambda: here[1])
+    if android:
+        monkeypatch.setattr(sys, "getandroidapilevel", lambda: 24, raising=False)
+    for name in ("x86-64", "arm64", "arm64-android", "arm64-macos"):
+        target = TARGETS[name]
+        changes = {"target": name, "machine": target.machine, "system": target.system}
+        path = write_artifact(tmp_path / name, members(**changes))
+        if name == fits:
+            assert read_artifact(path).name == "counting"
+        else:
+            assert f"is compiled for {name} (" in complaint(path)
 
 
 def test_repacked(tmp_path: Path):

@@ -20,8 +20,11 @@ from smc.errors import InputError
 from smc.ir import F16, Encoding, integer, matrix_shape
 from smc.targets import Level, Target
 
-TOKENS = (1, 21, 128)
-"""What kernels are measured with: a step of decoding, a short prompt that fills no tile, a long one."""
+TOKENS = (21, 128)
+"""What kernels are measured with: a short prompt, which leaves tokens over for every tile, and a long one.
+
+One token, a step of decoding, goes through code that is the same for all tiles: it reads a block of rows as one stream.
+"""
 
 MAX_ROWS = 2048
 """Blocks of rows are independent: more of them take longer and show nothing new."""
@@ -102,13 +105,10 @@ def build_kit(
     """
     if target.executable_target is None:
         raise InputError(f"there is no tuner for {target.name}: it is a static Linux program")
-    candidates = {
-        (kernel, level): kernel.candidates(level) for level in levels or target.levels for kernel in measured
-    }
+    candidates = {(kernel, level): kernel.candidates(level) for level in levels or target.levels for kernel in measured}
     jobs = [(spec, level) for (_, level), specs in candidates.items() for spec in specs.values()]
     objects = build_kernels(jobs, target, lambda fraction: progress("build candidates", fraction))
-    built = {(o.spec, o.level): o for o in objects}
-    table = _table(measured, candidates, built, weights)
+    table = _table(measured, candidates, objects, weights)
     progress("link", 0)
     parent = out.absolute().parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
@@ -124,16 +124,17 @@ def build_kit(
 def _table(
     measured: Workloads,
     candidates: Mapping[tuple[LinearKernel, Level], Mapping[str, LinearKernel]],
-    built: Mapping[tuple[object, Level], KernelObject],
+    objects: Sequence[KernelObject],
     weights: int,
 ) -> str:
     """The C source of the table that tuner.h declares."""
     lines = ["/* What the tuner measures, generated. */", '#include "tuner.h"', ""]
-    lines += [f"int32_t {o.symbol}({o.prototype});" for o in built.values()]
+    lines += [f"int32_t {o.symbol}({o.prototype});" for o in objects]
+    symbols = {(o.spec, o.level): o.symbol for o in objects}
     rows = []
     for index, ((kernel, level), specs) in enumerate(candidates.items()):
         lines += ["", f"static const struct tuner_candidate candidates_{index}[] = {{"]
-        lines += [f'    {{"{name}", {built[spec, level].symbol}}},' for name, spec in specs.items()]
+        lines += [f'    {{"{name}", {symbols[spec, level]}}},' for name, spec in specs.items()]
         lines += ["};", f"static const struct tuner_workload workloads_{index}[] = {{"]
         lines += [f"    {{{_workload(kernel, dict(workload))}}}," for workload in measured[kernel]]
         lines += ["};"]

@@ -35,16 +35,16 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     return Tile(4, 32) if level.registers >= 32 else Tile(2, 16)
 
 
-TOKENS = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
 def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
-    """What tuning tries, the default first: tiles of at least four accumulators and at most one for every register."""
+    """What tuning tries, the default first: tiles with accumulators for a sixth to three quarters of the registers.
+
+    The rest of the registers holds what is added up: fewer accumulators leave them idle, more are spilled.
+    """
     default = default_tile(encoding, level)
     tiles = [
         Tile(tokens, rows)
-        for rows in (level.lanes * n for n in (1, 2, 4, 8))
-        for tokens in TOKENS
-        if rows <= ROW_BLOCK and 4 <= tokens * rows // level.lanes <= level.registers
+        for rows in range(level.lanes, ROW_BLOCK + 1, level.lanes)
+        for tokens in (1, 2, 3, 4, 6, 8, 12)
+        if ROW_BLOCK % rows == 0 and level.registers / 6 <= tokens * rows / level.lanes <= level.registers * 3 / 4
     ]
     return [default, *(tile for tile in tiles if tile != default)]

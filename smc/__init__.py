@@ -66,6 +66,7 @@ def compile(
     target: str = "native",
     out: str | Path = "model.smc",
     *,
+    standalone: bool = False,
     progress: Callable[[str, float], None] | None = None,
     emit: Path | None = None,
     emit_kinds: Sequence[str] = (),
@@ -73,17 +74,21 @@ def compile(
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
     target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
+    standalone: make the file an executable as well, which runs without anything else (see docs/artifact.md).
     progress: called with a stage's name and how much of it is done, from 0 to 1.
     emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels), "asm" and "obj" (their
         machine code).
-    `out` appears only when it is complete. Raises InputError for an unknown target or a disk that is too full.
+    `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full,
+    or where an executable can't have the model's tokenizer.
     """
     from smc.codegen import compile_module
     from smc.passes import FUSIONS
     from smc.passes import apply as apply_passes
 
     fused = apply_passes(module, FUSIONS)
-    return compile_module(fused, target, out, progress=progress, emit=emit, emit_kinds=emit_kinds)
+    return compile_module(
+        fused, target, out, standalone=standalone, progress=progress, emit=emit, emit_kinds=emit_kinds
+    )
 
 
 def load(path: str | Path, **options: Any) -> Model:

@@ -36,6 +36,7 @@ PROGRAM_BYTES = 64 << 20
 @click.option(
     "--emit", type=(str, click.Path(path_type=Path)), metavar="KINDS DIR", help="Also write c,tir,asm,obj to a folder."
 )
+@click.option("--standalone", is_flag=True, help="Make it an executable as well, which needs nothing but the machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="The artifact; by default NAME.smc.")
 def compile(
@@ -46,6 +47,7 @@ def compile(
     recipe: Path | None,
     calib: Path | None,
     emit: tuple[str, Path] | None,
+    standalone: bool,
     as_json: bool,
     out: Path | None,
 ) -> None:
@@ -61,6 +63,7 @@ def compile(
       smc compile ./TinyLlama --quant int8 --target x86-64
       smc compile ./TinyLlama -p quantize-rtn:bits=4,group=64 --emit c,asm listing
       smc compile ./TinyLlama -p ./log_levels.py:log-levels:group=128
+      smc compile ./TinyLlama --target arm64 --standalone -o tinyllama    # there: ./tinyllama "Once upon a time"
     """
     import smc
     from smc.cli.progress import StageProgress
@@ -86,8 +89,16 @@ def compile(
         progress.update("run passes", 1)
         _check_space(out, module)
         report = smc.compile(
-            module, target, out, progress=progress.update, emit=emit[1] if emit else None, emit_kinds=kinds
+            module,
+            target,
+            out,
+            standalone=standalone,
+            progress=progress.update,
+            emit=emit[1] if emit else None,
+            emit_kinds=kinds,
         )
+        if report.no_chat is not None:
+            progress.note(f"the executable can't chat, only continue plain text (--raw): {report.no_chat}")
     if as_json:
         click.echo(json.dumps(_summary(module, out, report, progress), indent=2))
     else:

@@ -26,9 +26,14 @@ _PADDING_FIELD = 0x6D73
 class ArtifactWriter:
     """A ZIP under construction; members are written in the order of the calls."""
 
-    def __init__(self, path: Path) -> None:
-        """Write to `path`, which the caller renames when all went well."""
+    def __init__(self, path: Path, front: int = 0) -> None:
+        """Write to `path`, which the caller renames when all went well.
+
+        front: bytes to leave free before the first member, for `write_front`.
+        """
+        self._path, self._front = path, front
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._zip.start_dir = front
 
     def add(self, name: str, data: bytes) -> None:
         """A member from memory."""
@@ -56,3 +61,11 @@ class ArtifactWriter:
     def close(self) -> None:
         """Write the directory."""
         self._zip.close()
+
+    def write_front(self, program: bytes) -> None:
+        """After `close`: write an executable into the bytes left free, and make the file one."""
+        assert len(program) == self._front
+        with self._path.open("r+b") as file:
+            file.write(program)
+        mode = self._path.stat().st_mode
+        self._path.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may execute it

@@ -17,10 +17,11 @@ from typing import Any
 from smc.codegen.artifact import ArtifactWriter
 from smc.codegen.host import host_program, program_kernels
 from smc.codegen.layout import LAYOUT_VERSION
-from smc.codegen.link import link_program
-from smc.codegen.memory import plan_memory
-from smc.codegen.objects import TVM_PINS, build_kernels, write_listings
+from smc.codegen.link import link_program, link_standalone
+from smc.codegen.memory import MemoryPlan, plan_memory
+from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
 from smc.codegen.plan import Plan, make_plan
+from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.ir import Module, verify
 from smc.targets import Target, find_target
@@ -30,7 +31,11 @@ FORMAT_VERSION = 1
 
 @dataclass
 class CompileReport:
-    """What was made: sizes in bytes, seconds a stage."""
+    """What was made: sizes in bytes, seconds a stage.
+
+    executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
+    the model has a chat template, the end of a sentence.
+    """
 
     target: str
     levels: list[str]
@@ -39,6 +44,8 @@ class CompileReport:
     weight_bytes: int
     bits_per_weight: float
     kernels: int
+    executable_bytes: int = 0
+    no_chat: str | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,12 +54,14 @@ def compile_module(
     target: str = "native",
     out: str | Path = "model.smc",
     *,
+    standalone: bool = False,
     progress: Callable[[str, float], None] | None = None,
     emit: Path | None = None,
     emit_kinds: Sequence[str] = (),
 ) -> CompileReport:
     """Compile a module for a target into the artifact `out`, which appears only when it is complete.
 
+    standalone: make it an executable too.
     progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir", "asm" and "obj".
     Raises InputError for unknown targets and for ops or encodings without a kernel.
     """
@@ -62,14 +71,21 @@ def compile_module(
     with stages("plan"):
         plan = make_plan(module)
         memory, table = plan_memory(plan), place_weights(plan)
+        parts = standalone_parts(module.facts, machine) if standalone else None
     with stages("build kernels") as report:
         kernels = [(spec, level) for level in machine.levels for spec in program_kernels(plan)]
         objects = build_kernels(kernels, machine, report)
+    bits_per_weight = 8 * table.total_bytes / module.weight_count()
     parent = out.absolute().parent
     with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
-        work = Path(folder)
-        partial = work / "artifact"
-        writer = ArtifactWriter(partial)
+        partial = Path(folder) / "artifact"
+        linker = _Linker(plan, memory, table, objects, machine, Path(folder))
+        front = 0
+        if parts is not None:
+            with stages("link executable"):
+                # It stands before the weights and contains their hash: its size is known from a link with another hash.
+                front = len(linker.executable("0" * 64, parts))
+        writer = ArtifactWriter(partial, front)
         try:
             with stages("write weights") as report:
                 weights_hash = writer.stream(
@@ -78,17 +94,17 @@ def compile_module(
                     lambda member: write_weights(plan, table, machine.family, member, report),
                 )
             with stages("link"):
-                host = work / "program.c"
-                host.write_text(host_program(plan, memory, table, weights_hash, objects, machine))
-                link_program(host, [o.path for o in objects], machine, work / "program.so")
-            program = (work / "program.so").read_bytes()
-            _add_members(writer, plan, machine, table, weights_hash, program)
+                program = linker.library(weights_hash)
+            _add_members(writer, plan, machine, table, weights_hash, program, parts)
         finally:
             writer.close()
+        if parts is not None:
+            with stages("link executable"):
+                writer.write_front(linker.executable(weights_hash, parts))
         if emit is not None:
             emit.mkdir(parents=True, exist_ok=True)
             if "c" in emit_kinds:
-                (emit / "program.c").write_text(host.read_text())
+                (emit / "program.c").write_text(linker.host(weights_hash))
             if {"tir", "asm", "obj"} & set(emit_kinds):
                 write_listings(objects, machine, emit, emit_kinds)
         size = partial.stat().st_size
@@ -99,10 +115,44 @@ def compile_module(
         size,
         len(program),
         table.total_bytes,
-        8 * table.total_bytes / module.weight_count(),
+        bits_per_weight,
         len(kernels),
+        front,
+        parts.no_chat if parts else None,
         stages.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Linker:
+    """Host program and kernels → machine code; intermediate files go to `folder`."""
+
+    plan: Plan
+    memory: MemoryPlan
+    table: WeightTable
+    objects: Sequence[KernelObject]
+    target: Target
+    folder: Path
+
+    def host(self, weights_hash: str) -> str:
+        return host_program(self.plan, self.memory, self.table, weights_hash, self.objects, self.target)
+
+    def library(self, weights_hash: str) -> bytes:
+        host, out = self.folder / "program.c", self.folder / "program.so"
+        host.write_text(self.host(weights_hash))
+        link_program(host, [o.path for o in self.objects], self.target, out)
+        return out.read_bytes()
+
+    def executable(self, weights_hash: str, parts: StandaloneParts) -> bytes:
+        sources = {
+            self.folder / "program.c": self.host(weights_hash),
+            self.folder / "facts.c": standalone_facts(self.plan.module, self.target, parts, self.table.total_bytes),
+        }
+        for path, text in sources.items():
+            path.write_text(text)
+        out = self.folder / "executable"
+        link_standalone(list(sources), [o.path for o in self.objects], self.target, out)
+        return out.read_bytes()
 
 
 @contextmanager
@@ -116,7 +166,13 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 
 def _add_members(
-    writer: ArtifactWriter, plan: Plan, target: Target, table: WeightTable, weights_hash: str, program: bytes
+    writer: ArtifactWriter,
+    plan: Plan,
+    target: Target,
+    table: WeightTable,
+    weights_hash: str,
+    program: bytes,
+    parts: StandaloneParts | None,
 ) -> None:
     module = plan.module
     facts = module.facts
@@ -148,6 +204,8 @@ def _add_members(
         writer.add("tokenizer.json", facts.tokenizer.encode())
     if facts.chat_template is not None:
         writer.add("chat_template.jinja", facts.chat_template.encode())
+    for name, data in parts.members.items() if parts else ():
+        writer.add(name, data)
     writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -168,5 +226,5 @@ class _Stages:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.seconds[self.name] = time.perf_counter() - self.began
+            self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.began
             self.progress(self.name, 1.0)

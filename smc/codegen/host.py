@@ -452,12 +452,12 @@ class _Host:
             self.emit(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
         self.emit("};", "", "static const struct smc_task tasks[] = {")
         for task in self.tasks:
-            self.emit(f"    {{{', '.join([*map(_string, task.texts()), *map(str, task.numbers())])}}},")
+            self.emit(f"    {{{', '.join([*map(c_string, task.texts()), *map(str, task.numbers())])}}},")
         self.emit("};", "", "const struct smc_program smc_program = {")
         constants = {
             "abi_version": "SMC_ABI_VERSION",
-            "name": _string(facts.name),
-            "weights_hash": _string(self.weights_hash),
+            "name": c_string(facts.name),
+            "weights_hash": c_string(self.weights_hash),
             "layers": len(attentions),
             "hidden_size": plan.hidden,
             "vocab_size": logits,
@@ -497,7 +497,7 @@ def _comment(text: str) -> str:
     return "".join(c if c.isprintable() and c != "/" else " " for c in text)
 
 
-def _string(text: str) -> str:
+def c_string(text: str) -> str:
     """A C string literal of any text, in UTF-8: nothing in it has a meaning in C."""
     safe = {ord(c) for c in " .-_"} | {code for code in range(128) if chr(code).isalnum()}
     return '"' + "".join(chr(b) if b in safe else f"\\{b:03o}" for b in text.encode("utf-8", "replace")) + '"'

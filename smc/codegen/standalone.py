@@ -1,0 +1,83 @@
+"""What a standalone executable has beside a program: facts as C, a tokenizer's tables, a chat template's pieces."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict, dataclass
+
+from tokenizers import Tokenizer
+
+from smc.codegen.chat_split import Unsplittable, split_chat_template
+from smc.codegen.host import c_string
+from smc.codegen.tokenizer_tables import tokenizer_tables
+from smc.errors import InputError
+from smc.ir import ModelFacts, Module
+from smc.runtime.chat import ChatTemplate
+from smc.runtime.sampling import SamplingOptions, sampling_defaults
+from smc.targets import Target
+
+TOKENIZER_TABLES = "tokenizer.tables"
+CHAT_PIECES = "chat_template.pieces"
+
+
+@dataclass(frozen=True)
+class StandaloneParts:
+    """What an executable needs of the model's texts.
+
+    members: of the artifact, for the executable's own use. no_chat: why it can't have chats though the model has a chat
+    template, the end of a sentence; None where it can.
+    """
+
+    members: dict[str, bytes]
+    no_chat: str | None
+
+
+def standalone_parts(facts: ModelFacts, target: Target) -> StandaloneParts:
+    """Prepare an executable; InputError for a target without executables and for a tokenizer that can't be in one."""
+    if target.executable_target is None:
+        raise InputError(f"there are no standalone executables for {target.name}: compile without --standalone")
+    if facts.tokenizer is None:
+        raise InputError(f"{facts.name} has no tokenizer, which a standalone executable needs")
+    SamplingOptions(**sampling_defaults(facts.generation))  # what is out of range is told now, not on the device
+    members = {TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}
+    if facts.chat_template is None:
+        return StandaloneParts(members, None)
+    tokenizer = Tokenizer.from_str(facts.tokenizer)
+    pieces = split_chat_template(ChatTemplate(facts.chat_template, tokenizer, facts.special_tokens))
+    if isinstance(pieces, Unsplittable):
+        return StandaloneParts(members, pieces.reason)
+    return StandaloneParts({**members, CHAT_PIECES: pieces.to_bytes()}, None)
+
+
+def standalone_facts(module: Module, target: Target, parts: StandaloneParts, weight_bytes: int) -> str:
+    """The C source of `smc_facts` (standalone.h)."""
+    facts = module.facts
+    sampling = SamplingOptions(**sampling_defaults(facts.generation))
+    eos = facts.generation.get("eos_token_id") or []
+    tokens = [eos] if isinstance(eos, int) else list(eos)
+    values = ", ".join(f".{name} = {value}" for name, value in asdict(sampling).items() if name != "seed")
+    constants = {
+        "smc_version": c_string(importlib.metadata.version("smc")),
+        "architecture": c_string(facts.architecture),
+        "target": c_string(target.name),
+        "provenance": c_string("\n".join(facts.provenance)),
+        "has_template": int(facts.chat_template is not None),
+        "no_chat": "0" if parts.no_chat is None else c_string(parts.no_chat),
+        "parameters": f"{module.weight_count()}u",
+        "bits_per_weight": repr(8 * weight_bytes / module.weight_count()),
+        "sampling": f"{{{values}}}",
+        "eos_count": len(tokens),
+        "eos": "eos",
+    }
+    return "\n".join(
+        [
+            '#include "standalone.h"',
+            "",
+            f"static const int32_t eos[] = {{{', '.join(map(str, [*tokens, -1]))}}};",
+            "",
+            "const struct smc_facts smc_facts = {",
+            *(f"    .{name} = {value}," for name, value in constants.items()),
+            "};",
+            "",
+        ]
+    )

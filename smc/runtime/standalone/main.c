@@ -1,0 +1,49 @@
+/* The standalone executable: reads the command line, opens the model in this very file, and does what was asked. */
+#include "standalone.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+volatile sig_atomic_t smc_interrupted;
+static smc_model *interrupted_model;
+
+void smc_die(const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  fputs(isatty(STDERR_FILENO) ? "\033[31merror:\033[0m " : "error: ", stderr);
+  vfprintf(stderr, format, values);
+  fputc('\n', stderr);
+  va_end(values);
+  exit(SMC_EXIT_INPUT);
+}
+
+void smc_die_of_memory(void) { smc_die("there is not enough memory for this"); }
+
+static void on_interrupt(int signal) {
+  (void)signal;
+  smc_interrupted = 1;
+  smc_engine.cancel(interrupted_model);
+}
+
+/* From now on Ctrl-C ends the running step and not the program; reads and writes are taken up again. */
+static void catch_interrupts(smc_model *model) {
+  struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+  sigemptyset(&action.sa_mask);
+  interrupted_model = model;
+  sigaction(SIGINT, &action, NULL);
+}
+
+int main(int count, char **arguments) {
+  static int (*const modes[])(struct smc_session *, const struct smc_command *) = {
+      [SMC_MODE_RUN] = smc_run, [SMC_MODE_CHAT] = smc_chat, [SMC_MODE_BENCH] = smc_bench, [SMC_MODE_INFO] = smc_print_info};
+  const struct smc_command command = smc_parse_command(count, arguments);
+  struct smc_session session;
+  smc_session_open(&session, &command);
+  if (command.mode != SMC_MODE_INFO) catch_interrupts(session.model);
+  const int status = modes[command.mode](&session, &command);
+  smc_session_close(&session);
+  free(command.stops);
+  return status;
+}

@@ -14,8 +14,8 @@ from pathlib import Path
 HEADERS = "aarch64-linux-musl"
 """zig's target for compiling."""
 
-COMPILE_FLAGS = ("-ffixed-x18", "-D__errno_location=__errno")
-"""Android keeps register x18 to itself and finds errno by another function."""
+COMPILE_FLAGS = ("-ffixed-x18", "-fno-builtin-bcmp", "-D__errno_location=__errno")
+"""Android keeps register x18 to itself, has no bcmp for LLVM to call, and finds errno by another function."""
 
 _LIBC = """
 __errno __sched_cpucount abort calloc clock_gettime close fclose fgets fopen fread free fstat getauxval getenv

@@ -32,7 +32,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 # Masks and numbers of tokenizer_internal.h.
 DECODE_BYTE_LEVEL, DECODE_REPLACE, DECODE_DROP_FIRST, DECODE_BYTE_FALLBACK = 1, 2, 4, 8
 MODEL_BYTE_LEVEL, MODEL_BYTE_FALLBACK, MODEL_FUSE_UNKNOWN, MODEL_IGNORE_MERGES = 1, 2, 4, 8
-TOKEN_EXISTS, TOKEN_SPECIAL, TOKEN_BYTE = 1, 2, 4
+TOKEN_EXISTS, TOKEN_SPECIAL, TOKEN_BYTE, TOKEN_SKIPPED = 1, 2, 4, 8
 ADDED_NORMALIZED, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_SINGLE_WORD = 1, 2, 4, 8
 NFC, REPLACE, PREPEND = 1, 2, 3
 PREPEND_SPACE, METASPACE = 16, 17
@@ -136,9 +136,9 @@ class _Tables:
         if self._byte_level != bool(self._decoder.flags & DECODE_BYTE_LEVEL):
             raise _refuse("a decoder of another kind than its pre-tokenizer")
         _check_first(self._normalizer, self._splitter)
-        self._special = {token["content"] for token in data["added_tokens"] if token["special"]}
-        self._tokens = self._vocabulary()
+        self._special = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
         self._normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+        self._tokens = self._vocabulary()
         self._texts = bytearray()
         self._spans: dict[bytes, tuple[int, int]] = {}
 
@@ -195,14 +195,18 @@ class _Tables:
         return self._spans[text]
 
     def _vocabulary(self) -> dict[int, str]:
-        """Id → text: of the model, and of the added tokens where they differ."""
+        """Id → what is decoded: the text in the model or, for added tokens that are normalized, what that makes of it."""
         tokens = {number: text for text, number in self._model["vocab"].items()}
         if len(tokens) != len(self._model["vocab"]):
             raise InputError("the tokenizer is broken: two tokens have one id")
-        tokens |= {token["id"]: token["content"] for token in self._data["added_tokens"]}
+        tokens |= {token["id"]: self._pattern(token) for token in self._data["added_tokens"]}
         if not tokens or max(tokens) >= MOST_TOKENS or len(self._model["merges"]) > MOST_MERGES:
             raise _refuse(f"{len(tokens)} tokens with ids up to {max(tokens, default=0)} (ids are below {MOST_TOKENS})")
         return tokens
+
+    def _pattern(self, token: Mapping[str, Any]) -> str:
+        """What is looked for to find an added token."""
+        return self._normalize(token["content"]) if token["normalized"] else str(token["content"])
 
     def _id(self, token: str) -> int:
         number = self._model["vocab"].get(token)
@@ -212,13 +216,14 @@ class _Tables:
 
     def _token_texts(self) -> tuple[NDArray[np.uint32], bytes]:
         """Puts the texts of all ids into the section of bytes: where they begin, and the ids' flags."""
-        starts, flags = [0], bytearray()
+        starts, flags, special = [0], bytearray(), set(self._special.values())
         for number in range(max(self._tokens) + 1):
             text = self._tokens.get(number)
             flag = 0
             if text is not None:
-                flag = TOKEN_EXISTS | (TOKEN_SPECIAL if text in self._special else 0)
-                flag |= TOKEN_BYTE if self._is_byte(text) else 0
+                flag = TOKEN_EXISTS | (TOKEN_BYTE if self._is_byte(text) else 0)
+                flag |= TOKEN_SPECIAL if number in special else 0
+                flag |= TOKEN_SKIPPED if text in self._special else 0  # so not where it is normalized to another text
                 self._texts += _byte_level_text(text) if self._byte_level else text.encode()
             flags.append(flag)
             starts.append(len(self._texts))
@@ -282,7 +287,7 @@ class _Tables:
         else:
             data = [text.encode() for _, text in texts]
         if any(self._tokens[number] != text for number, text in texts):
-            raise InputError("the tokenizer is broken: an added token has the id of another one")
+            raise _refuse("ignore_merges with added tokens that the normalizer changes")
         starts, order, bits = _hash(np.array([_fnv1a(text) for text in data], np.uint64))
         return starts, np.array([number for number, _ in texts], "<i4")[order], bits
 
@@ -292,7 +297,7 @@ class _Tables:
         entries = []
         for token in self._data["added_tokens"]:
             content = token["content"]
-            pattern = self._normalize(content) if token["normalized"] else content
+            pattern = self._pattern(token)
             if not pattern:
                 raise _refuse(f"the added token {content!r}, of which the normalizer leaves nothing")
             flags = sum(

@@ -120,8 +120,8 @@ class Composition:
                     break
             else:
                 classes.append([mark])
-        classes.sort(key=lambda known: sum(self._swap(nfd, known[0], other[0]) for other in classes))
-        return {mark: rank for rank, known in enumerate(classes, 1) for mark in known}
+        ranked = sorted(classes, key=lambda known: sum(self._swap(nfd, known[0], other[0]) for other in classes))
+        return {mark: rank for rank, known in enumerate(ranked, 1) for mark in known}
 
     @staticmethod
     def _swap(nfd: Callable[[str], str], first: str, second: str) -> bool:

@@ -42,7 +42,7 @@ static void decode(const struct smc_tokenizer *t, const uint32_t *tokens, size_t
   for (size_t i = 0; i < count; i++) {
     if (tokens[i] >= t->token_count) continue;
     const uint8_t flags = t->token_flags[tokens[i]];
-    if (!(flags & SMC_TOKEN_EXISTS) || (skip_special && flags & SMC_TOKEN_SPECIAL)) continue;
+    if (!(flags & SMC_TOKEN_EXISTS) || (skip_special && flags & SMC_TOKEN_SKIPPED)) continue;
     const uint8_t *const bytes = t->bytes + t->token_starts[tokens[i]];
     const size_t length = t->token_starts[tokens[i] + 1] - t->token_starts[tokens[i]];
     if (decoder & SMC_DECODE_BYTE_LEVEL) {

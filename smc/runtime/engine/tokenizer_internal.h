@@ -41,7 +41,8 @@ enum {
 enum {
   SMC_TOKEN_EXISTS = 1,
   SMC_TOKEN_SPECIAL = 2,
-  SMC_TOKEN_BYTE = 4, /* decodes as the byte of its text, <0xNN> */
+  SMC_TOKEN_BYTE = 4,    /* decodes as the byte of its text, <0xNN> */
+  SMC_TOKEN_SKIPPED = 8, /* left out where special tokens are: not if its text is that of a normalized added token */
 };
 
 enum {

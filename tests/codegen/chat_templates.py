@@ -259,9 +259,12 @@ GEMMA3 = (
 """
 )
 
-PHI3 = """{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}
-{%- elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}
-{%- elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}
+PHI3 = """{% for message in messages %}
+{%- if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '<|end|>\n' }}
+{%- elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}
+{%- elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + '<|end|>\n' }}
+{%- endif %}
+{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
 ZEPHYR = """{% for message in messages %}
@@ -342,8 +345,8 @@ UNSPLITTABLE = {
     "the last three": ("{% for m in messages[-3:] %}{{ m.content }}\n{% endfor %}", "repeats"),
     "spaces only": ("{% for m in messages %}{{ m.content.strip(' ') }}\n{% endfor %}", "changes"),
     "shortened": ("{% for m in messages %}{{ m.content[:20] }}\n{% endfor %}", "changes"),
-    "from six messages on": (
-        "{% for m in messages %}{{ m.content }}{% if loop.index > 5 %}!{% endif %}\n{% endfor %}",
+    "from ten messages on": (
+        "{% for m in messages %}{{ m.content }}{% if loop.index > 9 %}!{% endif %}\n{% endfor %}",
         "changes",
     ),
     "a date of this C library": (

@@ -44,6 +44,7 @@ static enum strip strip_after_cut(const struct piece *piece) { return piece->fla
 static int piece_valid(const struct piece *piece, const char *text, uint32_t text_bytes) {
   if (piece->kind >= KINDS || piece->flags >> 7 || piece->offset > text_bytes || piece->length > text_bytes - piece->offset) return 0;
   if (strip_left(piece) >= STRIPS || strip_right(piece) >= STRIPS || strip_after_cut(piece) >= STRIPS) return 0;
+  if (piece->kind == KIND_REFUSAL && !piece->length) return 0;
   return piece->kind != KIND_DATE || (piece->length <= MAX_FORMAT_BYTES && !memchr(text + piece->offset, 0, piece->length));
 }
 

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 STANDALONE = ENGINE.parent / "standalone"
 SOURCES = [HERE / "chat.c", STANDALONE / "chat_template.c", *sorted(ENGINE.glob("tokenizer*.c"))]
 ERROR_BYTES = 512
-WITH_TEXTS = ("chatml", "qwen3", "llama-2", "llama-3", "llama-3.2", "mistral-v3", "gemma", "gemma-3", "vicuna", "alpaca")
+WITH_TEXTS = ("vicuna", "qwen3", "llama-2", "llama-3", "llama-3.2", "mistral-v3", "gemma", "gemma-3", "alpaca")
 WITH_TOKENS = ("smollm2", "llama-2", "llama-3", "gemma", "phi-3", "vicuna")
 ROLES = {"system": 0, "user": 1, "assistant": 2}
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -175,7 +175,7 @@ def test_conversations_in_another_order_are_refused(
 ) -> None:
     names = {"s": "system", "u": "user", "a": "assistant"}
     with pytest.raises(Refused, match="take turns"):
-        templates["chatml"][1].texts([{"role": names[role], "content": "x"} for role in roles])
+        templates["vicuna"][1].texts([{"role": names[role], "content": "x"} for role in roles])
 
 
 TEXT = "You are helpful, the user says: hello there, how are you? [INST] [/INST] system assistant start end of turn\n"

@@ -70,6 +70,7 @@ def compile(
     progress: Callable[[str, float], None] | None = None,
     emit: Path | None = None,
     emit_kinds: Sequence[str] = (),
+    records: Path | None = None,
 ) -> CompileReport:
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
@@ -78,6 +79,7 @@ def compile(
     progress: called with a stage's name and how much of it is done, from 0 to 1.
     emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels), "asm" and "obj" (their
         machine code).
+    records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
     `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full,
     or where an executable can't have the model's tokenizer.
     """
@@ -87,7 +89,14 @@ def compile(
 
     fused = apply_passes(module, FUSIONS)
     return compile_module(
-        fused, target, out, standalone=standalone, progress=progress, emit=emit, emit_kinds=emit_kinds
+        fused,
+        target,
+        out,
+        standalone=standalone,
+        progress=progress,
+        emit=emit,
+        emit_kinds=emit_kinds,
+        records=records,
     )
 
 

@@ -37,6 +37,7 @@ PROGRAM_BYTES = 64 << 20
     "--emit", type=(str, click.Path(path_type=Path)), metavar="KINDS DIR", help="Also write c,tir,asm,obj to a folder."
 )
 @click.option("--standalone", is_flag=True, help="Make it an executable as well, which needs nothing but the machine.")
+@click.option("--records", type=click.Path(path_type=Path), metavar="FILE", help="Tuning records: see `smc tune`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="The artifact; by default NAME.smc.")
 def compile(
@@ -48,6 +49,7 @@ def compile(
     calib: Path | None,
     emit: tuple[str, Path] | None,
     standalone: bool,
+    records: Path | None,
     as_json: bool,
     out: Path | None,
 ) -> None:
@@ -72,7 +74,7 @@ def compile(
     from smc.targets import find_target
 
     find_target(target)
-    chain = _chain(passes, quant, recipe)
+    chain = read_passes(passes, quant, recipe)
     kinds = _emit_kinds(emit[0]) if emit else ()
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
@@ -96,6 +98,7 @@ def compile(
             progress=progress.update,
             emit=emit[1] if emit else None,
             emit_kinds=kinds,
+            records=records,
         )
         if report.no_chat is not None:
             progress.note(f"the executable can't chat, only continue plain text (--raw): {report.no_chat}")
@@ -105,7 +108,7 @@ def compile(
         _print_summary(_summary(module, out, report, progress))
 
 
-def _chain(passes: tuple[str, ...], quant: str | None, recipe: Path | None) -> list[Pass]:
+def read_passes(passes: tuple[str, ...], quant: str | None, recipe: Path | None) -> list[Pass]:
     """The passes to run. Refuses what can't be right before the checkpoint is read."""
     from smc.passes import load_recipe, parse_pass
 

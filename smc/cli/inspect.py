@@ -32,7 +32,7 @@ def inspect(model: str, ir: bool, as_json: bool) -> None:
     smc inspect SmolLM2-135M-Instruct --ir
     smc inspect smollm2.smc
     """
-    if _is_artifact(Path(model)):
+    if is_artifact(Path(model)):
         if ir:
             raise InputError(f"{model} is an artifact and has no ir: inspect the checkpoint that it was made from")
         _inspect_artifact(Path(model), as_json)
@@ -54,7 +54,8 @@ def inspect(model: str, ir: bool, as_json: bool) -> None:
         _print_description(description)
 
 
-def _is_artifact(path: Path) -> bool:
+def is_artifact(path: Path) -> bool:
+    """It is meant as an artifact, by its name or by what it is."""
     return path.is_file() and (path.suffix == ".smc" or zipfile.is_zipfile(path))
 
 

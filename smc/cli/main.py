@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "smc.cli.run:run",
     "chat": "smc.cli.chat:chat",
     "bench": "smc.cli.bench:bench",
+    "tune": "smc.cli.tune:tune",
     "inspect": "smc.cli.inspect:inspect",
     "passes": "smc.cli.passes:passes",
     "encodings": "smc.cli.passes:encodings",

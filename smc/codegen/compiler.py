@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from smc.codegen.memory import MemoryPlan, plan_memory
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
 from smc.codegen.plan import Plan, make_plan
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
+from smc.codegen.tuning import Choice, load_tuning, records_hash
+from smc.codegen.tuning_kit import plan_matrices, workloads
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.ir import Module, verify
 from smc.targets import Target, find_target
@@ -58,11 +60,13 @@ def compile_module(
     progress: Callable[[str, float], None] | None = None,
     emit: Path | None = None,
     emit_kinds: Sequence[str] = (),
+    records: Path | None = None,
 ) -> CompileReport:
     """Compile a module for a target into the artifact `out`, which appears only when it is complete.
 
     standalone: make it an executable too.
     progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir", "asm" and "obj".
+    records: a file of tuning records, in place of the user's.
     Raises InputError for unknown targets and for ops or encodings without a kernel.
     """
     machine, out = find_target(target), Path(out)
@@ -72,9 +76,15 @@ def compile_module(
         plan = make_plan(module)
         memory, table = plan_memory(plan), place_weights(plan)
         parts = standalone_parts(module.facts, machine) if standalone else None
+        tuning, work = load_tuning(target, records), workloads(plan_matrices(plan))
     with stages("build kernels") as report:
         kernels = [(spec, level) for level in machine.levels for spec in program_kernels(plan)]
-        objects = build_kernels(kernels, machine, report)
+        choices = [tuning.choose(spec, level, work) for spec, level in kernels]
+        built = build_kernels(
+            [(choice.spec, level) for choice, (_, level) in zip(choices, kernels, strict=True)], machine, report
+        )
+        # The host program knows kernels by what they compute; which candidate does it differs from level to level.
+        objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, kernels, strict=True)]
     bits_per_weight = 8 * table.total_bytes / module.weight_count()
     parent = out.absolute().parent
     with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
@@ -95,7 +105,8 @@ def compile_module(
                 )
             with stages("link"):
                 program = linker.library(weights_hash)
-            _add_members(writer, plan, machine, table, weights_hash, program, parts)
+            tuned = _tuning_facts(choices, built)
+            _add_members(writer, plan, machine, table, weights_hash, program, parts, tuned)
         finally:
             writer.close()
         if parts is not None:
@@ -106,7 +117,7 @@ def compile_module(
             if "c" in emit_kinds:
                 (emit / "program.c").write_text(linker.host(weights_hash))
             if {"tir", "asm", "obj"} & set(emit_kinds):
-                write_listings(objects, machine, emit, emit_kinds)
+                write_listings(built, machine, emit, emit_kinds)
         size = partial.stat().st_size
         os.replace(partial, out)
     return CompileReport(
@@ -173,6 +184,7 @@ def _add_members(
     weights_hash: str,
     program: bytes,
     parts: StandaloneParts | None,
+    tuned: dict[str, Any],
 ) -> None:
     module = plan.module
     facts = module.facts
@@ -195,6 +207,7 @@ def _add_members(
         "special_tokens": facts.special_tokens,
         "generation": facts.generation,
         "provenance": list(facts.provenance),
+        "tuning": tuned,
         "encodings": {p.name: str(p.encoding) for p in module.parameters.values()},
         "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
         "versions": {"smc": importlib.metadata.version("smc"), **TVM_PINS},
@@ -207,6 +220,12 @@ def _add_members(
     for name, data in parts.members.items() if parts else ():
         writer.add(name, data)
     writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _tuning_facts(choices: Sequence[Choice], built: Sequence[KernelObject]) -> dict[str, Any]:
+    """Which candidates records chose, by the kernel's symbol, and the hash of these records."""
+    names = {o.symbol: choice.name for choice, o in zip(choices, built, strict=True) if choice.records}
+    return {"records": records_hash(choices), "candidates": names}
 
 
 class _Stages:

@@ -20,7 +20,7 @@ from typing import Any
 
 from smc.codegen.kernels.specs import KernelSpec, LinearKernel
 from smc.errors import InputError
-from smc.targets import Level
+from smc.targets import Level, find_target
 
 RECORD_VERSION = 1
 MAX_FILE_BYTES = 64 << 20
@@ -28,6 +28,19 @@ MAX_CANDIDATES = 1000
 MAX_NANOSECONDS = 10**15
 MARGIN = 0.02
 """The default stays unless another candidate takes less time by this fraction: medians still jitter by a percent."""
+
+LLVM_CPUS = {
+    "arm-0x41-0xd03": "cortex-a53",
+    "arm-0x41-0xd07": "cortex-a57",
+    "arm-0x41-0xd08": "cortex-a72",
+    "arm-0x41-0xd0b": "cortex-a76",
+    "arm-0x41-0xd41": "cortex-a78",
+    "arm-0x41-0xd42": "cortex-a78",  # the AE, which differs in safety only
+    "arm-0x4e-0x004": "carmel",
+    "arm-0x41-0xd0c": "neoverse-n1",
+    "arm-0x41-0xd40": "neoverse-v1",
+}
+"""From what records call a CPU, implementer and part number, to LLVM's name, which targets use."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _KEYS = {"version", "cpu", "level", "kernel", "workload", "nanoseconds"}
@@ -174,11 +187,15 @@ def host_cpus() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel to build: `name` of its candidate, and the records that spoke for it (none: the default)."""
+    """The kernel to build: `name` of its candidate, and the records that spoke for it (none: the default).
+
+    speedup: how many times as fast as the default it was, 1 where that is not known.
+    """
 
     spec: KernelSpec
     name: str = ""
     records: tuple[Record, ...] = ()
+    speedup: float = 1.0
 
 
 def records_hash(choices: Iterable[Choice]) -> str | None:
@@ -198,19 +215,21 @@ class Tuning:
     sources: Sequence[Sequence[Record]] = ()
     cpus: frozenset[str] = field(default=frozenset())
 
-    def choose(self, spec: KernelSpec, level: Level, workloads: Mapping[Workload, float]) -> Choice:
-        """The candidate that takes the least time for workloads with these weights; the default where nothing is known.
+    def choose(
+        self, spec: KernelSpec, level: Level, workloads: Mapping[LinearKernel, Mapping[Workload, float]]
+    ) -> Choice:
+        """The candidate that takes the least time for the kernel's workloads, which have weights; else the default.
 
         Records of the CPUs that are meant come before those of others, which count alike. A workload that was not
         measured takes the place of the nearest that was.
         """
-        if not isinstance(spec, LinearKernel) or not workloads:
+        if not isinstance(spec, LinearKernel):
             return Choice(spec)
-        names = spec.candidates(level)
+        wanted, names = workloads[spec], spec.candidates(level)
         known = [_by_cpu(records, spec.name(), level.name) for records in self.sources]
         meant = [{cpu: table for cpu, table in tables.items() if cpu in self.cpus} for tables in known]
         for tables in (*meant, *known):
-            scores, used = _scores([*tables.values()], workloads, [*names])
+            scores, used = _scores([*tables.values()], wanted, [*names])
             if scores:
                 return _best(spec, names, scores, used)
         return Choice(spec)
@@ -220,7 +239,8 @@ def _best(spec: KernelSpec, names: Mapping[str, KernelSpec], scores: dict[str, f
     default, best = next(iter(names)), min(scores, key=lambda name: scores[name])
     if default in scores and scores[best] > scores[default] + math.log(1 - MARGIN):
         best = default
-    return Choice(names[best], best, tuple(used))
+    speedup = math.exp(scores[default] - scores[best]) if default in scores else 1.0
+    return Choice(names[best], best, tuple(used), speedup)
 
 
 def _by_cpu(records: Iterable[Record], kernel: str, level: str) -> dict[str, dict[Workload, Record]]:
@@ -261,9 +281,17 @@ def _distance(a: Workload, b: Workload) -> float:
     return sum(abs(math.log2(x / y)) for (_, x), (_, y) in zip(a, b, strict=True))
 
 
-def load_tuning(records: Path | None = None, cpus: frozenset[str] = frozenset()) -> Tuning:
-    """The records to compile with: of the file, or else the user's where there are any; then those that ship."""
+def target_cpus(target: str) -> frozenset[str]:
+    """What records call the CPUs that a target is for: this machine's ("native"), a device's, or none in particular."""
+    if target == "native":
+        return host_cpus()
+    cpu = find_target(target).cpu
+    return frozenset(name for name, llvm in LLVM_CPUS.items() if llvm == cpu)
+
+
+def load_tuning(target: str, records: Path | None = None) -> Tuning:
+    """The records to compile with for a target: of the file, or else the user's; then those that ship with smc."""
     path = records or user_records()
     own = read_records(path) if records is not None or path.exists() else []
     shipped = [record for file in shipped_records() for record in read_records(file)]
-    return Tuning((own, shipped), cpus)
+    return Tuning((own, shipped), target_cpus(target))

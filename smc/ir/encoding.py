@@ -12,9 +12,10 @@ Float tensors (f32, f16, bf16) are encodings too: they have neither groups nor s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smc.errors import InputError
 
@@ -157,6 +158,38 @@ class Encoding:
         if self.activation == "none":
             return name + ".weight-only"
         return name if self.activation_group == 32 else f"{name}.a8-{self.activation_group}"
+
+
+def parse_encoding(text: str) -> Encoding:
+    """The encoding whose str() this is. InputError for other text and for codebooks: their levels are not in it."""
+    first, *parts = text.split(".")
+    for plain in (F32, F16, BF16):
+        if text == str(plain):
+            return plain
+    match = re.fullmatch(r"base3|int([1-8])", first)
+    if match is None or not parts:
+        raise InputError(f"{text[:60]!r} does not say all of an encoding")
+    fields: dict[str, Any] = {"storage": "base3"} if first == "base3" else {"bits": int(match[1])}
+    group = re.fullmatch(r"g(\d{1,6})|row|tensor", parts[0])
+    if group is not None:
+        fields["group"] = int(group[1]) if group[1] else parts[0]
+    for part in parts[1:]:
+        number = re.fullmatch(r"(zero|super|rotated|a8-)(\d{1,6}|token)", part)
+        if part in ("f32", "bf16"):
+            fields["scale_dtype"] = part
+        elif part in ("offset", "permuted"):
+            fields[part] = True
+        elif part == "asymmetric":
+            fields["zero"] = "group"
+        elif part == "weight-only":
+            fields["activation"] = "none"
+        elif number is not None:
+            name = {"zero": "zero", "super": "super_group", "rotated": "rotation", "a8-": "activation_group"}[number[1]]
+            fields[name] = number[2] if number[2] == "token" else int(number[2])
+    encoding = Encoding(**fields)
+    if str(encoding) != text:
+        raise InputError(f"{text[:60]!r} is no encoding")
+    return encoding
 
 
 F32 = Encoding("f32")

@@ -32,16 +32,16 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_a_choice_the_recipe_is_int4() -> None:
-    assert command._chain((), None, None) == list(load_recipe("int4").passes)
+    assert command.read_passes((), None, None) == list(load_recipe("int4").passes)
 
 
 def test_passes_come_before_the_recipe() -> None:
-    chain = command._chain(("untie",), "int8", None)
+    chain = command.read_passes(("untie",), "int8", None)
     assert [step.name for step in chain] == ["untie", *(step.name for step in load_recipe("int8").passes)]
 
 
 def test_passes_alone_add_no_recipe() -> None:
-    assert [step.name for step in command._chain(("untie",), None, None)] == ["untie"]
+    assert [step.name for step in command.read_passes(("untie",), None, None)] == ["untie"]
 
 
 @pytest.mark.parametrize(

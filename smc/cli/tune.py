@@ -1,0 +1,293 @@
+"""`smc tune`: which candidate of each kernel is fastest on a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from smc.codegen.tuning_kit import Matrix, Workloads
+    from smc.targets import Level, Target
+
+SMALLEST_WEIGHTS = 64 << 20
+"""A small model shares the caches with more than itself."""
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--quant", metavar="RECIPE", help="Of the models, as in `smc compile`.")
+@click.option("-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="A pass to run on them first.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A recipe of your own, in YAML.")
+@click.option("--target", default="native", show_default=True, help="Machine to tune for; another needs --emit-kit.")
+@click.option("--level", "names", multiple=True, metavar="NAME", help="Only this feature level; may be given again.")
+@click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Measure for about so long.")
+@click.option("--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Write a program that measures.")
+@click.option(
+    "--import", "imported", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Add records."
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="RECORDS", help="Instead of the user's records.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def tune(
+    models: tuple[str, ...],
+    quant: str | None,
+    passes: tuple[str, ...],
+    recipe: Path | None,
+    target: str,
+    names: tuple[str, ...],
+    seconds: float | None,
+    emit_kit: Path | None,
+    imported: tuple[Path, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure which variant of each kernel is fastest, for the shapes of MODELs, and keep that as tuning records.
+
+    `smc compile` uses the records from then on; results stay the same to the bit, only speed changes. MODEL is what
+    `smc compile` takes, or an artifact; without one, common shapes and the encodings of the recipes are measured.
+    What the records have already is not measured again, so tuning that was interrupted goes on where it was.
+
+    A device without Python is tuned by a kit: a program that prints records, for --import to read here.
+
+    \b
+    Examples:
+      smc tune SmolLM2-135M-Instruct.gguf
+      smc tune SmolLM2-135M-Instruct.gguf --target raspberry-pi-4 --emit-kit kit
+      smc tune --import records.jsonl        # there: ./kit > records.jsonl
+    """
+    from smc.codegen.tuning import user_records
+    from smc.targets import find_target
+
+    records = out or user_records()
+    if records.is_dir():
+        raise InputError(f"{records} is a folder: name a file for the tuning records")
+    if imported:
+        if models or emit_kit:
+            raise InputError("--import only reads records: leave out MODEL and --emit-kit")
+        _import(imported, records, as_json)
+        return
+    machine = find_target(target)
+    levels = _levels(machine, names)
+    if emit_kit is None and machine != find_target("native"):
+        raise InputError(f"{target} can't be measured here: write a program for it with --emit-kit FILE")
+    matrices = _matrices(models, quant, passes, recipe)
+    if emit_kit is not None:
+        _emit(matrices, machine, levels, emit_kit, as_json)
+    else:
+        _measure(matrices, machine, levels, seconds, records, as_json)
+
+
+def _levels(machine: Target, names: tuple[str, ...]) -> list[Level]:
+    known = {level.name: level for level in machine.levels}
+    for name in names:
+        if name not in known:
+            raise InputError(f"{machine.name} has no level {name!r}: there is {', '.join(known)}")
+    return [level for level in machine.levels if not names or level.name in names]
+
+
+# ---------------------------------------------------------------- what to measure
+
+
+def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...], recipe: Path | None) -> list[Matrix]:
+    from smc.cli.compile import read_passes
+    from smc.cli.inspect import is_artifact
+    from smc.codegen.tuning_kit import standard_matrices
+
+    chain = read_passes(passes, quant, recipe)
+    if not models:
+        if quant or passes or recipe:
+            raise InputError("--quant, --pass and --recipe say how a MODEL is compiled: name one")
+        return standard_matrices()
+    matrices: list[Matrix] = []
+    for model in models:
+        if is_artifact(Path(model)):
+            matrices += _artifact_matrices(Path(model))
+        else:
+            matrices += _model_matrices(model, chain)
+    return matrices
+
+
+def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
+    from smc.codegen.plan import make_plan
+    from smc.codegen.tuning_kit import plan_matrices
+    from smc.frontend import load_checkpoint
+    from smc.passes import FUSIONS, Context
+    from smc.passes import apply as apply_passes
+
+    module = apply_passes(load_checkpoint(model), chain, Context(report=lambda line: None))
+    return plan_matrices(make_plan(apply_passes(module, FUSIONS)))
+
+
+def _artifact_matrices(path: Path) -> list[Matrix]:
+    """From the manifest. An embedding of its own is among them, though nothing multiplies it."""
+    from smc.codegen.layout import check_packable
+    from smc.ir import matrix_shape, parse_encoding
+    from smc.runtime.artifact import read_manifest
+
+    manifest, matrices = read_manifest(path), list[Any]()
+    shapes = manifest.get("shapes", {})
+    for name, text in manifest.get("encodings", {}).items():
+        shape = shapes.get(name)
+        if isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in shape):
+            encoding = parse_encoding(str(text))
+            check_packable(encoding)
+            matrices.append((encoding, *matrix_shape(tuple(shape))))
+    if not matrices:
+        raise InputError(f"the manifest of {path} does not say which matrices it has: tune the model instead")
+    return matrices
+
+
+# ---------------------------------------------------------------- the three ways
+
+
+def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Path, as_json: bool) -> None:
+    from smc.cli.progress import StageProgress
+    from smc.codegen.tuning_kit import build_kit, weight_bytes, workloads
+
+    if kit.is_dir() or not kit.absolute().parent.is_dir():
+        raise InputError(f"can't write the kit to {kit}: name a file in a folder that exists")
+    with StageProgress() as progress:
+        count = build_kit(
+            workloads(matrices),
+            machine,
+            kit,
+            levels=levels,
+            weights=max(weight_bytes(matrices), SMALLEST_WEIGHTS),
+            progress=progress.update,
+        )
+    if as_json:
+        facts = {"kit": str(kit), "target": machine.name, "measurements": count, "bytes": kit.stat().st_size}
+        click.echo(json.dumps(facts))
+        return
+    click.secho(str(kit), bold=True)
+    click.echo(f"  {kit.stat().st_size / 1e6:.1f} MB, {count} measurements, for {machine.name}")
+    click.echo(f"  there:  ./{kit.name} > records.jsonl")
+    click.echo("  here:   smc tune --import records.jsonl")
+
+
+def _import(files: Sequence[Path], records: Path, as_json: bool) -> None:
+    from smc.codegen.tuning import merge_records, read_records, write_records
+
+    added = merge_records(*map(read_records, files))
+    if not added:
+        raise InputError(f"there are no tuning records in {', '.join(map(str, files))}")
+    before = read_records(records) if records.exists() else []
+    write_records(records, merge_records(before, added))
+    cpus = sorted({record.cpu for record in added})
+    if as_json:
+        click.echo(json.dumps({"records": str(records), "added": len(added), "cpus": cpus}))
+    else:
+        click.echo(f"{records}: {len(added)} records of {', '.join(cpus)} added")
+
+
+def _measure(
+    matrices: list[Matrix], machine: Target, levels: list[Level], seconds: float | None, records: Path, as_json: bool
+) -> None:
+    from smc.cli.progress import StageProgress
+    from smc.codegen.objects import cache_folder
+    from smc.codegen.tuning import read_records
+    from smc.codegen.tuning_kit import build_kit, weight_bytes, workloads
+
+    if records.exists():
+        read_records(records)  # refuse to add to what is none
+    measured = workloads(matrices)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    records.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder, StageProgress() as progress:
+        kit, bytes_between = Path(folder) / "kit", max(weight_bytes(matrices), SMALLEST_WEIGHTS)
+        build_kit(measured, machine, kit, levels=levels, weights=bytes_between, progress=progress.update)
+        command = [str(kit), "--resume", str(records.absolute())]
+        info = json.loads(subprocess.run([*command, "--info"], check=True, capture_output=True, text=True).stdout)
+        if not info["levels"]:
+            raise InputError(f"this CPU has none of the levels {', '.join(level.name for level in levels)}")
+        budget = ["--seconds", str(seconds)] if seconds else []
+        added = _run(command + budget, records, info["measurements"], progress.update)
+    usable = [level for level in levels if level.name in info["levels"]]
+    summary = _summary(measured, usable, records, info["cpu"]) | {"measured": added}
+    click.echo(json.dumps(summary, indent=2) if as_json else _table(summary))
+
+
+def _run(command: list[str], records: Path, total: int, progress: Callable[[str, float], None]) -> int:
+    """Run the tuner and append what it prints to the records, line by line. Returns how many."""
+    from smc.codegen.tuning import parse_record
+
+    done = 0
+    if total == 0:
+        return 0
+    _end_last_line(records)
+    progress("measure", 0)
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        records.open("a") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as tuner,
+    ):
+        assert tuner.stdout is not None
+        try:
+            for line in tuner.stdout:
+                file.write(parse_record(line).line() + "\n")
+                file.flush()
+                done += 1
+                progress("measure", done / total)
+        except BaseException:
+            tuner.kill()
+            raise
+        if tuner.wait() != 0:
+            said.seek(0)
+            text = said.read()[-2000:].strip()
+            if tuner.returncode == 2:  # there is too little memory, say
+                raise InputError(text.splitlines()[-1] if text else "the tuner can't run here")
+            raise RuntimeError(f"the tuner ended with status {tuner.returncode}:\n{text}")
+    return done
+
+
+def _end_last_line(path: Path) -> None:
+    """A file that an editor left without an end of line must not swallow the next record."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+# ---------------------------------------------------------------- what it brought
+
+
+def _summary(measured: Workloads, levels: list[Level], records: Path, cpu: str) -> dict[str, Any]:
+    from smc.codegen.tuning import Tuning, read_records
+
+    tuning = Tuning([read_records(records)], frozenset({cpu}))
+    kernels = []
+    for level in levels:
+        for spec in measured:
+            choice = tuning.choose(spec, level, measured)
+            kernels.append(
+                {
+                    "kernel": spec.name(),
+                    "level": level.name,
+                    "default": next(iter(spec.candidates(level))),
+                    "chosen": choice.name,
+                    "speedup": round(choice.speedup, 3),
+                }
+            )
+    return {"records": str(records), "cpu": cpu, "kernels": kernels}
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    kernels = summary["kernels"]
+    width = max(len(row["kernel"]) for row in kernels)
+    lines = [f"{summary['records']}: {summary['measured']} measurements of {summary['cpu']} added"]
+    for row in kernels:
+        gain = (
+            "the default" if row["chosen"] == row["default"] else f"{row['speedup']:.2f}× as fast as {row['default']}"
+        )
+        lines.append(f"  {row['level']:<12}{row['kernel']:<{width}}  {row['chosen']:<6} {gain}")
+    return "\n".join(lines)

@@ -62,6 +62,8 @@ def bench(
     """
     from smc.runtime import load
 
+    if svg is not None and not svg.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {svg.parent} to draw {svg.name} in")
     deepest = depth + max(prompt_tokens, decode_tokens)
     started = time.perf_counter()
     with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:

@@ -22,7 +22,7 @@ def roofline_svg(report: dict[str, Any]) -> str:
     """The profiles of a report of `smc bench --profile` as one SVG document."""
     limit = report["limits"][-1]
     panels = [
-        _Panel(f"{name} after {report['depth']} tokens", profile, limit).elements()
+        _Panel(name + (f" after {report['depth']} tokens" if report["depth"] else ""), profile, limit).elements()
         for name, profile in report["profile"].items()
     ]
     title = f"{report['artifact']}: {report['threads']} threads, level {report['level']}"
@@ -93,9 +93,9 @@ class _Panel:
         lines = []
         left, right = 10.0 ** self.x[0], 10.0 ** self.x[1]
         top = max(self.peaks.values()) or 10.0 ** self.y[1]
-        for name, bandwidth, dash in (
-            ("memory", self.limit["memory_gb_per_s"], "6 3"),
-            ("weights", self.limit["weights_gb_per_s"], "none"),
+        for name, bandwidth, dash, place, anchor in (
+            ("memory", self.limit["memory_gb_per_s"], "6 3", 0.4, "start"),
+            ("weights", self.limit["weights_gb_per_s"], "none", 0.7, "end"),
         ):
             if not bandwidth:
                 continue
@@ -104,8 +104,9 @@ class _Panel:
             if low < high:
                 style = f'stroke="black" stroke-dasharray="{dash}"'
                 lines.append(_line(*self._at(low, low * bandwidth), *self._at(high, high * bandwidth), style))
-                x, y = self._at(low, low * bandwidth)
-                lines.append(_text(x + 4, y - (18 if name == "weights" else 4), f"{name} {bandwidth:.0f} GB/s"))
+                middle = low * (high / low) ** place
+                x, y = self._at(middle, middle * bandwidth)
+                lines.append(_text(x + (8 if anchor == "start" else -8), y + 4, f"{name} {bandwidth:.0f} GB/s", anchor))
         for dtype, peak in self.peaks.items():
             if peak:
                 x, y = self._at(right, peak)

@@ -31,7 +31,19 @@ def host_of(module: Module, folder: Path) -> str:
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", find_target("native").zig_target]
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-I", str(engine_folder())]
     subprocess.run([*compiler, *flags, "-c", str(host), "-o", str(folder / "host.o")], check=True)
+    check_tasks(host.read_text())
     return host.read_text()
+
+
+def check_tasks(host: str) -> None:
+    """Phases name their tasks in the table that profiles read: one after the other, all of them."""
+    end = 0
+    for first, count in re.findall(r"smc_phase_begin\(thread, &phase, (\d+), (\d+), blocks\);", host):
+        assert int(first) == end
+        end += int(count)
+    (table,) = re.findall(r"smc_task tasks\[\] = \{\n(.*?)\n\};", host, re.DOTALL)
+    assert len(table.splitlines()) == end
+    assert f".task_count = {end}," in host
 
 
 BIASES = {"attention_bias": True, "mlp_bias": True}

@@ -65,10 +65,11 @@ struct peak {
     memset(sums, 0, sizeof sums);                                                       \
     memset(&a, 0, sizeof a);                                                            \
     memset(&b, 0, sizeof b);                                                            \
-    for (; repeats > 0; repeats--) {                                                    \
-      __asm__ __volatile__("" : "+" constraint(a), "+" constraint(b)); /* never known */ \
-      _Pragma("GCC unroll 24") for (int i = 0; i < CHAINS; i++) sums[i] = (step);       \
-    }                                                                                   \
+    for (; repeats > 0; repeats--)                                                      \
+      _Pragma("GCC unroll 24") for (int i = 0; i < CHAINS; i++) {                       \
+        __asm__ __volatile__("" : "+" constraint(a), "+" constraint(b)); /* may have changed */ \
+        sums[i] = (step);                                                               \
+      }                                                                                 \
     for (int i = 0; i < CHAINS; i++) __asm__ __volatile__("" ::constraint(sums[i]));    \
   }
 

@@ -66,6 +66,8 @@ static void *talk(void *argument) {
     int32_t tokens[LENGTH], length = 0;
     for (int i = 0; i < LENGTH; i++) tokens[i] = (int32_t)(next_random(&random) % VOCAB);
     int32_t sequence = smc_engine.sequence_create(model);
+    const int profiled = round % 2 == 0;
+    REQUIRE(!profiled || smc_engine.profile_start(model) == SMC_OK);
     while (length < LENGTH) {
       const int32_t end = length + 1 + (int32_t)(next_random(&random) % 60);
       run(model, sequence, tokens, length, end < LENGTH ? end : LENGTH, logits);
@@ -78,6 +80,8 @@ static void *talk(void *argument) {
         REQUIRE(smc_engine.sequence_truncate(model, sequence, length) == SMC_OK);
       }
     }
+    smc_profile profile = {.size = sizeof profile};
+    REQUIRE(!profiled || (smc_engine.profile_stop(model, &profile) == SMC_OK && profile.tokens >= LENGTH));
     const int32_t whole = smc_engine.sequence_create(alone);
     run(alone, whole, tokens, 0, LENGTH, expected);
     REQUIRE(!memcmp(logits, expected, VOCAB * sizeof *logits));

@@ -1,0 +1,88 @@
+"""What programs say of their tasks, for profiles: all weights once, the multiply-adds of the shapes, all widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smc
+from smc.codegen.layout import MatrixLayout
+from smc.codegen.plan import Plan, make_plan
+from smc.codegen.profile import TaskProfile, profile_tasks
+from smc.codegen.weights import place_weights
+from smc.ir import Module
+from smc.passes import FUSIONS, apply
+from tests.codegen.modules import different_widths, mixed_bits
+
+MakeCheckpoint = Callable[..., tuple[Path, Any]]
+
+
+@pytest.fixture
+def module(make_checkpoint: MakeCheckpoint) -> Module:
+    return apply(smc.load_checkpoint(make_checkpoint(num_hidden_layers=3)[0]), ["quantize-rtn:bits=4"])
+
+
+def tasks_of(module: Module) -> tuple[Plan, list[TaskProfile]]:
+    plan = make_plan(apply(module, FUSIONS))
+    return plan, profile_tasks(plan, place_weights(plan))
+
+
+def by_name(tasks: list[TaskProfile]) -> dict[str, TaskProfile]:
+    return {f"{task.name} {task.kernel}": task for task in tasks}
+
+
+def test_every_task_in_the_order_of_phases(module: Module) -> None:
+    plan, tasks = tasks_of(module)
+    planned = [
+        (function.name, number, task.kind)
+        for function in plan.functions()
+        for number, phase in enumerate(function.phases)
+        for task in phase
+    ]
+    assert [(t.function, t.phase, t.kernel) for t in tasks if t.name != "gather"] == planned
+    assert {t.name for t in tasks if t.head} == {"gather", "norm", "lm_head"}
+
+
+def test_all_weights_that_a_token_multiplies(module: Module) -> None:
+    plan, tasks = tasks_of(module)
+    assert sum(t.weight_bytes for t in tasks) == place_weights(plan).token_bytes
+    matrices = [p for p in plan.matrices() if "embed" not in p.name]
+    assert sum(t.token_macs for t in tasks) == sum(p.shape[0] * p.shape[1] for p in matrices)
+    assert all(t.integer == (t.token_macs > 0) for t in tasks)
+
+
+def test_numbers_of_layers_of_different_widths(make_checkpoint: MakeCheckpoint) -> None:
+    widths = [80, 70, 33]
+    module = different_widths(smc.load_checkpoint(make_checkpoint(num_hidden_layers=3)[0]), widths)
+    plan, tasks = tasks_of(mixed_bits(module, 3))
+    found = by_name(tasks)
+    hidden = plan.hidden
+    up = found["up_proj linear"]
+    assert up.token_macs == hidden * sum(widths)
+    padded = [96, 96, 64]
+    # The input's codes, scales and sums, once a layer; the output in float32.
+    row = -(-hidden // 32) * 32
+    assert up.token_bytes == 3 * (row + 4 * row // 32 + 4 * row // 32) + 4 * sum(padded)
+    names = [name for name in plan.module.parameters if name.endswith("up_proj.weight")]
+    parameters = [plan.module.parameters[name] for name in names]
+    assert up.weight_bytes == sum(MatrixLayout(p.encoding, *p.shape).total_bytes for p in parameters)
+    assert up.encodings == list(dict.fromkeys(str(p.encoding) for p in parameters))
+    assert up.texts() == ["block", "up_proj", f"linear {', '.join(up.encodings)}"]
+
+
+def test_attention(make_checkpoint: MakeCheckpoint) -> None:
+    path, model = make_checkpoint(num_hidden_layers=3)
+    config = model.config
+    _, tasks = tasks_of(smc.load_checkpoint(path))
+    found = by_name(tasks)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = config.hidden_size // heads
+    cached = 3 * 2 * kv_heads * -(-head_dim // 16) * 16
+    attention, write = found["attention attention"], found["attention rope_cache"]
+    assert (attention.cache_reads, attention.cache_writes, attention.weight_bytes) == (cached, 0, 0)
+    assert attention.cache_macs == 3 * 2 * heads * head_dim  # q · k, then p · v
+    assert (write.cache_reads, write.cache_writes) == (0, cached)
+    assert not attention.integer

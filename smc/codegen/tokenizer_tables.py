@@ -114,8 +114,12 @@ def tokenizer_tables(tokenizer_json: str) -> bytes:
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise InputError(f"the tokenizer can't be read: {error}") from None
+    # What `tokenizers` makes of it: one spelling of everything, and of merges that occur twice the last.
     data = json.loads(tokenizer.to_str())
-    return _Tables(tokenizer, data).build()
+    tables = _Tables(tokenizer, data)
+    if len(json.loads(tokenizer_json)["model"]["vocab"]) != len(data["model"]["vocab"]):
+        raise InputError("the tokenizer is broken: two tokens have one id")
+    return tables.build()
 
 
 def _refuse(what: str) -> InputError:
@@ -195,10 +199,8 @@ class _Tables:
         return self._spans[text]
 
     def _vocabulary(self) -> dict[int, str]:
-        """Id → what is decoded: the text in the model or, for added tokens that are normalized, what that makes of it."""
+        """Id → what is decoded: the text in the model or, of an added token, what is looked for."""
         tokens = {number: text for text, number in self._model["vocab"].items()}
-        if len(tokens) != len(self._model["vocab"]):
-            raise InputError("the tokenizer is broken: two tokens have one id")
         tokens |= {token["id"]: self._pattern(token) for token in self._data["added_tokens"]}
         if not tokens or max(tokens) >= MOST_TOKENS or len(self._model["merges"]) > MOST_MERGES:
             raise _refuse(f"{len(tokens)} tokens with ids up to {max(tokens, default=0)} (ids are below {MOST_TOKENS})")
@@ -267,8 +269,6 @@ class _Tables:
             raise InputError(
                 f"the tokenizer is broken: a merge needs the token {error}, which it does not have"
             ) from None
-        if len(set(pairs)) != len(pairs):
-            raise InputError("the tokenizer is broken: a merge occurs twice")
         numbers = np.array(pairs, np.uint64).reshape(-1, 2)
         keys = numbers[:, 0] << np.uint64(20) | numbers[:, 1]
         entries = keys << np.uint64(24) | np.arange(len(keys), dtype=np.uint64)

@@ -17,7 +17,8 @@ Zażółć gęślą jaźń. Příliš žluťoučký kůň úpěl ďábelské ód
 Le cœur déçu mais l'âme plutôt naïve, Louÿs rêva de crapaüter en canoë. Съешь ещё этих мягких французских булок.
 Ξεσκεπάζω την ψυχοφθόρα βδελυγμία. いろはにほへと ちりぬるを。吾輩は猫である。名前はまだ無い。 中文字符很多,例如这些。
 키스의 고유조건은 입술끼리 만나야 하고 특별한 기술은 필요치 않다. สวัสดีชาวโลก ข้าวผัดกุ้ง. नमस्ते दुनिया, यह हिन्दी है।
-نص حكيم له سر قاطع وذو شأن عظيم. דג סקרן שט בים מאוכזב. 👩‍👩‍👧‍👦 family, 🏳️‍🌈 flag, 👍🏽 thumbs; ½ ² Ⅷ ٣ ३ ① 1st 22 333 4444.
+نص حكيم له سر قاطع وذو شأن عظيم. דג סקרן שט בים מאוכזב. 👩‍👩‍👧‍👦 family, 🏳️‍🌈 flag, 👍🏽 thumbs; ½ ² Ⅷ ٣ ३ ①
+1st 22 333 4444.
 IT'S, it's, We'LL, they'd, I'M, you've, HE'RE, 'tis, d'accord, ſ'ſ, ʼn, "quotes" — dashes – and… ellipses; $5,000 ^~|=<>
 \tdef f(x):\r\n\t\treturn x**2 + 3.14159  # a comment\n\n\n    if (a && b) { c[0] = 0xff; } // 100% /* of it */\n\r\n
 café Ünïcödé Å Å ﬁ ﬃ ẛ̣ q̣̇ q̣̇ 각 각 각 ộ ộ
@@ -188,7 +189,10 @@ FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "added": _added,
     "llama-2": lambda: _sentencepiece(_legacy(), None, _undo()),
     "llama-2-normalized": lambda: _sentencepiece(
-        _legacy(), None, _undo(), added=tuple(AddedToken(t, normalized=True, special=True) for t in ("<unk>", "<s>", "</s>"))
+        _legacy(),
+        None,
+        _undo(),
+        added=tuple(AddedToken(t, normalized=True, special=True) for t in ("<unk>", "<s>", "</s>")),
     ),
     "llama-2-new": lambda: _sentencepiece(None, pre_tokenizers.Metaspace(SPACE, "first", False), _undo()),
     "mistral": lambda: _sentencepiece(None, pre_tokenizers.Metaspace(SPACE, "always", False), _undo()),

@@ -319,6 +319,7 @@ class _Host:
             self.name(function, source),
             f"W + L->{_identifier(task.slot)}",
             *self.outputs(function, out, task.kernel.forms),
+            "N",
             str(task.node.tensor.shape[1]),
             self.width(function, out),
             _float(task.node.attributes["eps"]),
@@ -387,6 +388,7 @@ class _Host:
         arguments = [
             self.name(function, source),
             *self.outputs(function, task.output, [task.input_form]),
+            "N",
             self.width(function, source),
         ]
         return self.invoke(_field(task.kernel), arguments)
@@ -397,6 +399,7 @@ class _Host:
         arguments = [
             *inputs,
             *self.outputs(function, task.output, task.kernel.forms),
+            "N",
             self.width(function, task.output),
         ]
         return self.invoke(_field(task.kernel), arguments)

@@ -96,7 +96,7 @@ def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
     from smc.codegen.kernels.builder import lower, tvm_target
 
     kernel = spec.build(symbol_name(spec, level), level)
-    module = lower(kernel.function(), tvm_target(triple, level.features))
+    module = lower(kernel.function(), tvm_target(triple, level))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "kernel"
         module.write_to_file(str(partial.with_suffix(".o")))
@@ -125,7 +125,7 @@ def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kin
     if "tir" in kinds:
         (folder / f"{kernel.name}.py").write_text(function.script())
     if "asm" in kinds:
-        text = lower(function, tvm_target(triple, level.features)).inspect_source("asm")
+        text = lower(function, tvm_target(triple, level)).inspect_source("asm")
         (folder / f"{kernel.name}.s").write_text(text)
 
 

@@ -8,9 +8,13 @@ _NEON_FEATURES = ("fp-armv8", "neon")
 _DOTPROD_FEATURES = (*_NEON_FEATURES, "dotprod")
 _I8MM_FEATURES = (*_DOTPROD_FEATURES, "i8mm")
 
-NEON = Level("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull")
-DOTPROD = Level("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot")
-I8MM = Level("i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla")
+# LLVM's pipeline of a wide out-of-order core leaves chains of instructions together, and so values in registers, where
+# the one of an unknown CPU spills them.
+_SCHEDULE = "apple-a7"
+
+NEON = Level("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", schedule=_SCHEDULE)
+DOTPROD = Level("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot", schedule=_SCHEDULE)
+I8MM = Level("i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla", schedule=_SCHEDULE)
 
 ARM64 = Target(
     name="arm64",

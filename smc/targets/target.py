@@ -11,6 +11,7 @@ class Level:
 
     family: "x86" or "arm64", which fixes the packed layout of weights.
     features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
+    schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks.
     dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla"); codegen/kernels/dot.py
     knows them.
     """
@@ -21,6 +22,7 @@ class Level:
     lanes: int
     registers: int
     dot: str
+    schedule: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def guarded(values: np.ndarray) -> np.ndarray:
 def compiled(kernel: Kernel, level: Level) -> Any:
     """The tvm module of a finished kernel."""
     triple = TARGETS["arm64" if level.family == "arm64" else "x86-64"].llvm_triple
-    return lower(kernel.function(), tvm_target(triple, level.features))
+    return lower(kernel.function(), tvm_target(triple, level))
 
 
 def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]:
@@ -92,3 +92,19 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
         zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.zero == "group" else None,
         offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.offset else None,
     )
+
+
+def interleaved(rows: np.ndarray, level: Level, kind: str) -> np.ndarray:
+    """Codes [tokens, columns], scales or sums [tokens, n] as a level's kernels have them (kernels/activations.py)."""
+    if level.family != "arm64":
+        return rows
+    tokens, width = rows.shape
+    full = tokens // 8 * 8
+    unit = 32 if kind == "codes" else 1
+    blocks = rows[:full].reshape(full // 8, 8, width // unit, unit).transpose(0, 2, 1, 3)  # [block, tile, token, unit]
+    if kind == "codes" and level.dot == "smmla":
+        blocks = blocks.reshape(*blocks.shape[:2], 4, 2, 4, 8).transpose(
+            0, 1, 2, 4, 3, 5
+        )  # [.., pair, chunk, token, 8]
+    flat = np.concatenate([np.ascontiguousarray(blocks).reshape(-1), rows[full:].reshape(-1)])
+    return flat.reshape(rows.shape)

@@ -18,7 +18,7 @@ from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
 from smc.targets import Level
 from tests.codegen.encodings import ENCODINGS, encodings
-from tests.codegen.kernels import Matrix, guarded, random_tensor
+from tests.codegen.kernels import Matrix, guarded, interleaved, random_tensor
 
 
 class Linear:
@@ -34,7 +34,9 @@ class Linear:
             self.kernels[key] = self.build(level, linear_kernel("linear", encoding, level, tile))["linear"]
         return self.kernels[key]
 
-    def inputs(self, encoding: Encoding, x: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    def inputs(
+        self, encoding: Encoding, level: Level, x: np.ndarray
+    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
         """The kernel's x, x_scales and x_sums, and the rounded inputs in float64."""
         tokens, columns = x.shape
         full = np.zeros((tokens, padded(columns, 32)), np.float32)
@@ -46,7 +48,12 @@ class Linear:
         codes, scales = quantized(full, full.shape[1] if encoding.activation_group == "token" else 32)
         sums = codes.reshape(tokens, -1, sum_group(encoding)).sum(-1, dtype=np.int32)
         values = codes.reshape(tokens, scales.shape[1], -1) * scales[..., None].astype(np.float64)
-        return (guarded(codes), guarded(scales), guarded(sums)), values.reshape(tokens, -1)[:, :columns]
+        if encoding.activation_group != "token":
+            scales = interleaved(scales, level, "scales")
+        laid_out = interleaved(codes, level, "codes"), scales, interleaved(sums, level, "sums")
+        return (guarded(laid_out[0]), guarded(laid_out[1]), guarded(laid_out[2])), values.reshape(tokens, -1)[
+            :, :columns
+        ]
 
     def __call__(
         self,
@@ -97,7 +104,7 @@ def check(
     if extreme:  # every input at ±127 after rounding, rows of one sign among them
         x = np.sign(x)
         x[tokens // 2] = 1
-    inputs, rounded = linear.inputs(encoding, x.astype(np.float32))
+    inputs, rounded = linear.inputs(encoding, level, x.astype(np.float32))
     out = linear(linear.kernel(encoding, level), matrix, inputs)
     expected = rounded @ matrix.values.T
     # Sums that cancel are as exact as what is summed: offsets and zeros count by their own size.
@@ -110,7 +117,7 @@ def check(
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
-    for seed, shape in enumerate([(33, 80, 6), (64, 341, 1), (1, 8, 3), (40, 577, 9)]):
+    for seed, shape in enumerate([(33, 80, 6), (64, 341, 1), (1, 8, 3), (40, 577, 27)]):
         for extreme in (False, True):
             check(linear, encoding, level, shape, seed, extreme)
 
@@ -118,31 +125,34 @@ def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(encoding=encodings(), data=st.data())
 def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encoding, data: st.DataObject) -> None:
-    shapes = st.tuples(st.sampled_from([1, 16, 33, 341]), st.sampled_from([8, 80, 341, 576, 577]), st.integers(1, 9))
+    shapes = st.tuples(st.sampled_from([1, 16, 33, 341]), st.sampled_from([8, 80, 341, 576, 577]), st.integers(1, 27))
     for shape in data.draw(st.lists(shapes, min_size=3, max_size=3)):
         check(linear, encoding, level, shape, data.draw(st.integers(0, 99)), data.draw(st.booleans()))
 
 
 TILES = [Tile(1, 16), Tile(1, 32), Tile(2, 16), Tile(3, 32), Tile(4, 32), Tile(8, 16)]
+BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(16, 4), Tile(24, 4)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 100, 341, 1), level.family)
-    x = np.random.default_rng(2).standard_normal((9, 341)).astype(np.float32)
-    kernel, (inputs, _) = linear.kernel(encoding, level), linear.inputs(encoding, x)
+    x = np.random.default_rng(2).standard_normal((25, 341)).astype(np.float32)
+    kernel, (inputs, _) = linear.kernel(encoding, level), linear.inputs(encoding, level, x)
     together = linear(kernel, matrix, inputs)
     np.testing.assert_array_equal(linear(kernel, matrix, inputs, cuts=(1, 3)), together)
-    for token in (0, 4, 8):
-        alone, _ = linear.inputs(encoding, x[token : token + 1])
+    for token in (0, 9, 24):
+        alone, _ = linear.inputs(encoding, level, x[token : token + 1])
         np.testing.assert_array_equal(linear(kernel, matrix, alone)[0], together[token])
 
 
 @pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding(bits=4, offset=True)], ids=str)
 def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 64, 80, 1), level.family)
-    inputs, _ = linear.inputs(encoding, np.random.default_rng(2).standard_normal((11, 80)).astype(np.float32))
-    results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in TILES]
+    inputs, _ = linear.inputs(encoding, level, np.random.default_rng(2).standard_normal((43, 80)).astype(np.float32))
+    # Where activations are interleaved, blocks of 8 tokens must not be split.
+    tiles = BLOCK_TILES if level.family == "arm64" and encoding.activation == "i8" else TILES
+    results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in tiles]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
@@ -160,7 +170,7 @@ def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: 
 )
 def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix, rng = Matrix(random_tensor(encoding, 41, 96, 3), level.family), np.random.default_rng(4)
-    inputs, _ = linear.inputs(encoding, rng.standard_normal((5, 96)).astype(np.float32))
+    inputs, _ = linear.inputs(encoding, level, rng.standard_normal((5, 96)).astype(np.float32))
     kernel, rows = linear.kernel(encoding, level), matrix.layout.padded_rows
     bias, residual = rng.standard_normal(rows).astype(np.float32), rng.standard_normal((5, rows)).astype(np.float32)
     plain = linear(kernel, matrix, inputs)
@@ -173,13 +183,13 @@ def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: 
 def test_inputs_of_zeros_give_zeros(linear: Linear, level: Level) -> None:
     for encoding in (integer(4), replace(integer(4), activation="none")):
         matrix = Matrix(random_tensor(encoding, 33, 80, 5), level.family)
-        inputs, _ = linear.inputs(encoding, np.zeros((2, 80), np.float32))
+        inputs, _ = linear.inputs(encoding, level, np.zeros((2, 80), np.float32))
         assert not linear(linear.kernel(encoding, level), matrix, inputs).any()
 
 
 def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> None:
     matrix = Matrix(random_tensor(integer(4), 33, 80, 5), level.family)
-    inputs, _ = linear.inputs(integer(4), np.ones((2, 80), np.float32))
+    inputs, _ = linear.inputs(integer(4), level, np.ones((2, 80), np.float32))
     out = guarded(np.full((2, 64), 7, np.float32))
     kernel, bias = linear.kernel(integer(4), level), guarded(np.zeros(0, np.float32))
     arguments = (*inputs, matrix.codes, matrix.scales, matrix.zeros, bias, out)

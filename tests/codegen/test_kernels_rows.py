@@ -18,7 +18,7 @@ from smc.ir import F32, EncodedTensor
 from smc.reference import float32
 from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
-from tests.codegen.kernels import guarded
+from tests.codegen.kernels import guarded, interleaved
 
 I8 = Form("i8")
 I8_SUMS_OF_16 = Form("i8", sum_group=16)
@@ -37,14 +37,14 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
     return build(
         level,
         k,
-        rms_norm_kernel("rms_norm", [F32_FORM]),
-        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16]),
-        *(elementwise_kernel(op, op, [F32_FORM]) for op in ("add", "mul", "silu", "gated_silu")),
-        elementwise_kernel("quantize", "copy", [I8]),
-        elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16]),
-        elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8]),
-        quantize_tokens_kernel("quantize_token", TOKEN),
-        quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16)),
+        rms_norm_kernel("rms_norm", [F32_FORM], level),
+        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16], level),
+        *(elementwise_kernel(op, op, [F32_FORM], level) for op in ("add", "mul", "silu", "gated_silu")),
+        elementwise_kernel("quantize", "copy", [I8], level),
+        elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16], level),
+        elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
+        quantize_tokens_kernel("quantize_token", TOKEN, level),
+        quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16), level),
     )
 
 
@@ -90,9 +90,10 @@ def rounded(x: np.ndarray, form: Form) -> list[np.ndarray]:
     return [codes, amax / np.float32(127), sums]
 
 
-def assert_rounded(results: list[np.ndarray], x: np.ndarray, form: Form) -> None:
-    for result, expected in zip(results, rounded(x, form), strict=True):
-        np.testing.assert_array_equal(result, expected)
+def assert_rounded(results: list[np.ndarray], x: np.ndarray, form: Form, level: Level) -> None:
+    for result, expected, kind in zip(results, rounded(x, form), ("codes", "scales", "sums"), strict=True):
+        whole = kind == "scales" and form.group == "token"
+        np.testing.assert_array_equal(result, expected if whole else interleaved(expected, level, kind))
 
 
 WIDTHS = [8, 32, 80, 341, 576, 577]
@@ -108,8 +109,8 @@ def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
     weight = rng.standard_normal((1, width)).astype(np.float32)
     x, w = rows(values), rows(weight)
     [out] = outputs(x, F32_FORM)
-    kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 0, 3)
-    kernels["rms_norm"](x, w, out, width, x.shape[1], eps, 3, 5)
+    kernels["rms_norm"](x, w, out, 5, width, x.shape[1], eps, 0, 3)
+    kernels["rms_norm"](x, w, out, 5, width, x.shape[1], eps, 3, 5)
     exact = values.astype(np.float64)
     exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + np.float32(eps)) * weight
     np.testing.assert_allclose(out[:, :width], exact, rtol=1e-6, atol=0)
@@ -123,16 +124,16 @@ def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
         np.testing.assert_allclose(out[:, :width], norm(torch.tensor(values)).numpy(), rtol=2e-6, atol=0)
 
 
-def test_rms_norm_gives_several_forms_at_once(kernels: Any, rows: Rows) -> None:
+def test_rms_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: Rows) -> None:
     rng = np.random.default_rng(1)
-    x, weight = rows(rng.standard_normal((3, 80))), rows(rng.standard_normal((1, 80)))
+    x, weight = rows(rng.standard_normal((19, 80))), rows(rng.standard_normal((1, 80)))
     first, [floats], second = (outputs(x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16))
-    kernels["rms_norm_all"](x, weight, *first, floats, *second, 80, 96, 1e-6, 0, 3)
+    kernels["rms_norm_all"](x, weight, *first, floats, *second, len(x), 80, 96, 1e-6, 0, len(x))
     [plain] = outputs(x, F32_FORM)
-    kernels["rms_norm"](x, weight, plain, 80, 96, 1e-6, 0, 3)
+    kernels["rms_norm"](x, weight, plain, len(x), 80, 96, 1e-6, 0, len(x))
     np.testing.assert_array_equal(floats, plain)
-    assert_rounded(first, floats, I8)
-    assert_rounded(second, floats, I8_SUMS_OF_16)
+    assert_rounded(first, floats, I8, level)
+    assert_rounded(second, floats, I8_SUMS_OF_16, level)
 
 
 # ---- rounding to int8
@@ -144,7 +145,7 @@ def quantize(kernels: Any, x: np.ndarray, form: Form) -> list[np.ndarray]:
     name = ("quantize_token" if form.group == "token" else "quantize") + ("_16" if form.sum_group == 16 else "")
     blocks = tokens if form.group == "token" else tokens * -(-stride // COLUMN_CHUNK)
     for begin in range(blocks):
-        kernels[name](x, *results, stride, begin, begin + 1)
+        kernels[name](x, *results, tokens, stride, begin, begin + 1)
     return results
 
 
@@ -153,10 +154,10 @@ FORMS = [I8, I8_SUMS_OF_16, TOKEN, Form("i8", "token", 16)]
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rounding(kernels: Any, rows: Rows, form: Form, width: int) -> None:
+def test_rounding(kernels: Any, level: Level, rows: Rows, form: Form, width: int) -> None:
     rng = np.random.default_rng(width)
-    x = rows(rng.standard_normal((4, width)) * 10.0 ** rng.integers(-6, 6, (4, 1)))
-    assert_rounded(quantize(kernels, x, form), x, form)
+    x = rows(rng.standard_normal((19, width)) * 10.0 ** rng.integers(-6, 6, (19, 1)))
+    assert_rounded(quantize(kernels, x, form), x, form, level)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -173,7 +174,7 @@ def test_halves_round_to_even(kernels: Any, rows: Rows, form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_rounding_of_extreme_values(kernels: Any, rows: Rows, form: Form) -> None:
+def test_rounding_of_extreme_values(kernels: Any, level: Level, rows: Rows, form: Form) -> None:
     values = np.zeros((7, 64))
     values[1] = -1e38
     values[2, ::2], values[2, 1::2] = 3e38, -3e38
@@ -183,7 +184,7 @@ def test_rounding_of_extreme_values(kernels: Any, rows: Rows, form: Form) -> Non
     values[6] = np.linspace(-1e-31, 1e-31, 64)
     x = rows(values)
     codes, scales, sums = results = quantize(kernels, x, form)
-    assert_rounded(results, x, form)
+    assert_rounded(results, x, form, level)
     assert not codes[0].any() and not scales[0].any() and not sums[0].any()
     assert (codes[1] == -127).all() and (codes[3] == 127).all() and codes[4, 3] == -127
     assert not codes[5:].any()
@@ -199,12 +200,12 @@ def test_add_and_mul(kernels: Any, rows: Rows, width: int) -> None:
     blocks = 3 * -(-a.shape[1] // COLUMN_CHUNK)
     for name, expected in (("add", a + b), ("mul", a * b)):
         [out] = outputs(a, F32_FORM)
-        kernels[name](a, b, out, a.shape[1], 1, blocks)
-        kernels[name](a, b, out, a.shape[1], 0, 1)
+        kernels[name](a, b, out, 3, a.shape[1], 1, blocks)
+        kernels[name](a, b, out, 3, a.shape[1], 0, 1)
         np.testing.assert_array_equal(out, expected)
 
 
-def test_silu(kernels: Any, rows: Rows) -> None:
+def test_silu(kernels: Any, level: Level, rows: Rows) -> None:
     values = np.concatenate([np.linspace(-80, 80, 15993), [-1e30, -1e4, -100, 0, 100, 1e4, 1e30]])
     a, b = rows(values.reshape(16, 1000)), rows(np.random.default_rng(0).standard_normal((16, 1000)))
     exact = a.astype(np.float64)
@@ -212,17 +213,17 @@ def test_silu(kernels: Any, rows: Rows) -> None:
         exact = exact / (1 + np.exp(-exact))
     blocks = 16 * -(-a.shape[1] // COLUMN_CHUNK)
     [out] = outputs(a, F32_FORM)
-    kernels["silu"](a, out, a.shape[1], 0, blocks)
+    kernels["silu"](a, out, 16, a.shape[1], 0, blocks)
     # Where exp is clamped, sigmoid is 1e-38 instead of less.
     assert (np.abs(out - exact) <= 5e-7 * np.abs(exact) + 1e-38 * np.abs(a)).all()
     np.testing.assert_array_equal(out, EXACT_OPERATORS["silu"]([torch.from_numpy(a)], {}).numpy())
     [gated] = outputs(a, F32_FORM)
-    kernels["gated_silu"](a, b, gated, a.shape[1], 0, blocks)
+    kernels["gated_silu"](a, b, gated, 16, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(gated, out * b)
     both = [outputs(a, form) for form in (F32_FORM, I8)]
-    kernels["gated_silu_quantize"](a, b, *both[0], *both[1], a.shape[1], 0, blocks)
+    kernels["gated_silu_quantize"](a, b, *both[0], *both[1], 16, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(both[0][0], gated)
-    assert_rounded(both[1], gated, I8)
+    assert_rounded(both[1], gated, I8, level)
 
 
 def test_exp_is_within_one_ulp(kernels: Any) -> None:

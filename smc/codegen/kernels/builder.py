@@ -14,6 +14,8 @@ import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
+from smc.targets import Level
+
 Expr = Any
 """A TIR expression (tvm's classes carry no useful static types)."""
 
@@ -223,11 +225,14 @@ class Kernel:
         return f"{name}_{self._names}"
 
 
-def tvm_target(triple: str, features: Sequence[str]) -> Any:
-    """The tvm Target of a triple with exactly these features, never a host CPU's."""
+def tvm_target(triple: str, level: Level) -> Any:
+    """The tvm Target of a triple with exactly a level's features, never a host CPU's."""
     from tvm.target import Target
 
-    return Target({"kind": "llvm", "mtriple": triple, "mattr": [f"+{feature}" for feature in features]})
+    fields: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]}
+    if level.schedule:
+        fields["mcpu"] = level.schedule
+    return Target(fields)
 
 
 def lower(function: Any, target: Any) -> Any:

@@ -1,7 +1,8 @@
 """Dot: feature level → integer dot products of unpacked codes with int8 inputs, exact, knowing no encoding.
 
-A `Dot` adds up tiles of 32 columns for a few tokens and units of rows. Its sums are registers in whatever form its
-instruction likes; `rows` gives them as int32 [lanes], one lane a row.
+A `Dot` adds up tiles of 32 columns for a few tokens and units of rows: one register for each token and unit. What its
+lanes are is the instruction's choice: `tokens_of` and `spread_rows` tell, so that scales can be applied in that form,
+and `finish` makes registers of one token by its rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from smc.codegen.kernels.activations import PerToken
 from smc.codegen.kernels.builder import (
     Expr,
     Kernel,
@@ -44,11 +46,23 @@ class Dot(ABC):
         self.kernel, self.level, self.form = kernel, level, form
         self.lanes = level.lanes
 
-    def new_sums(self, tokens: int, units: int, initial: Sequence[Expr] | None = None) -> list[list[Register]]:
-        """Sums [token][unit]; initial: int32 scalars, one a token, that every row of it begins with."""
+    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> list[list[Register]]:
+        """Sums [token][unit]; initial: int32 for every token, which all its rows begin with."""
         k, zero = self.kernel, const(0, f"int32x{self.lanes}")
-        begin = [zero if initial is None else broadcast(initial[m], self.lanes) for m in range(tokens)]
+        begin = [zero if initial is None else initial.spread(self.tokens_of(m)) for m in range(tokens)]
         return [[k.register(begin[m], "dot") for _ in range(units)] for m in range(tokens)]
+
+    def tokens_of(self, register: int) -> list[int]:
+        """Whose token's sum each lane of a unit's register is."""
+        return [register] * self.lanes
+
+    def spread_rows(self, rows: Expr, register: int) -> Expr:
+        """A number for each row of a unit, in the lanes where a register has these rows."""
+        return rows
+
+    def finish(self, registers: Sequence[Expr]) -> list[Expr]:
+        """A unit's registers → for every token its rows."""
+        return list(registers)
 
     @abstractmethod
     def add(
@@ -61,10 +75,6 @@ class Dot(ABC):
         quads: range,
     ) -> None:
         """Add the quads of a tile. inputs: for every token, where its tile begins in x (int32, four int8 each)."""
-
-    def rows(self, sums: list[list[Register]]) -> list[list[Expr]]:
-        """int32 [lanes] of every token and unit."""
-        return [[register.value for register in registers] for registers in sums]
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [lanes] of finished sums, less the codes' shift."""
@@ -207,18 +217,18 @@ class _Smull(_ArmDot):
 
 
 class _Smmla(_ArmDot):
-    """2x8 by 8x2 matrices: two tokens by two rows a register, so two registers a unit and pair of tokens."""
+    """2x8 by 8x2 matrices: registers of two tokens by two rows; rows 0 and 1 are where the first token's would be."""
 
-    def new_sums(self, tokens: int, units: int, initial: Sequence[Expr] | None = None) -> list[list[Register]]:
-        k = self.kernel
-        sums: list[list[Register]] = []
-        for m in range(0, tokens, 2):
-            begin = const(0, "int32x4")
-            if initial is not None:
-                pair = [broadcast(initial[m], 4), broadcast(initial[m + 1], 4)]
-                begin = k.let(shuffle_pair(pair, [0, 1, 4, 5]), "begin")
-            sums += [[k.register(begin, "dot") for _ in range(units)] for _ in range(2)]
-        return sums
+    def tokens_of(self, register: int) -> list[int]:
+        first = register - register % 2
+        return [first, first, first + 1, first + 1]
+
+    def spread_rows(self, rows: Expr, register: int) -> Expr:
+        return shuffle(rows, [2, 3, 2, 3] if register % 2 else [0, 1, 0, 1])
+
+    def finish(self, registers: Sequence[Expr]) -> list[Expr]:
+        pairs = [registers[m : m + 2] for m in range(0, len(registers), 2)]
+        return [shuffle_pair(pair, order) for pair in pairs for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
 
     def add(
         self,
@@ -241,24 +251,13 @@ class _Smmla(_ArmDot):
                 for order in ([0, 4, 1, 5], [2, 6, 3, 7])
             ]
             for m in range(0, len(inputs), 2):
-                words = [self._inputs(x, inputs[m + i], quads) for i in range(2)]
-                tokens = [
-                    reinterpret(shuffle_pair([words[0][p], words[1][p]], order), "int8x16")
-                    for p in range(len(words[0]))
-                    for order in ([0, 1, 4, 5], [2, 3, 6, 7])
-                ]
+                # A pair's inputs lie 8 columns by 8 columns (activations.py).
+                pairs = [reinterpret(k.let(x.load(inputs[m] + 2 * quad, 4), "x"), "int8x16") for quad in quads[::2]]
                 for i in range(2):
                     total = sums[m + i][u].value
-                    for pair, code in zip(tokens, codes[i], strict=True):
+                    for pair, code in zip(pairs, codes[i], strict=True):
                         total = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, pair, code)
                     k.set(sums[m + i][u], total)
-
-    def rows(self, sums: list[list[Register]]) -> list[list[Expr]]:
-        found = []
-        for m in range(0, len(sums), 2):
-            pairs = [[low.value, high.value] for low, high in zip(sums[m], sums[m + 1], strict=True)]
-            found += [[shuffle_pair(pair, order) for pair in pairs] for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
-        return found
 
 
 _KINDS: dict[str, type[Dot]] = {

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from smc.codegen.kernels.builder import Expr, Kernel, Register, broadcast, cast, const, fma, rounded_product
+from smc.codegen.kernels.activations import TOKEN_BLOCK, PerToken, Source, is_blocked
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Register,
+    broadcast,
+    cast,
+    const,
+    dtype_of,
+    fma,
+    rounded_product,
+)
 from smc.codegen.kernels.dot import dot_for
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
@@ -36,7 +47,7 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
                     tokens, columns, x_stride, out_stride, flags, begin, end)
 
     Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
-    x_scales float32 [tokens, x_stride/32] (token-wise: [tokens]) and x_sums int32 [tokens, x_stride/sum_group].
+    scales and sums (activations.py).
     codes, scales, zeros: the packed matrix (smc.codegen.layout). bias: float32 [rows, padded], read if flags say so.
     out: float32 [tokens, out_stride]; padding rows come out as 0 (plus bias).
     """
@@ -87,19 +98,25 @@ class _Linear:
         self.flags, self.begin, self.end = k.scalar("flags"), k.scalar("begin"), k.scalar("end")
 
     def build(self) -> Kernel:
-        k, step = self.k, self.tile.tokens
+        k = self.k
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
-        full = k.let(self.tokens // const(step, "int32"), "full")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
             first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
-            passes = const(ROW_BLOCK // self.tile.rows, "int64")
-            with k.loop(passes, "pass") as index, k.loop(full, "token_tile") as t:
-                row = k.let(first + index * self.tile.rows, "row")
-                self._body(row, self.tile.rows, k.let(cast(t * step, "int64")), step)
-            with k.loop(self.tokens - full * step, "token", begin=full * step) as t:
-                self._body(first, ROW_BLOCK, k.let(cast(t, "int64")), 1)
+            done = const(0, "int32")
+            for step in self._steps():
+                rows = self.tile.rows if step > 1 else ROW_BLOCK
+                count = k.let((self.tokens - done) // const(step, "int32"), "count")
+                with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
+                    row = k.let(first + index * rows, "row")
+                    self._body(row, rows, k.let(cast(done + t * step, "int64"), "token"), step)
+                done = k.let(done + count * step, "done")
         return k
+
+    def _steps(self) -> list[int]:
+        """How many tokens at once, then with those left over; interleaved blocks of tokens must not be split."""
+        blocks = [TOKEN_BLOCK] if self.integer and is_blocked(self.level) and self.tile.tokens > TOKEN_BLOCK else []
+        return [step for step in (self.tile.tokens, *blocks) if step > 1] + [1]
 
     def _group_count(self) -> Expr:
         group = self.encoding.group
@@ -124,6 +141,7 @@ class _Linear:
             self._plain_floats()
         elif self.integer:
             self.dot = dot_for(k, self.level, self.form, count)
+            self.source = Source(k, self.level, token, count, self.x_stride)
             self._integers()
         else:
             self._float_inputs()
@@ -155,13 +173,13 @@ class _Linear:
             return
         with self._weight_groups() as (group, tiles_of_group):
             if encoding.activation_group == "token":
-                totals = [k.register(const(0, "int32"), "total") for _ in self.token_rows]
+                totals = [k.register(zero, "total") for zero in self.source.zeros()]
                 sums = self.dot.new_sums(len(self.token_rows), len(self.units))
                 with tiles_of_group() as tile:
-                    for total, amount in zip(totals, self._input_sums(tile), strict=True):
+                    for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
                         k.set(total, total.value + amount)
                     self._add_tile(tile, range(QUADS), self.units, sums)
-                finished = [total.value for total in totals]
+                finished = PerToken([total.value for total in totals])
                 self._flush(range(len(self.units)), sums, finished, None, self._group_parts(group), self._correction())
                 return
             parts = self._group_parts(group)
@@ -170,11 +188,13 @@ class _Linear:
 
     def _finish_tile(self, tile: Expr, half: int | None, parts: _GroupParts) -> None:
         """A tile, or half of one, whose sums are flushed at once: all units together, or one after the other."""
-        k, correction = self.k, self._correction()
+        correction = self._correction()
         quads = range(QUADS) if half is None else range(half * QUADS // 2, (half + 1) * QUADS // 2)
         totals = self._input_sums(tile, half or 0)
-        initial = [k.let(total * const(-correction, "int32"), "excess") for total in totals] if correction else None
-        x_scales = None if self.encoding.activation_group == "token" else self._input_scales(tile)
+        initial = self._times(totals, -correction) if correction else None
+        x_scales = None
+        if self.encoding.activation_group != "token":
+            x_scales = self.source.per_token(self.x_scales, tile)
         step = 1 if self.dot.stepwise else len(self.units)
         for first in range(0, len(self.units), step):
             units = range(first, first + step)
@@ -215,28 +235,23 @@ class _Linear:
             return 0
         return (unpacked_zero(self.encoding, self.level) - self.dot.bias) << self.form.shift
 
-    def _x_tile(self, row: Expr, tile: Expr) -> Expr:
-        return row * cast(self.x_stride >> const(5, "int32"), "int64") + tile
-
-    def _input_sums(self, tile: Expr, half: int = 0) -> list[Expr]:
+    def _input_sums(self, tile: Expr, half: int = 0) -> PerToken:
         """int32: the sum of every token's codes in a tile, or half of one."""
         per_tile = TILE // sum_group(self.encoding)
-        return [
-            self.k.let(self.x_sums.load(self._x_tile(row, tile) * per_tile + half), "total") for row in self.token_rows
-        ]
+        return self.source.per_token(self.x_sums, tile * per_tile + half, per_tile)
 
-    def _input_scales(self, tile: Expr) -> list[Expr]:
-        return [self.k.let(self.x_scales.load(self._x_tile(row, tile)), "x_scale") for row in self.token_rows]
+    def _times(self, numbers: PerToken, factor: int) -> PerToken:
+        """Integers by a constant."""
+        return PerToken([self.k.let(v * const(factor, dtype_of(v)), "product") for v in numbers.values])
 
     def _add_tile(self, tile: Expr, quads: range, units: Sequence[_Unit], sums: list[list[Register]]) -> None:
         k, level, encoding = self.k, self.level, self.encoding
         places = self._tile_places(tile)
-        inputs = [k.let(self._x_tile(row, tile) * QUADS, "input") for row in self.token_rows]
 
         def unpack(unit: _Unit, quad: int) -> Expr:
             return unpack_quad(k, encoding, level, self.codes, places[unit.vector], quad, unit.row)
 
-        self.dot.add(sums, units, unpack, self.x, inputs, quads)
+        self.dot.add(sums, units, unpack, self.x, self.source.codes(tile), quads)
 
     def _tile_places(self, tile: Expr) -> list[Expr]:
         """Where in the codes a tile begins, for each row vector of the pass."""
@@ -250,31 +265,37 @@ class _Linear:
         self,
         units: range,
         sums: list[list[Register]],
-        totals: list[Expr],
-        x_scales: list[Expr] | None,
+        totals: PerToken,
+        x_scales: PerToken | None,
         parts: _GroupParts,
         correction: int = 0,
     ) -> None:
         """accumulator += (dot - zero * total) * weight scale * input scale; a row's own scale comes in the epilogue."""
-        k, lanes = self.k, self.level.lanes
-        for m, dots in enumerate(self.dot.rows(sums)):
-            total, x_scale = totals[m], x_scales[m] if x_scales is not None else None
-            for u, (unit, dot) in enumerate(zip(units, dots, strict=True)):
-                accumulator = self.accumulators[m][unit]
-                if correction:
-                    dot = dot - broadcast(total * const(correction, "int32"), lanes)
+        k, form = self.k, self.dot
+        excess = self._times(totals, correction) if correction else None
+        amounts = None
+        if parts.offsets is not None:
+            amounts = PerToken([cast(v, dtype_of(v).replace("int32", "float32")) for v in totals.values])
+            if x_scales is not None:
+                pairs = zip(amounts.values, x_scales.values, strict=True)
+                amounts = PerToken([k.let(amount * scale, "amount") for amount, scale in pairs])
+        for m, registers in enumerate(sums):
+            tokens = form.tokens_of(m)
+            for u, (unit, register) in enumerate(zip(units, registers, strict=True)):
+                accumulator, dot = self.accumulators[m][unit], register.value
+                if excess is not None:
+                    dot = dot - excess.spread(tokens)
                 if parts.zeros is not None:
-                    dot = dot - parts.zeros[u] * broadcast(total, lanes)
-                factor = parts.scales[u] if parts.scales is not None else None
-                if x_scale is not None:
-                    spread = broadcast(x_scale, lanes)
+                    dot = dot - form.spread_rows(parts.zeros[u], m) * totals.spread(tokens)
+                factor = form.spread_rows(parts.scales[u], m) if parts.scales is not None else None
+                if x_scales is not None:
+                    spread = x_scales.spread(tokens)
                     factor = spread if factor is None else factor * spread
-                value, old = self.dot.to_float(dot), accumulator.value
+                value, old = form.to_float(dot), accumulator.value
                 k.set(accumulator, value + old if factor is None else fma(value, factor, old))
-                if parts.offsets is not None:
-                    amount = cast(total, "float32")
-                    amount = amount if x_scale is None else amount * x_scale
-                    k.set(accumulator, fma(parts.offsets[u], broadcast(k.let(amount), lanes), accumulator.value))
+                if parts.offsets is not None and amounts is not None:
+                    offset = form.spread_rows(parts.offsets[u], m)
+                    k.set(accumulator, fma(offset, amounts.spread(tokens), accumulator.value))
 
     # ---- scales and zeros
 
@@ -373,20 +394,20 @@ class _Linear:
         for u, unit in enumerate(self.units):
             place = k.let(self.row + (unit.vector * ROW_VECTOR + unit.row), "row")
             scale = self._scale(unit, const(0, "int64")) if self.row_scale else None
-            for m, row in enumerate(self.token_rows):
-                accumulator = self.accumulators[m][u]
+            sums = [accumulators[u].value for accumulators in self.accumulators]
+            results = [k.register(v, "result") for v in (self.dot.finish(sums) if self.integer else sums)]
+            for result, row in zip(results, self.token_rows, strict=True):
                 if scale is not None:
-                    k.set(accumulator, rounded_product(accumulator.value, scale))
+                    k.set(result, rounded_product(result.value, scale))
                 if token_scale:
                     spread = broadcast(self.x_scales.load(row), lanes)
-                    k.set(accumulator, rounded_product(accumulator.value, spread))
+                    k.set(result, rounded_product(result.value, spread))
             with k.when((self.flags & const(HAS_BIAS, "int32")) != const(0, "int32")):
                 bias = k.let(self.bias.load(place, lanes), "bias")
-                for accumulators in self.accumulators:
-                    k.set(accumulators[u], accumulators[u].value + bias)
+                for result in results:
+                    k.set(result, result.value + bias)
             with k.when((self.flags & const(ACCUMULATE, "int32")) != const(0, "int32")):
-                for m, row in enumerate(self.token_rows):
-                    old = self.out.load(row * stride + place, lanes)
-                    k.set(self.accumulators[m][u], old + self.accumulators[m][u].value)
-            for m, row in enumerate(self.token_rows):
-                k.store(self.out, row * stride + place, self.accumulators[m][u].value)
+                for result, row in zip(results, self.token_rows, strict=True):
+                    k.set(result, self.out.load(row * stride + place, lanes) + result.value)
+            for result, row in zip(results, self.token_rows, strict=True):
+                k.store(self.out, row * stride + place, result.value)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import tvm.tirx as tirx
 
+from smc.codegen.kernels.activations import Destination, destination, has_pairs
 from smc.codegen.kernels.builder import (
     Expr,
     Kernel,
@@ -27,6 +28,7 @@ from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype
 from smc.codegen.layout import ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
+from smc.targets import Level
 
 LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
@@ -71,8 +73,8 @@ def exp(kernel: Kernel, x: Expr) -> Expr:
 class Sink:
     """Where a row kernel puts its results: pointer parameters for every form, and the code that stores 32 columns."""
 
-    def __init__(self, kernel: Kernel, forms: Sequence[Form]) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, level: Level, forms: Sequence[Form]) -> None:
+        self.kernel, self.level = kernel, level
         self.floats: Pointer | None = None
         self.codes: list[tuple[Form, Pointer, Pointer, Pointer]] = []
         for place, form in enumerate(forms):
@@ -84,12 +86,13 @@ class Sink:
                     for n, d in (("codes", "int8"), ("scales", "float32"), ("sums", "int32"))
                 ]
                 self.codes.append((form, pointers[0], pointers[1], pointers[2]))
+        self.tokens = kernel.scalar("tokens")
 
     def store(self, token: Expr, stride: Expr, column: Expr, low: Expr, high: Expr) -> None:
         """Columns column…column+31 (a multiple of 32, int64) of a token's row of `stride`, as two vectors."""
         k = self.kernel
-        place = k.let(token * stride + column, "place")
         if self.floats is not None:
+            place = k.let(token * stride + column, "place")
             k.store(self.floats, place, low)
             k.store(self.floats, place + LANES, high)
         for form, codes, scales, sums in self.codes:
@@ -97,8 +100,13 @@ class Sink:
             largest = k.let(tirx.max(_magnitude(low), _magnitude(high)), "largest")
             amax = horizontal(k, largest, tirx.max)
             scale, inverse = _scales(k, amax)
-            k.store(scales, k.let(place >> const(5, "int64"), "group"), scale)
-            store_codes(k, form, codes, sums, place, low, high, inverse)
+            to, tile = self.destination(form, token, stride), k.let(column >> const(5, "int64"), "tile")
+            k.store(scales, to.scale(tile), scale)
+            store_codes(k, self.level, form, codes, sums, to, tile, (low, high), inverse)
+
+    def destination(self, form: Form, token: Expr, stride: Expr) -> Destination:
+        """Where a token's codes go."""
+        return destination(self.kernel, self.level, self.tokens, token, stride, TILE // form.sum_group)
 
 
 def _magnitude(x: Expr) -> Expr:
@@ -113,32 +121,44 @@ def _scales(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
 
 
 def store_codes(
-    kernel: Kernel, form: Form, codes: Pointer, sums: Pointer, place: Expr, low: Expr, high: Expr, inverse: Expr
+    kernel: Kernel,
+    level: Level,
+    form: Form,
+    codes: Pointer,
+    sums: Pointer,
+    to: Destination,
+    tile: Expr,
+    halves: tuple[Expr, Expr],
+    inverse: Expr,
 ) -> None:
-    """Round 32 columns half to even, store the codes and their sums."""
+    """Round the 32 columns of a tile half to even, store the codes and their sums."""
     k, vector = kernel, f"int32x{LANES}"
     rounded = []
-    for offset, half in ((0, low), (LANES, high)):
+    for number, half in enumerate(halves):
         scaled = half * broadcast(inverse, LANES)
         integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
-        k.store(codes, place + offset, cast(integers, f"int8x{LANES}"))
+        stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
+        if has_pairs(level):
+            for chunk in range(2):
+                k.store(codes, to.code(tile, 2 * number + chunk), shuffle(stored, range(8 * chunk, 8 * chunk + 8)))
+        else:
+            k.store(codes, to.code(tile, 2 * number), stored)
         rounded.append(integers)
-    group = k.let(place // form.sum_group, "group")
-    if form.sum_group == 32:
-        k.store(sums, group, horizontal(k, rounded[0] + rounded[1], _add))
+    if form.sum_group == TILE:
+        k.store(sums, to.sum(tile), horizontal(k, rounded[0] + rounded[1], _add))
     else:
-        for half, integers in enumerate(rounded):
-            k.store(sums, group + half, horizontal(k, integers, _add))
+        for number, integers in enumerate(rounded):
+            k.store(sums, to.sum(tile * 2 + number), horizontal(k, integers, _add))
 
 
-def rms_norm_kernel(name: str, forms: Sequence[Form]) -> Kernel:
-    """int32_t name(x, weight, <forms>, width, stride, eps, begin, end): tokens begin…end, rows of `stride` floats.
+def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(x, weight, <forms>, tokens, width, stride, eps, begin, end): of `tokens` those from begin to end.
 
-    mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as transformers rounds it.
+    Rows have `stride` floats; mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as transformers rounds it.
     """
     k = Kernel(name)
     x, weight = k.pointer("x", "float32"), k.pointer("weight", "float32")
-    sink = Sink(k, forms)
+    sink = Sink(k, level, forms)
     width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps", "float32")
     begin, end = k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
@@ -180,15 +200,15 @@ def _chunked_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
             yield token, stride64, k.let(first + group * TILE, "column")
 
 
-def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> Kernel:
-    """int32_t name(a[, b], <forms>, stride, begin, end): blocks of COLUMN_CHUNK columns, token by token.
+def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(a[, b], <forms>, tokens, stride, begin, end): blocks of COLUMN_CHUNK columns, token by token.
 
     op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
     """
     k = Kernel(name)
     a = k.pointer("a", "float32")
     b = k.pointer("b", "float32") if op in ("add", "mul", "gated_silu") else None
-    sink = Sink(k, forms)
+    sink = Sink(k, level, forms)
     with _chunked_rows(k) as (token, stride, column):
         halves = []
         for offset in (0, LANES):
@@ -205,11 +225,12 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form]) -> Kernel:
     return k
 
 
-def quantize_tokens_kernel(name: str, form: Form) -> Kernel:
-    """int32_t name(x, codes, scales, sums, stride, begin, end): one scale a token, for encodings that ask for it."""
+def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
+    """int32_t name(x, codes, scales, sums, tokens, stride, begin, end): one scale a token, for encodings so."""
     k = Kernel(name)
     x = k.pointer("x", "float32")
-    codes, scales, sums = k.pointer("codes", "int8"), k.pointer("scales", "float32"), k.pointer("sums", "int32")
+    sink = Sink(k, level, [form])
+    [(_, codes, scales, sums)] = sink.codes
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     with k.loop(end - begin, "token", begin=begin) as t:
@@ -220,9 +241,11 @@ def quantize_tokens_kernel(name: str, form: Form) -> Kernel:
             k.set(largest, tirx.max(largest.value, _magnitude(k.let(x.load(start + v * LANES, LANES)))))
         scale, inverse = _scales(k, horizontal(k, largest.value, tirx.max))
         k.store(scales, token, scale)
-        with k.loop(stride64 >> const(5, "int64"), "group") as group:
-            place = k.let(start + group * TILE, "place")
-            store_codes(k, form, codes, sums, place, x.load(place, LANES), x.load(place + LANES, LANES), inverse)
+        to = sink.destination(form, token, stride64)
+        with k.loop(stride64 >> const(5, "int64"), "tile") as tile:
+            place = k.let(start + tile * TILE, "place")
+            halves = x.load(place, LANES), x.load(place + LANES, LANES)
+            store_codes(k, level, form, codes, sums, to, tile, halves, inverse)
     return k
 
 

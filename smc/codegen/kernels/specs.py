@@ -142,7 +142,7 @@ class RmsNormKernel:
         """The kernel for a level."""
         from smc.codegen.kernels.rows import rms_norm_kernel
 
-        return rms_norm_kernel(symbol, self.forms)
+        return rms_norm_kernel(symbol, self.forms, level)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class ElementwiseKernel:
         """The kernel for a level."""
         from smc.codegen.kernels.rows import elementwise_kernel
 
-        return elementwise_kernel(symbol, self.op, self.forms)
+        return elementwise_kernel(symbol, self.op, self.forms, level)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class QuantizeTokensKernel:
         """The kernel for a level."""
         from smc.codegen.kernels.rows import quantize_tokens_kernel
 
-        return quantize_tokens_kernel(symbol, self.form)
+        return quantize_tokens_kernel(symbol, self.form, level)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def standalone_folder() -> Path:
 
 def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path) -> None:
     """Link the shared library `out`. The engine's objects are compiled once for a target and cached."""
-    engine = _cached_objects(engine_folder(), *_compiler(target))
+    engine = cached_objects(engine_folder(), *_compiler(target))
     host_object = out.with_suffix(".host.o")
     _compile(target, ["-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
     inputs = [str(path) for path in (host_object, *engine, *objects)]
@@ -91,12 +91,12 @@ def link_standalone(sources: Sequence[Path], objects: Sequence[Path], target: Ta
     ours = [
         path
         for folder in (engine_folder(), standalone_folder())
-        for path in _cached_objects(folder, target.executable_target, FLAGS)
+        for path in cached_objects(folder, target.executable_target, FLAGS)
     ]
     compile_executable(sources, [*ours, *objects], target, out, [engine_folder(), standalone_folder()])
 
 
-def _cached_objects(folder: Path, zig_target: str, flags: Sequence[str]) -> list[Path]:
+def cached_objects(folder: Path, zig_target: str, flags: Sequence[str]) -> list[Path]:
     """A folder's C files compiled, once for all that is the same: files, headers, target and flags."""
     sources = sorted(folder.glob("*.c"))
     headers = sorted({*folder.glob("*.h"), *engine_folder().glob("*.h")})

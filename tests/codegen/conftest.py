@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from smc.codegen.kernels.builder import Kernel
 from smc.targets import TARGETS, Level
 from tests.codegen.emulated import numbered_folders, serve
 from tests.codegen.kernels import callable_kernel, compiled
+from tests.emulation import emulator
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,8 +44,7 @@ def _levels() -> list[Any]:
 def level(request: pytest.FixtureRequest) -> Level:
     """Every level that this CPU can run, and those of ARM by emulation."""
     if request.param.family == "arm64":
-        if shutil.which("qemu-aarch64-static") is None:
-            pytest.skip("qemu-aarch64-static is not installed")
+        emulator("aarch64")
         return request.param
     _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     if not set(request.param.features) <= features:

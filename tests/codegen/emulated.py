@@ -16,9 +16,7 @@ import numpy as np
 from smc.codegen.kernels.builder import Kernel
 from smc.targets import Level
 from tests.codegen.kernels import C_TYPES
-
-CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max"}
-"""An emulated CPU that has a level's features, and (but for `max`) no more that matter."""
+from tests.emulation import CPUS, emulated
 
 SERVER = r"""
 #include <stdint.h>
@@ -99,7 +97,7 @@ def serve(
         check=True,
     )  # fmt: skip
     process = subprocess.Popen(
-        ["qemu-aarch64-static", "-cpu", CPUS[level.name], str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        emulated("aarch64", CPUS[level.name], program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None

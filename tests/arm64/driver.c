@@ -1,0 +1,56 @@
+/* Runs batches on the engine, host program and kernels that it is linked with, for tests under an emulator.
+ *
+ *   driver ARTIFACT THREADS KV_DTYPE SEQUENCES [LEVEL]
+ *
+ * Writes a header, then for every batch on stdin (its count, then its tokens) the logits that it asks for. A failure is a
+ * sentence on stderr and status 2. */
+#include "engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static int fail(const char *sentence) {
+  fprintf(stderr, "%s\n", sentence);
+  return 2;
+}
+
+int main(int count, char **arguments) {
+  if (count < 5) return fail("usage: driver ARTIFACT THREADS KV_DTYPE SEQUENCES [LEVEL]");
+  const smc_options options = {.size = sizeof options,
+                               .path = arguments[1],
+                               .threads = atoi(arguments[2]),
+                               .kv_dtype = atoi(arguments[3]),
+                               .sequences = atoi(arguments[4]),
+                               .level = count > 5 ? arguments[5] : NULL};
+  char error[512];
+  smc_model *model;
+  if (smc_engine.open(&options, &model, error, sizeof error)) return fail(error);
+  smc_info info = {.size = sizeof info};
+  if (smc_engine.info(model, &info)) return fail(smc_engine.error(model));
+  for (int i = 0; i < options.sequences; i++)
+    if (smc_engine.sequence_create(model) != i) return fail(smc_engine.error(model));
+  struct {
+    char level[32];
+    int32_t vocab_size, threads;
+  } header = {.vocab_size = info.vocab_size, .threads = info.threads};
+  snprintf(header.level, sizeof header.level, "%s", info.level);
+  fwrite(&header, sizeof header, 1, stdout);
+  fflush(stdout);
+  int32_t length;
+  while (fread(&length, sizeof length, 1, stdin) == 1) {
+    smc_token *tokens = calloc((size_t)length, sizeof *tokens);
+    if (!tokens || fread(tokens, sizeof *tokens, (size_t)length, stdin) != (size_t)length) return fail("the batch is cut short");
+    size_t rows = 0;
+    for (int32_t i = 0; i < length; i++) rows += (tokens[i].flags & SMC_WANT_LOGITS) != 0;
+    float *logits = calloc(rows + 1, (size_t)info.logits_stride * sizeof *logits);
+    if (!logits || smc_engine.step(model, &(smc_batch){.count = length, .tokens = tokens, .logits = logits}))
+      return fail(smc_engine.error(model));
+    for (size_t row = 0; row < rows; row++)
+      fwrite(logits + row * (size_t)info.logits_stride, sizeof *logits, (size_t)info.vocab_size, stdout);
+    fflush(stdout);
+    free(tokens);
+    free(logits);
+  }
+  smc_engine.close(model);
+  return 0;
+}

@@ -1,0 +1,122 @@
+"""Programs for other CPUs under qemu: which emulated CPU has which level, and compiled models that run there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import smc
+from smc.codegen.link import FLAGS, cached_objects, compile_executable, engine_folder
+from smc.ir import Module
+from smc.runtime.binding import KV_DTYPES, TOKEN, WANT_LOGITS
+from smc.targets import TARGETS, find_target
+
+CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max", "avx2": "Haswell"}
+"""An emulated CPU that has a level's features, and (but for `max`) no more that matter."""
+
+DRIVER = Path(__file__).parent / "arm64" / "driver.c"
+HEADER = struct.Struct("<32s2i")
+
+
+def emulator(machine: str) -> str:
+    """qemu for a machine ("aarch64", "x86_64"). Where it is missing the test is skipped; in CI it fails."""
+    name = f"qemu-{machine}-static"
+    if shutil.which(name) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed (Debian: qemu-user-static)")
+    return name
+
+
+def emulated(machine: str, cpu: str, program: str | Path, *arguments: object) -> list[str]:
+    """The command that runs a static program on an emulated CPU."""
+    return [emulator(machine), "-cpu", cpu, str(program), *map(str, arguments)]
+
+
+def link_driver(module: Module, target: str, folder: Path) -> tuple[Path, Path]:
+    """Compile a module for a target: driver.c linked with what program.so is made of, and the artifact."""
+    machine, listings, program = find_target(target), folder / "listings", folder / "driver"
+    smc.compile(module, target=target, out=folder / "model.smc", emit=listings, emit_kinds=("c", "obj"))
+    assert machine.executable_target is not None
+    engine = cached_objects(engine_folder(), machine.executable_target, FLAGS)
+    objects = [*engine, *sorted(listings.glob("*.o"))]
+    compile_executable([DRIVER, listings / "program.c"], objects, machine, program, [engine_folder()])
+    return program, folder / "model.smc"
+
+
+def batch(tokens: Sequence[int], start: int = 0, sequence: int = 0) -> np.ndarray:
+    """Tokens of a sequence from cache index `start` on, with the logits of all."""
+    part = np.zeros(len(tokens), TOKEN)
+    part["token"], part["sequence"], part["flags"] = tokens, sequence, WANT_LOGITS
+    part["index"] = part["position"] = np.arange(start, start + len(tokens))
+    return part
+
+
+class EmulatedModel:
+    """driver.c under an emulator; use it as a context manager. RuntimeError has its sentence where it fails."""
+
+    def __init__(
+        self,
+        driver: tuple[Path, Path],
+        target: str,
+        cpu: str,
+        *,
+        threads: int = 1,
+        kv_dtype: str = "f16",
+        sequences: int = 1,
+        level: str | None = None,
+    ) -> None:
+        machine = {"x86": "x86_64", "arm64": "aarch64"}[TARGETS[target].family]
+        options = [threads, KV_DTYPES[kv_dtype], sequences, *([level] if level else [])]
+        self._process = subprocess.Popen(
+            emulated(machine, cpu, *driver, *options),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            name, self.vocab_size, self.threads = HEADER.unpack(self._read(HEADER.size))
+        except RuntimeError:
+            self.close()
+            raise
+        self.level = name.rstrip(b"\0").decode()
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Run a batch of `TOKEN`: float32 [tokens that want logits, vocab_size]."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(struct.pack("<i", len(tokens)) + tokens.tobytes())
+        self._process.stdin.flush()
+        rows = int((tokens["flags"] & WANT_LOGITS).astype(bool).sum())
+        data = self._read(4 * rows * self.vocab_size)
+        return np.frombuffer(data, np.float32).reshape(rows, self.vocab_size)
+
+    def logits(self, tokens: Sequence[int], sequence: int = 0, sizes: Sequence[int] = ()) -> np.ndarray:
+        """All logits of a new sequence, run in steps of these sizes (default: in one)."""
+        rows, start = [], 0
+        for size in sizes or [len(tokens)]:
+            rows.append(self.step(batch(tokens[start : start + size], start, sequence)))
+            start += size
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            assert self._process.stderr is not None
+            raise RuntimeError(self._process.stderr.read().decode())
+        return data
+
+    def __enter__(self) -> EmulatedModel:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()

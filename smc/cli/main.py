@@ -1,12 +1,13 @@
 """The `smc` command: its subcommands, loaded when named, and the one place where errors become exit statuses.
 
-0: done. 1: a bug of ours. 2: the input is wrong. 130: interrupted.
+0: done. 1: a bug of ours. 2: the input is wrong. 130: interrupted. 141: whoever read the output has gone.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -30,6 +31,9 @@ COMMANDS = {
     "doctor": "smc.cli.doctor:doctor",
 }
 """The subcommands in the order of the help, each with the place of its `click.Command`."""
+
+BROKEN_PIPE = 128 + 13
+"""As the shell reports a program that SIGPIPE ended, which is how others end then."""
 
 USERS_ERRNO = {
     errno.ENOSPC: "there is not enough disk space",
@@ -85,6 +89,10 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
+    if sys.stdout is None:
+        sys.exit(_complain("standard output is closed"))
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  (until the process ends)
     sys.exit(run(arguments))
 
 
@@ -98,6 +106,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click's way to end then
+            return BROKEN_PIPE
+        raise
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130

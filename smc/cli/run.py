@@ -89,14 +89,16 @@ def run(
 
 def _read_prompt(prompt: str | None) -> str:
     """The prompt, from standard input where it is not given; a line break at the end is the shell's."""
-    if prompt is not None and prompt != "-":
-        return prompt
     if prompt is None and sys.stdin.isatty():
         raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
     try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise InputError("the prompt on standard input is not UTF-8 text") from None
+        text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else prompt
+        text.encode()  # bytes that are no UTF-8 become surrogates, in arguments and, in some locales, on standard input
+    except UnicodeError:
+        raise InputError("the prompt is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"the prompt can't be read from standard input: {error.strerror}") from None
+    return text
 
 
 def _prompt_tokens(model: Model, text: str, system: str | None, raw: bool) -> list[int]:

@@ -223,8 +223,8 @@ class Pool:
         self.pointer = c_void_p()
         status = library.api.pool_create(key[1], ctypes.byref(self.pointer))
         if status < 0:
-            message = f"the engine can't start {key[1] or 'its'} threads; give fewer"
-            raise InputError(message) if status in _USERS else RuntimeError(message)
+            # Where the machine refuses them, too: nothing but another number helps.
+            raise InputError(f"the engine can't start {key[1] or 'so many'} threads; give fewer")
         self._library = library.retain()
 
     @classmethod
@@ -274,7 +274,7 @@ class Engine:
             raise InputError(f"kv_dtype is {kv_dtype!r}, but must be one of {', '.join(KV_DTYPES)}")
         for name, value in (("context_length", context_length), ("sequences", sequences), ("threads", threads)):
             if not 0 <= value < 1 << 31:
-                raise InputError(f"{name} is {value}, but must be 0 (automatic) or more")
+                raise InputError(f"{name} is {value}, but must be from 0 (automatic) to {(1 << 31) - 1}")
         self._model = c_void_p()
         self._process = os.getpid()
         self._library = Library.acquire(program)

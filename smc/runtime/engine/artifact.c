@@ -131,7 +131,7 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
   void *data = mmap(NULL, artifact->size, PROT_READ, MAP_SHARED, file, 0);
   const int cause = errno;
   close(file);
-  if (data == MAP_FAILED) return smc_fail(error, SMC_FAILED, "cannot map the artifact %s: %s", path, strerror(cause));
+  if (data == MAP_FAILED) return smc_fail(error, cause == ENOMEM ? SMC_NO_MEMORY : SMC_FAILED, "cannot map the artifact %s: %s", path, strerror(cause));
   artifact->data = data;
   return SMC_OK;
 }

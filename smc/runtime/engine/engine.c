@@ -145,7 +145,8 @@ static int open_parts(smc_model *model, const smc_options *options, char *error)
   model->pool = options->pool;
   if (!model->pool) {
     status = smc_pool_create(options->threads, &model->pool);
-    if (status) return smc_fail(error, status, "cannot start %d threads", options->threads);
+    if (status && options->threads) return smc_fail(error, status, "the machine refuses to start %d threads; give fewer", options->threads);
+    if (status) return smc_fail(error, status, "the machine refuses to start a thread for every CPU; give fewer");
     model->own_pool = 1;
   }
   return allocate(model, error);

@@ -46,9 +46,10 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, i
   void *data = mmap(NULL, pages * cache->page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   cache->data = data == MAP_FAILED ? NULL : data;
   if (!cache->data || !cache->tables || !cache->references || !cache->free_pages || !cache->sequences) {
+    const double mebibytes = (double)pages * (double)cache->page_bytes / MEBIBYTE;
     smc_kv_close(cache);
-    return smc_fail(error, SMC_NO_MEMORY, "cannot reserve %.0f MiB of addresses for the KV cache of %d x %d tokens",
-                    (double)pages * (double)cache->page_bytes / MEBIBYTE, sequences, context_length);
+    return smc_fail(error, SMC_NO_MEMORY, "there is no room for a KV cache of up to %.0f MiB, %d x %d tokens: use a shorter context%s",
+                    mebibytes, sequences, context_length, sequences > 1 ? " or fewer sequences" : "");
   }
   return SMC_OK;
 }

@@ -35,9 +35,18 @@ static void catch_interrupts(smc_model *model) {
   sigaction(SIGINT, &action, NULL);
 }
 
+/* The file is mapped, and on some systems it can be cut short even while it runs; so a missing page is told as such. */
+static void on_missing_page(int signal) {
+  static const char sentence[] = "error: this program's file cannot be read any more: it was changed, or its disk fails\n";
+  (void)signal;
+  (void)!write(STDERR_FILENO, sentence, sizeof sentence - 1);
+  _exit(SMC_EXIT_INPUT);
+}
+
 int main(int count, char **arguments) {
   static int (*const modes[])(struct smc_session *, const struct smc_command *) = {
       [SMC_MODE_RUN] = smc_run, [SMC_MODE_CHAT] = smc_chat, [SMC_MODE_BENCH] = smc_bench, [SMC_MODE_INFO] = smc_print_info};
+  signal(SIGBUS, on_missing_page);
   const struct smc_command command = smc_parse_command(count, arguments);
   struct smc_session session;
   smc_session_open(&session, &command);

@@ -128,18 +128,19 @@ static void set_mode(struct smc_command *command, enum smc_mode mode) {
   command->mode = mode;
 }
 
-static void show_help(const char *program) {
-  printf(help, program, smc_program.name);
-  exit(fflush(stdout) ? SMC_EXIT_INPUT : 0);
+/* What was printed is all that was asked for. */
+static _Noreturn void finish(void) {
+  if (fflush(stdout)) smc_die("cannot write to standard output: %s", strerror(errno));
+  exit(0);
 }
 
 static void set_option(struct smc_command *command, int option, const char *value, char *program) {
   struct smc_sampling *sampling = &command->sampling;
   switch (option) {
-    case 'h': show_help(program); break;
+    case 'h': printf(help, program, smc_program.name); finish();
     case VERSION:
       printf("%s, compiled by smc %s for %s\n", smc_program.name, smc_facts.smc_version, smc_facts.target);
-      exit(fflush(stdout) ? SMC_EXIT_INPUT : 0);
+      finish();
     case CHAT: set_mode(command, SMC_MODE_CHAT); break;
     case BENCH: set_mode(command, SMC_MODE_BENCH); break;
     case INFO: set_mode(command, SMC_MODE_INFO); break;
@@ -188,7 +189,7 @@ static void choose_mode(struct smc_command *command) {
   }
   const int chats = command->mode == SMC_MODE_CHAT || (command->mode == SMC_MODE_RUN && !command->raw);
   if (chats && smc_facts.has_template && smc_facts.no_chat)
-    smc_die("this file cannot chat: %s; give a prompt and --raw to continue plain text", smc_facts.no_chat);
+    smc_die("this file cannot chat, as the chat template %s: give a prompt and --raw to continue plain text", smc_facts.no_chat);
   if (command->mode == SMC_MODE_CHAT && !smc_facts.has_template) smc_die("this model has no chat template: give a prompt to continue");
   if (command->system && (command->raw || !smc_facts.has_template))
     smc_die("--system needs a chat template%s", command->raw ? ", so leave --raw away" : "");
@@ -216,7 +217,7 @@ struct smc_command smc_parse_command(int count, char **arguments) {
   opterr = 0;
   for (int option; (option = getopt_long(count, arguments, ":hn:t:", options, NULL)) != -1;) {
     const char *given = arguments[optind - 1];
-    if (option == ':') smc_die("%s needs a value; see --help", given);
+    if (option == ':') smc_die("--%s needs a value; see --help", name_of(optopt));
     if (option == '?' && optopt && strchr("hnt", optopt) == NULL && optopt < CHAT) smc_die("there is no option -%c; see --help", optopt);
     if (option == '?' && optopt) smc_die("--%s takes no value; see --help", name_of(optopt));
     if (option == '?') smc_die("there is no option %s; see --help", given);

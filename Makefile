@@ -1,6 +1,7 @@
 # make demo    set everything up, compile SmolLM2-135M-Instruct for this CPU and ask it a question
 # make test    set everything up, check the code and run the tests
 # make setup   only the set-up
+# make qemu    install the emulators that tests for other CPUs run under (Debian and Ubuntu, as root)
 # Another interpreter: make PYTHON=python3.12 setup
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup qemu demo test test-slow test-arm64 lint bench clean
 
 setup: $(INSTALLED)
 
@@ -19,6 +20,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compile,dev]'
 	@touch $@
+
+qemu:
+	@test "$$(id -u)" = 0 || { echo "make qemu installs qemu-user-static: run it as root" >&2; exit 1; }
+	apt-get update --quiet
+	apt-get install --quiet --yes --no-install-recommends qemu-user-static
 
 demo: setup
 	$(PY) -m benchmarks.models smollm2-gguf build/models/SmolLM2-135M-Instruct.gguf
@@ -31,10 +37,14 @@ lint: setup
 
 # One thread a worker: the workers already use every core.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow and not arm64"
 
 test-slow: setup
-	$(PY) -m pytest --quiet -m slow
+	$(PY) -m pytest --quiet -m "slow and not arm64"
+
+# What emulated CPUs run and `make test` leaves out; a whole SmolLM2 too.
+test-arm64: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64
 
 # Side by side with llama.cpp, which is built from source first: takes an hour on two cores.
 bench: setup

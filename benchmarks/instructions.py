@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import click
 
 from benchmarks import inputs, instructions_own, instructions_peer, peer, qemu
 from benchmarks.instructions_peer import LEVELS, Level
+from benchmarks.qemu import Profile
 from benchmarks.speed import numbers
 
 DECODE_DEPTH, DECODE_TOKENS = 16, 32
@@ -62,53 +62,33 @@ class Case:
         return run(0, self.depth + self.tokens, 1), run(0, self.depth, 1)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Instructions a token of one program, by function."""
-
-    functions: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        """Of all functions."""
-        return sum(self.functions.values())
-
-
-def count(runs: tuple[list[str], list[str]], tokens: int, cpu: str) -> tuple[Counts, str]:
-    """What a token takes by the difference of two runs of one program, and the output of the first."""
+def count(runs: tuple[list[str], list[str]], cpu: str) -> tuple[Profile, str]:
+    """The difference of two runs of one program, and the output of the first."""
     longer, output = qemu.profile(runs[0], cpu)
     shorter, _ = qemu.profile(runs[1], cpu)
-    symbols = qemu.Symbols.of(Path(runs[0][0]))
-    return Counts(per_token((longer - shorter).by_symbol(symbols), tokens)), output
+    return longer - shorter, output
 
 
-def per_token(instructions: Counter[str], tokens: int) -> dict[str, float]:
-    """Instructions of each function divided by the number of tokens, the largest first; arguments are cut off names."""
-    functions: Counter[str] = Counter()
-    for name, value in instructions.items():
-        functions[name.partition("(")[0]] += value
-    return {name: value / tokens for name, value in functions.most_common() if value}
-
-
-def count_own(level: Level, program: instructions_own.Program, case: Case) -> tuple[Counts, dict[str, Any]]:
-    """smc's counts, and what the driver says of the engine."""
-    counts, output = count(case.own_runs(program), case.tokens, level.cpu)
+def count_own(level: Level, program: instructions_own.Program, case: Case) -> tuple[Profile, dict[str, Any]]:
+    """smc's counts for all tokens of a case, and what the driver says of the engine."""
+    profile, output = count(case.own_runs(program), level.cpu)
     facts = json.loads(output)
     if facts["level"] != level.name:
         raise SystemExit(f"on qemu's {level.cpu} the engine ran its level {facts['level']}, not {level.name}")
-    return counts, facts
+    return profile, facts
 
 
-def count_peer(level: Level, gguf: Path, case: Case) -> Counts:
-    """llama.cpp's counts at its better setting of flash attention; taken once and kept."""
+def count_peer(level: Level, gguf: Path, case: Case) -> Profile:
+    """llama.cpp's counts for all tokens of a case at its better setting of flash attention; taken once and kept."""
     key = repr((peer.VERSION, level, gguf.name, gguf.stat().st_mtime_ns, case))
     kept = instructions_own.BUILD / f"llama.cpp-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
         runs = [case.peer_runs(level, gguf, flash_attention) for flash_attention in (0, 1)]
-        best = min((count(pair, case.tokens, level.cpu)[0] for pair in runs), key=lambda counts: counts.total)
+        best = min((count(pair, level.cpu)[0] for pair in runs), key=lambda profile: profile.instructions)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(best.functions, indent=1) + "\n", encoding="utf-8")
-    return Counts(json.loads(kept.read_text(encoding="utf-8")))
+        kept.write_text(json.dumps([[*block, runs] for block, runs in best.blocks.items()]) + "\n", encoding="utf-8")
+    blocks = json.loads(kept.read_text(encoding="utf-8"))
+    return Profile({(address, length): executions for address, length, executions in blocks})
 
 
 def gguf_bytes_per_token(path: Path) -> int:
@@ -121,15 +101,32 @@ def gguf_bytes_per_token(path: Path) -> int:
     return sum(sizes.values())
 
 
-def print_functions(title: str, counts: Counts) -> None:
-    """The functions that make up 99 % of the counts."""
+def functions(profile: Profile, program: Path, case: Case) -> dict[str, float]:
+    """Instructions a token of each function, the largest first."""
+    counts = profile.by_symbol(qemu.Symbols.of(program))
+    return {name: instructions / case.tokens for name, instructions in counts.most_common() if instructions}
+
+
+def print_row(row: dict[str, Any], by_symbol: bool) -> None:
+    """One line of the table, and where the instructions are."""
+    sides = {title: row[title] for title in ("smc", "llama.cpp") if title in row}
+    totals = {title: sum(side.values()) / 1e6 for title, side in sides.items()}
+    cells = [f"{totals[title]:.2f}" if title in totals else "" for title in ("smc", "llama.cpp")]
+    ratio = f"{totals['smc'] / totals['llama.cpp']:.2f}×" if len(totals) == 2 else ""
+    click.echo(f"{row['level']:<10}{row['case']:<18}{cells[0]:>10}{cells[1]:>12}{ratio:>8}")
+    for title, side in sides.items() if by_symbol else ():
+        print_functions(title, side)
+
+
+def print_functions(title: str, functions: dict[str, float]) -> None:
+    """The functions that make up 99 % of the instructions a token."""
     click.echo(f"    {title}")
-    shown = 0.0
-    for name, value in counts.functions.items():
-        click.echo(f"    {value / 1e6:12.3f}  {value / counts.total:6.1%}  {name}")
-        shown += value
-        if shown > 0.99 * counts.total:
+    total, shown = sum(functions.values()), 0.0
+    for name, instructions in functions.items():
+        if shown > 0.99 * total:
             break
+        click.echo(f"    {instructions / 1e6:12.3f}  {instructions / total:6.1%}  {name[:80]}")
+        shown += instructions
 
 
 @click.command(help=__doc__)
@@ -167,20 +164,14 @@ def main(
     for level in [LEVELS[name] for name in levels or LEVELS]:
         for case in cases:
             row: dict[str, Any] = {"level": level.name, "case": case.name}
-            own, other = None, None
             if program:
-                own, facts = count_own(level, program, case)
-                row["smc"] = own.functions
+                profile, facts = count_own(level, program, case)
+                row["smc"] = functions(profile, program.executable, case)
             if gguf:
-                other = count_peer(level, gguf, case)
-                row["llama_cpp"] = other.functions
+                profile = count_peer(level, gguf, case)
+                row["llama.cpp"] = functions(profile, instructions_peer.build(level), case)
             rows.append(row)
-            cells = [f"{counts.total / 1e6:.2f}" if counts else "" for counts in (own, other)]
-            ratio = f"{own.total / other.total:.2f}×" if own and other else ""
-            click.echo(f"{level.name:<10}{case.name:<18}{cells[0]:>10}{cells[1]:>12}{ratio:>8}")
-            for title, counts in (("smc", own), ("llama.cpp", other)):
-                if by_symbol and counts:
-                    print_functions(title, counts)
+            print_row(row, by_symbol)
     own_bytes = f"{facts['token_weight_bytes'] / 1e6:.2f}" if facts else ""
     peer_bytes = f"{gguf_bytes_per_token(gguf) / 1e6:.2f}" if gguf else ""
     click.echo(f"{'MB of weights a token reads':<28}{own_bytes:>10}{peer_bytes:>12}")

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -26,6 +26,9 @@ ALIGNMENT = 8  # bytes
 MOST_TOKENS = 1 << 20
 MOST_MERGES = 1 << 24
 MOST_STEP_BYTES = 64
+SPACE = "\u2581"
+"""What stands for a space in SentencePiece's vocabularies: "▁"."""
+
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: multiplying by it spreads keys over the upper bits (Knuth, volume 3, 6.4)."""
 
@@ -166,10 +169,11 @@ class _Tables:
         word_buckets, words, word_bits = self._words(flags)
         prefix, suffix = _frame(self._data["post_processor"])
         decoder = self._decoder
-        spans = [self._span(text.encode()) for text in (decoder.replace_from, decoder.replace_to)]
+        unknown = -1 if model["unk_token"] is None else self._id(model["unk_token"])
+        texts = (decoder.replace_from, decoder.replace_to, self._word_start(unknown))
+        spans = [self._span(text.encode()) for text in texts]
         added = self._added()
         steps = [self._steps(steps) for steps in (self._normalizer, self._splitter)]
-        unknown = -1 if model["unk_token"] is None else self._id(model["unk_token"])
         sections: list[tuple[bytes, int]] = [  # data, bytes of an element: in the header's order
             (bytes(self._texts), 1),
             (starts.tobytes(), 4),
@@ -290,6 +294,14 @@ class _Tables:
             raise _refuse("ignore_merges with added tokens that the normalizer changes")
         starts, order, bits = _hash(np.array([_fnv1a(text) for text in data], np.uint64))
         return starts, np.array([number for number, _ in texts], "<i4")[order], bits
+
+    def _word_start(self, unknown: int) -> str:
+        """SentencePiece's space where it begins words only: then merging need not look at all words at once.
+
+        So it is where no merge joins it to another character before it, and no character between two is left out.
+        """
+        starts = all(left.endswith(SPACE) for left, right in self._model["merges"] if right.startswith(SPACE))
+        return SPACE if starts and unknown >= 0 and SPACE in self._model["vocab"] and not self._byte_level else ""
 
     # ---- added tokens and steps
 
@@ -511,9 +523,9 @@ def _hash(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp
     return starts.astype("<u4"), order, bits
 
 
-def _layout(numbers: Sequence[int], spans: Iterable[tuple[int, int]], sections: Sequence[tuple[bytes, int]]) -> bytes:
+def _layout(numbers: Sequence[int], spans: Sequence[tuple[int, int]], sections: Sequence[tuple[bytes, int]]) -> bytes:
     """The header and the sections one after another, each at a multiple of ALIGNMENT."""
-    header_bytes = 4 * (3 + len(numbers)) + 8 * 2 + 8 * len(sections)
+    header_bytes = 4 * (3 + len(numbers)) + 8 * (len(spans) + len(sections))
     block = bytearray(-(-header_bytes // ALIGNMENT) * ALIGNMENT)
     places = []
     for data, width in sections:

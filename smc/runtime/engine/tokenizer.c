@@ -135,6 +135,7 @@ static const char *find_fault(struct smc_tokenizer *t) {
     return "steps";
   if (!valid_text(t, h->decode_from, SMC_STEP_BYTES) || !valid_text(t, h->decode_to, SMC_STEP_BYTES) || (h->decode_from.length == 0 && h->decoder & SMC_DECODE_REPLACE))
     return "decoding";
+  if (!valid_text(t, h->word_start, SMC_STEP_BYTES)) return "the start of words";
   if (!index_symbols(t)) return "symbols";
   return index_added(t) ? NULL : "added tokens";
 }

@@ -99,6 +99,7 @@ struct smc_tokenizer_header {
   uint32_t hash_bits, word_bits;          /* 2^bits buckets */
   uint32_t strip;                         /* so many spaces are dropped from the start of a text */
   struct smc_span decode_from, decode_to; /* for SMC_DECODE_REPLACE */
+  struct smc_span word_start;             /* no merge joins this character to another one before it; or empty */
   struct smc_section bytes;               /* uint8_t: all texts */
   struct smc_section token_starts;        /* uint32_t [tokens + 1]: token t's text is bytes[starts[t] .. starts[t + 1]) */
   struct smc_section token_flags;         /* uint8_t [tokens] */

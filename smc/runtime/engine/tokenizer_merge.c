@@ -197,16 +197,30 @@ static int emit(const struct smc_tokenizer *tokenizer, int32_t token, const stru
   return SMC_OK;
 }
 
+/* Where the word at `at` ends, which no merge crosses: a run of word starts and what follows up to the next one. */
+static size_t word_end(const struct smc_tokenizer *tokenizer, const uint8_t *bytes, size_t at, size_t end) {
+  const uint8_t *const mark = tokenizer->bytes + tokenizer->header->word_start.offset;
+  const size_t length = tokenizer->header->word_start.length;
+  if (length == 0) return end;
+  while (end - at >= length && !memcmp(bytes + at, mark, length)) at += length;
+  return smc_find_text(bytes, at, end, mark, length);
+}
+
 int smc_merge(const struct smc_tokenizer *tokenizer, struct smc_merger *merger, const struct smc_string *text,
               size_t start, size_t end, struct smc_numbers *tokens, char *error) {
   if (tokenizer->header->model & SMC_MODEL_IGNORE_MERGES) {
     const int32_t word = word_of(tokenizer, text->bytes + start, end - start);
     if (word >= 0) return emit(tokenizer, word, text, start, end, tokens, error);
   }
-  if (!add_symbols(tokenizer, merger, text->bytes, start, end) || !merge_all(tokenizer, merger))
-    return smc_fail(error, SMC_NO_MEMORY, "no memory for the tokens of a text of %zu bytes", end - start);
-  int status = SMC_OK;
-  for (uint32_t i = 0; merger->count && i != NONE && !status; i = merger->symbols[i].next)
-    status = emit(tokenizer, merger->symbols[i].token, text, merger->symbols[i].start, merger->symbols[i].end, tokens, error);
-  return status;
+  for (size_t at = start, next; at < end; at = next) {
+    next = word_end(tokenizer, text->bytes, at, end);
+    if (!add_symbols(tokenizer, merger, text->bytes, at, next) || !merge_all(tokenizer, merger))
+      return smc_fail(error, SMC_NO_MEMORY, "no memory for the tokens of a text of %zu bytes", end - start);
+    for (uint32_t i = merger->count ? 0 : NONE; i != NONE; i = merger->symbols[i].next) {
+      const struct symbol *const symbol = merger->symbols + i;
+      const int status = emit(tokenizer, symbol->token, text, symbol->start, symbol->end, tokens, error);
+      if (status) return status;
+    }
+  }
+  return SMC_OK;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import random
 import subprocess
@@ -17,6 +18,8 @@ from gguf import GGUFReader
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 
 from benchmarks import models
 from smc.codegen import unicode_tables
@@ -269,6 +272,20 @@ def test_what_can_only_be_a_special_token_is_refused(library: ctypes.CDLL) -> No
         ours.encode(("say ", True), ("x the", False), ("the", False))
     with pytest.raises(InputError, match=r"special token 'the'.*ordinary text"):
         ChatTemplate("{{ messages[0]['content'] }}", tokenizer, {}).encode([{"role": "user", "content": "the"}])
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("tokens", ["a", f"a{SPACE}", f"ab{SPACE}<"])
+def test_unknown_characters_beside_spaces(tokens: str, fuse: bool, library: ctypes.CDLL) -> None:
+    """Merging goes word by word where spaces begin words: unknown characters must not tell."""
+    vocabulary = {"<unk>": 0} | {token: 1 + place for place, token in enumerate([*tokens, f"a{SPACE}", f"{SPACE * 2}"])}
+    merges = [(SPACE, SPACE)] * (SPACE in tokens) + [("a", SPACE)] * ("<" in tokens)
+    tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=fuse))
+    tokenizer.decoder = Fuse()
+    ours = NativeTokenizer.of(library, tokenizer.to_str())
+    for letters in itertools.product(f"xa{SPACE}", repeat=6):
+        text = "".join(letters)
+        assert ours.encode(text) == tokenizer.encode(text).ids, text
 
 
 def test_of_a_merge_that_occurs_twice_the_last_counts(library: ctypes.CDLL) -> None:

@@ -72,9 +72,10 @@ class Symbols:
         self._addresses = [address for address, _ in self._functions]
 
     @classmethod
-    def of(cls, program: Path) -> Symbols:
-        """Read by `nm`, C++ names demangled."""
-        lines = run(["nm", "--demangle", "--defined-only", str(program)]).splitlines()
+    def of(cls, program: Path, *, demangle: bool = True) -> Symbols:
+        """Read by `nm`; demangle: names of C++ as in its source."""
+        options = ["--defined-only", *(["--demangle"] if demangle else [])]
+        lines = run(["nm", *options, str(program)]).splitlines()
         return cls([(int(line[:16], 16), line[19:]) for line in lines if line[17] in "tTwW" and line[19:21] != "$x"])
 
     def at(self, address: int) -> str:

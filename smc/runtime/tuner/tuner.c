@@ -90,8 +90,9 @@ static void stay_on_fastest_cores(void) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
     snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/cpufreq/cpuinfo_max_freq", cpu);
     const long frequency = read_number(path);
-    if (frequency > best) CPU_ZERO(&fastest), best = frequency;
-    if (frequency == best) CPU_SET(cpu, &fastest);
+    if (frequency > best) CPU_ZERO(&fastest);
+    if (frequency >= best) CPU_SET(cpu, &fastest);
+    if (frequency > best) best = frequency;
   }
   (void)sched_setaffinity(0, sizeof fastest, &fastest);
 }
@@ -109,7 +110,7 @@ static uint64_t available_memory(void) {
 static double now(clockid_t clock) {
   struct timespec t;
   clock_gettime(clock, &t);
-  return t.tv_sec * 1e9 + t.tv_nsec;
+  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
 /* ---- memory */
@@ -180,7 +181,7 @@ static double timed(const struct memory *m, const struct tuner_workload *w, tune
   const uint64_t matrices = m->weight_bytes / w->bytes;
   const double begin = now(CLOCK_THREAD_CPUTIME_ID);
   for (int64_t i = 0; i < calls; i++) call(m, w, linear, turn++ % matrices);
-  return (now(CLOCK_THREAD_CPUTIME_ID) - begin) / calls;
+  return (now(CLOCK_THREAD_CPUTIME_ID) - begin) / (double)calls;
 }
 
 static int compare(const void *a, const void *b) {
@@ -261,7 +262,9 @@ static void print_record(const char *prefix, const struct tuner_kernel *k, const
     comma = ", ";
   }
   puts("}}");
-  fflush(stdout);
+  if (!fflush(stdout)) return;
+  fprintf(stderr, "cannot write the record: %s\n", strerror(errno));
+  exit(2);
 }
 
 static char *read_file(const char *path) {
@@ -269,15 +272,15 @@ static char *read_file(const char *path) {
   char *text = NULL;
   size_t used = 0, got;
   if (!file && errno == ENOENT) return calloc(1, 1); /* nothing yet to resume */
-  if (!file) {
+  do {
+    text = file ? realloc(text, used + (1 << 16) + 1) : NULL;
+    if (!text) break;
+    used += got = fread(text + used, 1, 1 << 16, file);
+  } while (got);
+  if (!text || ferror(file)) {
     fprintf(stderr, "cannot read %s: %s\n", path, strerror(errno));
     exit(2);
   }
-  do {
-    text = realloc(text, used + (1 << 16) + 1);
-    if (!text) exit(2);
-    used += got = fread(text + used, 1, 1 << 16, file);
-  } while (got);
   text[used] = 0;
   fclose(file);
   return text;
@@ -363,7 +366,8 @@ int main(int count, char **arguments) {
     return 0;
   }
   if (!total && !*done) {
-    fprintf(stderr, "there is nothing to measure: this CPU (%s) has none of the levels of this program\n", cpu);
+    fprintf(stderr, "there is nothing to measure: this CPU (%s) has no level of this program%s%s\n", cpu,
+            options.level ? " by the name of " : "", options.level ? options.level : "");
     return 2;
   }
   if (total) {

@@ -27,9 +27,9 @@ static void on_interrupt(int signal) {
   smc_engine.cancel(interrupted_model);
 }
 
-/* From now on Ctrl-C ends the running step and not the program; reads and writes are taken up again. */
+/* From now on Ctrl-C ends the running step, or waiting for the user, and not the program. */
 static void catch_interrupts(smc_model *model) {
-  struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+  struct sigaction action = {.sa_handler = on_interrupt}; /* not SA_RESTART: a read ends too */
   sigemptyset(&action.sa_mask);
   interrupted_model = model;
   sigaction(SIGINT, &action, NULL);
@@ -54,5 +54,6 @@ int main(int count, char **arguments) {
   const int status = modes[command.mode](&session, &command);
   smc_session_close(&session);
   free(command.stops);
+  free(command.input);
   return status;
 }

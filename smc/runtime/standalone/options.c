@@ -195,13 +195,13 @@ static void choose_mode(struct smc_command *command) {
     smc_die("--system needs a chat template%s", command->raw ? ", so leave --raw away" : "");
 }
 
-/* The prompt, from standard input where it is not given; it lives as long as the program. */
+/* The prompt, from standard input where it is not given. */
 static void find_prompt(struct smc_command *command) {
   if (!command->prompt || !strcmp(command->prompt, "-")) {
     struct smc_buffer input;
     if (!command->prompt && isatty(STDIN_FILENO)) smc_die("there is no prompt: give one as in --raw \"Once upon a time\", or pipe it in");
     smc_read_input(&input);
-    command->prompt = input.bytes, command->prompt_length = input.length;
+    command->prompt = command->input = input.bytes, command->prompt_length = input.length;
   } else {
     command->prompt_length = strlen(command->prompt);
   }

@@ -58,6 +58,7 @@ struct smc_command {
   enum smc_mode mode;
   const char *prompt;   /* of SMC_MODE_RUN: UTF-8, not terminated */
   size_t prompt_length;
+  char *input; /* where it was read into, or NULL: to be freed at the end */
   const char *system; /* may be NULL */
   int raw, json, stats;
   struct smc_sampling sampling;

@@ -101,7 +101,7 @@ def compile(
             records=records,
         )
         if report.no_chat is not None:
-            progress.note(f"the executable can't chat, only continue plain text (--raw): {report.no_chat}")
+            progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
     if as_json:
         click.echo(json.dumps(_summary(module, out, report, progress), indent=2))
     else:

@@ -1,8 +1,6 @@
 /* A conversation, line by line, as `smc chat` has it. */
 #include "standalone.h"
 
-#include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,17 +34,16 @@ static void forget(struct conversation *conversation, int32_t begin, int32_t cou
 
 /* The user's next line without the spaces around it, or NULL at the end of the input. Ctrl-C forgets what was typed. */
 static const char *read_line(int terminal, char **line, size_t *capacity, size_t *length) {
-  struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
   for (;;) {
     if (terminal) smc_print("> ", 2);
-    /* Unlike a read, a poll ends when a signal comes; it sees all that is to come, as stdin has no buffer. */
-    if (poll(&input, 1, -1) < 0 && errno == EINTR) {
+    ssize_t count = getline(line, capacity, stdin);
+    if (count < 0 && smc_interrupted) {
       if (!terminal) exit(SMC_EXIT_INTERRUPTED);
       fprintf(stderr, "\n%s\n", chat_help);
+      clearerr(stdin);
       smc_interrupted = 0;
       continue;
     }
-    ssize_t count = getline(line, capacity, stdin);
     if (count < 0) {
       if (terminal) smc_print("\n", 1);
       return NULL;
@@ -101,7 +98,6 @@ int smc_chat(struct smc_session *session, const struct smc_command *command) {
   }
   if (terminal)
     fprintf(stderr, "%s, %d threads, context %d. %s\n", session->info.name, session->info.threads, session->info.context_length, chat_help);
-  setvbuf(stdin, NULL, _IONBF, 0);
   for (const char *line; (line = read_line(terminal, &buffer, &capacity, &length)) && strcmp(line, "/exit");) {
     if (!strcmp(line, "/reset")) {
       forget(&conversation, conversation.first, conversation.count - conversation.first);

@@ -20,7 +20,8 @@ static void add_text(struct smc_buffer *out, const struct smc_session *session) 
   smc_add_format(out, "  levels      ");
   add_levels(out, "");
   smc_add_format(out, "; here %s with %d threads\n", info->level, info->threads);
-  smc_add_format(out, "  chat        %s\n", !smc_facts.has_template ? "no template" : smc_facts.no_chat ? smc_facts.no_chat : "yes");
+  if (!smc_facts.no_chat) smc_add_format(out, "  chat        %s\n", smc_facts.has_template ? "yes" : "no, there is no chat template");
+  else smc_add_format(out, "  chat        no, the chat template %s\n", smc_facts.no_chat);
   const char *label = "made from";
   for (const char *line = smc_facts.provenance, *end; *line; line = *end ? end + 1 : end, label = "") {
     end = strchr(line, '\n') ? strchr(line, '\n') : line + strlen(line);

@@ -11,6 +11,8 @@ import pytest
 
 from tests.emulation import emulated
 from tests.runtime.engine.conftest import ENGINE, HERE, compile_c, write_artifact
+from tests.runtime.engine.test_parts import FILES as PARTS
+from tests.runtime.engine.test_phases import FILES as PHASES
 
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-fno-sanitize=undefined"]
 FEATURES = ('-DFAKE_FUTURE_FEATURES="neon,quantum"', '-DFAKE_PLAIN_FEATURES="neon"')
@@ -18,13 +20,15 @@ FEATURES = ('-DFAKE_FUTURE_FEATURES="neon,quantum"', '-DFAKE_PLAIN_FEATURES="neo
 
 @pytest.fixture(scope="session")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds a driver of tests/runtime/engine with the whole engine around the fake program → static executable."""
+    """Builds a driver of tests/runtime/engine with the engine's files that it needs → static executable."""
     folder = tmp_path_factory.mktemp("aarch64")
 
     def build(name: str) -> Path:
         if not (folder / name).exists():
-            sources = [HERE / f"{name}.c", HERE / "fake_program.c", *sorted(ENGINE.glob("*.c"))]
-            compile_c(folder / name, sources, *FEATURES, compiler=ZIG)
+            files = {"parts": PARTS, "phases": PHASES}.get(name)
+            whole = [HERE / "fake_program.c", *sorted(ENGINE.glob("*.c"))]
+            needed = whole if files is None else [ENGINE / file for file in files]
+            compile_c(folder / name, [HERE / f"{name}.c", *needed], *FEATURES, compiler=ZIG)
         return folder / name
 
     return build
@@ -40,7 +44,7 @@ def run(cpu: str, program: Path, *arguments: object) -> str:
 CPU_FEATURES = {
     "cortex-a53": {"fp-armv8", "neon", "aes", "sha2", "crc"},
     "cortex-a76": {"fp-armv8", "neon", "aes", "sha2", "crc", "lse", "fullfp16", "rdm", "dotprod"},
-    "a64fx": {"fp-armv8", "neon", "sha2", "crc", "lse", "fullfp16", "rdm", "sve"},
+    "a64fx": {"fp-armv8", "neon", "aes", "sha2", "crc", "lse", "fullfp16", "rdm", "sve"},
 }
 
 

@@ -69,7 +69,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_no_folder_for_the_picture(artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder .* to draw x.svg in"):
+    with pytest.raises(InputError, match=r"no folder .* to draw x\.svg in"):
         CliRunner().invoke(bench, [str(artifact), "--svg", str(tmp_path / "no" / "x.svg")], catch_exceptions=False)
 
 

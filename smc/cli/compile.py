@@ -167,6 +167,7 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
     return {
         **facts,
         "out": str(out),
+        "standalone": report.executable_bytes > 0,
         "model": module.facts.name,
         "weights": module.weight_count(),
         "embedding": encoding("embed_tokens"),
@@ -183,6 +184,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         "embedding": summary["embedding"],
         "head": summary["head"],
         "levels": ", ".join(summary["levels"]),
+        **({"executable": f"{summary['executable_bytes'] / 1e6:.1f} MB of it"} if summary["standalone"] else {}),
         "time": f"{sum(seconds.values()):.1f} s",
     }
     click.secho(summary["out"], bold=True)

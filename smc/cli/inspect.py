@@ -86,6 +86,8 @@ def _artifact_summary(path: Path, manifest: dict[str, Any]) -> dict[str, str]:
     lines["file"] = f"{path.stat().st_size / 1e6:,.1f} MB"
     if "bits_per_weight" in manifest:
         lines["file"] += f", {manifest['bits_per_weight']:.2f} bits a weight"
+    if "executable" in manifest:
+        lines["file"] += ", an executable"
     if "versions" in manifest:
         lines["compiled by"] = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
     return lines

@@ -25,7 +25,7 @@ from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone
 from smc.codegen.tuning import Choice, load_tuning, records_hash
 from smc.codegen.tuning_kit import plan_matrices, workloads
 from smc.codegen.weights import WeightTable, place_weights, write_weights
-from smc.ir import Module, verify
+from smc.ir import ModelFacts, Module, verify
 from smc.targets import Target, find_target
 
 FORMAT_VERSION = 1
@@ -105,13 +105,19 @@ def compile_module(
                 )
             with stages("link"):
                 program = linker.library(weights_hash)
-            tuned = _tuning_facts(choices, built)
-            _add_members(writer, plan, machine, table, weights_hash, program, parts, tuned)
+                executable = linker.executable(weights_hash, parts) if parts else None
+            manifest = _manifest(module, machine, table) | {
+                "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
+                "program": _facts_of(program),
+                "tuning": _tuning_facts(choices, built),
+            }
+            if executable is not None:
+                manifest["executable"] = _facts_of(executable)
+            _add_members(writer, module.facts, manifest, program, parts)
         finally:
             writer.close()
-        if parts is not None:
-            with stages("link executable"):
-                writer.write_front(linker.executable(weights_hash, parts))
+        if executable is not None:
+            writer.write_front(executable)
         if emit is not None:
             emit.mkdir(parents=True, exist_ok=True)
             if "c" in emit_kinds:
@@ -176,19 +182,10 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise
 
 
-def _add_members(
-    writer: ArtifactWriter,
-    plan: Plan,
-    target: Target,
-    table: WeightTable,
-    weights_hash: str,
-    program: bytes,
-    parts: StandaloneParts | None,
-    tuned: dict[str, Any],
-) -> None:
-    module = plan.module
+def _manifest(module: Module, target: Target, table: WeightTable) -> dict[str, Any]:
+    """What is known before anything is linked."""
     facts = module.facts
-    manifest: dict[str, Any] = {
+    return {
         "format": "smc",
         "format_version": FORMAT_VERSION,
         "layout_version": LAYOUT_VERSION,
@@ -202,16 +199,23 @@ def _add_members(
         "vocab_size": facts.vocab_size,
         "parameters": module.weight_count(),
         "bits_per_weight": 8 * table.total_bytes / module.weight_count(),
-        "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
-        "program": {"sha256": hashlib.sha256(program).hexdigest(), "bytes": len(program)},
         "special_tokens": facts.special_tokens,
         "generation": facts.generation,
         "provenance": list(facts.provenance),
-        "tuning": tuned,
         "encodings": {p.name: str(p.encoding) for p in module.parameters.values()},
         "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
         "versions": {"smc": importlib.metadata.version("smc"), **TVM_PINS},
     }
+
+
+def _facts_of(code: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(code).hexdigest(), "bytes": len(code)}
+
+
+def _add_members(
+    writer: ArtifactWriter, facts: ModelFacts, manifest: dict[str, Any], program: bytes, parts: StandaloneParts | None
+) -> None:
+    """All but the weights."""
     writer.add("program.so", program)
     if facts.tokenizer is not None:
         writer.add("tokenizer.json", facts.tokenizer.encode())

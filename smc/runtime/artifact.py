@@ -37,7 +37,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "levels": list, "recipe": list, "bits_per_weight": (int, float), "parameters": int, "special_tokens": dict,
-    "generation": dict, "provenance": list, "versions": dict, "encodings": dict,
+    "generation": dict, "provenance": list, "versions": dict, "encodings": dict, "executable": dict,
 }  # fmt: skip
 
 
@@ -111,6 +111,8 @@ def check_machine(path: Path, manifest: dict[str, Any]) -> None:
 def _open(path: Path) -> zipfile.ZipFile:
     """The ZIP, its directory checked against the file's size."""
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise InputError(f"{path} is not an smc artifact: it is no regular file")
         with path.open("rb") as file:
             start = file.read(8)
             size = file.seek(0, 2)

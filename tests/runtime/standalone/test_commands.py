@@ -126,6 +126,7 @@ def test_stop_texts(executable: Executable):
         "--temperature 2 --top-k 17",
         "--temperature 2 --top-p 0.35",
         "--temperature 9 --top-p 0.99",
+        "--temperature 1 --top-p 0.999999",  # takes tokens less likely than those that are sorted first
         "--temperature 2 --min-p 0.2",
         "--temperature 2 --top-k 40 --top-p 0.8 --min-p 0.05 --repetition-penalty 1.3",
         "--repetition-penalty 1.7",

@@ -26,7 +26,7 @@ TOKENS = (21, 128)
 One token, a step of decoding, goes through code that is the same for all tiles: it reads a block of rows as one stream.
 """
 
-MAX_ROWS = 2048
+MAX_ROWS = 512
 """Blocks of rows are independent: more of them take longer and show nothing new."""
 
 STANDARD_ENCODINGS = (

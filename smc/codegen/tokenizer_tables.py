@@ -120,7 +120,7 @@ def tokenizer_tables(tokenizer_json: str) -> bytes:
     # What `tokenizers` makes of it: one spelling of everything, and of merges that occur twice the last.
     data = json.loads(tokenizer.to_str())
     tables = _Tables(tokenizer, data)
-    if len(json.loads(tokenizer_json)["model"]["vocab"]) != len(data["model"]["vocab"]):
+    if tokenizer.get_vocab_size(with_added_tokens=False) != len(data["model"]["vocab"]):
         raise InputError("the tokenizer is broken: two tokens have one id")
     return tables.build()
 
@@ -286,7 +286,7 @@ class _Tables:
         texts = sorted((number, text) for text, number in self._model["vocab"].items() if text)
         if self._byte_level:
             alphabet = _byte_alphabet()
-            texts = [(number, text) for number, text in texts if all(c in alphabet for c in text)]
+            texts = [(number, text) for number, text in texts if alphabet.keys() >= set(text)]
             data = [_byte_level_text(text) for _, text in texts]
         else:
             data = [text.encode() for _, text in texts]
@@ -503,7 +503,7 @@ def _byte_alphabet() -> dict[str, int]:
 def _byte_level_text(text: str) -> bytes:
     """What a token of byte-level BPE decodes to: its bytes, or itself where it has other characters."""
     alphabet = _byte_alphabet()
-    return bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
+    return bytes(map(alphabet.__getitem__, text)) if alphabet.keys() >= set(text) else text.encode()
 
 
 def _fnv1a(text: bytes) -> int:

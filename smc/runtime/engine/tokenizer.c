@@ -214,22 +214,21 @@ static int has_class(const struct smc_string *text, size_t at, uint32_t class) {
   return (smc_character_classes(smc_utf8_character(text->bytes + at)) & class) != 0;
 }
 
-/* An added token, or (id -1) what lies between two. */
-struct part {
+/* A place of an added token, with the white space that it takes along. */
+struct place {
   size_t start, end;
   int32_t id;
 };
 
-/* The next part of the text after `search`, where the last one was found, and `done`, where it ended with white space.
- * Returns whether there is a token; without one the part is the rest. */
 struct search {
   const struct smc_tokenizer *tokenizer;
   const struct smc_string *text;
   int normalized;
-  size_t at, done; /* where to look on; where the last part ended */
+  size_t at, done; /* where to look on: after the last token; where its place ended: after white space, too */
 };
 
-static int next_added(struct search *search, struct part *part) {
+/* Finds the next added token; without one the place is the end of the text and the result 0. */
+static int next_added(struct search *search, struct place *place) {
   const struct smc_string *const text = search->text;
   while (search->at < text->length) {
     const struct smc_added *const added = longest_added(search->tokenizer, text, search->at, search->normalized);
@@ -249,10 +248,10 @@ static int next_added(struct search *search, struct part *part) {
     }
     if (added->flags & SMC_ADDED_RSTRIP)
       while (end < text->length && has_class(text, end, SMC_WHITE)) end += smc_utf8_length(text->bytes[end]);
-    *part = (struct part){start, end, added->id};
+    *place = (struct place){start, end, added->id};
     return 1;
   }
-  *part = (struct part){text->length, text->length, -1};
+  *place = (struct place){text->length, text->length, -1};
   return 0;
 }
 
@@ -284,18 +283,19 @@ static int encode_plain(struct encoder *e, const struct smc_string *text, size_t
   return SMC_OK;
 }
 
+/* Added tokens become themselves, what lies between them is encoded by `encode`. */
 static int encode_parts(struct encoder *e, const struct smc_string *text, int normalized, int first,
                         int (*encode)(struct encoder *, const struct smc_string *, size_t, size_t, int)) {
   struct search search = {e->tokenizer, text, normalized, 0, 0};
   for (int found = 1; found;) {
-    struct part part;
-    found = next_added(&search, &part);
-    if (search.done < part.start) {
-      const int status = encode(e, text, search.done, part.start, first && search.done == 0);
+    struct place place;
+    found = next_added(&search, &place);
+    if (search.done < place.start) {
+      const int status = encode(e, text, search.done, place.start, first && search.done == 0);
       if (status) return status;
     }
-    if (found) smc_numbers_push(&e->tokens, (uint32_t)part.id);
-    search.done = part.end;
+    if (found) smc_numbers_push(&e->tokens, (uint32_t)place.id);
+    search.done = place.end;
   }
   return SMC_OK;
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, model_options, sampling_options
+from smc.cli.options import artifact_argument, check_utf8, model_options, sampling_options, utf8_text
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Messages = list[dict[str, str]]
 
 @click.command()
 @artifact_argument
-@click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+@click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the conversation.")
 @sampling_options
 @model_options
 def chat(
@@ -69,7 +69,7 @@ def _read_line(terminal: bool) -> str | None:
     """The user's next line; None at the end of the input. Ctrl-C forgets what was typed."""
     while True:
         try:
-            return input("> " if terminal else "").strip()
+            line = input("> " if terminal else "").strip()
         except EOFError:
             if terminal:
                 click.echo()
@@ -80,6 +80,9 @@ def _read_line(terminal: bool) -> str | None:
             click.echo(f"\n{HELP}", err=True)
         except UnicodeDecodeError:
             raise InputError("standard input is not UTF-8 text") from None
+        else:
+            check_utf8("standard input", line)
+            return line
 
 
 def _answer(model: Model, sequence: Sequence, messages: Messages, options: dict[str, Any]) -> str:

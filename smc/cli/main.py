@@ -106,10 +106,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click's way to end then
-            return BROKEN_PIPE
-        raise
+    except SystemExit:  # outside of its standalone mode, click exits for a broken pipe only
+        return BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130

@@ -8,7 +8,25 @@ from typing import Any, TypeVar
 
 import click
 
+from smc.errors import InputError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def utf8_text(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """A callback for parameters that are text, one or several; bytes that are no UTF-8 come as surrogates."""
+    for text in value if isinstance(value, tuple) else (value or "",):
+        check_utf8(parameter.opts[0] if parameter.param_type_name == "option" else f"the {parameter.name}", text)
+    return value
+
+
+def check_utf8(what: str, text: str) -> None:
+    """Raise InputError where the text is not what UTF-8 can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} is not UTF-8 text") from None
+
 
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
 
@@ -49,7 +67,9 @@ _SAMPLING = [
     click.option("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest."),
     click.option("--repetition-penalty", type=float, metavar="X", help="Above 1: repeat less."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again."),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", callback=utf8_text, help="End before this text; may be given again."
+    ),
 ]
 
 

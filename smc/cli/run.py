@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, model_options, sampling_options
+from smc.cli.options import artifact_argument, check_utf8, model_options, sampling_options, utf8_text
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @artifact_argument
-@click.argument("prompt", required=False)
-@click.option("--system", metavar="TEXT", help="A system message before the prompt.")
+@click.argument("prompt", required=False, callback=utf8_text)
+@click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @sampling_options
 @model_options
@@ -89,15 +89,17 @@ def run(
 
 def _read_prompt(prompt: str | None) -> str:
     """The prompt, from standard input where it is not given; a line break at the end is the shell's."""
+    if prompt is not None and prompt != "-":
+        return prompt
     if prompt is None and sys.stdin.isatty():
         raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
     try:
-        text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else prompt
-        text.encode()  # bytes that are no UTF-8 become surrogates, in arguments and, in some locales, on standard input
-    except UnicodeError:
-        raise InputError("the prompt is not UTF-8 text") from None
+        text = sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InputError("the prompt on standard input is not UTF-8 text") from None
     except OSError as error:
         raise InputError(f"the prompt can't be read from standard input: {error.strerror}") from None
+    check_utf8("the prompt on standard input", text)
     return text
 
 

@@ -186,15 +186,26 @@ class Library:
                     return library
                 except OSError:
                     os.close(file)
-        with tempfile.TemporaryDirectory(prefix="smc-") as folder:  # only its owner can enter
-            path = Path(folder) / "program.so"
-            path.write_bytes(program)
-            try:
-                return ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-            except OSError as error:
-                raise InputError(
-                    f"this system can't load the artifact's program ({error}); compile it here with --target native"
-                ) from None
+        try:
+            with tempfile.TemporaryDirectory(prefix="smc-") as folder:  # only its owner can enter
+                path = Path(folder) / "program.so"
+                path.write_bytes(program)
+                return self._open(path)
+        except OSError as error:
+            raise InputError(
+                "the artifact's program can't be loaded, since the system gives neither a file in memory nor a "
+                f"temporary one ({error.strerror}); set TMPDIR to a folder where files can be written and executed"
+            ) from None
+
+    @staticmethod
+    def _open(path: Path) -> ctypes.CDLL:
+        """Load the library of this path."""
+        try:
+            return ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        except OSError as error:
+            raise InputError(
+                f"this system can't load the artifact's program ({error}); compile it here with --target native"
+            ) from None
 
     def _unload(self) -> None:
         handle = self._library._handle

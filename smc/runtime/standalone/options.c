@@ -130,7 +130,7 @@ static void set_mode(struct smc_command *command, enum smc_mode mode) {
 
 /* What was printed is all that was asked for. */
 static _Noreturn void finish(void) {
-  if (fflush(stdout)) smc_die("cannot write to standard output: %s", strerror(errno));
+  if (fflush(stdout) || ferror(stdout)) smc_die("cannot write to standard output: %s", strerror(errno));
   exit(0);
 }
 

@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup qemu demo test test-slow test-arm64 lint bench clean
+.PHONY: setup qemu demo test test-slow test-arm64 lint bench bench-arm64 clean
 
 setup: $(INSTALLED)
 
@@ -49,6 +49,11 @@ test-arm64: setup
 # Side by side with llama.cpp, which is built from source first: takes an hour on two cores.
 bench: setup
 	$(PY) -m benchmarks.speed
+
+# Instructions a token on 64-bit ARM, beside llama.cpp. The emulator that counts and llama.cpp are built from source first.
+bench-arm64: setup
+	$(PY) -m benchmarks.instructions --prefill 128,512 --by-symbol
+	$(PY) -m benchmarks.instructions_mca
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -32,17 +32,18 @@ def evaluation_text() -> Path:
 def artifact(model: Path, quant: str) -> Path:
     """The model compiled for this machine; compiled again when smc's sources are newer."""
     path = BUILD / "artifacts" / f"{model.name}.{quant}.smc"
-    newest = max(
-        file.stat().st_mtime
-        for file in (Path(__file__).parents[1] / "smc").rglob("*.*")
-        if "__pycache__" not in file.parts
-    )
-    if not path.is_file() or path.stat().st_mtime < newest:
+    if not is_newer_than_smc(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [*SMC, "compile", str(model), "--quant", quant, "--target", "native", "-o", str(path)]
         if subprocess.run(command, check=False).returncode:
             raise SystemExit(f"this command failed: {' '.join(command)}")
     return path
+
+
+def is_newer_than_smc(path: Path) -> bool:
+    """Whether a file is there and newer than every source file of smc."""
+    sources = [file for file in (Path(__file__).parents[1] / "smc").rglob("*.*") if "__pycache__" not in file.parts]
+    return path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in sources)
 
 
 def machine() -> str:

@@ -30,11 +30,13 @@ class Program:
 
 
 def build(model: Path, quant: str) -> Program:
-    """Compile a model for arm64 and link the driver."""
+    """Compile a model for arm64 and link the driver, unless that was done since smc's sources changed."""
     from smc.codegen.link import FLAGS, engine_folder
 
     artifact = BUILD / f"{model.name}.{quant}.smc"
     program = Program(artifact.with_suffix(".driver"), artifact)
+    if inputs.is_newer_than_smc(program.executable) and program.executable.stat().st_mtime >= DRIVER.stat().st_mtime:
+        return program
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
         folder = Path(name)

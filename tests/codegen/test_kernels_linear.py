@@ -131,7 +131,7 @@ def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encodi
 
 
 TILES = [Tile(1, 16), Tile(1, 32), Tile(2, 16), Tile(3, 32), Tile(4, 32), Tile(8, 16)]
-BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(16, 4), Tile(24, 4)]
+BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(24, 8), Tile(48, 4), Tile(16, 4)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
@@ -149,7 +149,7 @@ def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: L
 @pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding(bits=4, offset=True)], ids=str)
 def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 64, 80, 1), level.family)
-    inputs, _ = linear.inputs(encoding, level, np.random.default_rng(2).standard_normal((43, 80)).astype(np.float32))
+    inputs, _ = linear.inputs(encoding, level, np.random.default_rng(2).standard_normal((75, 80)).astype(np.float32))
     # Where activations are interleaved, blocks of 8 tokens must not be split.
     tiles = BLOCK_TILES if level.family == "arm64" and encoding.activation == "i8" else TILES
     results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in tiles]

@@ -83,12 +83,12 @@ def vector_constant(values: Sequence[float], dtype: str) -> Expr:
 
 
 class Pointer:
-    """A pointer parameter seen as a flat array of its element type."""
+    """A pointer parameter, or an array of the kernel's own, seen as a flat array of its element type."""
 
-    def __init__(self, name: str, dtype: str) -> None:
+    def __init__(self, name: str, dtype: str, buffer: Any = None) -> None:
         self.dtype, self.written = dtype, False
         self.var = tirx.Var(name, PointerType(PrimType(dtype), "global"))
-        self.buffer = tirx.decl_buffer((1 << 62,), dtype, name + "_data", data=self.var)
+        self.buffer = tirx.decl_buffer((1 << 62,), dtype, name + "_data", data=self.var) if buffer is None else buffer
 
     def load(self, index: Expr, lanes: int = 1) -> Expr:
         """`lanes` neighbouring elements from `index` on."""
@@ -176,6 +176,13 @@ class Kernel:
         register = Register(buffer, lanes_of(initial))
         self.set(register, initial)
         return register
+
+    def array(self, dtype: str, count: int, name: str = "array") -> Pointer:
+        """Memory on the stack, less than 1 KiB (tvm takes more from a heap), not initialized."""
+        assert count * int(dtype.lstrip("intfloau")) // 8 < 1024
+        buffer = tirx.decl_buffer((count,), dtype, self._fresh(name))
+        self.emit(tirx.AllocBuffer(buffer))
+        return Pointer(name, dtype, buffer)
 
     def set(self, register: Register, value: Expr) -> None:
         """register = value."""

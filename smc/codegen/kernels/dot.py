@@ -36,11 +36,9 @@ class Dot(ABC):
     """How one feature level multiplies.
 
     bias: what it subtracts from every code by itself; the zero to correct by is smaller by it.
-    stepwise: whether units are best finished one by one, their codes staying in registers for all tokens.
     """
 
     bias = 0
-    stepwise = False
 
     def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
         self.kernel, self.level, self.form = kernel, level, form
@@ -139,84 +137,87 @@ class _Vpmaddubsw(_X86Dot):
         return accumulator + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, const(1, "int16x16"))
 
 
-class _ArmDot(Dot):
-    stepwise = True
+class ArmDot(Dot):
+    """Units are finished one by one: their codes stay in registers for all tokens."""
 
     def to_float(self, value: Expr) -> Expr:
+        """float32 [4], divided by the shift's power of two."""
         if not self.form.shift:
             return super().to_float(value)
-        return intrinsic(
-            "float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", value, const(self.form.shift, "int32")
-        )
+        name, shift = "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", const(self.form.shift, "int32")
+        return intrinsic("float32x4", name, value, shift)
+
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        """See `Dot.add`."""
+        for u, unit in enumerate(units):
+            codes = self.codes([unpack(unit, quad) for quad in quads])
+            self.multiply([registers[u] for registers in sums], codes, x, inputs, quads)
+
+    def codes(self, codes: list[Expr]) -> list[Expr]:
+        """Unpacked quads of a unit as `multiply` wants them: work that all tokens share."""
+        return codes
+
+    @abstractmethod
+    def multiply(
+        self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range
+    ) -> None:
+        """Add to the sums of one unit, a register for each token."""
 
     def _inputs(self, x: Pointer, start: Expr, quads: range) -> list[Expr]:
-        """int32 [4]: registers of four quads each."""
-        return [self.kernel.let(x.load(start + quad, 4), "x") for quad in quads[::4]]
-
-    @staticmethod
-    def _spread(words: list[Expr], place: int) -> Expr:
-        """int8 [16]: one quad of them four times (a lane operand of `sdot`)."""
-        return reinterpret(shuffle(words[place // 4], [place % 4] * 4), "int8x16")
+        """A token's quads, each four times: int8 [16] (a lane operand of `sdot`)."""
+        words = [self.kernel.let(x.load(start + quad, 4), "x") for quad in quads[::4]]
+        return [reinterpret(shuffle(words[q // 4], [q % 4] * 4), "int8x16") for q in range(len(quads))]
 
 
-class _Sdot(_ArmDot):
+class _Sdot(ArmDot):
     """Four signed products into one int32; the quad is picked by lane."""
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
+    def multiply(
+        self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range
     ) -> None:
-        k = self.kernel
-        for u, unit in enumerate(units):
-            codes = [unpack(unit, quad) for quad in quads]
-            for m, start in enumerate(inputs):
-                words, total = self._inputs(x, start, quads), sums[m][u].value
-                for place, code in enumerate(codes):
-                    arguments = total, code, self._spread(words, place)
-                    total = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", *arguments)
-                k.set(sums[m][u], total)
+        for register, start in zip(sums, inputs, strict=True):
+            total = register.value
+            for code, values in zip(codes, self._inputs(x, start, quads), strict=True):
+                total = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, code, values)
+            self.kernel.set(register, total)
 
 
-class _Smull(_ArmDot):
+class _Smull(ArmDot):
     """Plain NEON: int16 products, added up in int16 as long as they fit, then pairwise."""
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
+    def multiply(
+        self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range
     ) -> None:
-        k = self.kernel
         # A pair of int16 sums must fit int16 too.
         step = min(32767 // (2 * 127 * self.form.magnitude), len(quads))
-        for u, unit in enumerate(units):
-            codes = [unpack(unit, quad) for quad in quads]
-            for m, start in enumerate(inputs):
-                words, total = self._inputs(x, start, quads), sums[m][u].value
-                for begin in range(0, len(quads), step):
-                    products: list[Expr] = []
-                    for half in (0, 8):
-                        product = None
-                        for place in range(begin, min(begin + step, len(quads))):
-                            pair = (codes[place], self._spread(words, place))
-                            low = [shuffle(v, range(half, half + 8)) for v in pair]
-                            next_product = intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", *low)
-                            product = next_product if product is None else product + next_product
-                        products.append(product)
-                    pairs = intrinsic("int16x8", "llvm.aarch64.neon.addp.v8i16", *products)
-                    total = total + intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
-                k.set(sums[m][u], total)
+        for register, start in zip(sums, inputs, strict=True):
+            total, values = register.value, self._inputs(x, start, quads)
+            for begin in range(0, len(quads), step):
+                places = range(begin, min(begin + step, len(quads)))
+                halves = [self._products(codes, values, places, range(half, half + 8)) for half in (0, 8)]
+                pairs = intrinsic("int16x8", "llvm.aarch64.neon.addp.v8i16", *halves)
+                total = total + intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
+            self.kernel.set(register, total)
+
+    @staticmethod
+    def _products(codes: Sequence[Expr], values: Sequence[Expr], places: range, lanes: range) -> Expr:
+        total = None
+        for place in places:
+            pair = shuffle(codes[place], lanes), shuffle(values[place], lanes)
+            product = intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", *pair)
+            total = product if total is None else total + product
+        return total
 
 
-class _Smmla(_ArmDot):
+class _Smmla(ArmDot):
     """2x8 by 8x2 matrices: registers of two tokens by two rows; rows 0 and 1 are where the first token's would be."""
 
     def tokens_of(self, register: int) -> list[int]:
@@ -230,34 +231,27 @@ class _Smmla(_ArmDot):
         pairs = [registers[m : m + 2] for m in range(0, len(registers), 2)]
         return [shuffle_pair(pair, order) for pair in pairs for order in ([0, 1, 4, 5], [2, 3, 6, 7])]
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
+    def codes(self, codes: list[Expr]) -> list[Expr]:
+        """Rows 0 and 1 with 8 columns each, then rows 2 and 3."""
+        words = [reinterpret(code, "int32x4") for code in codes]
+        return [
+            self.kernel.let(reinterpret(shuffle_pair(words[q : q + 2], order), "int8x16"), "rows")
+            for order in ([0, 4, 1, 5], [2, 6, 3, 7])
+            for q in range(0, len(words), 2)
+        ]
+
+    def multiply(
+        self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range
     ) -> None:
-        k = self.kernel
-        for u, unit in enumerate(units):
-            quad_codes = [reinterpret(unpack(unit, quad), "int32x4") for quad in quads]
-            # Rows 0 and 1, then rows 2 and 3, with 8 columns each.
-            codes = [
-                [
-                    k.let(reinterpret(shuffle_pair(quad_codes[q : q + 2], order), "int8x16"), "rows")
-                    for q in range(0, len(quads), 2)
-                ]
-                for order in ([0, 4, 1, 5], [2, 6, 3, 7])
-            ]
-            for m in range(0, len(inputs), 2):
-                # A pair's inputs lie 8 columns by 8 columns (activations.py).
-                pairs = [reinterpret(k.let(x.load(inputs[m] + 2 * quad, 4), "x"), "int8x16") for quad in quads[::2]]
-                for i in range(2):
-                    total = sums[m + i][u].value
-                    for pair, code in zip(pairs, codes[i], strict=True):
-                        total = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, pair, code)
-                    k.set(sums[m + i][u], total)
+        k, half = self.kernel, len(codes) // 2
+        for m in range(0, len(inputs), 2):
+            # A pair's inputs lie 8 columns by 8 columns (activations.py).
+            pairs = [reinterpret(k.let(x.load(inputs[m] + 2 * quad, 4), "x"), "int8x16") for quad in quads[::2]]
+            for register, rows in ((sums[m], codes[:half]), (sums[m + 1], codes[half:])):
+                total = register.value
+                for pair, code in zip(pairs, rows, strict=True):
+                    total = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, pair, code)
+                k.set(register, total)
 
 
 _KINDS: dict[str, type[Dot]] = {

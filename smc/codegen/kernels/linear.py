@@ -7,14 +7,17 @@ the other along a row, each group's integer dot exact, then one float32 fma a gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+
+import tvm.tirx as tirx
 
 from smc.codegen.kernels.activations import TOKEN_BLOCK, PerToken, Source, is_blocked
 from smc.codegen.kernels.builder import (
     Expr,
     Kernel,
+    Pointer,
     Register,
     broadcast,
     cast,
@@ -23,7 +26,7 @@ from smc.codegen.kernels.builder import (
     fma,
     rounded_product,
 )
-from smc.codegen.kernels.dot import dot_for
+from smc.codegen.kernels.dot import ArmDot, dot_for
 from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
@@ -40,6 +43,9 @@ from smc.codegen.kernels.unpack import (
 from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
 from smc.ir import Encoding
 from smc.targets import Level
+
+ARRAY_FLOATS = 248
+"""Accumulators that a kernel keeps on its stack: a little less than 1 KiB."""
 
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
@@ -105,18 +111,24 @@ class _Linear:
             first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
             done = const(0, "int32")
             for step in self._steps():
-                rows = self.tile.rows if step > 1 else ROW_BLOCK
                 count = k.let((self.tokens - done) // const(step, "int32"), "count")
-                with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
-                    row = k.let(first + index * rows, "row")
-                    self._body(row, rows, k.let(cast(done + t * step, "int64"), "token"), step)
+                if step == TOKEN_BLOCK and self._has_stationary_codes():
+                    self._token_blocks(first, count)
+                else:
+                    rows = self.tile.rows if step > 1 else ROW_BLOCK
+                    with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
+                        self._body(first + index * rows, rows, k.let(cast(done + t * step, "int64"), "token"), step)
                 done = k.let(done + count * step, "done")
         return k
 
     def _steps(self) -> list[int]:
         """How many tokens at once, then with those left over; interleaved blocks of tokens must not be split."""
-        blocks = [TOKEN_BLOCK] if self.integer and is_blocked(self.level) and self.tile.tokens > TOKEN_BLOCK else []
-        return [step for step in (self.tile.tokens, *blocks) if step > 1] + [1]
+        step = TOKEN_BLOCK if self.integer and is_blocked(self.level) else self.tile.tokens
+        return [step, 1] if step > 1 else [1]
+
+    def _has_stationary_codes(self) -> bool:
+        """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must leave at once."""
+        return self.integer and is_blocked(self.level) and self._flushes_tiles()
 
     def _group_count(self) -> Expr:
         group = self.encoding.group
@@ -127,16 +139,11 @@ class _Linear:
     # ---- one tile: `count` tokens from `token` on, `rows` rows from `row` on
 
     def _body(self, row: Expr, rows: int, token: Expr, count: int) -> None:
-        k, lanes = self.k, self.level.lanes
-        self.row = row
-        self.vector = k.let(row >> const(4, "int64"), "vector")
-        # Where in its row vector a pass of fewer rows begins.
-        self.first = k.let(row & const(ROW_VECTOR - 1, "int64"), "first") if rows < ROW_VECTOR else const(0, "int64")
-        self.units = [_Unit(r // ROW_VECTOR, r % ROW_VECTOR) for r in range(0, rows, lanes)]
+        k = self.k
+        self._take_rows(row, rows)
         self.token_rows = [(token + m) for m in range(count)]
-        self.accumulators = [
-            [k.register(const(0.0, f"float32x{lanes}"), "acc") for _ in self.units] for _ in range(count)
-        ]
+        zero = const(0.0, f"float32x{self.level.lanes}")
+        self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
         if self.encoding.is_float:
             self._plain_floats()
         elif self.integer:
@@ -146,6 +153,17 @@ class _Linear:
         else:
             self._float_inputs()
         self._epilogue()
+
+    def _take_rows(self, row: Expr, rows: int) -> None:
+        """Work on `rows` rows from `row` on."""
+        k = self.k
+        self.row = k.let(row, "row")
+        self.vector = k.let(self.row >> const(4, "int64"), "vector")
+        # Where in its row vector a pass of fewer rows begins.
+        self.first = const(0, "int64")
+        if rows < ROW_VECTOR:
+            self.first = k.let(self.row & const(ROW_VECTOR - 1, "int64"), "first")
+        self.units = [_Unit(r // ROW_VECTOR, r % ROW_VECTOR) for r in range(0, rows, self.level.lanes)]
 
     def _plain_floats(self) -> None:
         k, lanes = self.k, self.level.lanes
@@ -165,42 +183,109 @@ class _Linear:
 
     def _integers(self) -> None:
         """Weight groups outside, tiles of a group inside; an integer sum is flushed where either scale changes."""
-        encoding, k = self.encoding, self.k
-        if encoding.group == 16:
-            with k.loop(self.tiles, "tile") as tile:
-                for half in range(2):
-                    self._finish_tile(tile, half, self._group_parts(k.let(tile * 2 + half, "group")))
+        k = self.k
+        if self._flushes_tiles():
+            for tile, half, parts in self._flushed_tiles():
+                self._finish_tile(tile, half, parts)
             return
         with self._weight_groups() as (group, tiles_of_group):
-            if encoding.activation_group == "token":
-                totals = [k.register(zero, "total") for zero in self.source.zeros()]
-                sums = self.dot.new_sums(len(self.token_rows), len(self.units))
-                with tiles_of_group() as tile:
-                    for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
-                        k.set(total, total.value + amount)
-                    self._add_tile(tile, range(QUADS), self.units, sums)
-                finished = PerToken([total.value for total in totals])
-                self._flush(range(len(self.units)), sums, finished, None, self._group_parts(group), self._correction())
-                return
+            totals = [k.register(zero, "total") for zero in self.source.zeros()]
+            sums = self.dot.new_sums(len(self.token_rows), len(self.units))
+            with tiles_of_group() as tile:
+                for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
+                    k.set(total, total.value + amount)
+                inputs = self.source.codes(tile)
+                self.dot.add(sums, self.units, self._unpack(tile), self.x, inputs, range(QUADS))
+            finished = PerToken([total.value for total in totals])
+            self._flush(range(len(self.units)), sums, finished, None, self._group_parts(group), self._correction())
+
+    def _flushes_tiles(self) -> bool:
+        """Whether the sums of every tile, or half of one, leave at once: no scale holds for more columns."""
+        return self.encoding.activation_group != "token" or self.encoding.group in (16, TILE)
+
+    def _flushed_tiles(self) -> Iterator[tuple[Expr, int, _GroupParts]]:
+        """Loops over tiles; yields the tile, its half (0 where there is but one piece) and the group's parts."""
+        k = self.k
+        if self.encoding.group == 16:
+            with k.loop(self.tiles, "tile") as tile:
+                for half in range(2):
+                    yield tile, half, self._group_parts(k.let(tile * 2 + half, "group"))
+            return
+        with self._weight_groups() as (group, tiles_of_group):
             parts = self._group_parts(group)
             with tiles_of_group() as tile:
-                self._finish_tile(tile, None, parts)
+                yield tile, 0, parts
 
-    def _finish_tile(self, tile: Expr, half: int | None, parts: _GroupParts) -> None:
+    def _quads(self, half: int) -> range:
+        """The quads of a piece that is flushed at once."""
+        size = QUADS // 2 if self.encoding.group == 16 else QUADS
+        return range(half * size, (half + 1) * size)
+
+    def _finish_tile(self, tile: Expr, half: int, parts: _GroupParts) -> None:
         """A tile, or half of one, whose sums are flushed at once: all units together, or one after the other."""
-        correction = self._correction()
-        quads = range(QUADS) if half is None else range(half * QUADS // 2, (half + 1) * QUADS // 2)
-        totals = self._input_sums(tile, half or 0)
-        initial = self._times(totals, -correction) if correction else None
-        x_scales = None
-        if self.encoding.activation_group != "token":
-            x_scales = self.source.per_token(self.x_scales, tile)
-        step = 1 if self.dot.stepwise else len(self.units)
+        totals, initial, x_scales = self._tile_inputs(tile, half)
+        step = 1 if isinstance(self.dot, ArmDot) else len(self.units)
+        inputs, unpack = self.source.codes(tile), self._unpack(tile)
         for first in range(0, len(self.units), step):
             units = range(first, first + step)
             sums = self.dot.new_sums(len(self.token_rows), step, initial)
-            self._add_tile(tile, quads, self.units[first : first + step], sums)
+            self.dot.add(sums, self.units[first : first + step], unpack, self.x, inputs, self._quads(half))
             self._flush(units, sums, totals, x_scales, parts.of(first) if step == 1 else parts)
+
+    def _tile_inputs(self, tile: Expr, half: int) -> tuple[PerToken, PerToken | None, PerToken | None]:
+        """Of every token: the sum of its codes, what integer sums begin with (None: 0), its scale (None: later)."""
+        correction, totals = self._correction(), self._input_sums(tile, half)
+        initial = self._times(totals, -correction) if correction else None
+        token_scale = self.encoding.activation_group == "token"
+        return totals, initial, None if token_scale else self.source.per_token(self.x_scales, tile)
+
+    # ---- int8 inputs, many blocks of tokens: a tile's codes stay in registers, the accumulators in the first cache
+
+    def _token_blocks(self, first: Expr, blocks: Expr) -> None:
+        """The step's blocks of 8 tokens, a few of them at a time, by the 32 rows from `first` on."""
+        k, rows, vector = self.k, self.tile.rows, TOKEN_BLOCK * self.tile.rows
+        some = min(ARRAY_FLOATS // vector, self.tile.tokens // TOKEN_BLOCK)
+        chunks = k.let((blocks + const(some - 1, "int32")) // const(some, "int32"), "chunks")
+        with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(chunks, "chunk") as chunk:
+            self._take_rows(first + index * rows, rows)
+            begin = k.let(chunk * some, "begin")
+            count = k.let(tirx.min(blocks - begin, const(some, "int32")), "count")
+            array = k.array("float32", some * vector, "accumulators")
+            with k.loop(count * (vector // self.level.lanes), "clear") as place:
+                k.store(array, place * self.level.lanes, const(0.0, f"float32x{self.level.lanes}"))
+            self.dot = dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
+            assert isinstance(dot, ArmDot)
+            for tile, half, parts in self._flushed_tiles():
+                unpack = self._unpack(tile)
+                codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
+                with k.loop(count, "block") as block:
+                    self._take_block(array, begin, block)
+                    self._add_to_block(codes, tile, half, parts)
+                    for places, registers in zip(self.places, self.accumulators, strict=True):
+                        for place, register in zip(places, registers, strict=True):
+                            k.store(array, place, register.value)
+            with k.loop(count, "block") as block:
+                self._take_block(array, begin, block)
+                self._epilogue()
+
+    def _take_block(self, array: Pointer, begin: Expr, block: Expr) -> None:
+        """Work on one block of tokens, its accumulators loaded."""
+        k, lanes, units = self.k, self.level.lanes, len(self.units)
+        token = k.let(cast((begin + block) * TOKEN_BLOCK, "int64"), "token")
+        self.token_rows = [token + m for m in range(TOKEN_BLOCK)]
+        self.source = Source(k, self.level, token, TOKEN_BLOCK, self.x_stride)
+        start = k.let(block * (TOKEN_BLOCK * self.tile.rows), "start")
+        self.places = [[start + (m * units + u) * lanes for u in range(units)] for m in range(TOKEN_BLOCK)]
+        self.accumulators = [[k.register(array.load(p, lanes), "acc") for p in places] for places in self.places]
+
+    def _add_to_block(self, codes: list[list[Expr]], tile: Expr, half: int, parts: _GroupParts) -> None:
+        """A tile's codes by the block's inputs, flushed into its accumulators, unit by unit."""
+        assert isinstance(self.dot, ArmDot)
+        (totals, initial, x_scales), inputs = self._tile_inputs(tile, half), self.source.codes(tile)
+        for unit, unit_codes in enumerate(codes):
+            sums = self.dot.new_sums(TOKEN_BLOCK, 1, initial)
+            self.dot.multiply([row[0] for row in sums], unit_codes, self.x, inputs, self._quads(half))
+            self._flush(range(unit, unit + 1), sums, totals, x_scales, parts.of(unit))
 
     @contextmanager
     def _weight_groups(self) -> Iterator[tuple[Expr, Callable[[], AbstractContextManager[Expr]]]]:
@@ -223,8 +308,6 @@ class _Linear:
                 left = self.tiles - first
 
                 def several() -> AbstractContextManager[Expr]:
-                    import tvm.tirx as tirx
-
                     return k.loop(k.let(tirx.min(left, const(per_group, "int64"))), "tile", begin=first)
 
                 yield group, several
@@ -244,14 +327,14 @@ class _Linear:
         """Integers by a constant."""
         return PerToken([self.k.let(v * const(factor, dtype_of(v)), "product") for v in numbers.values])
 
-    def _add_tile(self, tile: Expr, quads: range, units: Sequence[_Unit], sums: list[list[Register]]) -> None:
-        k, level, encoding = self.k, self.level, self.encoding
+    def _unpack(self, tile: Expr) -> Callable[[_Unit, int], Expr]:
+        """unit, quad → the unpacked codes of a tile."""
         places = self._tile_places(tile)
 
         def unpack(unit: _Unit, quad: int) -> Expr:
-            return unpack_quad(k, encoding, level, self.codes, places[unit.vector], quad, unit.row)
+            return unpack_quad(self.k, self.encoding, self.level, self.codes, places[unit.vector], quad, unit.row)
 
-        self.dot.add(sums, units, unpack, self.x, self.source.codes(tile), quads)
+        return unpack
 
     def _tile_places(self, tile: Expr) -> list[Expr]:
         """Where in the codes a tile begins, for each row vector of the pass."""
@@ -280,22 +363,22 @@ class _Linear:
                 pairs = zip(amounts.values, x_scales.values, strict=True)
                 amounts = PerToken([k.let(amount * scale, "amount") for amount, scale in pairs])
         for m, registers in enumerate(sums):
-            tokens = form.tokens_of(m)
+            lanes = form.tokens_of(m)
             for u, (unit, register) in enumerate(zip(units, registers, strict=True)):
                 accumulator, dot = self.accumulators[m][unit], register.value
                 if excess is not None:
-                    dot = dot - excess.spread(tokens)
+                    dot = dot - excess.spread(lanes)
                 if parts.zeros is not None:
-                    dot = dot - form.spread_rows(parts.zeros[u], m) * totals.spread(tokens)
+                    dot = dot - form.spread_rows(parts.zeros[u], m) * totals.spread(lanes)
                 factor = form.spread_rows(parts.scales[u], m) if parts.scales is not None else None
                 if x_scales is not None:
-                    spread = x_scales.spread(tokens)
+                    spread = x_scales.spread(lanes)
                     factor = spread if factor is None else factor * spread
                 value, old = form.to_float(dot), accumulator.value
                 k.set(accumulator, value + old if factor is None else fma(value, factor, old))
                 if parts.offsets is not None and amounts is not None:
                     offset = form.spread_rows(parts.offsets[u], m)
-                    k.set(accumulator, fma(offset, amounts.spread(tokens), accumulator.value))
+                    k.set(accumulator, fma(offset, amounts.spread(lanes), accumulator.value))
 
     # ---- scales and zeros
 

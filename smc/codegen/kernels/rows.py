@@ -154,7 +154,8 @@ def store_codes(
 def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
     """int32_t name(x, weight, <forms>, tokens, width, stride, eps, begin, end): of `tokens` those from begin to end.
 
-    Rows have `stride` floats; mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as transformers rounds it.
+    Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
+    transformers rounds it.
     """
     k = Kernel(name)
     x, weight = k.pointer("x", "float32"), k.pointer("weight", "float32")

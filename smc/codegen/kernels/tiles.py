@@ -13,9 +13,9 @@ from smc.targets import Level
 class Tile:
     """How many tokens and rows are in registers at once: the kernel's search space.
 
-    rows: a multiple of the level's lanes that divides 32. tokens: where rows of int8 activations are interleaved (see
-    activations.py), a multiple of 8. Tokens that do not fill a tile are computed one by one, with all 32 rows of a
-    block.
+    rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed one by one, with
+    all 32 rows of a block. On arm64, where int8 activations are interleaved by 8 tokens, that many are in registers;
+    tokens, a multiple of 8, says for how many a piece of the weights stays there, the results being in cache.
     """
 
     tokens: int
@@ -28,7 +28,7 @@ class Tile:
 def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if level.family == "arm64":
-        return Tile(4, 16) if encoding.is_float else Tile(4, 8) if encoding.activation == "none" else Tile(8, 4)
+        return Tile(4, 16) if encoding.is_float else Tile(4, 8) if encoding.activation == "none" else Tile(48, 4)
     if encoding.is_float:
         return Tile(8, 32) if level.registers >= 32 else Tile(6, 16)
     if encoding.activation == "none":
@@ -42,11 +42,12 @@ def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
     The rest of the registers holds what is added up: fewer accumulators leave them idle, more are spilled.
     """
     default = default_tile(encoding, level)
-    blocked = level.family == "arm64" and encoding.activation == "i8"
+    if level.family == "arm64" and encoding.activation == "i8":
+        return [default, *(Tile(tokens, rows) for tokens, rows in ((8, 4), (24, 4), (8, 8), (24, 8)))]
     tiles = [
         Tile(tokens, rows)
         for rows in range(level.lanes, ROW_BLOCK + 1, level.lanes)
-        for tokens in ((8, 16) if blocked else (1, 2, 3, 4, 6, 8, 12))
+        for tokens in (1, 2, 3, 4, 6, 8, 12)
         if ROW_BLOCK % rows == 0 and level.registers / 6 <= tokens * rows / level.lanes <= level.registers * 3 / 4
     ]
     return [default, *(tile for tile in tiles if tile != default)]

@@ -141,7 +141,7 @@ def _as_json(model: Model, result: GenerationResult, load_seconds: float) -> dic
 
 def _logprob_line(model: Model, entry: TokenLogprob) -> str:
     def show(token: int) -> str:
-        return repr(model.decode([token], skip_special_tokens=False))
+        return json.dumps(model.decode([token], skip_special_tokens=False), ensure_ascii=False)
 
     top = "  ".join(f"{show(token)} {logprob:.3f}" for token, logprob in entry.top)
     return f"{entry.logprob:9.3f}  {show(entry.token):16}  {top}".rstrip()

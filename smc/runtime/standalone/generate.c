@@ -79,18 +79,19 @@ static int run_prompt(struct smc_session *session, const int32_t *prompt, int32_
 
 /* Chooses and runs tokens until one ends the text; text goes to the writer. */
 static enum smc_finish run_tokens(struct smc_session *session, struct smc_sampler *sampler, struct smc_detokenizer *detokenizer,
-                                  struct writer *writer, int32_t max_tokens) {
+                                  struct writer *writer, const struct smc_command *command) {
   struct smc_generation *generation = writer->generation;
   for (;;) {
     const int32_t token = smc_sample(sampler, session->logits);
     const char *text;
     size_t length;
     generation->tokens[generation->count++] = token;
+    if (command->logprobs >= 0) smc_record_logprobs(generation, session->logits, session->info.vocab_size, token, command->logprobs);
     if (ends_text(token)) return SMC_FINISH_STOP;
     if (smc_detokenizer_push(detokenizer, token, &text, &length)) smc_die_of_memory();
     push(writer, text, length);
     if (writer->stops.stopped) return SMC_FINISH_STOP;
-    if (generation->count == max_tokens || session->length == session->info.context_length) return SMC_FINISH_LENGTH;
+    if (generation->count == command->max_tokens || session->length == session->info.context_length) return SMC_FINISH_LENGTH;
     const double started = smc_seconds();
     if (smc_session_extend(session, &token, 1)) return SMC_FINISH_INTERRUPTED;
     generation->decode_seconds += smc_seconds() - started;
@@ -114,7 +115,7 @@ void smc_generate(struct smc_session *session, const struct smc_command *command
   smc_sampler_open(&sampler, &command->sampling, session->info.vocab_size, prompt, count);
   generation->finish = run_prompt(session, prompt, count, generation)
                            ? SMC_FINISH_INTERRUPTED
-                           : run_tokens(session, &sampler, detokenizer, &writer, command->max_tokens);
+                           : run_tokens(session, &sampler, detokenizer, &writer, command);
   if (!writer.stops.stopped && generation->finish != SMC_FINISH_INTERRUPTED) {
     const char *text;
     size_t length;
@@ -131,5 +132,6 @@ void smc_generate(struct smc_session *session, const struct smc_command *command
 void smc_generation_free(struct smc_generation *generation) {
   smc_buffer_free(&generation->text);
   free(generation->tokens);
+  free(generation->logprobs);
   *generation = (struct smc_generation){0};
 }

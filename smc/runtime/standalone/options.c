@@ -42,6 +42,7 @@ static const char help[] =
     "  -t, --threads N          Threads; by default one for each CPU that this process may use.\n"
     "  --kv-dtype f16|f32       Of the KV cache; by default f16.\n"
     "  --level NAME             Force a feature level of this file.\n"
+    "  --logprobs N             Show every token's log-probability and the N likeliest.\n"
     "  --json                   Print the whole result as JSON at the end.\n"
     "  --stats                  Print speed and memory to standard error.\n"
     "\n"
@@ -52,7 +53,7 @@ static const char help[] =
     "  --repeat R               Medians of R runs; by default 5.\n";
 
 enum { CHAT = 256, BENCH, INFO, VERSION, SYSTEM, RAW, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, SEED, STOP, CTX,
-       KV_DTYPE, LEVEL, JSON, STATS, PROMPT_TOKENS, DECODE_TOKENS, DEPTH, REPEAT };
+       KV_DTYPE, LEVEL, LOGPROBS, JSON, STATS, PROMPT_TOKENS, DECODE_TOKENS, DEPTH, REPEAT };
 
 static const struct option options[] = {
     {"chat", no_argument, NULL, CHAT},
@@ -74,6 +75,7 @@ static const struct option options[] = {
     {"threads", required_argument, NULL, 't'},
     {"kv-dtype", required_argument, NULL, KV_DTYPE},
     {"level", required_argument, NULL, LEVEL},
+    {"logprobs", required_argument, NULL, LOGPROBS},
     {"json", no_argument, NULL, JSON},
     {"stats", no_argument, NULL, STATS},
     {"prompt-tokens", required_argument, NULL, PROMPT_TOKENS},
@@ -146,6 +148,7 @@ static void set_option(struct smc_command *command, int option, const char *valu
     case INFO: set_mode(command, SMC_MODE_INFO); break;
     case SYSTEM: command->system = value; break;
     case RAW: command->raw = 1; break;
+    case LOGPROBS: command->logprobs = count_of(option, value, 0); break;
     case JSON: command->json = 1; break;
     case STATS: command->stats = 1; break;
     case 'n': command->max_tokens = count_of(option, value, 0); break;
@@ -209,7 +212,7 @@ static void find_prompt(struct smc_command *command) {
 }
 
 struct smc_command smc_parse_command(int count, char **arguments) {
-  struct smc_command command = {.sampling = smc_facts.sampling, .max_tokens = -1, .prompt_tokens = 512, .decode_tokens = 128, .repeat = 5};
+  struct smc_command command = {.sampling = smc_facts.sampling, .max_tokens = -1, .logprobs = -1, .prompt_tokens = 512, .decode_tokens = 128, .repeat = 5};
   char *program = count > 0 ? arguments[0] : "model";
   command.sampling.seed = any_seed();
   command.stops = calloc((size_t)count + 1, sizeof *command.stops);

@@ -27,9 +27,24 @@ static void print_json(const struct smc_session *session, const struct smc_gener
   for (int32_t i = 0; i < count; i++) smc_add_format(&out, "%s%d", i ? ", " : "", prompt[i]);
   smc_add_format(&out, "], \"load_seconds\": %.9g, \"prefill\": {\"tokens\": %d, \"tokens_per_s\": %.9g}", session->load_seconds,
                  generation->prompt_tokens, per_second(generation->prompt_tokens, generation->prompt_seconds));
-  smc_add_format(&out, ", \"decode\": {\"tokens\": %d, \"tokens_per_s\": %.9g}, \"threads\": %d, \"level\": \"%s\"}\n",
+  smc_add_format(&out, ", \"decode\": {\"tokens\": %d, \"tokens_per_s\": %.9g}, \"threads\": %d, \"level\": \"%s\"",
                  generation->decoded_tokens, per_second(generation->decoded_tokens, generation->decode_seconds),
                  session->info.threads, session->info.level);
+  if (generation->logprobs) {
+    smc_add_format(&out, ", \"logprobs\": [");
+    smc_add_logprob_json(&out, session, generation);
+    smc_add_format(&out, "]");
+  }
+  smc_add_format(&out, "}\n");
+  smc_print(out.bytes, out.length);
+  smc_buffer_free(&out);
+}
+
+/* What follows the text where it is no JSON. */
+static void print_end(const struct smc_session *session, const struct smc_generation *generation) {
+  struct smc_buffer out = {0};
+  if (generation->text.length && generation->text.bytes[generation->text.length - 1] != '\n') smc_add_format(&out, "\n");
+  if (generation->logprobs) smc_add_logprob_lines(&out, session, generation);
   smc_print(out.bytes, out.length);
   smc_buffer_free(&out);
 }
@@ -49,7 +64,7 @@ int smc_run(struct smc_session *session, const struct smc_command *command) {
   const int32_t count = encode_prompt(session, command, &prompt);
   smc_generate(session, command, prompt, count, command->json, &generation);
   if (command->json) print_json(session, &generation, prompt, count);
-  else if (generation.text.length && generation.text.bytes[generation.text.length - 1] != '\n') smc_print("\n", 1);
+  else print_end(session, &generation);
   if (command->stats) print_stats(session, &generation);
   const int interrupted = generation.finish == SMC_FINISH_INTERRUPTED;
   smc_generation_free(&generation);

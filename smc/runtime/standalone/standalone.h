@@ -61,6 +61,7 @@ struct smc_command {
   char *input; /* where it was read into, or NULL: to be freed at the end */
   const char *system; /* may be NULL */
   int raw, json, stats;
+  int32_t logprobs; /* how many of the likeliest tokens to report; -1: no log-probabilities */
   struct smc_sampling sampling;
   int32_t max_tokens; /* -1: until the context is full */
   const char **stops; /* [stop_count] */
@@ -141,9 +142,16 @@ int32_t smc_encode_chat(const struct smc_session *session, const struct smc_mess
 
 enum smc_finish { SMC_FINISH_STOP, SMC_FINISH_LENGTH, SMC_FINISH_INTERRUPTED };
 
+struct smc_logprob {
+  int32_t token;
+  double logprob;
+};
+
 struct smc_generation {
   struct smc_buffer text;
   int32_t *tokens, count; /* chosen ones, an end-of-sequence token included */
+  struct smc_logprob *logprobs; /* [count][1 + top]: the chosen token's, then the likeliest ones'; NULL: not asked for */
+  int32_t top;
   enum smc_finish finish;
   int32_t prompt_tokens, decoded_tokens; /* that were run: the prompt's in one go, the others one by one */
   double prompt_seconds, decode_seconds;
@@ -153,6 +161,14 @@ struct smc_generation {
 void smc_generate(struct smc_session *session, const struct smc_command *command, const int32_t *prompt, int32_t count,
                   int quiet, struct smc_generation *generation);
 void smc_generation_free(struct smc_generation *generation);
+
+/* ---- logprobs.c */
+
+/* Of the token that was chosen last. logits: [vocab_size]. */
+void smc_record_logprobs(struct smc_generation *generation, const float *logits, int32_t vocab_size, int32_t token, int32_t top);
+void smc_add_logprob_lines(struct smc_buffer *out, const struct smc_session *session, const struct smc_generation *generation);
+/* The elements of a JSON list. */
+void smc_add_logprob_json(struct smc_buffer *out, const struct smc_session *session, const struct smc_generation *generation);
 
 /* ---- what a command line asks for, one file each; they return the exit status */
 

@@ -37,12 +37,13 @@ void smc_add_format(struct smc_buffer *buffer, const char *format, ...) {
 }
 
 void smc_add_json(struct smc_buffer *buffer, const char *bytes, size_t length) {
+  static const char escaped[] = "\b\f\n\r\t\"\\", letters[] = "bfnrt\"\\";
   smc_buffer_add(buffer, "\"", 1);
   for (size_t i = 0; i < length; i++) {
     const unsigned char c = (unsigned char)bytes[i];
-    if (c == '\n') smc_buffer_add(buffer, "\\n", 2);
-    else if (c < ' ' || c == 127) smc_add_format(buffer, "\\u%04x", c);
-    else if (c == '"' || c == '\\') smc_add_format(buffer, "\\%c", c);
+    const char *found = c ? strchr(escaped, c) : NULL;
+    if (found) smc_add_format(buffer, "\\%c", letters[found - escaped]);
+    else if (c < ' ') smc_add_format(buffer, "\\u%04x", c);
     else smc_buffer_add(buffer, bytes + i, 1);
   }
   smc_buffer_add(buffer, "\"", 1);

@@ -55,7 +55,7 @@ def python_run(executable: Executable, *arguments: str) -> str:
     """The output of `smc run`."""
     result = CliRunner().invoke(run, [str(executable.path), *arguments], catch_exceptions=False)
     assert result.exit_code == 0
-    return result.stdout
+    return result.stdout_bytes.decode()  # stdout has no "\r\n"
 
 
 # ---------------------------------------------------------------- text
@@ -166,6 +166,19 @@ def test_json_of_every_byte(executable: Executable):
         for prompt in ("\x01\x1f\x7f", '\t\\"', "ÿ\u2028"):
             result = json.loads(executable.text("--raw", prompt, "-n", "150", "--json"))
             assert result["text"] == model.generate(prompt, max_tokens=150).text
+
+
+@pytest.mark.parametrize("count", ["0", "1", "5", "300"])
+def test_log_probabilities(executable: Executable, count: str):
+    arguments = ("--raw", "Hello", "-n", "70", "--temperature", "3", "--seed", "1", "--logprobs", count)
+    assert executable.text(*arguments) == python_run(executable, *arguments)
+    result = json.loads(executable.text(*arguments, "--json"))["logprobs"]
+    expected = json.loads(python_run(executable, *arguments, "--json"))["logprobs"]
+    for entry, wanted in zip(result, expected, strict=True):
+        assert [entry["token"], entry["text"]] == [wanted["token"], wanted["text"]]
+        assert entry["logprob"] == pytest.approx(wanted["logprob"], rel=1e-12)
+        assert [top["token"] for top in entry["top"]] == [top["token"] for top in wanted["top"]]
+        assert [top["logprob"] for top in entry["top"]] == pytest.approx([top["logprob"] for top in wanted["top"]])
 
 
 def test_threads_and_cache_change_nothing(executable: Executable):
@@ -307,10 +320,9 @@ def test_info(executable: Executable):
 def test_help_and_version(executable: Executable):
     text = executable.text("--help")
     assert text == executable.text("-h")
-    # Every option of `smc run`, but log-probabilities.
     for parameter in run.params:
         for option in parameter.opts:
-            assert f" {option}" in text or option in ("artifact", "prompt", "--logprobs")
+            assert f" {option}" in text or option in ("artifact", "prompt")
     assert executable.text("--version").startswith("counting, compiled by smc ")
 
 

@@ -23,9 +23,9 @@ from smc.codegen.standalone import standalone_parts
 from smc.errors import InputError
 from smc.ir import ModelFacts
 from smc.targets import TARGETS, find_target
+from tests.emulation import CPUS, emulated
 from tests.levels import usable_levels
 
-ARM64_CPUS = {"cortex-a53": "neon", "cortex-a76": "dotprod", "max": "i8mm"}
 PROMPT = "The Queen of Hearts"
 MAX_CODE_BYTES = 800_000
 """The executable and program.so together."""
@@ -90,15 +90,15 @@ def test_the_file(compiled: Compiled, tmp_path: Path):
 
 
 @pytest.mark.arm64
-@pytest.mark.parametrize("recipe", ["int8", "int4"])
-def test_arm64(compiled: Compiled, recipe: str):
-    path, summary = compiled("arm64", recipe)
+@pytest.mark.parametrize(("target", "recipe"), [("arm64", "int8"), ("arm64", "int4"), ("arm64-android", "int4")])
+def test_arm64(compiled: Compiled, target: str, recipe: str):
+    path, summary = compiled(target, recipe)
     native, _ = compiled("native", recipe)
     expected = text_of([str(native), "--raw", PROMPT, "-n", "40"])
-    for cpu, level in ARM64_CPUS.items():
-        emulated = ["qemu-aarch64-static", "-cpu", cpu, str(path)]
-        assert text_of([*emulated, "--raw", PROMPT, "-n", "40"]) == expected
-        assert json.loads(text_of([*emulated, "--info", "--json"]))["level"] == level
+    for level in ("neon", "dotprod", "i8mm"):
+        command = emulated("aarch64", CPUS[level], path)
+        assert text_of([*command, "--raw", PROMPT, "-n", "40"]) == expected
+        assert json.loads(text_of([*command, "--info", "--json"]))["level"] == level
     with zipfile.ZipFile(path) as archive:
         assert int(str(summary["executable_bytes"])) + archive.getinfo("program.so").file_size < MAX_CODE_BYTES
 

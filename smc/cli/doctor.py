@@ -27,6 +27,7 @@ CPUINFO_NAMES = {
     "avx512_vnni": "avx512vnni",
     "avx_vnni": "avxvnni",
     "bmi1": "bmi",
+    "fp": "fp-armv8",
     "sse4_1": "sse4.1",
     "sse4_2": "sse4.2",
 }
@@ -130,25 +131,34 @@ def check_requirement(requirement: str) -> Check | None:
 def machine_checks() -> list[Check]:
     """Operating system, CPU and the level it would run, cores, memory and disk."""
     system, machine = platform.system(), platform.machine()
-    supported = system == "Linux"
+    supported = system in ("Linux", "Darwin")
     checks = [
         Check(
             "system",
             f"{system} {platform.release()}, {machine}",
             "running",
-            None if supported else "smc runs on Linux: use a Linux machine, container or virtual machine",
+            None if supported else "smc runs on Linux and macOS: use a Linux machine, container or virtual machine",
         )
     ]
     if not supported:
         return checks
-    model, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-    checks.append(Check("CPU", model))
-    checks.append(_level_check(features))
-    checks.append(Check("cores", _cores()))
-    memory = _meminfo()
-    total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
-    checks.append(Check("memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"))
-    return checks
+    if system == "Darwin":
+        command = ["sysctl", "machdep.cpu.brand_string", "hw.memsize", "hw.optional"]
+        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        model, features, total = read_sysctl(text)
+        memory = f"{total / 2**30:.1f} GiB"
+    else:
+        model, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        sizes = _meminfo()
+        total, available = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
+        memory = f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+    return [
+        *checks,
+        Check("CPU", model),
+        _level_check(features),
+        Check("cores", _cores()),
+        Check("memory", memory),
+    ]
 
 
 def read_cpuinfo(text: str) -> tuple[str, set[str]]:
@@ -161,6 +171,14 @@ def read_cpuinfo(text: str) -> tuple[str, set[str]]:
     flags = fields.get("flags", fields.get("features", "")).split()
     model = fields.get("model name") or fields.get("cpu part") or "unknown"
     return model, {CPUINFO_NAMES.get(flag, flag) for flag in flags}
+
+
+def read_sysctl(text: str) -> tuple[str, set[str], int]:
+    """The CPU's name, its features, by LLVM's names, and the bytes of memory, from what macOS's `sysctl` prints."""
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    names = {key.rpartition(".FEAT_")[2].lower() for key, value in fields.items() if ".FEAT_" in key and value == "1"}
+    arm = {"fp-armv8", "neon"}  # all Macs with Apple silicon
+    return fields.get("machdep.cpu.brand_string", "unknown"), arm | names, int(fields.get("hw.memsize", "0"))
 
 
 def _level_check(features: set[str]) -> Check:
@@ -182,6 +200,8 @@ def _level_check(features: set[str]) -> Check:
 
 
 def _cores() -> str:
+    if not hasattr(os, "sched_getaffinity"):
+        return str(os.cpu_count())
     count = len(os.sched_getaffinity(0))
     quota = _cgroup_cpus()
     limit = f", limited to {quota:g} by the cgroup's quota" if quota is not None else ""

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 from smc.cli import doctor, main
+from smc.targets import TARGETS
 
 INTEL = """processor\t: 0
 model name\t: Some CPU @ 2.00GHz
@@ -23,6 +24,12 @@ flags\t\t: fpu
 ARM = """processor\t: 0
 Features\t: fp asimd asimdhp asimddp i8mm
 CPU part\t: 0xd0b
+"""
+M1 = """machdep.cpu.brand_string: Apple M1
+hw.memsize: 8589934592
+hw.optional.arm.FEAT_DotProd: 1
+hw.optional.arm.FEAT_I8MM: 0
+hw.optional.arm64: 1
 """
 
 
@@ -49,7 +56,17 @@ def test_cpuinfo_of_x86() -> None:
 
 
 def test_cpuinfo_of_arm() -> None:
-    assert {"neon", "dotprod", "i8mm", "fullfp16"} <= doctor.read_cpuinfo(ARM)[1]
+    features = doctor.read_cpuinfo(ARM)[1]
+    assert {"dotprod", "i8mm", "fullfp16"} <= features
+    assert all(set(level.features) <= features for level in TARGETS["arm64"].levels)
+
+
+def test_sysctl_of_macos() -> None:
+    model, features, memory = doctor.read_sysctl(M1)
+    assert (model, memory) == ("Apple M1", 8 << 30)
+    levels = [level.name for level in TARGETS["arm64-macos"].levels if set(level.features) <= features]
+    assert levels == ["dotprod", "neon"]
+    assert doctor.read_sysctl("") == ("unknown", {"fp-armv8", "neon"}, 0)
 
 
 def test_requirement_that_is_there() -> None:

@@ -17,6 +17,7 @@ import pytest
 import smc
 from smc.cli import main
 from smc.codegen.tuning import parse_record, read_records
+from tests.emulation import emulated
 from tests.levels import usable_levels
 
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
@@ -91,14 +92,13 @@ def test_records_change_the_program_and_no_bit_of_the_logits(make_checkpoint: Ma
 
 
 @pytest.mark.arm64
-@pytest.mark.skipif(shutil.which("qemu-aarch64-static") is None, reason="needs qemu-user-static")
 @pytest.mark.parametrize(("cpu", "levels"), [("cortex-a53", ["neon"]), ("cortex-a76", ["dotprod", "neon"])])
 def test_a_kit_for_arm64(make_checkpoint: MakeCheckpoint, folder: Path, cpu: str, levels: list[str]) -> None:
     """It measures what the CPU has, and what it prints can be imported."""
     model, _ = make_checkpoint()
     assert main.run(["tune", str(model), "--quant", "f32", "--target", "arm64", "--emit-kit", "kit"]) == 0
-    run = ["qemu-aarch64-static", "-cpu", cpu, "./kit", "--seconds", "1"]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    command = emulated("aarch64", cpu, "./kit", "--seconds", "1")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "device.jsonl").write_text(done.stdout)
     assert main.run(["tune", "--import", "device.jsonl"]) == 0

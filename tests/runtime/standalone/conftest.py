@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from smc.codegen.link import link_standalone
 from smc.codegen.standalone import standalone_facts, standalone_parts
 from smc.ir import F32, Function, ModelFacts, Module, Parameter, encode_float
 from smc.targets import TARGETS, Target
+from tests.emulation import emulator
 from tests.runtime.conftest import CHAT_TEMPLATE, VOCAB, byte_tokenizer, manifest_for
 
 COUNTING_PROGRAM = Path(__file__).parents[1] / "counting_program.c"
@@ -121,10 +121,7 @@ def build_executable(
     name = machine if request.param == "native" else request.param
     runner: tuple[str, ...] = ()
     if name != machine:
-        emulator = shutil.which("qemu-aarch64-static")
-        if emulator is None:
-            pytest.skip("qemu-aarch64-static is not installed")
-        runner = (emulator, "-cpu", "cortex-a53")
+        runner = (emulator("aarch64"), "-cpu", "cortex-a53")
 
     program = build_program(QUICK)
 

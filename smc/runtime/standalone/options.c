@@ -212,7 +212,8 @@ static void find_prompt(struct smc_command *command) {
 }
 
 struct smc_command smc_parse_command(int count, char **arguments) {
-  struct smc_command command = {.sampling = smc_facts.sampling, .max_tokens = -1, .logprobs = -1, .prompt_tokens = 512, .decode_tokens = 128, .repeat = 5};
+  struct smc_command command = {.sampling = smc_facts.sampling, .max_tokens = -1, .logprobs = -1,
+                                .prompt_tokens = 512, .decode_tokens = 128, .repeat = 5};
   char *program = count > 0 ? arguments[0] : "model";
   command.sampling.seed = any_seed();
   command.stops = calloc((size_t)count + 1, sizeof *command.stops);

@@ -119,7 +119,7 @@ def test_artifact(make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureF
     assert f"{folder.name} (LlamaForCausalLM)" in text
     assert f"{manifest['parameters']:,}" in text
     assert "quantize-rtn:bits=8" in text
-    assert "x86-64: avx512vnni, avx2" in text
+    assert "x86-64: avx512vnni, avxvnni, avx2" in text
     assert main.run(["inspect", str(out), "--ir"]) == 2
     assert "is an artifact and has no ir" in capsys.readouterr().err
 

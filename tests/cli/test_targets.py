@@ -14,7 +14,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["targets", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert list(listed) == list(TARGETS)
-    assert [level["name"] for level in listed["x86-64"]["levels"]] == ["avx512vnni", "avx2"]
+    assert [level["name"] for level in listed["x86-64"]["levels"]] == ["avx512vnni", "avxvnni", "avx2"]
     assert "fma" in listed["x86-64"]["levels"][1]["features"]
     assert [level["name"] for level in listed["raspberry-pi-5"]["levels"]] == ["dotprod"]
     assert [name for name, target in listed.items() if not target["standalone"]] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smc.cli.doctor import read_cpuinfo
 from smc.codegen.kernels.linear import ACCUMULATE, HAS_BIAS, Tile, linear_kernel, sum_group
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
-from smc.targets import Level
+from smc.targets import TARGETS, Level
 from tests.codegen.encodings import ENCODINGS, encodings
 from tests.codegen.kernels import Matrix, guarded, interleaved, random_tensor
 
@@ -120,6 +122,19 @@ def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
     for seed, shape in enumerate([(33, 80, 6), (64, 341, 1), (1, 8, 3), (40, 577, 27)]):
         for extreme in (False, True):
             check(linear, encoding, level, shape, seed, extreme)
+
+
+@pytest.mark.parametrize("encoding", [integer(4), integer(8, symmetric=False, group=64), integer(3, group=16)], ids=str)
+def test_products_of_avx_vnni_in_the_encoding_of_avx512(linear: Linear, encoding: Encoding) -> None:
+    """The same operations on the same registers; more CPUs have this form of the instruction, of those that test."""
+    _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    if "avx512vnni" not in features:
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    [level] = [level for level in TARGETS["x86-64"].levels if level.name == "avxvnni"]
+    evex = ["avx512f", "avx512vl", "avx512vnni"]
+    level = replace(level, features=(*(f for f in level.features if f != "avxvnni"), *evex))
+    for extreme in (False, True):
+        check(linear, encoding, level, (40, 341, 5), 0, extreme)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

@@ -58,7 +58,9 @@ AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b|\bvpdp|\bvpternlog|\bvmovd
 # What belongs to AVX-512 but to no level: VBMI, VBMI2, IFMA, BITALG, VPOPCNTDQ, CD, BF16, FP16, GFNI.
 NO_LEVEL = r"\bvperm(b|[it]2b)\b|\bvpmultishift|\bvp(comp|exp)ress[bw]|\bvpsh[lr]d|\bvpmadd52|\bvpopcnt|\bvpconflict"
 NO_LEVEL += r"|\bvplzcnt|\bv\w*bf16|\bv(add|sub|mul|div|fn?m(add|sub)\d+|sqrt)[ps]h\b|\bvcvt\w+phx|\bvgf2p8|\btdp|%tmm"
-FOREIGN = {"avx2": f"{AVX512}|{NO_LEVEL}", "avx512vnni": NO_LEVEL}
+# The VEX form of vpdpbusd is AVX-VNNI's, with registers below 16.
+AVX_VNNI = AVX512.replace(r"\bvpdp|", r"\bvpdp(?!busds?\b)|")
+FOREIGN = {"avx2": f"{AVX512}|{NO_LEVEL}", "avxvnni": f"{AVX_VNNI}|{NO_LEVEL}", "avx512vnni": NO_LEVEL}
 
 
 def instructions(module: Any) -> list[str]:

@@ -20,5 +20,5 @@ X86_64 = Target(
     zig_target="x86_64-linux-gnu.2.17",
     executable_target="x86_64-linux-musl",
     levels=(AVX512_VNNI, AVX_VNNI, AVX2),
-    tested="avx512vnni and avx2 on AMD Zen 4 and 5, avx2 under qemu's emulation of a Haswell; avxvnni: its kernels only",
+    tested="avx512vnni and avx2 on AMD Zen 4 and 5, avx2 under qemu as a Haswell; avxvnni: its kernels only",
 )

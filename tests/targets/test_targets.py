@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,7 @@ from smc.targets import TARGETS, Target, find_target
 def test_levels_are_of_one_family_and_the_last_is_the_floor(target: Target) -> None:
     assert {level.family for level in target.levels} == {target.family}
     assert len({level.name for level in target.levels}) == len(target.levels)
-    for better, worse in zip(target.levels, target.levels[1:], strict=False):
-        assert set(worse.features) < set(better.features)
+    assert all(set(target.levels[-1].features) < set(level.features) for level in target.levels[:-1])
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
@@ -56,3 +57,13 @@ def test_unknown_names() -> None:
         find_target("rasberry-pi-4")
     with pytest.raises(InputError, match="unknown target 'vax'"):
         find_target("vax")
+
+
+def test_every_target_is_documented_with_its_levels() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    lines = text.partition("\n## Targets\n")[2].splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| `")]
+    levels = {name: set(re.findall("`(.+?)`", cells[2])) for cells in rows for name in re.findall("`(.+?)`", cells[0])}
+    assert {*TARGETS, "native"} == levels.keys()
+    for target in TARGETS.values():
+        assert {level.name for level in target.levels} <= levels[target.name]

@@ -45,7 +45,7 @@ _MODEL = [
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Threads; by default one for each CPU that this process may use.",
+        help="Threads; by default one for each (fast) CPU that it may use.",
     ),
     click.option(
         "--kv-dtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Of the KV cache."

@@ -34,7 +34,7 @@ typedef struct smc_options {
   int32_t context_length; /* tokens a sequence may hold; 0: as the model was trained */
   int32_t sequences;      /* how many sequences live at once; 0: 1 */
   int32_t kv_dtype;       /* smc_kv_dtype */
-  int32_t threads;        /* 0: as many as the affinity mask and the cgroup quota give; ignored where `pool` is given */
+  int32_t threads;        /* 0: as many as there are (fast) CPUs in the affinity mask and the cgroup quota; ignored with `pool` */
   const char *path;       /* the artifact; mapped once, read-only */
   const char *level;      /* force this feature level (also by $SMC_LEVEL); NULL: the best that the CPU has */
   smc_pool *pool;         /* threads to share with other models of this process; NULL: the model makes its own */

@@ -39,7 +39,7 @@ static const char help[] =
     "  --seed N                 The same seed gives the same text.\n"
     "  --stop TEXT              End before this text; may be given again.\n"
     "  --ctx N                  Context length in tokens; by default as the model was trained.\n"
-    "  -t, --threads N          Threads; by default one for each CPU that this process may use.\n"
+    "  -t, --threads N          Threads; by default one for each (fast) CPU that it may use.\n"
     "  --kv-dtype f16|f32       Of the KV cache; by default f16.\n"
     "  --level NAME             Force a feature level of this file.\n"
     "  --logprobs N             Show every token's log-probability and the N likeliest.\n"

@@ -109,7 +109,7 @@ def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...
     matrices: list[Matrix] = []
     for model in models:
         if is_artifact(Path(model)):
-            matrices += _artifact_matrices(Path(model))
+            matrices += artifact_matrices(Path(model))
         else:
             matrices += _model_matrices(model, chain)
     return matrices
@@ -126,7 +126,7 @@ def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
     return plan_matrices(make_plan(apply_passes(module, FUSIONS)))
 
 
-def _artifact_matrices(path: Path) -> list[Matrix]:
+def artifact_matrices(path: Path) -> list[Matrix]:
     """From the manifest. An embedding of its own is among them, though nothing multiplies it."""
     from smc.codegen.layout import check_packable
     from smc.ir import matrix_shape, parse_encoding

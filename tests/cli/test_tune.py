@@ -16,6 +16,7 @@ import pytest
 
 import smc
 from smc.cli import main
+from smc.cli.tune import artifact_matrices
 from smc.codegen.tuning import parse_record, read_records
 from tests.emulation import emulated
 from tests.levels import usable_levels
@@ -74,6 +75,7 @@ def test_records_change_the_program_and_no_bit_of_the_logits(make_checkpoint: Ma
     for name, path in files.items():
         with zipfile.ZipFile(path) as archive:
             facts[name] = json.loads(archive.read("manifest.json"))
+    assert {columns for _, _, columns in artifact_matrices(files["plain"])} == {48, 80}
     chosen = facts["tuned"]["tuning"]["candidates"]
     assert f"linear_f32_3x32__{FLOOR}" in chosen and set(chosen.values()) == {"3x32"}
     used = [line for line in mine if parse_record(line).level in {level.split("__")[1] for level in chosen}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smc.errors import InputError
-from smc.ir import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape
+from smc.ir import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape, parse_encoding
 
 NF4 = (
     -1.0,
@@ -229,3 +230,46 @@ def test_matrix_shape() -> None:
     assert matrix_shape((5,)) == (1, 5)
     assert matrix_shape((3, 5)) == (3, 5)
     assert matrix_shape((2, 3, 5)) == (6, 5)
+
+
+@st.composite
+def named_encodings(draw: st.DrawFn) -> Encoding:
+    """Encodings of which str() says all."""
+    bits = draw(st.integers(1, 8))
+    zero = draw(st.one_of(st.none(), st.just("group"), st.integers(0, 2**bits - 1)))
+    return Encoding(
+        bits=bits,
+        zero=zero,
+        offset=zero is None and draw(st.booleans()),
+        group=draw(st.sampled_from([8, 32, 128, "row", "tensor"])),
+        scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),
+        super_group=draw(st.sampled_from([None, 8])),
+        permuted=draw(st.booleans()),
+        rotation=draw(st.sampled_from([None, 64])),
+        activation=draw(st.sampled_from(["none", "i8"])),
+    )
+
+
+@given(named_encodings())
+def test_an_encoding_can_be_read_from_its_name(encoding: Encoding) -> None:
+    assert parse_encoding(str(encoding)) == encoding
+
+
+def test_names_that_were_read() -> None:
+    for encoding in (F32, F16, BF16, Encoding("base3"), integer(8, group="row", activation_group="token")):
+        assert parse_encoding(str(encoding)) == encoding
+
+
+NO_ENCODINGS = ["", "f64", "int4", "int9.g32", "int4.g7", "int4.g32.f16", "int4.g32.offset.asymmetric"]
+
+
+@pytest.mark.parametrize("text", [*NO_ENCODINGS, "int4.g32.zero99", str(Encoding(bits=4, levels=(1, 2, 3)))])
+def test_what_names_no_encoding_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_encoding(text)
+
+
+@given(st.text("base3intgf16.-8xrowzé"))
+def test_no_name_does_harm(text: str) -> None:
+    with contextlib.suppress(InputError):
+        assert str(parse_encoding(text)) == text

@@ -10,12 +10,20 @@ scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group
 zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
 floats  [row block][column][32].
 
+base 3  [row block][five tiles][row vector][vector][64 bytes]. Byte b of vector v has five codes: those at place b in
+        vector v of the five tiles. So a tile of 8 vectors reads 8 vectors, and takes the same digit from all bytes.
+        The last five of a row may be padding.
+
 So a kernel that computes a block of rows reads every part as one stream.
 
-The families differ in one thing. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
-are stored less half their range, as two's complement. All else fits both: four columns of four rows are what `sdot`
-takes by lane, without the pairwise sums that eight columns of two rows would need, and `smmla` has these by one
-shuffle, which many tokens share.
+A byte of base 3 is a fraction: with the codes d0…d4 and n = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4 it lies, in 1/256, between
+n / 243 and (n + 1) / 243, so that digit i is the whole part of 3 times the fraction of 3**i times it: no division.
+
+The families differ in two things. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
+are stored less half their range, as two's complement (base 3: as they are). And x86 has no product of bytes: there the
+odd bytes of base 3 are fractions in 1/65536, whose low half is the even byte before. All else fits both: four columns
+of four rows are what `sdot` takes by lane, without the pairwise sums that eight columns of two rows would need, and
+`smmla` has these by one shuffle, which many tokens share.
 
 The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
 Layout version: `LAYOUT_VERSION`; raise it with every change.
@@ -34,10 +42,12 @@ from smc.ir import EncodedTensor, Encoding, matrix_shape
 if TYPE_CHECKING:
     import torch
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ROW_VECTOR = 16
 ROW_BLOCK = 32
 TILE = 32
+FIVE = 5
+"""Tiles that share the bytes of base-3 codes."""
 ALIGNMENT = 64
 
 
@@ -79,6 +89,8 @@ class MatrixLayout:
         """Bytes of the codes or floats."""
         if self.encoding.is_float:
             return self.padded_rows * self.columns * self.encoding.bits // 8
+        if self.encoding.storage == "base3":
+            return self.padded_rows * TILE * -(-self.tiles // FIVE)
         return self.padded_rows * self.tiles * TILE * self.encoding.bits // 8
 
     @property
@@ -117,9 +129,7 @@ def check_packable(encoding: Encoding) -> None:
     reason = None
     if encoding.is_float:
         return
-    if encoding.storage != "packed":
-        reason = "base-3 codes"
-    elif encoding.super_group is not None:
+    if encoding.super_group is not None:
         reason = "two-level scales"
     elif encoding.permuted or encoding.rotation:
         reason = "a permuted or rotated input"
@@ -135,7 +145,8 @@ def check_packable(encoding: Encoding) -> None:
 
 def stored_bias(encoding: Encoding, family: str) -> int:
     """What is subtracted from codes before they are stored."""
-    return 1 << (encoding.bits - 1) if family == "arm64" and encoding.levels is None else 0
+    plain = encoding.levels is None and encoding.storage == "packed"
+    return 1 << (encoding.bits - 1) if family == "arm64" and plain else 0
 
 
 def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
@@ -151,7 +162,7 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
         return out
     assert tensor.codes is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
-    out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout)
+    out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout, family)
     scales = [tensor.group_scales() if encoding.group != "tensor" else tensor.group_scales()[:, :1]]
     if encoding.offset:
         assert tensor.offsets is not None
@@ -179,12 +190,14 @@ def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
-def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+def _pack_codes(codes: np.ndarray, layout: MatrixLayout, family: str) -> np.ndarray:
     full = np.zeros((layout.padded_rows, layout.tiles * TILE), np.uint8)
     full[: layout.rows, : codes.shape[1]] = codes
     # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
     vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
     vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
+    if layout.encoding.storage == "base3":
+        return _by_blocks(_base3_cells(vectors, family))
     packed, low = [], 0
     for width in planes(layout.encoding.bits):
         plane = (vectors >> low) & ((1 << width) - 1) if width < 8 else vectors
@@ -194,9 +207,37 @@ def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
             word = word | (plane[:, :, :, place] << (place * width))
         packed.append(word)
         low += width
-    cells = np.concatenate(packed, axis=2)  # [row vector, tile, packed vector, 64]
+    return _by_blocks(np.concatenate(packed, axis=2))
+
+
+def _by_blocks(cells: np.ndarray) -> np.ndarray:
+    """[row vector, tile or five tiles, packed vector, 64] → [row block, tile, row vector, packed vector, 64]."""
     blocks = cells.reshape(-1, ROW_BLOCK // ROW_VECTOR, *cells.shape[1:])
     return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1)
+
+
+def _base3_cells(vectors: np.ndarray, family: str) -> np.ndarray:
+    """Codes [row vector, tile, quad, 64] → bytes [row vector, five tiles, quad, 64]."""
+    full = np.zeros((len(vectors), padded(vectors.shape[1], FIVE), *vectors.shape[2:]), np.uint8)
+    full[:, : vectors.shape[1]] = vectors
+    digits = full.reshape(len(full), -1, FIVE, *full.shape[2:])
+    number = np.zeros(digits[:, :, 0].shape, np.uint16)
+    for place in range(FIVE):
+        number = number * 3 + digits[:, :, place]
+    fractions = _FRACTIONS[number]
+    if family == "x86":
+        fractions[..., 1::2] = _ODD_FRACTIONS[number[..., 1::2], fractions[..., 0::2]]
+    return fractions
+
+
+def _fractions(low: np.ndarray) -> np.ndarray:
+    """The byte above `low` that makes a fraction of n / 243 or a little more, n by the first index."""
+    exact = (np.arange(3**FIVE)[:, None] << 16) - low * 3**FIVE
+    return (-(-exact // (3**FIVE << 8))).astype(np.uint8)
+
+
+_FRACTIONS = _fractions(np.zeros(1, np.int64))[:, 0]
+_ODD_FRACTIONS = _fractions(np.arange(256))
 
 
 def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:

@@ -77,7 +77,7 @@ def _linear(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
 def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     """float32 [n, columns] times a stored matrix [rows, columns] → [n, rows], before bias and residual."""
     encoding, (rows, columns) = weight.encoding, weight.shape
-    if encoding.rotation is not None or encoding.super_group is not None or encoding.storage == "base3":
+    if encoding.rotation is not None or encoding.super_group is not None:
         raise _no_kernel(f"encoding {encoding}")
     if weight.order is not None:
         x = x[:, weight.order.long()]

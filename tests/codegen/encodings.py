@@ -20,6 +20,13 @@ ENCODINGS = [
     integer(8, symmetric=False, group=64),
     integer(3, symmetric=False, group=16),
     Encoding(bits=2, zero=1, scale_dtype="bf16"),
+    Encoding("base3"),
+    Encoding("base3", group="tensor", activation_group="token"),
+    Encoding("base3", group=64, zero="group"),
+    Encoding("base3", group=128, offset=True),
+    Encoding("base3", levels=(-128, 5, 127), group=16),
+    Encoding("base3", group=64, activation="none"),
+    Encoding("base3", levels=(-1.25, 0.5, 1.75), activation="none"),
     integer(8, group="row", activation_group="token"),
     integer(4, group=96, symmetric=False, activation_group="token"),
     integer(5, group="tensor"),
@@ -39,23 +46,27 @@ ENCODINGS = [
 @st.composite
 def encodings(draw: st.DrawFn) -> Encoding:
     """Any encoding that has a packed layout."""
-    bits = draw(st.integers(1, 8))
+    bits, storage = draw(st.integers(1, 8)), draw(st.sampled_from(["packed", "packed", "packed", "base3"]))
+    bits = 2 if storage == "base3" else bits
     kind = draw(st.sampled_from(["constant", "group", "offset", "levels", "float levels"]))
     weight_only = kind == "float levels" or draw(st.booleans())
     activation_group = 32 if weight_only else draw(st.sampled_from([32, "token"]))
     group = draw(st.sampled_from([16, 32, 64, 96, 128, "row", "tensor"]))
-    fields: dict[str, Any] = {"zero": draw(st.integers(0, 2**bits - 1))}
+    count = 3 if storage == "base3" else 2**bits
+    fields: dict[str, Any] = {"zero": draw(st.integers(0, count - 1))}
     if kind == "group":
         fields = {"zero": "group"}
     elif kind == "offset":
         fields = {"offset": True}
     elif "levels" in kind:
         bits = min(bits, 4)
+        count = min(count, 16)
         exact = st.integers(-128, 127)
         level = exact if kind == "levels" else st.floats(-2, 2, width=16, allow_subnormal=False)
-        fields = {"levels": tuple(draw(st.lists(level, min_size=2, max_size=2**bits)))}
+        fields = {"levels": tuple(draw(st.lists(level, min_size=2, max_size=count)))}
         fields["grid"] = "i8" if kind == "levels" else "f16"
     return Encoding(
+        storage,
         bits=bits,
         group=group,
         scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),

@@ -72,7 +72,8 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
     if encoding.is_float:
         return encode_float(torch.tensor(rng.standard_normal((rows, columns)), dtype=torch.float32), encoding)
     groups, size = encoding.groups(columns), encoding.group_size(columns)
-    count = len(encoding.levels) if encoding.levels is not None else 1 << encoding.bits
+    count = 3 if encoding.storage == "base3" else 1 << encoding.bits
+    count = len(encoding.levels) if encoding.levels is not None else count
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[encoding.scale_dtype]
 
     def stored(values: np.ndarray) -> torch.Tensor:

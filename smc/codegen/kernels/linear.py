@@ -31,12 +31,14 @@ from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
+    TilePlace,
     cell,
     code_form,
     float_codes,
     load_floats,
     load_zeros,
     storage_dtype,
+    tile_place,
     unpack_quad,
     unpacked_zero,
 )
@@ -332,17 +334,15 @@ class _Linear:
         places = self._tile_places(tile)
 
         def unpack(unit: _Unit, quad: int) -> Expr:
-            return unpack_quad(self.k, self.encoding, self.level, self.codes, places[unit.vector], quad, unit.row)
+            row = self.first + unit.row
+            return unpack_quad(self.k, self.encoding, self.level, self.codes, places[unit.vector], quad, row)
 
         return unpack
 
-    def _tile_places(self, tile: Expr) -> list[Expr]:
-        """Where in the codes a tile begins, for each row vector of the pass."""
-        tile_bytes = ROW_VECTOR * TILE * self.encoding.bits // 8
-        return [
-            self.k.let(cell(self.vector, tile, self.tiles, v) * tile_bytes + self.first * 4, "place")
-            for v in range(self.units[-1].vector + 1)
-        ]
+    def _tile_places(self, tile: Expr) -> list[TilePlace]:
+        """Where the codes of a tile are, for each row vector of the pass."""
+        vectors = range(self.units[-1].vector + 1)
+        return [tile_place(self.k, self.encoding, self.vector, tile, self.tiles, v) for v in vectors]
 
     def _flush(
         self,
@@ -442,11 +442,11 @@ class _Linear:
         self, tile: Expr, quads: range, partial: list[tuple[list[Register], Register]], parts: _GroupParts
     ) -> None:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
-        places = self._tile_places(tile)
+        unpack = self._unpack(tile)
         inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in self.token_rows]
         zeros = [k.let(cast(zero, f"float32x{lanes}"), "zero") for zero in parts.zeros or []]
         for quad in quads:
-            codes = [unpack_quad(k, encoding, level, self.codes, places[u.vector], quad, u.row) for u in self.units]
+            codes = [unpack(unit, quad) for unit in self.units]
             for column in range(4):
                 values = [float_codes(k, encoding, level, code, column) for code in codes]
                 if zeros:

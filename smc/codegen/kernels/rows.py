@@ -23,9 +23,10 @@ from smc.codegen.kernels.builder import (
     intrinsic,
     reinterpret,
     shuffle,
+    vector_constant,
 )
 from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
-from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype
+from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype, tile_place
 from smc.codegen.layout import ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
@@ -298,24 +299,15 @@ def _decode_row(
     tiles = k.let((width + const(TILE - 1, "int64")) // TILE, "tiles")
     size = encoding.group_size(0) if isinstance(encoding.group, int) else 0
     groups = k.let((tiles * TILE + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
-    tile_bytes = ROW_VECTOR * TILE * encoding.bits // 8
     with k.loop(tiles, "tile") as tile:
-        base = k.let(cell(vector, tile, tiles) * tile_bytes + lane * 4, "base")
+        place = tile_place(k, encoding, vector, tile, tiles)
+        base = k.let(place.begin + lane * 4, "base")
         for quad in range(QUADS):
             column = k.let(tile * TILE + quad * 4, "column")
-            code, plane_base, low = None, 0, 0
-            for width_bits in planes(encoding.bits):
-                per_byte = 8 // width_bits
-                piece = codes.load(base + plane_base + quad // per_byte * VECTOR_BYTES, 4)
-                piece = (cast(piece, "int32x4") >> const(quad % per_byte * width_bits, "int32x4")) & const(
-                    (1 << width_bits) - 1, "int32x4"
-                )
-                piece = piece << const(low, "int32x4") if low else piece
-                code = piece if code is None else code | piece
-                plane_base += width_bits * VECTOR_BYTES
-                low += width_bits
-            if bias := stored_bias(encoding, family):
-                code = code ^ const(bias, "int32x4")
+            if place.power is not None:
+                code = _base3_codes(k, family, codes.load(base + quad * VECTOR_BYTES, 4), place.power)
+            else:
+                code = _packed_codes(encoding, family, codes, base, quad)
             group = k.let(column // size, "group") if size else const(0, "int64")
             index = k.let(cell(vector, group, groups) * ROW_VECTOR + lane, "index")
             scale = broadcast(k.let(_scalar_float(scales, index), "scale"), 4)
@@ -326,6 +318,31 @@ def _decode_row(
             else:
                 value = value * scale
             k.store(out, start + column, value)
+
+
+def _packed_codes(encoding: Encoding, family: str, codes: Pointer, base: Expr, quad: int) -> Expr:
+    """int32 [4]: the codes of four columns from their planes."""
+    code, plane_base, low = None, 0, 0
+    for width in planes(encoding.bits):
+        per_byte = 8 // width
+        piece = cast(codes.load(base + plane_base + quad // per_byte * VECTOR_BYTES, 4), "int32x4")
+        piece = (piece >> const(quad % per_byte * width, "int32x4")) & const((1 << width) - 1, "int32x4")
+        piece = piece << const(low, "int32x4") if low else piece
+        code = piece if code is None else code | piece
+        plane_base += width * VECTOR_BYTES
+        low += width
+    bias = stored_bias(encoding, family)
+    return code ^ const(bias, "int32x4") if bias else code
+
+
+def _base3_codes(k: Kernel, family: str, stored: Expr, power: Expr) -> Expr:
+    """int32 [4]: a digit of four bytes of base 3, as fractions of 65536 (smc.codegen.layout)."""
+    stored = k.let(cast(stored, "int32x4"), "stored")
+    fraction = stored << const(8, "int32x4")
+    if family == "x86":
+        fraction = fraction + shuffle(stored, [0, 0, 2, 2]) * vector_constant([0, 1, 0, 1], "int32")
+    fraction = (fraction * broadcast(power, 4)) & const(0xFFFF, "int32x4")
+    return (fraction * const(3, "int32x4")) >> const(16, "int32x4")
 
 
 def _scalar_float(pointer: Pointer, index: Expr) -> Expr:

@@ -16,10 +16,11 @@ from smc.codegen.kernels.builder import (
     cast,
     const,
     dtype_of,
+    intrinsic,
     reinterpret,
 )
 from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
-from smc.codegen.layout import ROW_VECTOR, planes, stored_bias
+from smc.codegen.layout import FIVE, ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -35,6 +36,28 @@ def cell(vector: Expr, index: Expr, count: Expr, offset: int = 0) -> Expr:
     """
     one = const(1, "int64")
     return ((vector >> one) * count + index) * 2 + (vector & one) + offset
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """Where the codes of a tile and row vector are: `begin` in bytes (int64); base 3: the `power` (int32) of 3 that
+    brings their digit to the front."""
+
+    begin: Expr
+    power: Expr | None = None
+
+
+def tile_place(kernel: Kernel, encoding: Encoding, vector: Expr, tile: Expr, tiles: Expr, offset: int = 0) -> TilePlace:
+    """The place of a tile (int64) of `tiles`; offset: for the vector after an even one."""
+    if encoding.storage != "base3":
+        size = ROW_VECTOR * TILE * encoding.bits // 8
+        return TilePlace(kernel.let(cell(vector, tile, tiles, offset) * size, "place"))
+    five = const(FIVE, "int64")
+    begin = kernel.let(cell(vector, tile // five, (tiles + const(FIVE - 1, "int64")) // five, offset), "place")
+    # The powers 1, 3, 9, 27, 81 are bytes of one number.
+    powers = const(int.from_bytes(bytes(3**i for i in range(FIVE)), "little"), "int64")
+    power = (powers >> (tile % five * const(8, "int64"))) & const(255, "int64")
+    return TilePlace(begin * (QUADS * VECTOR_BYTES), kernel.let(cast(power, "int32"), "power"))
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,8 @@ def code_form(encoding: Encoding, level: Level) -> CodeForm:
         return CodeForm(encoding.bits, 0, 0, signed=False)
     if not signed:
         return CodeForm(encoding.bits, 0, 0, signed=False)
+    if encoding.storage == "base3":
+        return CodeForm(encoding.bits, 0, 0, signed=True)
     # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
     shift = 0 if level.dot == "smull" and encoding.activation == "i8" else 8 - encoding.bits
     return CodeForm(encoding.bits, -stored_bias(encoding, level.family), shift, signed=True)
@@ -80,20 +105,33 @@ def unpacked_zero(encoding: Encoding, level: Level) -> int:
 
 
 def unpack_quad(
-    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: Expr, quad: int, row: int
+    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: TilePlace, quad: int, row: Expr
 ) -> Expr:
     """One quad of a tile for the rows of a unit: bytes in the level's `code_form` [4 * lanes], row by row.
 
-    tile: byte offset (int64) of the tile in `codes`, row: the unit's first in the row vector. The loads of one packed
-    vector are merged by LLVM.
+    row: the unit's first in the row vector (int64). The loads of one packed vector are merged by LLVM.
     """
     lanes, form = 4 * level.lanes, code_form(encoding, level)
+    begin = tile.begin + row * 4
+    if tile.power is not None:
+        code = _base3_digits(kernel, level, codes.load(begin + quad * VECTOR_BYTES, lanes), tile.power)
+    else:
+        code = _packed_codes(encoding, form, codes, begin, quad, lanes)
+    if encoding.levels is not None and encoding.grid == "i8":
+        code = lookup_bytes([int(v) + form.offset for v in encoding.levels], code, level, form.dtype)
+    elif dtype_of(code) != f"{form.dtype}x{lanes}":
+        code = reinterpret(code, f"{form.dtype}x{lanes}")
+    return kernel.let(code, "code")
+
+
+def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int) -> Expr:
+    """Codes of a quad from their planes."""
     # Sign extension needs the code at the top, an index and an unsigned code need it at the bottom.
     bottom = 8 - encoding.bits if form.signed and encoding.levels is None else 0
     code, base, low = None, 0, 0
     for width in planes(encoding.bits):
         per_byte = 8 // width
-        plane = codes.load(tile + (base + quad // per_byte * VECTOR_BYTES + row * 4), lanes)
+        plane = codes.load(begin + (base + quad // per_byte * VECTOR_BYTES), lanes)
         plane = _bit_field(plane, quad % per_byte * width, width, bottom + low)
         code = plane if code is None else code | plane
         base += width * VECTOR_BYTES
@@ -103,9 +141,29 @@ def unpack_quad(
         code = reinterpret(code, f"int8x{lanes}")
         if bottom > form.shift:
             code = code >> const(bottom - form.shift, f"int8x{lanes}")
-    if encoding.levels is not None and encoding.grid == "i8":
-        code = lookup_bytes([int(v) + form.offset for v in encoding.levels], code, level, form.dtype)
-    return kernel.let(code, "code")
+    return code
+
+
+def _base3_digits(kernel: Kernel, level: Level, fractions: Expr, power: Expr) -> Expr:
+    """uint8 0…2: 3 times the fraction of power times each byte of base 3."""
+    lanes = 4 * level.lanes
+    if level.family == "arm64":
+        dtype = f"uint8x{lanes}"
+        fraction = kernel.let(fractions * broadcast(cast(power, "uint8"), lanes), "fraction")
+        # (f + f / 2) / 2 is three quarters of it.
+        half = fraction >> const(1, dtype)
+        return intrinsic(dtype, "llvm.aarch64.neon.uhadd.v16i8", fraction, half) >> const(6, dtype)
+    words, dtype = reinterpret(fractions, f"uint16x{lanes // 2}"), f"uint16x{lanes // 2}"
+    high = "llvm.x86.avx512.pmulhu.w.512" if lanes == 64 else "llvm.x86.avx2.pmulhu.w"
+    power = cast(power, "uint16")
+
+    def digits(factor: Expr, three: int) -> Expr:
+        return intrinsic(dtype, high, words * broadcast(factor, lanes // 2), const(three, dtype))
+
+    # Even bytes are moved to the top by the product itself; odd ones have the byte below as further places.
+    even = digits(power << const(8, "uint16"), 3)
+    odd = digits(power, 3 << 8) & const(0xFF00, dtype)
+    return reinterpret(kernel.let(even | odd, "digits"), f"uint8x{lanes}")
 
 
 def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:

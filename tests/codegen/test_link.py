@@ -90,6 +90,7 @@ def test_linux(program: Callable[[str], bytes], target: str, machine: int) -> No
     assert max(versions) <= (2, 17)
 
 
+@pytest.mark.arm64
 def test_android(program: Callable[[str], bytes]) -> None:
     elf = Elf(program("arm64-android"))
     defined, wanted = elf.symbols()
@@ -103,6 +104,7 @@ def test_android(program: Callable[[str], bytes]) -> None:
     assert GNU_HASH in elf.values
 
 
+@pytest.mark.arm64
 def test_macos(program: Callable[[str], bytes]) -> None:
     data = program("arm64-macos")
     magic, cpu, _, kind, count = struct.unpack_from("<5I", data)
@@ -121,6 +123,7 @@ def test_macos(program: Callable[[str], bytes]) -> None:
     assert b"\0_smc_engine\0" in data
 
 
+@pytest.mark.arm64
 @pytest.mark.parametrize("target", ["arm64-android", "arm64-macos"])
 def test_the_same_bytes_every_time(program: Callable[[str], bytes], target: str, tmp_path: Path) -> None:
     compile_module(random_parameters(tiny_module()), target, tmp_path / "model.smc")

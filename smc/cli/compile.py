@@ -27,7 +27,7 @@ PROGRAM_BYTES = 64 << 20
 @click.command()
 @click.argument("model")
 @click.option("--target", default="native", show_default=True, help="Machine to compile for: see `smc targets`.")
-@click.option("--quant", metavar="RECIPE", help="f32, f16, int8, int4 or int4-plain: see `smc passes`.")
+@click.option("--quant", metavar="RECIPE", help="int8, int4, ternary …: see `smc passes`.")
 @click.option(
     "-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="Run a pass first; may be given again."
 )

@@ -4,7 +4,9 @@ from smc.passes.base import Context, Pass
 from smc.passes.convert import Convert
 from smc.passes.fusion import FUSIONS, FuseGatedActivation, FuseResidual
 from smc.passes.manager import apply
+from smc.passes.quantize_nf4 import QuantizeNF4
 from smc.passes.quantize_rtn import QuantizeRTN
+from smc.passes.quantize_ternary import QuantizeTernary
 from smc.passes.recipe import Recipe, load_recipe, recipe_names
 from smc.passes.registry import parse_pass, register, registered_passes
 from smc.passes.untie import Untie
@@ -18,7 +20,9 @@ __all__ = [
     "FuseResidual",
     "GroupStatistics",
     "Pass",
+    "QuantizeNF4",
     "QuantizeRTN",
+    "QuantizeTernary",
     "Recipe",
     "Untie",
     "WeightQuantizer",

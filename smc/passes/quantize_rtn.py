@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 GROUPS = (16, 32, 64, 128, "row")
 
 
+def check_group(name: str, group: int | str) -> None:
+    """InputError where a pass has no such group."""
+    if group not in GROUPS:
+        raise InputError(f"{name} takes groups of {', '.join(map(str, GROUPS))}, not {group}")
+
+
 @register("quantize-rtn")
 @dataclass(frozen=True)
 class QuantizeRTN(WeightQuantizer):
@@ -41,8 +47,7 @@ class QuantizeRTN(WeightQuantizer):
             raise InputError(f"quantize-rtn takes 2 to 8 bits, not {self.bits}")
         if self.search < 0:
             raise InputError(f"the search of quantize-rtn is a number of steps, not {self.search}")
-        if self.group not in GROUPS:
-            raise InputError(f"quantize-rtn takes groups of {', '.join(map(str, GROUPS))}, not {self.group}")
+        check_group(self.name, self.group)
 
     def encoding(self) -> Encoding:
         """Packed integers, a scale and perhaps a zero for every group."""

@@ -107,7 +107,8 @@ def test_options_of_every_type():
 
 
 def test_recipes_that_come_with_smc():
-    assert {"f32", "f16", "int8", "int4", "int4-plain"} <= set(recipe_names())
+    names = {"f32", "f16", "bf16", "int8", "int4", "int4-plain", "int3", "int2", "ternary", "nf4"}
+    assert names == set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name

@@ -33,6 +33,9 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
         return Tile(8, 32) if level.registers >= 32 else Tile(6, 16)
     if encoding.activation == "none":
         return Tile(8, 16) if level.registers >= 32 else Tile(2, 16)
+    if encoding.storage == "base3" or len(encoding.levels or ()) > 16:
+        # Unpacking takes longer than multiplying: more tokens share it.
+        return Tile(12, 16) if level.registers >= 32 else Tile(4, 8)
     return Tile(4, 32) if level.registers >= 32 else Tile(2, 16)
 
 

@@ -153,17 +153,14 @@ def _base3_digits(kernel: Kernel, level: Level, fractions: Expr, power: Expr) ->
         # (f + f / 2) / 2 is three quarters of it.
         half = fraction >> const(1, dtype)
         return intrinsic(dtype, "llvm.aarch64.neon.uhadd.v16i8", fraction, half) >> const(6, dtype)
-    words, dtype = reinterpret(fractions, f"uint16x{lanes // 2}"), f"uint16x{lanes // 2}"
-    high = "llvm.x86.avx512.pmulhu.w.512" if lanes == 64 else "llvm.x86.avx2.pmulhu.w"
-    power = cast(power, "uint16")
-
-    def digits(factor: Expr, three: int) -> Expr:
-        return intrinsic(dtype, high, words * broadcast(factor, lanes // 2), const(three, dtype))
-
-    # Even bytes are moved to the top by the product itself; odd ones have the byte below as further places.
-    even = digits(power << const(8, "uint16"), 3)
-    odd = digits(power, 3 << 8) & const(0xFF00, dtype)
-    return reinterpret(kernel.let(even | odd, "digits"), f"uint8x{lanes}")
+    dtype = f"uint16x{lanes // 2}"
+    name = "llvm.x86.avx512.pmulhu.w.512" if lanes == 64 else "llvm.x86.avx2.pmulhu.w"
+    words = reinterpret(fractions, dtype) * broadcast(cast(power, "uint16"), lanes // 2)
+    # An odd byte's fraction goes on in the even byte below, which is a fraction of its own.
+    words = kernel.let(words, "fractions")
+    odd = intrinsic(dtype, name, words, const(3 << 8, dtype))
+    even = intrinsic(dtype, name, words << const(8, dtype), const(3, dtype))
+    return reinterpret((odd & const(0xFF00, dtype)) | even, f"uint8x{lanes}")
 
 
 def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:

@@ -72,7 +72,7 @@ def count(runs: tuple[list[str], list[str]], cpu: str) -> tuple[Profile, str]:
 def count_own(level: Level, program: instructions_own.Program, case: Case) -> tuple[Profile, dict[str, Any]]:
     """smc's counts for all tokens of a case, and what the driver says of the engine."""
     profile, output = count(case.own_runs(program), level.cpu)
-    facts = json.loads(output)
+    facts = json.loads(output.splitlines()[-1])
     if facts["level"] != level.name:
         raise SystemExit(f"on qemu's {level.cpu} the engine ran its level {facts['level']}, not {level.name}")
     return profile, facts

@@ -85,10 +85,10 @@ class Symbols:
 
 
 def parse_counts(text: str) -> Profile:
-    """A profile from what the plugin wrote; ValueError where the program had more threads than one."""
+    """A profile from what the plugin wrote; ValueError where there was a second thread, which waits with instructions."""
     first, *lines = text.splitlines()
     if first != "threads 1":
-        raise ValueError(f"the program ran with {first}, and counts are exact for one")
+        raise ValueError(f"the program ran with {first}: counts are of programs with one")
     blocks: Counter[tuple[int, int]] = Counter()
     for line in lines:
         address, length, executions = line.split()

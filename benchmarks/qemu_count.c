@@ -1,10 +1,10 @@
-/* A qemu plugin (user emulation, plugin API version 1): how often every translated block of the program ran.
+/* A qemu plugin for user emulation: how often every translated block of the program ran.
  *
  *     qemu-aarch64 -plugin libqemu_count.so,out=FILE PROGRAM
  *
  * When the program ends, FILE has one line "threads N", then one line "ADDRESS INSTRUCTIONS EXECUTIONS" a block (hexadecimal,
  * decimal, decimal). A block is a straight line of instructions, entered only at its first: instructions executed are the
- * sum of the products. Counters are added to without atomics, so the counts are exact for a program with one thread.
+ * sum of the products.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -33,6 +33,11 @@ static void on_thread(qemu_plugin_id_t id, unsigned thread) {
   pthread_mutex_unlock(&lock);
 }
 
+static void on_run(unsigned thread, void *block) {
+  (void)thread;
+  __atomic_fetch_add(&((struct block *)block)->executions, 1, __ATOMIC_RELAXED);
+}
+
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *translated) {
   (void)id;
   struct block *block = calloc(1, sizeof *block);
@@ -43,7 +48,7 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *translated)
   block->next = blocks;
   blocks = block;
   pthread_mutex_unlock(&lock);
-  qemu_plugin_register_vcpu_tb_exec_inline(translated, QEMU_PLUGIN_INLINE_ADD_U64, &block->executions, 1);
+  qemu_plugin_register_vcpu_tb_exec_cb(translated, on_run, QEMU_PLUGIN_CB_NO_REGS, block);
 }
 
 static void on_exit_of_program(qemu_plugin_id_t id, void *user) {

@@ -8,7 +8,7 @@ from typing import Literal
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
-    COLUMN_CHUNK,
+    CHUNK_TILES,
     F32_FORM,
     HAS_BIAS,
     AttentionKernel,
@@ -19,10 +19,12 @@ from smc.codegen.kernels.specs import (
     RmsNormKernel,
     RopeKernel,
 )
-from smc.codegen.layout import ROW_BLOCK
-from smc.codegen.memory import MemoryPlan, symbol_values, width_of
+from smc.codegen.layout import ROW_BLOCK, padded
+from smc.codegen.memory import MemoryPlan, private_places, symbol_values, width_of
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan import (
+    PRIVATE_TOKENS,
+    WIDTH_MULTIPLE,
     Buffer,
     FunctionPlan,
     Plan,
@@ -41,12 +43,16 @@ KV_DTYPES: tuple[Literal["f16", "f32"], ...] = ("f16", "f32")
 """In the order of the engine's smc_kv_dtype."""
 
 
+Call = tuple[str, list[str]]
+"""A member of `struct kernels` and the arguments before begin and end, as C expressions."""
+
+
 def program_kernels(plan: Plan) -> list[KernelSpec]:
     """Every kernel that a program needs, each once, in a fixed order."""
     kernels: list[KernelSpec] = [*linear_kernels(plan), *embedding_kernels(plan)]
     for function in plan.functions():
         for phase in function.phases:
-            for task in phase:
+            for task in (part for group in phase for part in group.kernels()):
                 if isinstance(task.kernel, (RopeKernel, AttentionKernel)):
                     kernels += [_with_kv(task.kernel, dtype) for dtype in KV_DTYPES]
                 elif task.kernel is not None:
@@ -92,6 +98,7 @@ class _Host:
         for index, task in enumerate(self.tasks):
             self.first_tasks.setdefault((task.function, task.phase), index)
         self.lines: list[str] = []
+        self.scratch_bytes = 0
 
     def text(self) -> str:
         facts = self.plan.module.facts
@@ -108,6 +115,7 @@ class _Host:
             "};",
             "",
             "#define ARENA(type, offset) ((type *)(S->arena + (offset)))",
+            "#define PRIVATE(type, offset) ((type *)(thread->scratch + (offset)))",
             "",
         )
         self.kernel_tables()
@@ -216,6 +224,9 @@ class _Host:
             self.declare(function, buffer)
         if head and function.x is not None:
             self.declare(function, function.x)
+        for buffer in function.buffers:
+            if buffer.private:
+                self.declare_private(function, buffer)
         self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W;")
         if head:
             self.gather(function)
@@ -235,6 +246,23 @@ class _Host:
                     f"  float *{name}_scales = ARENA(float, {place.scales});",
                     f"  int32_t *{name}_sums = ARENA(int32_t, {place.sums});",
                 )
+
+    def declare_private(self, function: FunctionPlan, buffer: Buffer) -> None:
+        """In short steps the buffer lies in the thread's scratch."""
+        places, size = private_places(self.plan, function, buffer)
+        self.scratch_bytes = max(self.scratch_bytes, size)
+        self.emit(f"  if (N <= {PRIVATE_TOKENS}) {{")
+        for form, place in places.items():
+            name = self.name(function, buffer, form)
+            if form.kind == "f32":
+                self.emit(f"    {name} = PRIVATE(float, {place.data});")
+            else:
+                self.emit(
+                    f"    {name} = PRIVATE(int8_t, {place.data});",
+                    f"    {name}_scales = PRIVATE(float, {place.scales});",
+                    f"    {name}_sums = PRIVATE(int32_t, {place.sums});",
+                )
+        self.emit("  }")
 
     def name(self, function: FunctionPlan, buffer: Buffer, form: Form = F32_FORM) -> str:
         """The C name of a buffer."""
@@ -262,29 +290,68 @@ class _Host:
         )
 
     def phase(self, function: FunctionPlan, number: int, tasks: list[Task]) -> None:
-        names = ", ".join(task.slot or f"{task.kind} of {task.node.name}" for task in tasks)
+        names = ", ".join("+".join(p.slot or f"{p.kind} of {p.node.name}" for p in t.kernels()) for t in tasks)
         blocks = ", ".join(self.blocks(function, task) for task in tasks)
+        condition = f"if (N > {PRIVATE_TOKENS}) " if tasks[0].private else ""
+        before = function.phases[number - 1][0] if number and function.phases[number - 1][0].private else None
         self.emit(
-            f"  {{ /* phase {number}: {names} */",
+            f"  {condition}{{ /* phase {number}: {names} */",
             f"    const int32_t blocks[] = {{{blocks}}};",
             f"    smc_phase_begin(thread, &phase, {self.first_tasks[function.name, number]}, {len(tasks)}, blocks);",
-            "    while (smc_phase_claim(thread, &phase))",
-            "      switch (phase.task) {",
         )
+        if before is None:
+            self.emit("    while (smc_phase_claim(thread, &phase))")
+        else:
+            call = self.call(function, before, "0", self.count(function, before))
+            self.emit(
+                f"    int ready = N > {PRIVATE_TOKENS};",
+                "    while (smc_phase_claim(thread, &phase)) {",
+                "      if (!ready) {",
+                f"        {call};",
+                "        ready = 1;",
+                "      }",
+            )
+        self.emit("      switch (phase.task) {")
         for index, task in enumerate(tasks):
-            call = getattr(self, f"_{task.kind}", self._elementwise)(function, task)
-            self.emit(f"        case {index}:", f"          {call};", "          break;")
-        self.emit("      }", "    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+            self.emit(f"        case {index}:")
+            self.task(function, task)
+            self.emit("          break;")
+        self.emit("      }", *(["    }"] if before else []), "    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+
+    def task(self, function: FunctionPlan, task: Task) -> None:
+        """The calls of the blocks that a thread has claimed."""
+        if task.blocks == "chunks":
+            end = f"phase.end * {CHUNK_TILES} < {self.count(function, task)} ? phase.end * {CHUNK_TILES} : "
+            call = self.call(function, task, f"phase.begin * {CHUNK_TILES}", end + self.count(function, task))
+            self.emit(f"          {call};")
+            return
+        for part in task.kernels():
+            if part.blocks == "chunks":
+                assert part.output is not None
+                tiles = f"{self.width(function, part.output)} / {WIDTH_MULTIPLE}"
+                begin, end = (f"t * ({tiles}) + phase.{edge}" for edge in ("begin", "end"))
+                call = self.call(function, part, begin, end)
+                self.emit(f"          for (int32_t t = 0; t < N; t++) {call};")
+            else:
+                self.emit(f"          {self.call(function, part, 'phase.begin', 'phase.end')};")
+
+    def call(self, function: FunctionPlan, task: Task, begin: str, end: str) -> str:
+        """The kernel's call for some of its blocks (of element-wise work: tiles)."""
+        kernel, arguments = getattr(self, f"_{task.kind}", self._elementwise)(function, task)
+        return f"K->{kernel}({', '.join([*arguments, begin, end])})"
+
+    def count(self, function: FunctionPlan, task: Task) -> str:
+        """How many tokens, or tiles of all tokens, a row kernel works on."""
+        if task.blocks == "tokens":
+            return "N"
+        return f"N * ({self.width(function, task.output or task.inputs[0])} / {WIDTH_MULTIPLE})"
 
     def blocks(self, function: FunctionPlan, task: Task) -> str:
         if task.blocks == "rows":
             assert task.slot is not None
             return f"L->{_identifier(task.slot)}.rows / {ROW_BLOCK}"
         if task.blocks == "chunks":
-            width = self.width(function, (task.output or task.inputs[0]))
-            if width.isdigit():
-                return f"N * {-(-int(width) // COLUMN_CHUNK)}"
-            return f"N * (({width} + {COLUMN_CHUNK - 1}) / {COLUMN_CHUNK})"
+            return f"({self.count(function, task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
         return {"tokens": "N", "kv": f"N * {self.plan.kv_heads}", "tiles": f"S->tile_count * {self.plan.kv_heads}"}[
             task.blocks
         ]
@@ -304,15 +371,15 @@ class _Host:
             arguments += [name] if form.kind == "f32" else [name, f"{name}_scales", f"{name}_sums"]
         return arguments
 
-    def _embedding(self, function: FunctionPlan, task: Task) -> str:
+    def _embedding(self, function: FunctionPlan, task: Task) -> Call:
         assert task.slot is not None and task.output is not None
         m = f"L->{_identifier(task.slot)}"
         width = self.width(function, task.output)
-        place = f"W + {m}.codes, W + {m}.scales, W + {m}.zeros"
-        kernel = f"K->embedding[{m}.kernel]"
-        return f"{kernel}(S->tokens, {place}, Y, {m}.rows, {m}.columns, {width}, phase.begin, phase.end)"
+        place = [f"W + {m}.codes", f"W + {m}.scales", f"W + {m}.zeros"]
+        kernel = f"embedding[{m}.kernel]"
+        return kernel, ["S->tokens", *place, "Y", f"{m}.rows", f"{m}.columns", width]
 
-    def _rms_norm(self, function: FunctionPlan, task: Task) -> str:
+    def _rms_norm(self, function: FunctionPlan, task: Task) -> Call:
         assert task.slot is not None and task.output is not None and isinstance(task.kernel, RmsNormKernel)
         source, out = task.inputs[0], task.output
         arguments = [
@@ -324,9 +391,9 @@ class _Host:
             self.width(function, out),
             _float(task.node.attributes["eps"]),
         ]
-        return self.invoke(_field(task.kernel), arguments)
+        return _field(task.kernel), arguments
 
-    def _linear(self, function: FunctionPlan, task: Task) -> str:
+    def _linear(self, function: FunctionPlan, task: Task) -> Call:
         assert task.slot is not None and task.output is not None
         m, source = f"L->{_identifier(task.slot)}", task.inputs[0]
         name = self.name(function, source, task.input_form)
@@ -345,9 +412,9 @@ class _Host:
             f"{m}.rows",
             str(flags),
         ]
-        return self.invoke(f"linear[{m}.kernel]", arguments)
+        return f"linear[{m}.kernel]", arguments
 
-    def _rope_cache(self, function: FunctionPlan, task: Task) -> str:
+    def _rope_cache(self, function: FunctionPlan, task: Task) -> Call:
         assert isinstance(task.kernel, RopeKernel)
         q, key, value = task.inputs
         rotated = function.function.node(task.node.inputs[0])
@@ -363,9 +430,9 @@ class _Host:
             "(int64_t)(S->kv_page_bytes >> (S->kv_dtype == SMC_KV_F16 ? 1 : 2))",
             "L->cache",
         ]
-        return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
+        return f"{_field(task.kernel)}[S->kv_dtype]", arguments
 
-    def _attention(self, function: FunctionPlan, task: Task) -> str:
+    def _attention(self, function: FunctionPlan, task: Task) -> Call:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None
         arguments = [
             self.name(function, task.inputs[0]),
@@ -380,9 +447,9 @@ class _Host:
             _float(task.node.attributes["scale"]),
             str(task.node.attributes["window"] or 0),
         ]
-        return self.invoke(f"{_field(task.kernel)}[S->kv_dtype]", arguments)
+        return f"{_field(task.kernel)}[S->kv_dtype]", arguments
 
-    def _quantize(self, function: FunctionPlan, task: Task) -> str:
+    def _quantize(self, function: FunctionPlan, task: Task) -> Call:
         assert task.kernel is not None and task.output is not None
         source = task.inputs[0]
         arguments = [
@@ -391,9 +458,9 @@ class _Host:
             "N",
             self.width(function, source),
         ]
-        return self.invoke(_field(task.kernel), arguments)
+        return _field(task.kernel), arguments
 
-    def _elementwise(self, function: FunctionPlan, task: Task) -> str:
+    def _elementwise(self, function: FunctionPlan, task: Task) -> Call:
         assert task.output is not None and isinstance(task.kernel, ElementwiseKernel)
         inputs = [self.name(function, b) for b in task.inputs]
         arguments = [
@@ -402,10 +469,7 @@ class _Host:
             "N",
             self.width(function, task.output),
         ]
-        return self.invoke(_field(task.kernel), arguments)
-
-    def invoke(self, kernel: str, arguments: list[str]) -> str:
-        return f"K->{kernel}({', '.join(arguments)}, phase.begin, phase.end)"
+        return _field(task.kernel), arguments
 
     # ---- the whole
 
@@ -476,7 +540,7 @@ class _Host:
             "weight_bytes": self.table.total_bytes,
             "token_weight_bytes": self.table.token_bytes,
             "arena_bytes": memory.arena_bytes,
-            "thread_scratch_bytes": -(-shape.scratch_floats * 4 // 64) * 64,
+            "thread_scratch_bytes": padded(max(shape.scratch_floats * 4, self.scratch_bytes), 64),
             "hidden_offset": hidden,
             "hidden_stride": padded_width(plan.hidden),
             "level_count": len(self.target.levels),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from smc.codegen.kernels.specs import Form
 from smc.codegen.layout import padded
-from smc.codegen.plan import Buffer, FunctionPlan, Plan, padded_width
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, padded_width
 from smc.ir.types import Dim
 
 ALIGNMENT = 64
@@ -81,9 +81,9 @@ def _plan_function(
     lives: dict[Buffer, tuple[int, int]] = {}
     for number, phase in enumerate(function.phases):
         for task in phase:
-            for buffer in [*task.inputs, *([task.output] if task.output else [])]:
+            for buffer in task.buffers():
                 first, _ = lives.get(buffer, (number, number))
-                lives[buffer] = (first, number)
+                lives[buffer] = (first, number + task.private)  # a private task runs in the next phase, too
     local = list(function.buffers)
     if function is plan.head and function.x is not None:
         local.append(function.x)  # the gathered rows
@@ -106,6 +106,16 @@ def _plan_function(
             places[function.name, buffer, form] = Place(*starts)
             offset += sum(parts)
     return max((end for *_, end in taken), default=0)
+
+
+def private_places(plan: Plan, function: FunctionPlan, buffer: Buffer) -> tuple[dict[Form, Place], int]:
+    """Where in a thread's scratch a private buffer's forms lie, and how many bytes they are."""
+    places, offset = {}, 0
+    for form in buffer.forms:
+        parts = _form_bytes(form, PRIVATE_TOKENS, width_of(plan, function, buffer.width))
+        places[form] = Place(*(offset + sum(parts[:i]) for i in range(len(parts))))
+        offset += sum(parts)
+    return places, offset
 
 
 def _form_bytes(form: Form, tokens: int, width: int) -> list[int]:

@@ -33,6 +33,9 @@ from smc.ir.types import Dim
 WIDTH_MULTIPLE = 32
 """Rows of activations are padded to this many floats."""
 
+PRIVATE_TOKENS = 2
+"""Steps of so few tokens spare a barrier where every thread can make a small result for itself."""
+
 
 @dataclass(eq=False)
 class Buffer:
@@ -41,6 +44,7 @@ class Buffer:
     value: str
     width: Dim
     forms: list[Form] = field(default_factory=list)
+    private: bool = False
 
     def need(self, form: Form) -> None:
         """Also keep the value in this form."""
@@ -50,9 +54,12 @@ class Buffer:
 
 @dataclass(eq=False)
 class Task:
-    """One kernel on some buffers, or "linear", whose kernel the layer's table chooses.
+    """One kernel on some buffers, or "linear", whose kernel the layer's table chooses, or a "chain".
 
-    blocks: what its blocks are: "tokens", "chunks" (token × 256 columns), "rows" (32 weight rows),
+    A chain is several linears and an element-wise op on their results (`parts`, in this order): a thread takes the same
+    rows through all of them, without a barrier between.
+    private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
+    blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows),
     "kv" (token × KV head), "tiles" (attention tile × KV head).
     """
 
@@ -68,6 +75,16 @@ class Task:
     input_form: Form = F32_FORM
     after: list[Task] = field(default_factory=list)
     phase: int = 0
+    parts: list[Task] = field(default_factory=list)
+    private: bool = False
+
+    def kernels(self) -> list[Task]:
+        """The task, or its parts: one kernel each."""
+        return self.parts or [self]
+
+    def buffers(self) -> list[Buffer]:
+        """Everything that is read or written."""
+        return [b for task in self.kernels() for b in [*task.inputs, *([task.output] if task.output else [])]]
 
 
 @dataclass
@@ -213,12 +230,15 @@ class _Planner:
                 handler(node)
         result = self.buffers[function.outputs[0]]
         self._choose_kernels()
+        self._chain_linears()
         for task in self.tasks:
             task.phase = 1 + max((other.phase for other in task.after), default=-1)
         phases: list[list[Task]] = [[] for _ in range(1 + max(task.phase for task in self.tasks))]
         for task in self.tasks:
             phases[task.phase].append(task)
-        used = dict.fromkeys(b for t in self.tasks for b in [*t.inputs, *([t.output] if t.output else [])])
+        for phase, following in itertools.pairwise(phases):
+            self._make_private(phase, following, [b for b in (x, result) if b is not None])
+        used = dict.fromkeys(b for task in self.tasks for b in task.buffers())
         return FunctionPlan(name, function, phases, [b for b in used if b not in (x, result)], x, result)
 
     # ---- tasks and their order
@@ -280,7 +300,7 @@ class _Planner:
         if (value, form) not in self.codes:
             source = self.buffers[value]
             codes = self.codes[value, form] = Buffer(value, source.width, [form])
-            blocks = "tokens" if form.group == "token" else "chunks"
+            blocks = "chunks" if form.group == 32 else "tokens"
             node = self.function.node(value)
             self._task(Task("quantize", node, blocks, inputs=[source], output=codes, input_form=form))
         return self.codes[value, form]
@@ -363,9 +383,43 @@ class _Planner:
                 task.kernel = ElementwiseKernel(task.kind, _direct(task.output))
             elif task.kind == "quantize":
                 form = task.input_form
-                task.kernel = (
-                    QuantizeTokensKernel(form) if form.group == "token" else ElementwiseKernel("copy", (form,))
-                )
+                task.kernel = ElementwiseKernel("copy", (form,)) if form.group == 32 else QuantizeTokensKernel(form)
+
+    def _chain_linears(self) -> None:
+        """Element-wise ops join the linears whose results only they read; a block of rows is a tile of columns."""
+        for task in list(self.tasks):
+            makers = [self.producer.get(buffer) for buffer in task.inputs]
+            if not isinstance(task.kernel, ElementwiseKernel) or task.kind == "copy" or task.output is None:
+                continue
+            linears = [m for m in dict.fromkeys(makers) if m is not None and m.kind == "linear" and not m.accumulate]
+            alone = all(
+                self.readers[buffer] == [task] * makers.count(self.producer.get(buffer)) for buffer in task.inputs
+            )
+            if len(linears) < len(set(makers)) or not alone or any(form.group != 32 for form in task.output.forms):
+                continue
+            if any(linear.output is not None and linear.output.value in self.function.outputs for linear in linears):
+                continue
+            parts = [*linears, task]
+            after = [t for part in parts for t in part.after if t not in parts]
+            inputs = list(dict.fromkeys(b for linear in linears for b in linear.inputs))
+            chain = Task("chain", task.node, "rows", inputs=inputs, output=task.output, slot=linears[0].slot)
+            chain.after, chain.parts = list(dict.fromkeys(after)), parts
+            self.producer[task.output] = chain
+            self.tasks[self.tasks.index(linears[0])] = chain
+            self.tasks = [t for t in self.tasks if t not in parts]
+            for other in self.tasks:
+                other.after = list(dict.fromkeys(chain if t in parts else t for t in other.after))
+            for buffer in inputs:
+                self.readers[buffer] = [chain if t in parts else t for t in self.readers[buffer]]
+
+    def _make_private(self, phase: list[Task], following: list[Task], shared: list[Buffer]) -> None:
+        """A phase that only norms or quantizes what the next phase alone reads, and does not overwrite."""
+        [first, *others] = phase
+        if others or first.kind not in ("rms_norm", "quantize") or first.output is None or first.output in shared:
+            return
+        written = [part.output for task in following for part in task.kernels()]
+        if set(self.readers[first.output]) <= set(following) and not any(b in written for b in first.inputs):
+            first.private = first.output.private = True
 
 
 def _direct(buffer: Buffer) -> tuple[Form, ...]:
@@ -387,7 +441,8 @@ def _slot_parameters(plan: Plan, kind: str) -> list[Parameter]:
         plan.module.parameters[call.attributes["parameters"][task.slot]]
         for function, call in plan.order
         for phase in function.phases
-        for task in phase
+        for group in phase
+        for task in group.kernels()
         if task.kind == kind and task.slot is not None
     ]
 

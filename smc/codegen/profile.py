@@ -56,9 +56,12 @@ def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
             profiles.append(TaskProfile(function.name, GATHER, "gather", "copy", token_bytes=2 * row, head=True))
         for number, phase in enumerate(function.phases):
             for task in phase:
-                profile = TaskProfile(function.name, number, task.slot or task.node.name, task.kind, head=head)
+                kinds = "+".join(dict.fromkeys(part.kind for part in task.kernels()))
+                name = "+".join(part.slot or part.node.name for part in task.kernels() if part.slot or not task.parts)
+                profile = TaskProfile(function.name, number, name, kinds, head=head)
                 for index in range(len(function.calls)):
-                    _add_call(profile, plan, function, task, index)
+                    for part in task.kernels():
+                        _add_call(profile, plan, function, part, index)
                 profiles.append(profile)
     return profiles
 

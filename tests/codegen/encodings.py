@@ -11,6 +11,9 @@ from smc.ir import BF16, F16, F32, Encoding, integer
 I8_LEVELS = (-128, -90, -61, -43, -30, -20, -12, -5, 0, 4, 13, 25, 41, 62, 89, 127)
 FLOAT_LEVELS = tuple(v / 8 for v in (-8, -5.5, -4.2, -3.1, -2.3, -1.5, -0.7, 0, 0.6, 1.3, 2, 2.7, 3.5, 4.5, 5.8, 8))
 
+ALL_LEVELS = tuple((37 * i + 11) % 256 - 128 for i in range(256))
+ALL_FLOAT_LEVELS = tuple(level / 100 for level in ALL_LEVELS)
+
 ENCODINGS = [
     F32,
     F16,
@@ -35,6 +38,19 @@ ENCODINGS = [
     Encoding(bits=5, offset=True, group="row", activation_group="token"),
     Encoding(bits=4, levels=I8_LEVELS),
     Encoding(bits=4, levels=FLOAT_LEVELS, group=64),
+    Encoding(bits=5, levels=I8_LEVELS + I8_LEVELS[:5]),
+    Encoding(bits=8, levels=ALL_LEVELS, group=64),
+    Encoding(bits=5, levels=ALL_FLOAT_LEVELS[:27], group=16),
+    Encoding(bits=8, levels=ALL_FLOAT_LEVELS),
+    Encoding(bits=4, super_group=8),
+    Encoding(bits=5, group=16, super_group=16, zero="group", scale_dtype="f32"),
+    Encoding(bits=4, group=64, super_group=3, offset=True),
+    Encoding(bits=8, group=96, super_group=2, zero="group", activation="none", scale_dtype="bf16"),
+    Encoding(bits=4, group=128, activation_group=128),
+    Encoding(bits=2, group=192, activation_group=64, zero="group"),
+    Encoding(bits=4, group=64, activation_group=128, offset=True),
+    Encoding(bits=3, group="row", activation_group=64),
+    Encoding(bits=6, group=16, activation_group=96),
     Encoding(bits=3, levels=(-128, 127, 0, 3), group=16, activation="none"),
     Encoding(bits=6, activation="none"),
     Encoding(bits=4, group=16, zero="group", activation="none"),
@@ -50,8 +66,10 @@ def encodings(draw: st.DrawFn) -> Encoding:
     bits = 2 if storage == "base3" else bits
     kind = draw(st.sampled_from(["constant", "group", "offset", "levels", "float levels"]))
     weight_only = kind == "float levels" or draw(st.booleans())
-    activation_group = 32 if weight_only else draw(st.sampled_from([32, "token"]))
     group = draw(st.sampled_from([16, 32, 64, 96, 128, "row", "tensor"]))
+    # No group of inputs may cut one of weights.
+    inputs = [g for g in (32, 64, 96, 128) if not isinstance(group, int) or g % group == 0 or group % g == 0]
+    activation_group = 32 if weight_only else draw(st.sampled_from([*inputs, "token"]))
     count = 3 if storage == "base3" else 2**bits
     fields: dict[str, Any] = {"zero": draw(st.integers(0, count - 1))}
     if kind == "group":
@@ -59,8 +77,6 @@ def encodings(draw: st.DrawFn) -> Encoding:
     elif kind == "offset":
         fields = {"offset": True}
     elif "levels" in kind:
-        bits = min(bits, 4)
-        count = min(count, 16)
         exact = st.integers(-128, 127)
         level = exact if kind == "levels" else st.floats(-2, 2, width=16, allow_subnormal=False)
         fields = {"levels": tuple(draw(st.lists(level, min_size=2, max_size=count)))}
@@ -69,6 +85,7 @@ def encodings(draw: st.DrawFn) -> Encoding:
         storage,
         bits=bits,
         group=group,
+        super_group=draw(st.sampled_from([None, None, 2, 8])) if isinstance(group, int) else None,
         scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),
         activation="none" if weight_only else "i8",
         activation_group=activation_group,

@@ -85,11 +85,17 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
         zeros = zeros % 2 * (count - 1)
     # As the quantizing framework has it: no value but 0 in the padding of the last group.
     scales = stored(rng.uniform(0.001, 0.02, (rows, groups)) * rng.choice([-1, 1], (rows, groups)))
+    scale_codes = None
+    if encoding.super_group is not None:
+        scales = scales[:, : -(-groups // encoding.super_group)] / 100
+        scales = stored(scales.numpy())
+        scale_codes = torch.tensor(rng.integers(0, 256, (rows, groups)), dtype=torch.uint8)
     return EncodedTensor(
         encoding,
         (rows, columns),
         codes=torch.tensor(codes, dtype=torch.uint8),
         scales=scales[:1, :1] if encoding.group == "tensor" else scales,
+        scale_codes=scale_codes,
         zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.zero == "group" else None,
         offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.offset else None,
     )

@@ -47,15 +47,17 @@ class Linear:
             return (guarded(full), guarded(np.zeros(0, np.float32)), guarded(np.zeros(0, np.int32))), x.astype(
                 np.float64
             )
-        codes, scales = quantized(full, full.shape[1] if encoding.activation_group == "token" else 32)
+        token_scale, group = encoding.activation_group == "token", encoding.activation_group
+        codes, scales = quantized(full, full.shape[1] if isinstance(group, str) else group)
         sums = codes.reshape(tokens, -1, sum_group(encoding)).sum(-1, dtype=np.int32)
-        values = codes.reshape(tokens, scales.shape[1], -1) * scales[..., None].astype(np.float64)
-        if encoding.activation_group != "token":
+        by_column = np.repeat(scales, full.shape[1] if isinstance(group, str) else group, axis=1)[:, : full.shape[1]]
+        values = codes * by_column.astype(np.float64)
+        if not token_scale:
+            # Every tile has its scale, where several share one, too.
+            scales = np.ascontiguousarray(by_column[:, ::32])
             scales = interleaved(scales, level, "scales")
         laid_out = interleaved(codes, level, "codes"), scales, interleaved(sums, level, "sums")
-        return (guarded(laid_out[0]), guarded(laid_out[1]), guarded(laid_out[2])), values.reshape(tokens, -1)[
-            :, :columns
-        ]
+        return (guarded(laid_out[0]), guarded(laid_out[1]), guarded(laid_out[2])), values[:, :columns]
 
     def __call__(
         self,
@@ -84,10 +86,12 @@ class Linear:
 
 def quantized(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     """int8 codes [tokens, columns] and float32 scales [tokens, groups], by docs/numerics.md."""
-    groups = x.reshape(x.shape[0], -1, group)
+    tokens, columns = x.shape
+    groups = np.pad(x, ((0, 0), (0, -columns % group))).reshape(tokens, -1, group)
     largest = np.abs(groups).max(-1)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return np.rint(groups * inverse[..., None]).astype(np.int8).reshape(x.shape), largest / np.float32(127)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, -1)[:, :columns]
+    return np.ascontiguousarray(codes), largest / np.float32(127)
 
 
 @pytest.fixture(scope="module")

@@ -146,3 +146,9 @@ FORMATS = (*FORMATS, "gguf", "mxfp", "tq1", "tq2", "iq4")
 def test_kernels_know_no_quantization_format_by_name(path: Path) -> None:
     text = path.read_text(encoding="utf-8").lower()
     assert [name for name in FORMATS if name in text] == []
+
+
+def test_codebooks_of_the_same_size_have_different_names() -> None:
+    one, other = (Encoding(bits=4, levels=tuple(range(low, low + 16))) for low in (-8, -7))
+    for kind in (LinearKernel, EmbeddingKernel):
+        assert kind(one).name() != kind(other).name()

@@ -11,7 +11,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smc.codegen.kernels.builder import Kernel, const
-from smc.codegen.kernels.rows import COLUMN_CHUNK, elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
+from smc.codegen.kernels.rows import elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
 from smc.codegen.kernels.specs import F32_FORM, Form
 from smc.codegen.layout import padded
 from smc.ir import F32, EncodedTensor
@@ -143,7 +143,7 @@ def quantize(kernels: Any, x: np.ndarray, form: Form) -> list[np.ndarray]:
     results = outputs(x, form)
     tokens, stride = x.shape
     name = ("quantize_token" if form.group == "token" else "quantize") + ("_16" if form.sum_group == 16 else "")
-    blocks = tokens if form.group == "token" else tokens * -(-stride // COLUMN_CHUNK)
+    blocks = tokens if form.group == "token" else tokens * stride // 32
     for begin in range(blocks):
         kernels[name](x, *results, tokens, stride, begin, begin + 1)
     return results
@@ -197,7 +197,7 @@ def test_rounding_of_extreme_values(kernels: Any, level: Level, rows: Rows, form
 def test_add_and_mul(kernels: Any, rows: Rows, width: int) -> None:
     rng = np.random.default_rng(width)
     a, b = rows(rng.standard_normal((3, width))), rows(rng.standard_normal((3, width)))
-    blocks = 3 * -(-a.shape[1] // COLUMN_CHUNK)
+    blocks = 3 * a.shape[1] // 32
     for name, expected in (("add", a + b), ("mul", a * b)):
         [out] = outputs(a, F32_FORM)
         kernels[name](a, b, out, 3, a.shape[1], 1, blocks)
@@ -211,7 +211,7 @@ def test_silu(kernels: Any, level: Level, rows: Rows) -> None:
     exact = a.astype(np.float64)
     with np.errstate(over="ignore"):
         exact = exact / (1 + np.exp(-exact))
-    blocks = 16 * -(-a.shape[1] // COLUMN_CHUNK)
+    blocks = 16 * a.shape[1] // 32
     [out] = outputs(a, F32_FORM)
     kernels["silu"](a, out, 16, a.shape[1], 0, blocks)
     # Where exp is clamped, sigmoid is 1e-38 instead of less.

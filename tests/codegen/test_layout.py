@@ -61,17 +61,25 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
     groups = 1 if isinstance(encoding.group, str) else -(-tiles * 32 // size)
     padded_rows = -(-rows // 32) * 32
     word = WORDS[encoding.scale_dtype]
-    scales = packed[layout.scales_offset :][: layout.scales_bytes].view(word).reshape(-1, padded_rows // 32, groups, 32)
-    scales = floats(scales, encoding.scale_dtype)
-    assert scales.shape[0] == (2 if encoding.offset else 1)
+    per_scale = encoding.super_group or 1
+    scales = floats(packed[layout.scales_offset :][: layout.scales_bytes].view(word), encoding.scale_dtype)
+    count = padded_rows * -(-groups // per_scale)
+    scales, offsets = scales[:count].reshape(padded_rows // 32, -1, 32), scales[count:]
     zeros = packed[layout.zeros_offset :][: layout.zeros_bytes]
+    scale_codes = None
+    if encoding.super_group is not None:
+        scale_codes = zeros[: padded_rows * groups].reshape(-1, groups, 32)
+        zeros = zeros[padded_rows * groups :]
     for row, column in zip(rng.integers(0, rows, 50), rng.integers(0, columns, 50), strict=True):
         group, block, lane = column // size, row // 32, row % 32
         assert code_at(packed, encoding, tiles, row, column) == tensor.codes[row, group, column % size]
-        assert scales[0, block, group, lane] == tensor.scales.expand(rows, -1)[row, group]
+        assert scales[block, group // per_scale, lane] == tensor.scales.expand(rows, -1)[row, group // per_scale]
+        if scale_codes is not None:
+            assert tensor.scale_codes is not None
+            assert scale_codes[block, group, lane] == tensor.scale_codes[row, group]
         if encoding.offset:
             assert tensor.offsets is not None
-            assert scales[1, block, group, lane] == tensor.offsets[row, group]
+            assert offsets.reshape(-1, groups, 32)[block, group, lane] == tensor.offsets[row, group]
         if encoding.zero == "group":
             assert tensor.zeros is not None
             if encoding.bits > 4:
@@ -79,8 +87,8 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
             else:
                 zero = zeros.reshape(-1, -(-groups // 2), 32)[block, group // 2, lane] >> group % 2 * 4 & 15
             assert zero == tensor.zeros[row, group]
-    missing = scales.reshape(-1, padded_rows // 32, groups, 32).transpose(0, 1, 3, 2).reshape(-1, padded_rows, groups)
-    assert not missing[:, rows:].any()
+    for stored in (scales, offsets.reshape(padded_rows // 32, -1, 32)):
+        assert not stored.transpose(0, 2, 1).reshape(padded_rows, -1)[rows:].any()
 
 
 @pytest.mark.parametrize("encoding", [F32, F16, BF16], ids=str)
@@ -108,13 +116,13 @@ def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encod
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"bits": 4, "super_group": 8}, "two-level scales"),
+        ({"bits": 4, "group": "row", "super_group": 8}, "two-level scales with one scale a row"),
         ({"bits": 4, "permuted": True}, "permuted"),
         ({"bits": 4, "rotation": 64}, "rotated"),
-        ({"bits": 8, "levels": tuple(range(17))}, "17 levels"),
         ({"bits": 4, "group": 48}, "groups of 48"),
         ({"bits": 4, "group": 8}, "groups of 8"),
-        ({"bits": 4, "activation_group": 64}, "activation groups of 64"),
+        ({"bits": 4, "activation_group": 48}, "activation groups of 48"),
+        ({"bits": 4, "group": 96, "activation_group": 64}, "activation groups of 64 that cut groups of 96"),
     ],
 )
 def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: str) -> None:

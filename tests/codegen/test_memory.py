@@ -52,8 +52,10 @@ def check(plan: Plan, memory: MemoryPlan) -> None:
         live: dict[Buffer, list[int]] = {}
         for number, phase in enumerate(function.phases):
             for task in phase:
-                for buffer in [*task.inputs, *([task.output] if task.output else [])]:
+                for buffer in [b for part in task.kernels() for b in (*part.inputs, part.output) if b is not None]:
                     live.setdefault(buffer, []).append(number)
+                    if task.private:  # in short steps it runs in the next phase
+                        live[buffer].append(number + 1)
         if function.x is not None:
             live.setdefault(function.x, []).append(-1)
         live.setdefault(function.result, []).append(len(function.phases))
@@ -71,8 +73,23 @@ def check_order(plan: Plan) -> None:
     for function in plan.functions():
         for phase in function.phases:
             for one, other in itertools.permutations(phase, 2):
-                written = one.output if one.output is not None else one.inputs[0]  # rope_cache turns q in place
-                assert written not in [*other.inputs, other.output], (function.name, one.kind, other.kind)
+                written = [p.output if p.output is not None else p.inputs[0] for p in one.kernels()]  # rope: q in place
+                touched = [b for part in other.kernels() for b in (*part.inputs, part.output)]
+                assert not set(written) & set(touched), (function.name, one.kind, other.kind)
+
+
+def check_private(plan: Plan) -> None:
+    """What every thread makes for itself is read in the next phase only, whose tasks leave its inputs alone."""
+    for function in plan.functions():
+        for number, phase in enumerate(function.phases):
+            for task in phase:
+                if not task.private:
+                    continue
+                assert phase == [task] and task.output is not None and task.output.private
+                readers = [n for n, p in enumerate(function.phases) for t in p if task.output in t.inputs]
+                assert set(readers) == {number + 1}
+                written = [part.output for t in function.phases[number + 1] for part in t.kernels()]
+                assert not set(task.inputs) & set(written)
 
 
 MIXED = ["quantize-rtn:bits=8,group=16,include=v_proj", "convert:dtype=f16"]
@@ -85,6 +102,7 @@ def test_layers(make_checkpoint: MakeCheckpoint, chain: list[str], fusions: Any)
     plan = make_plan(apply(module, [*chain, *fusions]))
     check(plan, plan_memory(plan))
     check_order(plan)
+    check_private(plan)
 
 
 def test_widths_and_bits_that_differ(make_checkpoint: MakeCheckpoint) -> None:
@@ -92,6 +110,7 @@ def test_widths_and_bits_that_differ(make_checkpoint: MakeCheckpoint) -> None:
     plan = make_plan(apply(mixed_bits(different_widths(module, [80, 33, 64, 1, 79, 32]), 6), FUSIONS))
     check(plan, plan_memory(plan))
     check_order(plan)
+    check_private(plan)
 
 
 def test_wide_models_take_shorter_steps(make_checkpoint: MakeCheckpoint) -> None:
@@ -113,3 +132,4 @@ def test_random_blocks(build: Callable[[Function, str], str], quantized: bool, f
     plan = make_plan(apply(module, chain))
     check(plan, plan_memory(plan))
     check_order(plan)
+    check_private(plan)

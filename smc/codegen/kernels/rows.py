@@ -25,7 +25,7 @@ from smc.codegen.kernels.builder import (
     shuffle,
     vector_constant,
 )
-from smc.codegen.kernels.specs import COLUMN_CHUNK, Form
+from smc.codegen.kernels.specs import Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype, tile_place
 from smc.codegen.layout import ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
@@ -33,6 +33,9 @@ from smc.targets import Level
 
 LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
+
+LEVEL_TABLE = 128
+"""Levels of a codebook that an embedding has in one table."""
 
 SMALLEST = 1e-30
 """Groups of activations with no larger magnitude are rounded to 0 (docs/numerics.md)."""
@@ -189,21 +192,21 @@ def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
 
 
 @contextmanager
-def _chunked_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """Parameters stride, begin, end and a loop over blocks (token, chunk), 32 columns a turn: token, stride, column."""
+def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Parameters stride, begin, end and a loop over tiles, 32 columns a turn: token, stride, column."""
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
-    chunks = k.let((stride + const(COLUMN_CHUNK - 1, "int32")) // const(COLUMN_CHUNK, "int32"), "chunks")
-    with k.loop(end - begin, "block", begin=begin) as block:
-        token = k.let(cast(block // chunks, "int64"), "token")
-        first = k.let(cast(block % chunks, "int64") * COLUMN_CHUNK, "first")
-        count = tirx.min(stride64 - first, const(COLUMN_CHUNK, "int64")) >> const(5, "int64")
-        with k.loop(k.let(count, "count"), "group") as group:
-            yield token, stride64, k.let(first + group * TILE, "column")
+    tiles = k.let(stride >> const(5, "int32"), "tiles")
+    first = k.let(begin // tiles, "first")
+    with k.loop((end + tiles - 1) // tiles - first, "row", begin=first) as row:
+        start = k.let(row * tiles, "start")
+        low = k.let(tirx.max(begin - start, const(0, "int32")), "low")
+        with k.loop(tirx.min(end - start, tiles) - low, "tile", begin=low) as tile:
+            yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64") * TILE, "column")
 
 
 def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
-    """int32_t name(a[, b], <forms>, tokens, stride, begin, end): blocks of COLUMN_CHUNK columns, token by token.
+    """int32_t name(a[, b], <forms>, tokens, stride, begin, end): tiles of 32 columns, token by token.
 
     op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
     """
@@ -211,7 +214,7 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) 
     a = k.pointer("a", "float32")
     b = k.pointer("b", "float32") if op in ("add", "mul", "gated_silu") else None
     sink = Sink(k, level, forms)
-    with _chunked_rows(k) as (token, stride, column):
+    with _tiles_of_rows(k) as (token, stride, column):
         halves = []
         for offset in (0, LANES):
             place = k.let(token * stride + column + offset, "place")
@@ -228,7 +231,7 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) 
 
 
 def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
-    """int32_t name(x, codes, scales, sums, tokens, stride, begin, end): one scale a token, for encodings so."""
+    """int32_t name(x, codes, scales, sums, tokens, stride, begin, end): one scale a token, or for several tiles."""
     k = Kernel(name)
     x = k.pointer("x", "float32")
     sink = Sink(k, level, [form])
@@ -238,16 +241,24 @@ def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
     with k.loop(end - begin, "token", begin=begin) as t:
         token = k.let(cast(t, "int64"), "token")
         start = k.let(token * stride64, "start")
-        largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
-        with k.loop(stride64 >> const(4, "int64"), "vector") as v:
-            k.set(largest, tirx.max(largest.value, _magnitude(k.let(x.load(start + v * LANES, LANES)))))
-        scale, inverse = _scales(k, horizontal(k, largest.value, tirx.max))
-        k.store(scales, token, scale)
         to = sink.destination(form, token, stride64)
-        with k.loop(stride64 >> const(5, "int64"), "tile") as tile:
-            place = k.let(start + tile * TILE, "place")
-            halves = x.load(place, LANES), x.load(place + LANES, LANES)
-            store_codes(k, level, form, codes, sums, to, tile, halves, inverse)
+        tiles = k.let(stride64 >> const(5, "int64"), "tiles")
+        per_span = tiles if form.group == "token" else const(form.group // TILE, "int64")
+        with k.loop(k.let((tiles + per_span - const(1, "int64")) // per_span, "spans"), "span") as span:
+            first = k.let(span * per_span, "first")
+            count = k.let(tirx.min(tiles - first, per_span), "count")
+            largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
+            with k.loop(count * 2, "vector", begin=first * 2) as v:
+                k.set(largest, tirx.max(largest.value, _magnitude(k.let(x.load(start + v * LANES, LANES)))))
+            scale, inverse = _scales(k, horizontal(k, largest.value, tirx.max))
+            if form.group == "token":
+                k.store(scales, token, scale)
+            with k.loop(count, "tile", begin=first) as tile:
+                if form.group != "token":
+                    k.store(scales, to.scale(tile), scale)
+                place = k.let(start + tile * TILE, "place")
+                halves = x.load(place, LANES), x.load(place + LANES, LANES)
+                store_codes(k, level, form, codes, sums, to, tile, halves, inverse)
     return k
 
 
@@ -299,6 +310,9 @@ def _decode_row(
     tiles = k.let((width + const(TILE - 1, "int64")) // TILE, "tiles")
     size = encoding.group_size(0) if isinstance(encoding.group, int) else 0
     groups = k.let((tiles * TILE + const(size - 1, "int64")) // size, "groups") if size else const(1, "int64")
+    per_scale = const(encoding.super_group or 1, "int64")
+    super_groups = k.let((groups + per_scale - const(1, "int64")) // per_scale, "super_groups")
+    levels = _level_tables(k, encoding)
     with k.loop(tiles, "tile") as tile:
         place = tile_place(k, encoding, vector, tile, tiles)
         base = k.let(place.begin + lane * 4, "base")
@@ -310,10 +324,15 @@ def _decode_row(
                 code = _packed_codes(encoding, family, codes, base, quad)
             group = k.let(column // size, "group") if size else const(0, "int64")
             index = k.let(cell(vector, group, groups) * ROW_VECTOR + lane, "index")
-            scale = broadcast(k.let(_scalar_float(scales, index), "scale"), 4)
-            value = _decode_codes(k, encoding, code, zeros, vector, groups, group, lane)
+            outer = cell(vector, group // per_scale, super_groups) * ROW_VECTOR + lane
+            number, begin = _scalar_float(scales, outer), lane
+            if encoding.super_group is not None:
+                number = number * cast(cast(zeros.load(index), "int32"), "float32")
+                begin = lane + rows * groups  # of the zeros, behind the codes of the scales
+            scale = broadcast(k.let(number, "scale"), 4)
+            value = _decode_codes(k, encoding, levels, code, zeros, vector, groups, group, begin)
             if encoding.offset:
-                offset = k.let(_scalar_float(scales, index + rows * groups), "offset")
+                offset = k.let(_scalar_float(scales, index + rows * super_groups), "offset")
                 value = fma(value, scale, broadcast(offset, 4))
             else:
                 value = value * scale
@@ -352,15 +371,35 @@ def _scalar_float(pointer: Pointer, index: Expr) -> Expr:
     return cast(value, "float32")
 
 
+def _level_tables(k: Kernel, encoding: Encoding) -> list[Pointer]:
+    """The codebook in memory, in tables of 128 levels."""
+    levels, tables = encoding.levels or (), []
+    for begin in range(0, len(levels), LEVEL_TABLE):
+        part = levels[begin : begin + LEVEL_TABLE]
+        tables.append(k.array("float32", LEVEL_TABLE, "levels"))
+        for place, level in enumerate(part):
+            k.store(tables[-1], const(place, "int64"), const(level, "float32"))
+    return tables
+
+
 def _decode_codes(
-    k: Kernel, encoding: Encoding, code: Expr, zeros: Pointer, vector: Expr, groups: Expr, group: Expr, lane: Expr
+    k: Kernel,
+    encoding: Encoding,
+    levels: Sequence[Pointer],
+    code: Expr,
+    zeros: Pointer,
+    vector: Expr,
+    groups: Expr,
+    group: Expr,
+    lane: Expr,
 ) -> Expr:
-    """float32 [4]: codes minus zero, or their levels."""
-    if encoding.levels is not None:
-        code, value = k.let(code, "code"), const(0.0, "float32x4")
-        for place, level in enumerate(encoding.levels):
-            value = tirx.Select(code == const(place, "int32x4"), const(level, "float32x4"), value)
-        return k.let(value, "level")
+    """float32 [4]: codes minus zero, or their levels. lane: where zeros begin, and the row in its row vector."""
+    if levels:
+        code = k.let(code, "code")
+        values = [table.load(code & const(LEVEL_TABLE - 1, "int32x4")) for table in levels]
+        if len(values) == 1:
+            return k.let(values[0], "level")
+        return k.let(tirx.Select(code < const(LEVEL_TABLE, "int32x4"), values[0], values[1]), "level")
     if encoding.zero == "group":
         if encoding.zero_bits == 8:
             zero = cast(zeros.load(cell(vector, group, groups) * ROW_VECTOR + lane), "int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 HAS_BIAS, ACCUMULATE = 1, 2
 """Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it."""
 
-COLUMN_CHUNK = 256
-"""Columns that one block of an element-wise kernel covers."""
+CHUNK_TILES = 8
+"""Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32) or a token, and sums.
+    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32, 64 …) or a token, and sums.
 
     sum_group: over how many columns the codes are summed, for linears that correct for zeros.
     """
@@ -47,7 +48,6 @@ def form_for(encoding: Encoding) -> Form:
     """The form that a linear with weights in this encoding reads."""
     if encoding.activation != "i8":
         return F32_FORM
-    assert encoding.activation_group in (32, "token")
     return Form("i8", encoding.activation_group, sum_group(encoding))
 
 
@@ -83,6 +83,12 @@ class AttentionShape:
         return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"
 
 
+def _encoding_name(encoding: Encoding) -> str:
+    """For C names; the text of an encoding does not say which levels a codebook has."""
+    levels = "" if encoding.levels is None else hashlib.sha256(repr(encoding.levels).encode()).hexdigest()[:8]
+    return _identifier(f"{encoding}{levels and '.'}{levels}")
+
+
 def _identifier(text: Any) -> str:
     return "".join(c if c.isalnum() else "_" for c in str(text))
 
@@ -97,7 +103,7 @@ class LinearKernel:
     def name(self) -> str:
         """Its C name."""
         tile = "" if self.tile is None else f"_{self.tile}"
-        return f"linear_{_identifier(self.encoding)}{tile}"
+        return f"linear_{_encoding_name(self.encoding)}{tile}"
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
@@ -119,7 +125,7 @@ class EmbeddingKernel:
 
     def name(self) -> str:
         """Its C name."""
-        return f"embedding_{_identifier(self.encoding)}"
+        return f"embedding_{_encoding_name(self.encoding)}"
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""

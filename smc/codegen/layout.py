@@ -7,6 +7,7 @@ codes   [row block][tile][row vector][plane][packed vector][64 bytes]. Four neig
         plane), low bits first; a plane of w bits packs 8/w vectors, lowest bits first, into one vector of 64 bytes.
 scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group), then offsets alike, if there are any.
         The groups are those of whole tiles: with groups of 16 the last may be padding, all 0.
+        Two-level scales are [row block][super-group][32]; their codes, [row block][group][32] bytes, precede the zeros.
 zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
 floats  [row block][column][32].
 
@@ -104,19 +105,25 @@ class MatrixLayout:
         if self.encoding.is_float:
             return 0
         size = 4 if self.encoding.scale_dtype == "f32" else 2
-        return self.padded_rows * self.groups * size * (2 if self.encoding.offset else 1)
+        return self.padded_rows * (self.super_groups + self.groups * self.encoding.offset) * size
+
+    @property
+    def super_groups(self) -> int:
+        """Stored scales of a row: one a group, or fewer where they have two levels."""
+        return -(-self.groups // (self.encoding.super_group or 1))
 
     @property
     def zeros_offset(self) -> int:
-        """Where stored zeros begin (after the scales)."""
+        """Where codes of scales and stored zeros begin (after the scales)."""
         return padded(self.scales_offset + self.scales_bytes, ALIGNMENT)
 
     @property
     def zeros_bytes(self) -> int:
-        """Bytes of the stored zeros."""
-        if self.encoding.zero != "group":
-            return 0
-        return self.padded_rows * (-(-self.groups // 2) if self.encoding.zero_bits == 4 else self.groups)
+        """Bytes of the codes of scales and of the stored zeros."""
+        size = 0 if self.encoding.super_group is None else self.groups
+        if self.encoding.zero == "group":
+            size += -(-self.groups // 2) if self.encoding.zero_bits == 4 else self.groups
+        return self.padded_rows * size
 
     @property
     def total_bytes(self) -> int:
@@ -129,16 +136,18 @@ def check_packable(encoding: Encoding) -> None:
     reason = None
     if encoding.is_float:
         return
-    if encoding.super_group is not None:
-        reason = "two-level scales"
-    elif encoding.permuted or encoding.rotation:
+    inputs, group = encoding.activation_group, encoding.group
+    if encoding.permuted or encoding.rotation:
         reason = "a permuted or rotated input"
-    elif encoding.levels is not None and len(encoding.levels) > 16:
-        reason = f"a codebook of {len(encoding.levels)} levels (at most 16)"
+    elif encoding.super_group is not None and not isinstance(group, int):
+        reason = f"two-level scales with one scale a {group}"
     elif isinstance(encoding.group, int) and encoding.group != 16 and encoding.group % TILE:
         reason = f"groups of {encoding.group} (16 or a multiple of 32)"
-    elif encoding.activation == "i8" and encoding.activation_group not in (32, "token"):
-        reason = f"activation groups of {encoding.activation_group} (32 or token)"
+    elif encoding.activation == "i8" and isinstance(inputs, int):
+        if inputs % TILE:
+            reason = f"activation groups of {inputs} (a multiple of 32, or token)"
+        elif isinstance(group, int) and group % inputs and inputs % group:
+            reason = f"activation groups of {inputs} that cut groups of {group}"
     if reason:
         raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
 
@@ -163,16 +172,20 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
     assert tensor.codes is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
     out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout, family)
-    scales = [tensor.group_scales() if encoding.group != "tensor" else tensor.group_scales()[:, :1]]
+    assert tensor.scales is not None
+    # One scale for everything is repeated in every row.
+    scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
     if encoding.offset:
         assert tensor.offsets is not None
-        scales.append(tensor.offsets)
-    out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(
-        [_pack_scales(part, layout) for part in scales]
-    )
-    if encoding.zero == "group":
-        assert tensor.zeros is not None
-        out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = _pack_zeros(tensor.zeros.numpy(), layout)
+        scales.append(_pack_scales(tensor.offsets, layout, layout.groups))
+    out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(scales)
+    parts = []
+    if tensor.scale_codes is not None:
+        parts.append(_pack_bytes(tensor.scale_codes.numpy(), layout))
+    if tensor.zeros is not None:
+        parts.append(_pack_zeros(tensor.zeros.numpy(), layout))
+    if parts:
+        out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = np.concatenate(parts)
     return out
 
 
@@ -240,16 +253,20 @@ _FRACTIONS = _fractions(np.zeros(1, np.int64))[:, 0]
 _ODD_FRACTIONS = _fractions(np.arange(256))
 
 
-def _pack_scales(scales: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
+def _pack_scales(scales: torch.Tensor, layout: MatrixLayout, count: int) -> np.ndarray:
     import torch
 
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
     bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
-    return np.ascontiguousarray(_row_blocks(bits, layout, layout.groups)).view(np.uint8).reshape(-1)
+    return np.ascontiguousarray(_row_blocks(bits, layout, count)).view(np.uint8).reshape(-1)
+
+
+def _pack_bytes(values: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    return np.ascontiguousarray(_row_blocks(values, layout, layout.groups)).reshape(-1)
 
 
 def _pack_zeros(zeros: np.ndarray, layout: MatrixLayout) -> np.ndarray:
     if layout.encoding.zero_bits == 8:
-        return np.ascontiguousarray(_row_blocks(zeros, layout, layout.groups)).reshape(-1)
+        return _pack_bytes(zeros, layout)
     blocks = _row_blocks(zeros, layout, padded(layout.groups, 2))
     return np.ascontiguousarray(blocks[:, 0::2] | (blocks[:, 1::2] << 4)).reshape(-1)

@@ -31,7 +31,9 @@ class QuantizeRTN(WeightQuantizer):
     bits: 2 to 8. group: 16 to 128 neighbouring inputs share a scale, or row. symmetric: the zero is the middle code;
     otherwise every group stores a zero of its own. search: how many smaller and as many larger scales are tried besides
     the one of the full range, by the squared error of the weights; 0 takes the full range as it is (plain min-max).
-    scale_dtype: f16, bf16 or f32. activation: i8 (inputs rounded to int8 in groups of 32) or none (float inputs).
+    scale_dtype: f16, bf16 or f32. super_group: so many scales are stored in 8 bits, as multiples of one of scale_dtype.
+    activation: i8 (inputs rounded to int8) or none (float inputs). activation_group: 32, 64 or 128 neighbouring inputs
+    that share a scale, or token: all of them.
     include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
     """
 
@@ -41,6 +43,8 @@ class QuantizeRTN(WeightQuantizer):
     search: int = 3
     scale_dtype: Literal["f16", "bf16", "f32"] = "f16"
     activation: Literal["i8", "none"] = "i8"
+    super_group: int | None = None
+    activation_group: Literal[32, 64, 128, "token"] = 32
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -48,6 +52,8 @@ class QuantizeRTN(WeightQuantizer):
         if self.search < 0:
             raise InputError(f"the search of quantize-rtn is a number of steps, not {self.search}")
         check_group(self.name, self.group)
+        if self.super_group is not None and (self.super_group < 2 or not isinstance(self.group, int)):
+            raise InputError("the super_group of quantize-rtn is 2 or more groups of several in a row, or none")
 
     def encoding(self) -> Encoding:
         """Packed integers, a scale and perhaps a zero for every group."""
@@ -56,13 +62,18 @@ class QuantizeRTN(WeightQuantizer):
             zero=None if self.symmetric else "group",
             group=self.group,
             scale_dtype=self.scale_dtype,
+            super_group=self.super_group,
             activation=self.activation,
+            activation_group=self.activation_group,
         )
 
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Codes and scales, and zeros where asymmetric; see `WeightQuantizer.quantize`."""
         top = (1 << self.bits) - 1
-        candidate = _symmetric_candidates(groups, top) if self.symmetric else _asymmetric_candidates(groups, top)
+        signed = self.super_group is None
+        candidate = (
+            _symmetric_candidates(groups, top, signed) if self.symmetric else _asymmetric_candidates(groups, top)
+        )
         if self.search == 0:
             inverse, zeros = candidate(0.0)
             scales = 1 / inverse
@@ -87,13 +98,16 @@ Candidates = Callable[[float], "tuple[Tensor, Tensor]"]
 """From a stretch to 1 / scale and zero of every group, both float32 [out, n_groups]."""
 
 
-def _symmetric_candidates(groups: Tensor, top: int) -> Candidates:
+def _symmetric_candidates(groups: Tensor, top: int, signed: bool) -> Candidates:
     """The zero is the middle code. There is one more code below it than above, and the scale takes the sign that gives
-    it to the largest weight."""
+    it to the largest weight; scales that have no sign fit the range half a code wider than the codes above."""
     import torch
 
     middle = (top + 1) // 2
     low, high = groups.amin(-1), groups.amax(-1)
+    if not signed:
+        largest = torch.maximum(-low, high)
+        return lambda stretch: ((middle - 0.5 + stretch) / largest, torch.full_like(low, middle))
     largest = torch.where(-low > high, low, high)
     zeros = torch.full_like(low, middle)
     return lambda stretch: (-(middle + stretch) / largest, zeros)

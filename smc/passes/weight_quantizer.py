@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -63,16 +63,40 @@ class WeightQuantizer(Pass):
         """
 
     def round_scales(self, scales: Tensor) -> Tensor:
-        """The scales (or offsets) as they will be stored: rounded to `scale_dtype`, given back as float32."""
+        """The scales [out, n_groups] as they will be stored, given back as float32.
+
+        Rounded to `scale_dtype`; where they have two levels, to a multiple of their super-group's stored scale.
+        """
+        if self.encoding().super_group is None:
+            return self._rounded(scales)
+        outer, codes = self._two_levels(scales)
+        return _repeated(outer, self.encoding(), scales.shape[1]) * codes
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """Scales or offsets in `scale_dtype`, given back as float32."""
         import torch
 
         dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[self.encoding().scale_dtype]
-        return scales.to(dtype).to(torch.float32)
+        return values.to(dtype).to(torch.float32)
+
+    def _two_levels(self, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales [out, n_groups] → stored scales [out, super-groups], the largest scale / 255, and codes 0…255."""
+        import torch
+
+        size = self.encoding().super_group
+        assert size is not None
+        if (scales < 0).any():
+            raise InputError(f"pass {self.name} made negative scales, which two levels cannot store")
+        padded = torch.nn.functional.pad(scales, (0, -scales.shape[1] % size))
+        outer = self._rounded(padded.view(len(scales), -1, size).amax(-1) / 255)
+        inverse = (1 / outer).masked_fill_(outer == 0, 0)
+        codes = (scales * _repeated(inverse, self.encoding(), scales.shape[1])).round_().clamp_(0, 255)
+        return outer, codes
 
     def run(self, module: Module, context: Context) -> Module:
         """Wrap the `load` of every picked parameter that is still stored as floats."""
         encoding = self.encoding()
-        if encoding.is_float or encoding.permuted or encoding.rotation or encoding.super_group:
+        if encoding.is_float or encoding.permuted or encoding.rotation:
             raise InputError(
                 f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and a scale a group"
             )
@@ -117,12 +141,18 @@ class WeightQuantizer(Pass):
         offsets = third if encoding.offset else None
         if encoding.group == "tensor":
             codes = codes.view(matrix_shape(shape)[0], 1, -1)
-        return EncodedTensor(encoding, shape, codes=codes, scales=scales, zeros=zeros, offsets=offsets)
+        scale_codes = None
+        if encoding.super_group is not None:
+            scales, scale_codes = self._two_levels(scales)
+            scale_codes = scale_codes.to(torch.uint8)
+        return EncodedTensor(
+            encoding, shape, codes=codes, scales=scales, scale_codes=scale_codes, zeros=zeros, offsets=offsets
+        )
 
     def _encode_groups(self, groups: Tensor, statistics: GroupStatistics, encoding: Encoding) -> list[Tensor]:
         """Codes, scales and perhaps zeros or offsets of one chunk, checked, in the form `EncodedTensor` keeps them."""
         empty = groups.abs().amax(-1) < NEGLIGIBLE
-        guarded = groups.masked_fill(empty[..., None], 1.0) if empty.any() else groups
+        guarded = _filled(groups, empty, encoding) if empty.any() else groups
         results = list(self.quantize(guarded, statistics))
         wanted = 3 if encoding.zero == "group" or encoding.offset else 2
         if len(results) != wanted:
@@ -135,11 +165,11 @@ class WeightQuantizer(Pass):
         # What stands in the padding is never decoded; and whatever the scale 0 is multiplied with decodes to 0.
         results[0] = results[0].masked_fill(~statistics.mask, 0)
         self._check_codes("codes", results[0], top)
-        results[1] = self._stored("scales", results[1]).masked_fill(empty, 0.0)
+        results[1] = self._stored("scales", results[1], self.round_scales).masked_fill(empty, 0.0)
         if encoding.zero == "group":
             self._check_codes("zeros", results[2], top)
         elif encoding.offset:
-            results[2] = self._stored("offsets", results[2]).masked_fill(empty, 0.0)
+            results[2] = self._stored("offsets", results[2], self._rounded).masked_fill(empty, 0.0)
         return results
 
     def _check_codes(self, what: str, codes: Tensor, top: int) -> None:
@@ -149,12 +179,31 @@ class WeightQuantizer(Pass):
         if codes.is_floating_point() and not (codes == codes.round()).all():
             raise InputError(f"pass {self.name} returned {what} that are no whole numbers")
 
-    def _stored(self, what: str, values: Tensor) -> Tensor:
-        rounded = self.round_scales(values)
+    def _stored(self, what: str, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        rounded = rounding(values)
         if not rounded.isfinite().all():
             dtype = self.encoding().scale_dtype
             raise InputError(f"pass {self.name} made {what} beyond the range of {dtype}: use scale_dtype f32 or bf16")
         return rounded
+
+
+def _repeated(values: Tensor, encoding: Encoding, count: int) -> Tensor:
+    """[out, super-groups] → [out, n_groups]."""
+    assert encoding.super_group is not None
+    return values.repeat_interleave(encoding.super_group, dim=1)[:, :count]
+
+
+def _filled(groups: Tensor, empty: Tensor, encoding: Encoding) -> Tensor:
+    """All-zero groups filled with ones; where groups share a scale, with nothing larger than the others hold."""
+    import torch
+
+    if encoding.super_group is None:
+        return groups.masked_fill(empty[..., None], 1.0)
+    largest = groups.abs().amax(-1)
+    padded = torch.nn.functional.pad(largest, (0, -largest.shape[1] % encoding.super_group))
+    shared = padded.view(len(groups), -1, encoding.super_group).amax(-1)
+    shared = shared.masked_fill(shared < NEGLIGIBLE, 1.0)
+    return torch.where(empty[..., None], _repeated(shared, encoding, groups.shape[1])[..., None], groups)
 
 
 def _last_code(encoding: Encoding) -> int:

@@ -77,7 +77,7 @@ def _linear(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
 def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     """float32 [n, columns] times a stored matrix [rows, columns] → [n, rows], before bias and residual."""
     encoding, (rows, columns) = weight.encoding, weight.shape
-    if encoding.rotation is not None or encoding.super_group is not None:
+    if encoding.rotation is not None:
         raise _no_kernel(f"encoding {encoding}")
     if weight.order is not None:
         x = x[:, weight.order.long()]
@@ -99,7 +99,7 @@ def _rows(tensor: EncodedTensor, rows: slice | Tensor) -> EncodedTensor:
     if tensor.codes is not None:
         chosen["scales"] = tensor.group_scales()[rows]
     count = len(next(iter(chosen.values())))
-    return replace(tensor, shape=(count, tensor.shape[1]), **chosen)
+    return replace(tensor, shape=(count, tensor.shape[1]), scale_codes=None, **chosen)
 
 
 def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:

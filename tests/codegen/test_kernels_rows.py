@@ -45,6 +45,8 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
         quantize_tokens_kernel("quantize_token", TOKEN, level),
         quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16), level),
+        quantize_tokens_kernel("quantize_64", Form("i8", 64), level),
+        quantize_tokens_kernel("quantize_96_16", Form("i8", 96, 16), level),
     )
 
 
@@ -81,13 +83,17 @@ def outputs(x: np.ndarray, form: Form) -> list[np.ndarray]:
 def rounded(x: np.ndarray, form: Form) -> list[np.ndarray]:
     """Codes, scales and sums by docs/numerics.md, every step in float32."""
     tokens, stride = x.shape
-    groups = x.reshape(tokens, -1, stride if form.group == "token" else 32)
+    size = stride if form.group == "token" else form.group
+    groups = np.pad(x, ((0, 0), (0, -stride % size))).reshape(tokens, -1, size)
     amax = np.abs(groups).max(-1)
     inverse = np.zeros_like(amax)
     np.divide(np.float32(127), amax, out=inverse, where=amax > 1e-30)
-    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, stride)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, -1)[:, :stride]
     sums = codes.reshape(tokens, -1, form.sum_group).sum(-1, dtype=np.int32)
-    return [codes, amax / np.float32(127), sums]
+    scales = amax / np.float32(127)
+    if form.group != "token":  # every tile has its scale, where several share one, too
+        scales = np.repeat(scales, size // 32, axis=1)[:, : stride // 32]
+    return [codes, scales, sums]
 
 
 def assert_rounded(results: list[np.ndarray], x: np.ndarray, form: Form, level: Level) -> None:
@@ -142,14 +148,14 @@ def test_rms_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: 
 def quantize(kernels: Any, x: np.ndarray, form: Form) -> list[np.ndarray]:
     results = outputs(x, form)
     tokens, stride = x.shape
-    name = ("quantize_token" if form.group == "token" else "quantize") + ("_16" if form.sum_group == 16 else "")
-    blocks = tokens if form.group == "token" else tokens * stride // 32
+    name = "quantize" + ("" if form.group == 32 else f"_{form.group}") + ("_16" if form.sum_group == 16 else "")
+    blocks = tokens * stride // 32 if form.group == 32 else tokens
     for begin in range(blocks):
         kernels[name](x, *results, tokens, stride, begin, begin + 1)
     return results
 
 
-FORMS = [I8, I8_SUMS_OF_16, TOKEN, Form("i8", "token", 16)]
+FORMS = [I8, I8_SUMS_OF_16, TOKEN, Form("i8", "token", 16), Form("i8", 64), Form("i8", 96, 16)]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

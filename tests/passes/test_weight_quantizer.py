@@ -137,7 +137,7 @@ def test_wrong_results_are_refused(stored, answer, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("stored", [Encoding("f16"), Encoding(bits=4, super_group=8), Encoding(bits=4, permuted=True)])
+@pytest.mark.parametrize("stored", [Encoding("f16"), Encoding(bits=4, permuted=True)])
 def test_encodings_of_another_kind_are_refused(make_checkpoint, stored):
     module = load_checkpoint(make_checkpoint()[0])
     with pytest.raises(InputError, match="pass plain cannot make "):

@@ -8,7 +8,7 @@ the other along a row, each group's integer dot exact, then one float32 fma a gr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tvm.tirx as tirx
@@ -55,8 +55,8 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
                     tokens, columns, x_stride, out_stride, flags, begin, end)
 
     Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
-    scales and sums (activations.py).
-    codes, scales, zeros: the packed matrix (smc.codegen.layout). bias: float32 [rows, padded], read if flags say so.
+    scales and sums (activations.py). codes, scales, zeros: the packed matrix (smc.codegen.layout; codes of two-level
+    scales are before the zeros). bias: float32 [rows, padded], read if flags say so.
     out: float32 [tokens, out_stride]; padding rows come out as 0 (plus bias).
     """
     return _Linear(name, encoding, level, tile or default_tile(encoding, level)).build()
@@ -109,6 +109,11 @@ class _Linear:
         k = self.k
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
+        # A row of the result is as long as the matrix has padded rows.
+        self.rows = k.let(cast(self.out_stride, "int64"), "rows")
+        self.super_groups = self.groups
+        if size := self.encoding.super_group:
+            self.super_groups = k.let((self.groups + const(size - 1, "int64")) // const(size, "int64"), "super_groups")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
             first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
             done = const(0, "int32")
@@ -185,25 +190,39 @@ class _Linear:
 
     def _integers(self) -> None:
         """Weight groups outside, tiles of a group inside; an integer sum is flushed where either scale changes."""
-        k = self.k
         if self._flushes_tiles():
             for tile, half, parts in self._flushed_tiles():
                 self._finish_tile(tile, half, parts)
             return
-        with self._weight_groups() as (group, tiles_of_group):
-            totals = [k.register(zero, "total") for zero in self.source.zeros()]
-            sums = self.dot.new_sums(len(self.token_rows), len(self.units))
-            with tiles_of_group() as tile:
-                for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
-                    k.set(total, total.value + amount)
-                inputs = self.source.codes(tile)
-                self.dot.add(sums, self.units, self._unpack(tile), self.x, inputs, range(QUADS))
-            finished = PerToken([total.value for total in totals])
-            self._flush(range(len(self.units)), sums, finished, None, self._group_parts(group), self._correction())
+        weights, inputs = self._spans_of_scales()
+        with self._spans(const(0, "int64"), self.tiles, weights) as (group, begin, tiles):
+            shorter = inputs if weights is None or (inputs is not None and inputs < weights) else None
+            with self._spans(begin, tiles, shorter) as (_, first, count):
+                self._add_span(first, count, self._group_parts(group))
+
+    def _add_span(self, first: Expr, count: Expr, parts: _GroupParts) -> None:
+        """`count` tiles from `first` on, flushed at once: one scale of the weights, one of the inputs."""
+        k = self.k
+        totals = [k.register(zero, "total") for zero in self.source.zeros()]
+        sums = self.dot.new_sums(len(self.token_rows), len(self.units))
+        with k.loop(count, "tile", begin=first) as tile:
+            for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
+                k.set(total, total.value + amount)
+            inputs = self.source.codes(tile)
+            self.dot.add(sums, self.units, self._unpack(tile), self.x, inputs, range(QUADS))
+        finished = PerToken([total.value for total in totals])
+        units = range(len(self.units))
+        self._flush(units, sums, finished, self._input_scales(first), parts, self._correction())
+
+    def _spans_of_scales(self) -> tuple[int | None, int | None]:
+        """For how many tiles a scale of the weights and one of the inputs hold; None: for the whole row."""
+        sizes = self.encoding.group, self.encoding.activation_group if self.integer else None
+        weights, inputs = (-(-size // TILE) if isinstance(size, int) else None for size in sizes)
+        return weights, inputs
 
     def _flushes_tiles(self) -> bool:
         """Whether the sums of every tile, or half of one, leave at once: no scale holds for more columns."""
-        return self.encoding.activation_group != "token" or self.encoding.group in (16, TILE)
+        return 1 in self._spans_of_scales()
 
     def _flushed_tiles(self) -> Iterator[tuple[Expr, int, _GroupParts]]:
         """Loops over tiles; yields the tile, its half (0 where there is but one piece) and the group's parts."""
@@ -213,9 +232,9 @@ class _Linear:
                 for half in range(2):
                     yield tile, half, self._group_parts(k.let(tile * 2 + half, "group"))
             return
-        with self._weight_groups() as (group, tiles_of_group):
+        with self._spans(const(0, "int64"), self.tiles, self._spans_of_scales()[0]) as (group, first, count):
             parts = self._group_parts(group)
-            with tiles_of_group() as tile:
+            with self._each_tile(first, count) as tile:
                 yield tile, 0, parts
 
     def _quads(self, half: int) -> range:
@@ -238,8 +257,13 @@ class _Linear:
         """Of every token: the sum of its codes, what integer sums begin with (None: 0), its scale (None: later)."""
         correction, totals = self._correction(), self._input_sums(tile, half)
         initial = self._times(totals, -correction) if correction else None
-        token_scale = self.encoding.activation_group == "token"
-        return totals, initial, None if token_scale else self.source.per_token(self.x_scales, tile)
+        return totals, initial, self._input_scales(tile)
+
+    def _input_scales(self, tile: Expr) -> PerToken | None:
+        """Of every token: the scale of a tile's inputs; None where the epilogue applies that of the token."""
+        if self.encoding.activation_group == "token":
+            return None
+        return self.source.per_token(self.x_scales, tile)
 
     # ---- int8 inputs, many blocks of tokens: a tile's codes stay in registers, the accumulators in the first cache
 
@@ -290,29 +314,27 @@ class _Linear:
             self._flush(range(unit, unit + 1), sums, totals, x_scales, parts.of(unit))
 
     @contextmanager
-    def _weight_groups(self) -> Iterator[tuple[Expr, Callable[[], AbstractContextManager[Expr]]]]:
-        """Loop over weight groups; yields the group and a context that loops over its tiles (one: no loop)."""
-        k, size = self.k, self.encoding.group
-        if not isinstance(size, int):
-            yield const(0, "int64"), lambda: k.loop(self.tiles, "tile")
-        elif size == TILE:
-            with k.loop(self.groups, "group") as group:
-
-                @contextmanager
-                def only() -> Iterator[Expr]:
-                    yield group
-
-                yield group, only
+    def _spans(self, begin: Expr, tiles: Expr, size: int | None) -> Iterator[tuple[Expr, Expr, Expr]]:
+        """Loop over spans of `size` tiles (None: one span): yields its number, its first tile and how many it has."""
+        k = self.k
+        if size is None:
+            yield const(0, "int64"), begin, tiles
+        elif size == 1:
+            with k.loop(tiles, "span") as span:
+                yield span, k.let(begin + span, "first"), const(1, "int64")
         else:
-            per_group = size // TILE
-            with k.loop(self.groups, "group") as group:
-                first = k.let(group * per_group, "first")
-                left = self.tiles - first
+            with k.loop(k.let((tiles + const(size - 1, "int64")) // const(size, "int64"), "spans"), "span") as span:
+                first = k.let(begin + span * size, "first")
+                yield span, first, k.let(tirx.min(begin + tiles - first, const(size, "int64")), "count")
 
-                def several() -> AbstractContextManager[Expr]:
-                    return k.loop(k.let(tirx.min(left, const(per_group, "int64"))), "tile", begin=first)
-
-                yield group, several
+    @contextmanager
+    def _each_tile(self, first: Expr, count: Expr) -> Iterator[Expr]:
+        """Loop over tiles; a single one needs no loop."""
+        if isinstance(count, tirx.IntImm):
+            yield first
+        else:
+            with self.k.loop(count, "tile", begin=first) as tile:
+                yield tile
 
     def _correction(self) -> int:
         """What every sum has too much, in multiples of its inputs' sum: a constant zero, in the codes' form."""
@@ -394,11 +416,17 @@ class _Linear:
         )
 
     def _scale(self, unit: _Unit, group: Expr, offset: bool = False) -> Expr:
-        index = cell(self.vector, group, self.groups, unit.vector) * ROW_VECTOR + (self.first + unit.row)
+        k, lanes, row = self.k, self.level.lanes, self.first + unit.row
+        index = cell(self.vector, group, self.groups, unit.vector) * ROW_VECTOR + row
+        size = self.encoding.super_group
         if offset:
-            # Offsets follow the scales of all row vectors; out_stride is the number of padded rows.
-            index = index + cast(self.out_stride, "int64") * self.groups
-        return self.k.let(load_floats(self.scales, index, self.level.lanes), "scale")
+            # Offsets follow the scales of all row vectors.
+            return k.let(load_floats(self.scales, index + self.rows * self.super_groups, lanes), "offset")
+        if size is None:
+            return k.let(load_floats(self.scales, index, lanes), "scale")
+        outer = cell(self.vector, group // const(size, "int64"), self.super_groups, unit.vector) * ROW_VECTOR + row
+        inner = cast(cast(self.zeros.load(index, lanes), f"int32x{lanes}"), f"float32x{lanes}")
+        return k.let(load_floats(self.scales, outer, lanes) * inner, "scale")
 
     def _stored_zero(self, unit: _Unit, group: Expr, bias: int) -> Expr:
         """int32 [lanes], in the form of the integer sums: less the bias that codes have, shifted as they are."""
@@ -407,7 +435,10 @@ class _Linear:
             cell(self.vector, group, self.groups, unit.vector),
             cell(self.vector, group >> one, (self.groups + one) >> one, unit.vector),
         ]
-        zero = load_zeros(self.encoding, self.level, self.zeros, cells, self.first + unit.row, group)
+        rows = self.first + unit.row
+        if self.encoding.super_group is not None:
+            rows = rows + self.rows * self.groups  # behind the codes of the scales
+        zero = load_zeros(self.encoding, self.level, self.zeros, cells, rows, group)
         zero = zero - const(bias, f"int32x{lanes}") if bias else zero
         if self.integer and self.form.shift:
             zero = zero << const(self.form.shift, f"int32x{lanes}")
@@ -424,9 +455,9 @@ class _Linear:
                     self._add_float_tile(tile, range(half * 4, half * 4 + 4), partial, parts)
                     self._flush_floats(partial, parts)
             return
-        with self._weight_groups() as (group, tiles_of_group):
+        with self._spans(const(0, "int64"), self.tiles, self._spans_of_scales()[0]) as (group, first, count):
             parts, partial = self._group_parts(group), self._new_partial()
-            with tiles_of_group() as tile:
+            with self._each_tile(first, count) as tile:
                 self._add_float_tile(tile, range(QUADS), partial, parts)
             self._flush_floats(partial, parts)
 

@@ -1,39 +1,73 @@
-"""Codebook lookups of at most 16 entries by a family's shuffle instruction."""
+"""Codebook lookups by a family's shuffle instructions, of any number of levels up to 256."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 
-from smc.codegen.kernels.builder import Expr, const, intrinsic, reinterpret, vector_constant
+import tvm.tirx as tirx
+
+from smc.codegen.kernels.builder import Expr, const, dtype_of, intrinsic, reinterpret, vector_constant
 from smc.targets import Level
 
 
 def lookup_bytes(table: Sequence[int], index: Expr, level: Level, dtype: str) -> Expr:
-    """table[index] of every byte: `dtype` [4 * lanes]; index uint8 below 16."""
+    """table[index] of every byte: `dtype` [4 * lanes]; index uint8 [4 * lanes], below the table's length."""
     lanes = 4 * level.lanes
-    vector = _byte_table([value & 0xFF for value in table], lanes)
+    tables = [_byte_table([v & 0xFF for v in table[i : i + 16]], lanes) for i in range(0, len(table), 16)]
     if level.family == "arm64":
-        found = intrinsic(f"int8x{lanes}", "llvm.aarch64.neon.tbl1.v16i8", vector, reinterpret(index, f"int8x{lanes}"))
-    else:
-        name = "llvm.x86.avx512.pshuf.b.512" if lanes == 64 else "llvm.x86.avx2.pshuf.b"
-        found = intrinsic(f"int8x{lanes}", name, vector, reinterpret(index, f"int8x{lanes}"))
-    return reinterpret(found, f"{dtype}x{lanes}")
+        return reinterpret(_table_lookup(tables, index), f"{dtype}x{lanes}")
+    name = "llvm.x86.avx512.pshuf.b.512" if lanes == 64 else "llvm.x86.avx2.pshuf.b"
+    # The instruction gives 0 where the index has its highest bit; of the others it takes the lowest four.
+    low = reinterpret(index & const(15, f"uint8x{lanes}") if len(tables) > 8 else index, f"int8x{lanes}")
+    found = [intrinsic(f"int8x{lanes}", name, part, low) for part in tables]
+    return reinterpret(_select(found, reinterpret(index, f"int8x{lanes}"), 4), f"{dtype}x{lanes}")
 
 
-def lookup_floats(table: Sequence[float], index: Expr, level: Level) -> Expr:
-    """float32 [lanes]: table[index & 15], or & 7 where the table is no longer than 8 and a register has 8 lanes."""
+def lookup_floats(table: Sequence[float], code: Expr, column: int, level: Level) -> Expr:
+    """float32 [lanes]: table[code] for one of the four columns; code: uint8 [4 * lanes], below the table's length."""
+    lanes = level.lanes
+    if level.family == "arm64" and len(table) > 16:
+        return _lookup_planes(table, code, column, level)
+    index = reinterpret(code, f"int32x{lanes}") >> const(8 * column, f"int32x{lanes}")
     if level.family == "arm64":
-        return _lookup_floats_by_bytes(table, index, level.lanes)
-    name = "llvm.x86.avx512.permvar.sf.512" if level.lanes == 16 else "llvm.x86.avx2.permps"
-    values = [*table, *[0.0] * (16 - len(table))]
-    tables = [vector_constant(values[i : i + level.lanes], "float32") for i in range(0, len(table), level.lanes)]
-    found = [intrinsic(f"float32x{level.lanes}", name, part, index) for part in tables]
-    if len(found) == 1:
-        return found[0]
-    # The sign bit of the mask selects: bit 3 of the index moved there.
-    mask = reinterpret(index << const(28, "int32x8"), "float32x8")
-    return intrinsic("float32x8", "llvm.x86.avx.blendv.ps.256", *found, mask)
+        return _lookup_floats_by_bytes(table, index, lanes)
+    name = "llvm.x86.avx512.permvar.sf.512" if lanes == 16 else "llvm.x86.avx2.permps"
+    values = [*table, *[0.0] * (-len(table) % lanes)]
+    tables = [vector_constant(values[i : i + lanes], "float32") for i in range(0, len(table), lanes)]
+    found = [intrinsic(f"float32x{lanes}", name, part, index) for part in tables]
+    return _select(found, index, lanes.bit_length() - 1)
+
+
+def _select(found: list[Expr], index: Expr, bit: int) -> Expr:
+    """found[index >> bit], lane by lane: pairs by the lowest of these bits, pairs of pairs by the next."""
+    dtype, width = dtype_of(index), 8 if dtype_of(index).startswith("int8") else 32
+    while len(found) > 1:
+        # The sign bit is what the instructions select by.
+        odd = (index << const(width - 1 - bit, dtype)) < const(0, dtype)
+        pairs = [found[i : i + 2] for i in range(0, len(found), 2)]
+        found = [tirx.Select(odd, pair[1], pair[0]) if len(pair) == 2 else pair[0] for pair in pairs]
+        bit += 1
+    return found[0]
+
+
+def _table_lookup(tables: Sequence[Expr], index: Expr) -> Expr:
+    """int8 [16]: bytes of tables of 16 on arm64, four at a time; an index beyond them leaves what was found before."""
+    found = None
+    for begin in range(0, len(tables), 4):
+        some = tables[begin : begin + 4]
+        place = reinterpret(index - const(16 * begin, "uint8x16") if begin else index, "int8x16")
+        name = f"llvm.aarch64.neon.{'tbl' if found is None else 'tbx'}{len(some)}.v16i8"
+        found = intrinsic("int8x16", name, *([] if found is None else [found]), *some, place)
+    return found
+
+
+def _lookup_planes(table: Sequence[float], code: Expr, column: int, level: Level) -> Expr:
+    """Longer tables on arm64: first byte 0 of all 16 codes, then byte 1 …, which all four columns share."""
+    data = struct.pack(f"<{len(table)}f", *table)
+    planes = [lookup_bytes(list(data[byte::4]), code, level, "int8") for byte in range(4)]
+    places = _byte_table([16 * byte + 4 * row + column for row in range(4) for byte in range(4)], 16)
+    return reinterpret(_table_lookup(planes, reinterpret(places, "uint8x16")), "float32x4")
 
 
 def _lookup_floats_by_bytes(table: Sequence[float], index: Expr, lanes: int) -> Expr:

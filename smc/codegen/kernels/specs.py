@@ -23,9 +23,10 @@ CHUNK_TILES = 8
 
 @dataclass(frozen=True)
 class Form:
-    """How an activation is handed to its reader: "f32", or int8 codes with scales a group (32, 64 …) or a token, and sums.
+    """How an activation is handed to its reader: "f32", or int8 codes with scales a group or a token, and sums.
 
-    sum_group: over how many columns the codes are summed, for linears that correct for zeros.
+    group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
+    zeros.
     """
 
     kind: Literal["f32", "i8"]

@@ -118,7 +118,8 @@ def unpack_quad(
     else:
         code = _packed_codes(encoding, form, codes, begin, quad, lanes)
     if encoding.levels is not None and encoding.grid == "i8":
-        code = lookup_bytes([int(v) + form.offset for v in encoding.levels], code, level, form.dtype)
+        levels = [int(v) + form.offset for v in encoding.levels]
+        code = lookup_bytes(levels, kernel.let(code, "index"), level, form.dtype)
     elif dtype_of(code) != f"{form.dtype}x{lanes}":
         code = reinterpret(code, f"{form.dtype}x{lanes}")
     return kernel.let(code, "code")
@@ -188,13 +189,13 @@ def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, co
         number = word >> const(24 + form.shift, vector)
         number = number - const(zero, vector) if zero else number
         return kernel.let(cast(number, f"float32x{lanes}"), "value")
-    index = word >> const(8 * column, vector)
     if encoding.levels is not None and encoding.grid != "i8":
-        return kernel.let(lookup_floats(encoding.levels, index, level), "value")
+        return kernel.let(lookup_floats(encoding.levels, code, column, level), "value")
     if encoding.levels is None and 1 << encoding.bits <= lanes:
         # One lookup instead of mask, subtraction and conversion.
         values = [float(code - zero) for code in range(1 << encoding.bits)]
-        return kernel.let(lookup_floats(values, index, level), "value")
+        return kernel.let(lookup_floats(values, code, column, level), "value")
+    index = word >> const(8 * column, vector)
     return kernel.let(cast((index & const(255, vector)) - const(zero, vector), f"float32x{lanes}"), "value")
 
 
@@ -218,8 +219,8 @@ def load_zeros(
 ) -> Expr:
     """int32 [lanes]: the stored zeros of a group. cells: of it, and of its pair; rows: the unit's place there."""
     lanes = level.lanes
+    stored = cast(zeros.load(cells[encoding.zero_bits == 4] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
     if encoding.zero_bits == 8:
-        return cast(zeros.load(cells[0] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
-    stored = cast(zeros.load(cells[1] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
+        return stored
     shift = cast((group & const(1, "int64")) * const(4, "int64"), "int32")
     return (stored >> broadcast(shift, lanes)) & const(15, f"int32x{lanes}")

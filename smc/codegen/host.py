@@ -16,6 +16,7 @@ from smc.codegen.kernels.specs import (
     ElementwiseKernel,
     Form,
     KernelSpec,
+    MergeKernel,
     RmsNormKernel,
     RopeKernel,
 )
@@ -29,6 +30,7 @@ from smc.codegen.plan import (
     FunctionPlan,
     Plan,
     Task,
+    attention_shapes,
     embedding_kernels,
     linear_kernels,
     padded_width,
@@ -178,7 +180,7 @@ class _Host:
         for symbol in symbols:
             self.emit(f"  int32_t {symbol}; /* padded */")
         if function.attends():
-            self.emit("  int64_t cache; /* elements from the begin of a KV page */")
+            self.emit("  int64_t cache; /* KV heads in front of its own in a KV page */")
         self.emit(
             "};", "", f"static const struct {function.name}_call {function.name}_calls[{len(function.calls)}] = {{"
         )
@@ -192,7 +194,7 @@ class _Host:
             dims = symbol_values(self.plan, function, index)
             values += [str(padded_width(dims[symbol])) for symbol in symbols]
             if function.attends():
-                values.append(str(layers[call.name] * self.plan.kv_heads * self.shape().page_head))
+                values.append(str(layers[call.name] * self.plan.kv_heads))
             self.emit(f"    {{{', '.join(values)}}},")
         self.emit("};", "")
 
@@ -202,9 +204,6 @@ class _Host:
         kernels = self.embeddings if function is self.plan.embed else self.linears
         index = [kernel.encoding for kernel in kernels].index(encoding)
         return f"{{{place.codes}, {place.scales}, {place.zeros}, {place.rows}, {place.columns}, {index}}}"
-
-    def shape(self) -> AttentionShape:
-        return AttentionShape(self.plan.kv_heads, self.plan.kv_heads, self.plan.head_dim, "f16")
 
     # ---- functions
 
@@ -293,6 +292,8 @@ class _Host:
         names = ", ".join("+".join(p.slot or f"{p.kind} of {p.node.name}" for p in t.kernels()) for t in tasks)
         blocks = ", ".join(self.blocks(function, task) for task in tasks)
         condition = f"if (N > {PRIVATE_TOKENS}) " if tasks[0].private else ""
+        if all(task.blocks == "merges" for task in tasks):
+            condition = "if (S->splits > 1) "
         before = function.phases[number - 1][0] if number and function.phases[number - 1][0].private else None
         self.emit(
             f"  {condition}{{ /* phase {number}: {names} */",
@@ -352,9 +353,14 @@ class _Host:
             return f"L->{_identifier(task.slot)}.rows / {ROW_BLOCK}"
         if task.blocks == "chunks":
             return f"({self.count(function, task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
-        return {"tokens": "N", "kv": f"N * {self.plan.kv_heads}", "tiles": f"S->tile_count * {self.plan.kv_heads}"}[
-            task.blocks
-        ]
+        if task.blocks == "merges":
+            assert isinstance(task.kernel, MergeKernel)
+            return f"S->splits > 1 ? S->tile_count * {task.kernel.shape.heads} : 0"
+        return {
+            "tokens": "N",
+            "kv": f"N * {self.plan.kv_heads}",
+            "tiles": f"S->tile_count * {self.plan.kv_heads} * S->splits",
+        }[task.blocks]
 
     def width(self, function: FunctionPlan, buffer: Buffer) -> str:
         """C expression for the padded width of a buffer."""
@@ -427,7 +433,7 @@ class _Host:
             "S->kv",
             self.width(function, q),
             self.width(function, key),
-            "(int64_t)(S->kv_page_bytes >> (S->kv_dtype == SMC_KV_F16 ? 1 : 2))",
+            "(int64_t)S->kv_page_bytes",
             "L->cache",
         ]
         return f"{_field(task.kernel)}[S->kv_dtype]", arguments
@@ -440,14 +446,29 @@ class _Host:
             "S->tables",
             "S->tiles",
             self.name(function, task.output),
+            "S->partials",
             "thread->scratch",
             self.width(function, task.output),
-            "(int64_t)(S->kv_page_bytes >> (S->kv_dtype == SMC_KV_F16 ? 1 : 2))",
+            "(int64_t)S->kv_page_bytes",
             "L->cache",
             _float(task.node.attributes["scale"]),
             str(task.node.attributes["window"] or 0),
+            "S->splits",
         ]
         return f"{_field(task.kernel)}[S->kv_dtype]", arguments
+
+    def _merge(self, function: FunctionPlan, task: Task) -> Call:
+        assert task.kernel is not None and task.output is not None
+        arguments = [
+            "S->tiles",
+            "S->partials",
+            self.name(function, task.output),
+            "thread->scratch",
+            self.width(function, task.output),
+            str(task.node.attributes["window"] or 0),
+            "S->splits",
+        ]
+        return _field(task.kernel), arguments
 
     def _quantize(self, function: FunctionPlan, task: Task) -> Call:
         assert task.kernel is not None and task.output is not None
@@ -513,7 +534,7 @@ class _Host:
         logits = plan.head.function.node(plan.head.function.outputs[0]).tensor.shape[1]
         assert isinstance(logits, int)
         attentions = [f for f, _ in plan.order if f.attends()]
-        shape = self.shape()
+        shapes = attention_shapes(plan) or [AttentionShape(plan.kv_heads, plan.kv_heads, plan.head_dim, "f16")]
         self.emit(f"static const float frequencies[] = {{{values}}};", "", "static const struct smc_level levels[] = {")
         for level in self.target.levels:
             self.emit(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
@@ -532,7 +553,7 @@ class _Host:
             "context_length": facts.context_length,
             "kv_heads": plan.kv_heads,
             "head_dim": plan.head_dim,
-            "head_dim_padded": shape.padded_dim,
+            "head_dim_padded": shapes[0].padded_dim,
             "max_step_tokens": memory.tokens,
             "rope_tables": len(tables),
             "rope_pairs": plan.head_dim // 2,
@@ -540,7 +561,8 @@ class _Host:
             "weight_bytes": self.table.total_bytes,
             "token_weight_bytes": self.table.token_bytes,
             "arena_bytes": memory.arena_bytes,
-            "thread_scratch_bytes": padded(max(shape.scratch_floats * 4, self.scratch_bytes), 64),
+            "thread_scratch_bytes": padded(max(*(4 * s.scratch_floats for s in shapes), self.scratch_bytes), 64),
+            "partial_bytes": 4 * max(s.heads * s.state_floats for s in shapes),
             "hidden_offset": hidden,
             "hidden_stride": padded_width(plan.hidden),
             "level_count": len(self.target.levels),

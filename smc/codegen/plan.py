@@ -20,6 +20,7 @@ from smc.codegen.kernels.specs import (
     Form,
     KernelSpec,
     LinearKernel,
+    MergeKernel,
     QuantizeTokensKernel,
     RmsNormKernel,
     RopeKernel,
@@ -60,7 +61,8 @@ class Task:
     rows through all of them, without a barrier between.
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
     blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows),
-    "kv" (token × KV head), "tiles" (attention tile × KV head).
+    "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache), "merges" (tile × query head, but
+    only where the cache is split).
     """
 
     kind: str
@@ -359,6 +361,7 @@ class _Planner:
         out.need(F32_FORM)
         task = Task("attention", node, "tiles", AttentionKernel(shape), inputs=[q], output=out, after=[write])
         self._task(task)
+        self._task(Task("merge", node, "merges", MergeKernel(shape), output=out, after=[task]))
 
     def _gated_activation(self, node: Node) -> None:
         if node.attributes["activation"] != "silu":
@@ -424,6 +427,12 @@ class _Planner:
 
 def _direct(buffer: Buffer) -> tuple[Form, ...]:
     return tuple(form for form in buffer.forms if form.group == 32)
+
+
+def attention_shapes(plan: Plan) -> list[AttentionShape]:
+    """The distinct attentions of a program."""
+    tasks = (task for function in plan.functions() for phase in function.phases for task in phase)
+    return list(dict.fromkeys(t.kernel.shape for t in tasks if isinstance(t.kernel, AttentionKernel)))
 
 
 def linear_kernels(plan: Plan) -> list[LinearKernel]:

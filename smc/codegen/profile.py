@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from smc.codegen.kernels.specs import AttentionKernel, Form, RopeKernel
+from smc.codegen.kernels.specs import AttentionKernel, Form, MergeKernel, RopeKernel
 from smc.codegen.layout import MatrixLayout
 from smc.codegen.memory import symbol_values
 from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, padded_width
@@ -67,6 +67,8 @@ def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
 
 
 def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Task, index: int) -> None:
+    if isinstance(task.kernel, MergeKernel):
+        return  # runs in some steps only, and what it moves is in cache
     symbols = symbol_values(plan, function, index)
     names = function.calls[index].attributes["parameters"]
     read = task.input_form if task.kind == "linear" else Form("f32")

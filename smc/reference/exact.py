@@ -24,14 +24,14 @@ from smc.reference.operators import OPERATORS, Attributes, Operand
 COLUMNS = 32
 """Rows of activations are padded to a multiple of this with zeros."""
 
-PAGE_TOKENS = 64
-"""Attention goes through the KV cache in pages of this many tokens."""
+SPLIT_TOKENS = 256
+"""Attention cuts the KV cache into splits of this many tokens, each with a softmax of its own."""
 
 BLOCK = 1 << 15
 """About how many sums a linear has in hand at once, so that they stay in the CPU's cache."""
 
 MASKED, LOWEST = -3.0e38, -1.0e30
-"""Score of a token that is not seen, and the softmax's first running maximum."""
+"""Score of a token that is not seen, and the least maximum of a split."""
 
 
 class ExactReference(Reference):
@@ -227,7 +227,7 @@ def _rope(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
 
 
 def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
-    """Online softmax, page by page; tokens that a query does not see weigh exactly nothing."""
+    """Split by split a softmax, merged in order; tokens that a query does not see weigh exactly nothing."""
     head_dim, heads, kv_heads = (attributes[name] for name in ("head_dim", "heads", "kv_heads"))
     count = len(inputs[0])
     q = inputs[0].view(count, heads, head_dim)
@@ -236,29 +236,29 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     maxima = q.new_full((count, heads), LOWEST)
     sums = q.new_zeros(count, heads, LANES)
     outputs = torch.zeros_like(q)
-    for begin in range(0, count, PAGE_TOKENS):
-        page, queries = slice(begin, begin + PAGE_TOKENS), slice(begin, count)
-        seen = _seen(count, page, queries, attributes["window"])
-        scores = _scores(q[queries], keys[page]) * attributes["scale"]
-        scores = torch.where(seen, scores, MASKED)
-        maximum = torch.maximum(maxima[queries], scores.amax(-1))
-        correction = exp(maxima[queries] - maximum)[..., None]
+    for begin in range(0, count, SPLIT_TOKENS):
+        split, queries = slice(begin, begin + SPLIT_TOKENS), slice(begin, count)
+        seen = _seen(count, split, queries, attributes["window"])
+        scores = _scores(q[queries], keys[split]) * attributes["scale"]
+        maximum = torch.where(seen, scores, MASKED).amax(-1).clamp(min=LOWEST)
         weights = torch.where(seen, exp(scores - maximum[..., None]), 0)
-        maxima[queries] = maximum
-        sums[queries] *= correction
+        split_sums, split_outputs = torch.zeros_like(sums[queries]), torch.zeros_like(outputs[queries])
         for vector in torch.split(torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)), LANES, dim=-1):
-            sums[queries] += vector
-        page_outputs = outputs[queries] * correction
-        for weight, value in zip(weights.unbind(-1), values[page], strict=True):
-            page_outputs = fma(value, weight[..., None], page_outputs)
-        outputs[queries] = page_outputs
+            split_sums += vector
+        for weight, value in zip(weights.unbind(-1), values[split], strict=True):
+            split_outputs = fma(value, weight[..., None], split_outputs)
+        new = torch.maximum(maxima[queries], maximum)
+        old_factor, factor = (exp(m - new)[..., None] for m in (maxima[queries], maximum))
+        maxima[queries] = new
+        sums[queries] = fma(split_sums, factor, sums[queries] * old_factor)
+        outputs[queries] = fma(split_outputs, factor, outputs[queries] * old_factor)
     return (outputs * (1 / tree_sum(sums))[..., None]).view(count, -1)
 
 
-def _seen(count: int, page: slice, queries: slice, window: int | None) -> Tensor:
-    """bool [queries, 1, tokens of the page]: causal, and within the window."""
+def _seen(count: int, split: slice, queries: slice, window: int | None) -> Tensor:
+    """bool [queries, 1, tokens of the split]: causal, and within the window."""
     places = torch.arange(count)
-    distance = places[queries][:, None, None] - places[page]
+    distance = places[queries][:, None, None] - places[split]
     return (distance >= 0) & (distance < (window or count))
 
 

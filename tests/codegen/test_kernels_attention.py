@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from smc.codegen.kernels.attention import attention_kernel, rope_kernel
-from smc.codegen.kernels.specs import AttentionShape
+from smc.codegen.kernels.attention import attention_kernel, merge_kernel
+from smc.codegen.kernels.rope import rope_kernel
+from smc.codegen.kernels.specs import SPLIT_TOKENS, AttentionShape
 from smc.codegen.layout import padded
 from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
@@ -23,12 +25,13 @@ DTYPES = {"f16": np.float16, "f32": np.float32}
 SHAPES = [
     AttentionShape(9, 3, 64, "f16"),
     AttentionShape(8, 1, 128, "f16"),
-    AttentionShape(4, 4, 80, "f32"),
+    AttentionShape(3, 3, 80, "f32"),
     AttentionShape(6, 2, 24, "f32"),
     AttentionShape(2, 2, 16, "f16"),
     AttentionShape(8, 1, 96, "f32"),
+    AttentionShape(11, 1, 16, "f32"),
 ]
-LENGTHS = [1, 15, 16, 17, 63, 64, 65, 200]
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 200, 257, 520]
 
 
 class Cache:
@@ -43,7 +46,7 @@ class Cache:
         page_shape = (LAYERS, shape.kv_heads, 2 * PAGE * shape.padded_dim)
         noise = np.random.default_rng(int(garbage)).uniform(-garbage, garbage, (len(order) + 1, *page_shape))
         self.memory = guarded(noise.astype(DTYPES[shape.kv_dtype]))
-        self.page, self.layer = int(np.prod(page_shape)), LAYER * int(np.prod(page_shape[1:]))
+        self.page, self.layer = self.memory[0].nbytes, LAYER * shape.kv_heads
         heads = (shape.kv_heads, shape.head_dim)
         self.keys, self.values = ([rng.standard_normal((n, *heads)) for n in lengths] for _ in range(2))
         for sequence, length in enumerate(lengths):
@@ -106,34 +109,52 @@ def rotated(q: np.ndarray, k: np.ndarray, rope: np.ndarray, shape: AttentionShap
 
 
 class Attention:
-    """A built kernel and calls to it."""
+    """The built kernels and calls to them."""
 
     def __init__(self, build: Any, level: Level, shape: AttentionShape) -> None:
         self.shape = shape
-        self.kernel = build(level, attention_kernel("attention", shape, level))["attention"]
+        kernels = build(level, attention_kernel("attention", shape, level), merge_kernel("merge", shape))
+        self.kernel, self.merge = kernels["attention"], kernels["merge"]
         self.stride = padded(shape.heads * shape.head_dim, 32) + 32
 
     def __call__(
-        self, cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int = 0, scale: float = 0.2
+        self,
+        cache: Cache,
+        q: np.ndarray,
+        tiles: list[list[int]],
+        window: int = 0,
+        scale: float = 0.2,
+        split: bool = False,
     ) -> np.ndarray:
-        """tiles: (sequence, index of its first token, count); q: [tokens, heads, head_dim]. Result like q."""
+        """tiles: (sequence, index of its first token, count); q: [tokens, heads, head_dim]. Result like q.
+
+        split: every split of the cache in a block of its own.
+        """
         shape = self.shape
         full = np.full((len(q), self.stride), np.nan, np.float32)
         width = shape.heads * shape.head_dim
         full[:, :width] = q.reshape(len(q), width)
         first = np.cumsum([0, *(count for _, _, count in tiles)])
         rows = [[first[n], count, cache.begins[s], index] for n, (s, index, count) in enumerate(tiles)]
+        splits = max(-(-(index + count) // SPLIT_TOKENS) for _, index, count in tiles) if split else 1
+        partials = guarded(np.full(len(q) * splits * shape.heads * shape.state_floats, np.nan, np.float32))
         out = guarded(np.full_like(full, np.nan))
         scratch = guarded(np.full(shape.scratch_floats, np.nan, np.float32))
-        blocks = len(tiles) * shape.kv_heads
         q_buffer, table = guarded(full), guarded(np.array(rows, np.int32))
-        for begin, end in ((0, blocks // 2), (blocks // 2, blocks)):
+        for begin, end in halves(len(tiles) * shape.kv_heads * splits):
             self.kernel(
-                q_buffer, cache.memory, cache.tables, table, out, scratch,
-                self.stride, cache.page, cache.layer, scale, window, begin, end,
+                q_buffer, cache.memory, cache.tables, table, out, partials, scratch,
+                self.stride, cache.page, cache.layer, scale, window, splits, begin, end,
             )  # fmt: skip
+        if splits > 1:
+            for begin, end in halves(len(tiles) * shape.heads):
+                self.merge(table, partials, out, scratch, self.stride, window, splits, begin, end)
         assert not out[:, width:].any()
         return out[:, :width].reshape(q.shape).copy()
+
+
+def halves(blocks: int) -> list[tuple[int, int]]:
+    return [(0, blocks // 2), (blocks // 2, blocks)]
 
 
 @pytest.fixture(scope="module")
@@ -193,21 +214,32 @@ def test_attention(attention: Any, level: Level, shape: AttentionShape) -> None:
             np.testing.assert_allclose(result, expected(cache, q, tiles, window), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention_has_the_bits_of_the_exact_reference(attention: Any, level: Level, shape: AttentionShape) -> None:
-    length = 80
-    cache, q = Cache(shape, [length], 7), queries(shape, length, 3.0)
-    keys, values = (
-        torch.tensor(x[0].astype(DTYPES[shape.kv_dtype]).astype(np.float32)).flatten(1)
-        for x in (cache.keys, cache.values)
+def exact_inputs(shape: AttentionShape, length: int) -> tuple[Cache, np.ndarray]:
+    return Cache(shape, [length], 7), queries(shape, length, 3.0)
+
+
+@functools.cache
+def exact_attention(shape: AttentionShape, length: int, window: int) -> np.ndarray:
+    """What the exact reference computes for a whole sequence: [tokens, heads · head_dim]."""
+    cache, q = exact_inputs(shape, length)
+    stored = (
+        torch.from_numpy(x[0].astype(DTYPES[shape.kv_dtype])).float().flatten(1) for x in (cache.keys, cache.values)
     )
     attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "scale": 0.2}
+    result = EXACT_OPERATORS["attention"](
+        [torch.from_numpy(q).flatten(1), *stored], {**attributes, "window": window or None}
+    )
+    return result.numpy()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_has_the_bits_of_the_exact_reference(attention: Any, level: Level, shape: AttentionShape) -> None:
+    length = 80 if shape.kv_heads < shape.heads else 530  # three splits
+    cache, q = exact_inputs(shape, length)
     tiles = [[0, index, min(8, length - index)] for index in range(0, length, 8)]
     for window in (0, 20):
         result = attention(level, shape)(cache, q, tiles, window)
-        inputs = [torch.from_numpy(q).flatten(1), keys, values]
-        exact = EXACT_OPERATORS["attention"](inputs, {**attributes, "window": window or None})
-        np.testing.assert_array_equal(result.reshape(length, -1), exact.numpy())
+        np.testing.assert_array_equal(result.reshape(length, -1), exact_attention(shape, length, window))
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])
@@ -231,6 +263,17 @@ def test_bits_do_not_depend_on_the_tile(attention: Any, level: Level, shape: Att
         sequence, index = (0, 100 + token) if token < 8 else (1, 51 + token)
         alone = attention(level, shape)(cache, q[token : token + 1], [[sequence, index, 1]], window)
         np.testing.assert_array_equal(alone[0], together[token])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("window", [0, 40, 300])
+def test_bits_do_not_depend_on_who_merges(attention: Any, level: Level, shape: AttentionShape, window: int) -> None:
+    """Splits one after the other in a block, or in blocks of their own: sequences of one, two and three splits."""
+    cache, tiles = Cache(shape, [700, 258, 30], 8), [[0, 692, 8], [1, 252, 6], [2, 29, 1]]
+    q = queries(shape, 15)
+    results = [attention(level, shape)(cache, q, tiles, window, split=split) for split in (False, True)]
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(results[0], expected(cache, q, tiles, window), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)

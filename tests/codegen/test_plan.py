@@ -43,6 +43,7 @@ def test_the_phases_of_a_layer(make_checkpoint: MakeCheckpoint) -> None:
         "linear q_proj of i8_g32_s32, linear k_proj of i8_g32_s32, linear v_proj of i8_g32_s32",
         "rope_cache",
         "attention",
+        "merge",
         "quantize of i8_g32_s32 i8_g32_s32 private",
         "linear o_proj of i8_g32_s32 in place",
         "rms_norm post_attention_layernorm i8_g32_s32 private",

@@ -1,10 +1,13 @@
-"""Attention: rotary embedding with the write into the KV cache, and online-softmax attention over its pages.
+"""Attention over the pages of the KV cache, split by cache index.
 
 KV pages (program.h): for every layer and KV head, K as [64/16][padded head_dim][16 tokens], then V as
 [64][padded head_dim]. So the lanes of a score vector are 16 tokens, and those of an output vector are channels: nothing
 is reduced across lanes but the softmax's maximum and sum.
-Online softmax page by page after Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018). Pages lie at
-fixed cache indices, so the arithmetic of a token does not depend on which others are in the step.
+Every split of 256 cached tokens has a softmax of its own (maximum, sums, output); splits are merged in order, as in
+online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018). One block may do all splits of
+a tile, or every split be a block (as in Flash-Decoding, Dao et al. 2023) and a second kernel merge: the same bits.
+Within a split both matrix products are tiled: a few query rows by a few vectors of tokens or channels in registers, so
+that what is read and widened of K and V serves all of these rows.
 """
 
 from __future__ import annotations
@@ -19,226 +22,355 @@ from smc.codegen.kernels.builder import (
     broadcast,
     cast,
     const,
-    dtype_of,
     fma,
     rounded_product,
 )
 from smc.codegen.kernels.rows import LANES, exp, horizontal
-from smc.codegen.kernels.specs import AttentionShape
+from smc.codegen.kernels.specs import (
+    MOST_ROWS,
+    PAGE_TOKENS,
+    SPLIT_TOKENS,
+    TILE_TOKENS,
+    AttentionShape,
+    rows_per_token,
+)
 from smc.targets import Level
 
-PAGE_TOKENS = 64
 TILE_FIELDS = 4
 MASKED, LOWEST = -3.0e38, -1.0e30
-"""Score of a masked token, and the first running maximum: their difference underflows to 0 in exp."""
+"""Score of a masked token, and a split's least maximum: their difference underflows to 0 in exp."""
 
-
-def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
-    """int32_t name(q, k, v, rope, slots, cache, tokens, q_stride, kv_stride, page, layer, begin, end)
-
-    Blocks are (token, KV head): rotates the head's group of q in place, rotates k and writes k and v into the cache.
-    rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens]; cache: all pages; page: elements of
-    a page (int64); layer: elements from a page's begin to this layer's.
-    """
-    k = Kernel(name)
-    q, key, value = (k.pointer(n, "float32") for n in ("q", "k", "v"))
-    rope, slots = k.pointer("rope", "float32"), k.pointer("slots", "int32")
-    cache = k.pointer("cache", {"f16": "float16", "f32": "float32"}[shape.kv_dtype])
-    q_stride, kv_stride = k.scalar("q_stride"), k.scalar("kv_stride")
-    page, layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
-    begin, end = k.scalar("begin"), k.scalar("end")
-    half, group = shape.head_dim // 2, shape.heads // shape.kv_heads
-    with k.loop(end - begin, "block", begin=begin) as block:
-        token = k.let(cast(block // shape.kv_heads, "int64"), "token")
-        head = k.let(cast(block % shape.kv_heads, "int64"), "head")
-        cosines = k.let(token * (2 * half), "cosines")
-        if shape.rotary:
-            first = k.let(token * cast(q_stride, "int64") + head * (group * shape.head_dim), "first")
-            with k.loop(const(group, "int64"), "q_head") as h:
-                _rotate(k, q, k.let(first + h * shape.head_dim, "start"), rope, cosines, half)
-        source = k.let(token * cast(kv_stride, "int64") + head * shape.head_dim, "source")
-        if shape.rotary:
-            _rotate(k, key, source, rope, cosines, half)
-        slot = k.let(cast(slots.load(token), "int64"), "slot")
-        place = k.let(slot % PAGE_TOKENS, "place")
-        base = k.let((slot // PAGE_TOKENS) * page + layer + head * shape.page_head, "base")
-        k_base = k.let(base + (place // LANES) * (shape.padded_dim * LANES) + place % LANES, "k_base")
-        v_base = k.let(base + PAGE_TOKENS * shape.padded_dim + place * shape.padded_dim, "v_base")
-        with k.loop(const(shape.head_dim, "int64"), "d") as d:
-            k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
-            k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
-    return k
-
-
-def _rotate(k: Kernel, x: Pointer, start: Expr, rope: Pointer, cosines: Expr, half: int) -> None:
-    """(x1, x2) → (x1·cos − x2·sin, x2·cos + x1·sin) for the two halves of a head, in place."""
-    lanes = next(n for n in (16, 8, 4, 2, 1) if half % n == 0)
-    with k.loop(const(half // lanes, "int64"), "pair") as i:
-        offset = k.let(i * lanes, "offset")
-        cosine = k.let(rope.load(cosines + offset, lanes), "cos")
-        sine = k.let(rope.load(cosines + offset + half, lanes), "sin")
-        low, high = k.let(x.load(start + offset, lanes), "low"), k.let(x.load(start + offset + half, lanes), "high")
-        zero = const(0.0, dtype_of(low))
-        k.store(x, start + offset, fma(low, cosine, zero - high * sine))
-        k.store(x, start + offset + half, fma(high, cosine, low * sine))
+VECTOR = f"float32x{LANES}"
 
 
 def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(q, cache, tables, tiles, out, scratch, stride, page, layer, scale, window, begin, end)
+    """int32_t name(q, cache, tables, tiles, out, partials, scratch, stride, page, layer, scale, window, splits, …)
 
-    Blocks are (tile, KV head). tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers.
-    q, out: float32 [tokens, stride]; a token at cache index i sees indices i-window < j <= i (window 0: all).
-    The last KV head's block also clears the padding of `out`.
+    Blocks are (tile, KV head, split). splits: 1 for blocks that do all splits of their tile and write `out`; otherwise
+    block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
+    tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers. q, out: float32 [tokens, stride];
+    a token at cache index i sees indices i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in
+    front of this layer's. Writing `out`, the last KV head's block also clears its padding.
     """
     return _Attention(name, shape, level).build()
+
+
+def merge_kernel(name: str, shape: AttentionShape) -> Kernel:
+    """int32_t name(tiles, partials, out, scratch, stride, window, splits, begin, end)
+
+    Blocks are (tile, query head): merges what `attention_kernel` left in `partials` and writes `out`.
+    """
+    k = Kernel(name)
+    tiles, partials, out = k.pointer("tiles", "int32"), k.pointer("partials", "float32"), k.pointer("out", "float32")
+    scratch = k.pointer("scratch", "float32")
+    stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
+    window = k.let(cast(k.scalar("window"), "int64"), "window")
+    splits = k.let(cast(k.scalar("splits"), "int64"), "splits")
+    begin, end = k.scalar("begin"), k.scalar("end")
+    with k.loop(end - begin, "block", begin=begin) as block:
+        tile, head = block // shape.heads * TILE_FIELDS, k.let(cast(block % shape.heads, "int64"), "head")
+        token, count, _, index = _tile(k, tiles, k.let(tile, "tile"))
+        with k.loop(count, "t") as t:
+            first, last = _split_range(k, index + t, index + t, window)
+            _clear_state(k, scratch, const(0, "int64"), shape)
+            with k.loop(last - first, "split", begin=first) as split:
+                row = k.let(_partial(shape, token + t, splits, split, head), "row")
+                new = k.let(tirx.max(scratch.load(LANES), partials.load(row + LANES)), "new")
+                factors = _factors(k, scratch.load(LANES), partials.load(row + LANES), new)
+                k.store(scratch, LANES, broadcast(new, LANES))
+                for v in [0, *range(2, shape.state_floats // LANES)]:
+                    _fold(k, scratch, const(v * LANES, "int64"), partials.load(row + v * LANES, LANES), factors)
+            start = k.let((token + t) * stride + head * shape.head_dim, "start")
+            _store_row(k, shape, scratch, const(0, "int64"), out, start)
+        with k.when(head == const(shape.heads - 1, "int64")):
+            _clear_padding(k, shape, out, token, count, stride)
+    return k
+
+
+# ---- states of query rows: sums [16], maximum (16 times), output [padded head_dim]
+
+
+def _clear_state(k: Kernel, scratch: Pointer, place: Expr, shape: AttentionShape) -> None:
+    for v in range(shape.state_floats // LANES):
+        k.store(scratch, place + v * LANES, const(LOWEST if v == 1 else 0.0, VECTOR))
+
+
+def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> tuple[Expr, Expr]:
+    """What two states are multiplied with where they meet, by their maxima and the new one."""
+    first, second = (exp(k, k.let(broadcast(maximum - new, LANES), "difference")) for maximum in (old, other))
+    return first, second
+
+
+def _fold(k: Kernel, scratch: Pointer, place: Expr, other: Expr, factors: tuple[Expr, Expr]) -> None:
+    """state = other · its factor + state · its factor."""
+    old = rounded_product(scratch.load(place, LANES), factors[0])
+    k.store(scratch, place, fma(other, factors[1], old))
+
+
+def _store_row(k: Kernel, shape: AttentionShape, scratch: Pointer, place: Expr, out: Pointer, start: Expr) -> None:
+    """A finished state's output, divided by its sum."""
+    total = horizontal(k, scratch.load(place, LANES), lambda a, b: a + b)
+    inverse = k.let(const(1.0, "float32") / total, "inverse")
+    whole, rest = divmod(shape.head_dim, LANES)
+    source = k.let(place + 2 * LANES, "source")
+    for v in range(whole):
+        k.store(out, start + v * LANES, scratch.load(source + v * LANES, LANES) * broadcast(inverse, LANES))
+    for d in range(whole * LANES, whole * LANES + rest):
+        k.store(out, start + d, scratch.load(source + d) * inverse)
+
+
+def _clear_padding(k: Kernel, shape: AttentionShape, out: Pointer, token: Expr, count: Expr, stride: Expr) -> None:
+    width = shape.heads * shape.head_dim
+    with k.loop(count, "t") as t, k.loop(stride - width, "pad", begin=const(width, "int64")) as pad:
+        k.store(out, (token + t) * stride + pad, const(0.0, "float32"))
+
+
+def _partial(shape: AttentionShape, token: Expr, splits: Expr, split: Expr, head: Expr) -> Expr:
+    """Where the state of a token's query head in a split begins."""
+    return ((token * splits + split) * shape.heads + head) * shape.state_floats
+
+
+def _tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+    """Token, count, table and index of a tile."""
+    names = ("token", "count", "table", "index")
+    token, count, table, index = (k.let(cast(tiles.load(tile + f), "int64"), n) for f, n in enumerate(names))
+    return token, count, table, index
+
+
+def _split_range(k: Kernel, first: Expr, last: Expr, window: Expr) -> tuple[Expr, Expr]:
+    """The splits that tokens at the cache indices first…last see anything of: from, to."""
+    begin = k.let(_first_seen(first, window) // SPLIT_TOKENS, "first_split")
+    return begin, k.let(last // SPLIT_TOKENS + 1, "last_split")
+
+
+def _first_seen(index: Expr, window: Expr) -> Expr:
+    """The first cache index that a token sees."""
+    zero = const(0, "int64")
+    return tirx.Select(window > zero, tirx.max(index + 1 - window, zero), zero)
+
+
+class _Pass:
+    """Rows that are in registers together: their masks and places, and the cached tokens of a split that they see."""
+
+    def __init__(self, row: Expr, ends: list[Expr], begins: list[Expr], per_token: int) -> None:
+        self.row = row  # the first; rows lie one after the other
+        self.ends, self.begins, self.per_token = ends, begins, per_token  # by token: sees cache indices begin … end-1
+        self.rows = len(ends) * per_token
+        self.page: Expr = None  # the first one that they see in the split, …
+        self.base: Expr = None  # … its first cache index …
+        self.tokens: Expr = None  # … and how many tokens there are from it on
 
 
 class _Attention:
     def __init__(self, name: str, shape: AttentionShape, level: Level) -> None:
         self.shape = shape
-        self.rows = 4 if level.registers >= 32 else 2
+        self.budget = level.registers * 3 // 4  # accumulators; the rest holds what is multiplied
+        self.units = LANES // level.lanes  # registers of a vector
+        most = min(MOST_ROWS, self.budget // self.units)
+        self.token_rows = rows_per_token(shape.group, most)
+        self.pieces = -(-shape.group // most)  # passes of a single token
+        self.pass_tokens = max(1, most // self.token_rows)
         k = self.k = Kernel(name)
         self.q = k.pointer("q", "float32")
         self.cache = k.pointer("cache", {"f16": "float16", "f32": "float32"}[shape.kv_dtype])
         self.tables, self.tiles = k.pointer("tables", "int32"), k.pointer("tiles", "int32")
-        self.out, self.scratch = k.pointer("out", "float32"), k.pointer("scratch", "float32")
-        self.stride = k.scalar("stride")
-        self.page, self.layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
-        self.scale, self.window = k.scalar("scale", "float32"), k.scalar("window")
+        self.out, self.partials = k.pointer("out", "float32"), k.pointer("partials", "float32")
+        self.scratch = k.pointer("scratch", "float32")
+        stride, page = k.scalar("stride"), k.scalar("page", "int64")
+        self.layer, self.scale = k.scalar("layer", "int64"), k.scalar("scale", "float32")
+        window, splits = k.scalar("window"), k.scalar("splits")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
+        self.stride, self.window, self.splits = (
+            k.let(cast(s, "int64"), n) for s, n in ((stride, "stride"), (window, "window"), (splits, "splits"))
+        )
+        self.page = k.let(page // shape.element_bytes, "page_elements")
+        # The scratch: probabilities of a pass, its two factors a row, then queries and states of all rows.
+        self.factors = MOST_ROWS * SPLIT_TOKENS
+        self.queries = self.factors + MOST_ROWS * 2 * LANES
+        self.states = self.queries + TILE_TOKENS * self.token_rows * shape.padded_dim
 
     def build(self) -> Kernel:
         k, shape = self.k, self.shape
-        group = shape.heads // shape.kv_heads
-        stride = self.stride64 = k.let(cast(self.stride, "int64"), "stride")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
-            tile = k.let(block // shape.kv_heads * TILE_FIELDS, "tile")
-            self.head = k.let(cast(block % shape.kv_heads, "int64"), "head")
-            self.token, count, table, index = (
-                k.let(cast(self.tiles.load(tile + f), "int64"), n)
-                for f, n in enumerate(("token", "count", "table", "index"))
-            )
-            self.table, self.index = table, index
-            rows = k.let(count * group, "rows")
-            with k.loop((rows + const(self.rows - 1, "int64")) // self.rows, "row_block") as row_block:
-                self._row_block(k.let(row_block * self.rows, "first"), rows, group)
-            with k.when(self.head == const(shape.kv_heads - 1, "int64")):
-                width = shape.heads * shape.head_dim
-                with k.loop(count, "t") as t, k.loop(stride - width, "pad", begin=const(width, "int64")) as pad:
-                    k.store(self.out, (self.token + t) * stride + pad, const(0.0, "float32"))
+            block = k.let(cast(block, "int64"), "block")
+            pair = k.let(tirx.truncdiv(block, self.splits), "pair")
+            tile = k.let(cast(pair // shape.kv_heads * TILE_FIELDS, "int32"), "tile")
+            self.head = k.let(pair % shape.kv_heads, "head")
+            self.token, self.count, self.table, self.index = _tile(k, self.tiles, tile)
+            first, last = _split_range(k, self.index, self.index + self.count - 1, self.window)
+            alone = k.let(tirx.truncmod(block, self.splits), "split")  # the block's only split, unless it does all
+            one = const(1, "int64")
+            first = k.let(tirx.Select(self.splits > one, tirx.max(first, alone), first), "first")
+            last = k.let(tirx.Select(self.splits > one, tirx.min(last, alone + 1), last), "last")
+            with k.when(first < last):
+                self._gather()
+                with k.loop(last - first, "split", begin=first) as split:
+                    self._split(k.let(split * SPLIT_TOKENS, "split_begin"))
+                with k.when(self.splits > one):
+                    self._store_partials(alone)
+                with k.when(self.splits <= one):
+                    self._finish()
         return k
 
-    def _row_block(self, first: Expr, rows: Expr, group: int) -> None:
-        """A few rows (token, head of the group) at once; rows beyond the last repeat it and give the same result."""
-        k, shape, vector = self.k, self.shape, f"float32x{LANES}"
-        last = rows - 1
-        row = [k.let(tirx.min(first + r, last), "row") for r in range(self.rows)]
-        tokens = [k.let(r // group, "token") for r in row]
-        self.starts = [
-            k.let((self.token + t) * self.stride64 + (self.head * group + r % group) * shape.head_dim, "start")
-            for r, t in zip(row, tokens, strict=True)
-        ]
-        self.ends = [k.let(self.index + t + 1, "end") for t in tokens]  # sees cache indices below
-        window = k.let(cast(self.window, "int64"), "window")
-        zero = const(0, "int64")
-        begins = [tirx.Select(window > zero, tirx.max(end - window, zero), zero) for end in self.ends]
-        self.begins = [k.let(b, "begin") for b in begins]
-        self.maxima = [k.register(const(LOWEST, "float32"), "maximum") for _ in row]
-        self.sums = [k.register(const(0.0, vector), "sum") for _ in row]
-        self.outputs = self.rows * PAGE_TOKENS  # where in the scratch the output rows lie
-        with k.loop(const(self.rows * shape.padded_dim // LANES, "int64"), "v") as v:
-            k.store(self.scratch, v * LANES + self.outputs, const(0.0, vector))
-        # Rows come in token order: the first begins earliest, the last ends latest.
-        first_page, end = k.let(self.begins[0] // PAGE_TOKENS, "first_page"), self.ends[-1]
-        pages = k.let((end + const(PAGE_TOKENS - 1, "int64")) // PAGE_TOKENS - first_page, "pages")
-        with k.loop(pages, "page", begin=first_page) as page:
-            self._page(page, end)
-        for r, start in enumerate(self.starts):
-            inverse = k.let(const(1.0, "float32") / horizontal(k, self.sums[r].value, lambda a, b: a + b), "inverse")
-            self._store_row(r, start, inverse)
-
-    def _store_row(self, r: int, start: Expr, inverse: Expr) -> None:
+    def _gather(self) -> None:
+        """Copies the tile's queries to rows [count, token_rows] and clears their states; padding repeats a head."""
         k, shape = self.k, self.shape
-        whole, rest = divmod(shape.head_dim, LANES)
-        source = self.outputs + r * shape.padded_dim
-        for v in range(whole):
-            k.store(
-                self.out, start + v * LANES, self.scratch.load(source + v * LANES, LANES) * broadcast(inverse, LANES)
-            )
-        for d in range(whole * LANES, whole * LANES + rest):
-            k.store(self.out, start + d, self.scratch.load(source + d) * inverse)
+        with k.loop(self.count, "t") as t, k.loop(const(self.token_rows, "int64"), "h") as h:
+            row = k.let(t * self.token_rows + h, "row")
+            head = k.let(self.head * shape.group + tirx.min(h, const(shape.group - 1, "int64")), "q_head")
+            start = k.let((self.token + t) * self.stride + head * shape.head_dim, "start")
+            place = k.let(self.queries + row * shape.padded_dim, "place")
+            for d in range(0, shape.head_dim, LANES):
+                if d + LANES <= shape.head_dim:
+                    k.store(self.scratch, place + d, self.q.load(start + d, LANES))
+            for d in range(shape.head_dim // LANES * LANES, shape.head_dim):
+                k.store(self.scratch, place + d, self.q.load(start + d))
+            _clear_state(k, self.scratch, k.let(self.states + row * shape.state_floats, "state"), shape)
 
-    def _page(self, page: Expr, end: Expr) -> None:
+    def _finish(self) -> None:
         k, shape = self.k, self.shape
-        number = k.let(cast(self.tables.load(self.table + page), "int64"), "number")
-        base = k.let(number * self.page + self.layer + self.head * shape.page_head, "base")
-        first = k.let(page * PAGE_TOKENS, "first")
-        tokens = k.let(tirx.min(end - first, const(PAGE_TOKENS, "int64")), "tokens")
-        vectors = k.let((tokens + const(LANES - 1, "int64")) // LANES, "vectors")
-        page_maxima = [k.register(const(MASKED, f"float32x{LANES}"), "page_maximum") for _ in self.starts]
-        with k.loop(vectors, "vector") as v:
-            self._scores(v, k.let(base + v * (shape.padded_dim * LANES), "keys"), first, page_maxima)
-        corrections = []
-        for r, maximum in enumerate(self.maxima):
-            new = k.let(tirx.max(maximum.value, horizontal(k, page_maxima[r].value, tirx.max)), "new")
-            difference = k.let(broadcast(maximum.value - new, LANES), "difference")
-            corrections.append(k.let(exp(k, difference), "correction"))
-            k.set(maximum, new)
-            k.set(self.sums[r], rounded_product(self.sums[r].value, corrections[r]))
-        with k.loop(vectors, "vector") as v:
-            for r in range(self.rows):
-                place = k.let(v * LANES + r * PAGE_TOKENS, "place")
-                p = exp(k, self.scratch.load(place, LANES) - broadcast(self.maxima[r].value, LANES))
-                # Masked tokens must weigh exactly nothing, but exp is clamped.
-                masked = self.scratch.load(place, LANES) <= const(LOWEST, f"float32x{LANES}")
-                p = k.let(tirx.Select(masked, const(0.0, f"float32x{LANES}"), p), "p")
-                k.set(self.sums[r], self.sums[r].value + p)
-                k.store(self.scratch, place, p)
-        self._values(k.let(base + PAGE_TOKENS * shape.padded_dim, "values"), tokens, corrections)
+        with k.loop(self.count, "t") as t, k.loop(const(shape.group, "int64"), "h") as h:
+            state = k.let(self.states + (t * self.token_rows + h) * shape.state_floats, "state")
+            head = k.let(self.head * shape.group + h, "q_head")
+            start = k.let((self.token + t) * self.stride + head * shape.head_dim, "start")
+            _store_row(k, shape, self.scratch, state, self.out, start)
+        with k.when(self.head == const(shape.kv_heads - 1, "int64")):
+            _clear_padding(k, shape, self.out, self.token, self.count, self.stride)
 
-    def _scores(self, v: Expr, keys: Expr, first: Expr, page_maxima: list[Register]) -> None:
-        """Scores of 16 tokens for every row, masked, into the scratch."""
-        k, shape, vector = self.k, self.shape, f"float32x{LANES}"
-        scores = [k.register(const(0.0, vector), "score") for _ in self.starts]
-        with k.loop(const(shape.head_dim, "int64"), "d") as d:
-            key = k.let(cast(self.cache.load(keys + d * LANES, LANES), vector), "key")
-            for r, start in enumerate(self.starts):
-                k.set(scores[r], fma(key, broadcast(self.q.load(start + d), LANES), scores[r].value))
-        index = k.let(first + v * LANES, "index")
-        lanes = tirx.Ramp(cast(index, "int32"), const(1, "int32"), LANES)
+    def _store_partials(self, split: Expr) -> None:
+        k, shape = self.k, self.shape
+        with k.loop(self.count, "t") as t, k.loop(const(shape.group, "int64"), "h") as h:
+            state = k.let(self.states + (t * self.token_rows + h) * shape.state_floats, "state")
+            head = self.head * shape.group + h
+            place = k.let(_partial(shape, self.token + t, self.splits, split, head), "place")
+            for v in range(shape.state_floats // LANES):
+                k.store(self.partials, place + v * LANES, self.scratch.load(state + v * LANES, LANES))
+
+    # ---- one split
+
+    def _split(self, split: Expr) -> None:
+        """All rows of the tile over one split: whole passes, then the rest token by token."""
+        k = self.k
+        tokens = self.pass_tokens
+        whole = k.let(self.count // tokens, "whole") if tokens > 1 else const(0, "int64")
+        if tokens > 1:
+            with k.loop(whole, "pass") as i:
+                self._pass(k.let(i * tokens, "first_token"), const(0, "int64"), tokens, self.token_rows, split)
+        with k.loop((self.count - whole * tokens) * self.pieces, "pass", begin=whole * (tokens * self.pieces)) as i:
+            rows = self.token_rows // self.pieces
+            piece = k.let(i % self.pieces * rows, "piece")
+            self._pass(k.let(i // self.pieces, "first_token"), piece, 1, rows, split)
+
+    def _pass(self, token: Expr, head: Expr, tokens: int, per_token: int, split: Expr) -> None:
+        """Rows of some tokens from `token` on, from row `head` of a token on, over a split."""
+        k = self.k
+        indices = [k.let(self.index + token + t, "index") for t in range(tokens)]
+        ends = [k.let(index + 1, "end") for index in indices]
+        begins = [k.let(_first_seen(index, self.window), "begin") for index in indices]
+        rows = _Pass(k.let(token * self.token_rows + head, "row"), ends, begins, per_token)
+        # Tokens come in order: the first begins earliest, the last ends latest.
+        rows.page = k.let(tirx.max(begins[0], split) // PAGE_TOKENS, "first_page")
+        rows.base = k.let(rows.page * PAGE_TOKENS, "base")
+        rows.tokens = k.let(tirx.min(ends[-1], split + SPLIT_TOKENS) - rows.base, "tokens")
+        with k.when(rows.tokens > const(0, "int64")):
+            pages = k.let((rows.tokens + (PAGE_TOKENS - 1)) // PAGE_TOKENS, "pages")
+            with k.loop(pages, "page") as page:
+                self._scores(rows, page)
+            self._softmax(rows)
+            self._values(rows, pages)
+
+    def _page(self, rows: _Pass, page: Expr) -> tuple[Expr, Expr]:
+        """Where the head's part of a page (counted from the pass's first) begins; how many of its tokens are seen."""
+        k = self.k
+        number = k.let(cast(self.tables.load(self.table + rows.page + page), "int64"), "number")
+        start = k.let(number * self.page + (self.layer + self.head) * self.shape.page_head, "head_begin")
+        tokens = tirx.min(rows.tokens - page * PAGE_TOKENS, const(PAGE_TOKENS, "int64"))
+        return start, k.let(tokens, "page_tokens")
+
+    def _scores(self, rows: _Pass, page: Expr) -> None:
+        """Scores of a page's tokens for all rows, masked, into the scratch."""
+        k, shape = self.k, self.shape
+        keys, tokens = self._page(rows, page)
+        width = next(n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget)
+        with k.loop((tokens + (width * LANES - 1)) // (width * LANES), "chunk") as chunk:
+            start = k.let(keys + chunk * (width * LANES * shape.padded_dim), "keys")
+            scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
+            with k.loop(const(shape.head_dim, "int64"), "d") as d:
+                vectors = [
+                    k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
+                    for v in range(width)
+                ]
+                for r, row in enumerate(scores):
+                    q = self.scratch.load(self.queries + (rows.row + r) * shape.padded_dim + d)
+                    query = broadcast(k.let(q, "query"), LANES)
+                    for register, vector in zip(row, vectors, strict=True):
+                        k.set(register, fma(vector, query, register.value))
+            for v in range(width):
+                place = k.let(page * PAGE_TOKENS + (chunk * width + v) * LANES, "place")
+                self._store_scores(rows, place, [row[v] for row in scores])
+
+    def _store_scores(self, rows: _Pass, place: Expr, scores: list[Register]) -> None:
+        k = self.k
+        lanes = k.let(cast(rows.base + place, "int32"), "first_lane")
+        indices = tirx.Ramp(lanes, const(1, "int32"), LANES)
         for r, score in enumerate(scores):
-            ends, begins = (broadcast(cast(limit, "int32"), LANES) for limit in (self.ends[r], self.begins[r]))
+            end, begin = (x[r // rows.per_token] for x in (rows.ends, rows.begins))
             scaled = score.value * broadcast(self.scale, LANES)
-            seen = tirx.Select(lanes < ends, scaled, const(MASKED, vector))
-            seen = k.let(tirx.Select(lanes >= begins, seen, const(MASKED, vector)), "seen")
-            k.set(page_maxima[r], tirx.max(page_maxima[r].value, seen))
-            k.store(self.scratch, v * LANES + r * PAGE_TOKENS, seen)
+            seen = tirx.Select(indices < broadcast(cast(end, "int32"), LANES), scaled, const(MASKED, VECTOR))
+            seen = tirx.Select(indices >= broadcast(cast(begin, "int32"), LANES), seen, const(MASKED, VECTOR))
+            k.store(self.scratch, place + r * SPLIT_TOKENS, seen)
 
-    def _values(self, values: Expr, tokens: Expr, corrections: list[Expr]) -> None:
-        """output = output · correction + Σ p[token] · V[token], at most 64 channels in registers at a time."""
-        k, shape, vector = self.k, self.shape, f"float32x{LANES}"
+    def _softmax(self, rows: _Pass) -> None:
+        """Scores → probabilities against the split's own maximum; new sums and maxima, and the factors of the merge."""
+        k, shape = self.k, self.shape
+        vectors = k.let((rows.tokens + (LANES - 1)) // LANES, "vectors")
+        with k.loop(const(rows.rows, "int64"), "r") as r:
+            start = k.let(r * SPLIT_TOKENS, "start")
+            largest = k.register(const(MASKED, VECTOR), "largest")
+            with k.loop(vectors, "vector") as v:
+                k.set(largest, tirx.max(largest.value, self.scratch.load(start + v * LANES, LANES)))
+            lowest = const(LOWEST, "float32")
+            maximum = k.let(tirx.max(lowest, horizontal(k, largest.value, tirx.max)), "maximum")
+            sums = k.register(const(0.0, VECTOR), "sums")
+            with k.loop(vectors, "vector") as v:
+                place = k.let(start + v * LANES, "place")
+                score = k.let(self.scratch.load(place, LANES), "score")
+                p = exp(k, score - broadcast(maximum, LANES))
+                # Masked tokens must weigh exactly nothing, but exp is clamped.
+                p = k.let(tirx.Select(score <= const(LOWEST, VECTOR), const(0.0, VECTOR), p), "p")
+                k.set(sums, sums.value + p)
+                k.store(self.scratch, place, p)
+            state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
+            old = k.let(self.scratch.load(state + LANES), "old")
+            new = k.let(tirx.max(old, maximum), "new")
+            factors = _factors(k, old, maximum, new)
+            k.store(self.scratch, state + LANES, broadcast(new, LANES))
+            _fold(k, self.scratch, state, sums.value, factors)
+            for number, factor in enumerate(factors):
+                k.store(self.scratch, self.factors + (2 * r + number) * LANES, factor)
+
+    def _values(self, rows: _Pass, pages: Expr) -> None:
+        """Σ p[token] · V[token], merged into the states' outputs: some channels at a time in registers."""
+        k, shape = self.k, self.shape
         total = shape.padded_dim // LANES
-        for begin in range(0, total, 4):
-            block = range(begin, min(begin + 4, total))
-            outputs = [
-                [
-                    k.register(
-                        self.scratch.load(self.outputs + r * shape.padded_dim + v * LANES, LANES) * corrections[r],
-                        "output",
-                    )
-                    for v in block
-                ]
-                for r in range(self.rows)
-            ]
-            with k.loop(tokens, "t") as t:
-                row = [
-                    k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), vector), "value")
-                    for v in block
-                ]
-                for r in range(self.rows):
-                    p = k.let(self.scratch.load(t + r * PAGE_TOKENS), "p")
-                    for output, value in zip(outputs[r], row, strict=True):
-                        k.set(output, fma(value, broadcast(p, LANES), output.value))
-            for r in range(self.rows):
+        width = -(-total // -(-total // max(1, self.budget // (rows.rows * self.units))))
+        for begin in range(0, total, width):
+            block = range(begin, min(begin + width, total))
+            outputs = [[k.register(const(0.0, VECTOR), "output") for _ in block] for _ in range(rows.rows)]
+            with k.loop(pages, "page") as page:
+                start, tokens = self._page(rows, page)
+                values = k.let(start + PAGE_TOKENS * shape.padded_dim, "values")
+                with k.loop(tokens, "t") as t:
+                    row = [
+                        k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
+                        for v in block
+                    ]
+                    for r in range(rows.rows):
+                        p = k.let(self.scratch.load(page * PAGE_TOKENS + t + r * SPLIT_TOKENS), "p")
+                        for output, value in zip(outputs[r], row, strict=True):
+                            k.set(output, fma(value, broadcast(p, LANES), output.value))
+            for r in range(rows.rows):
+                factors = [self.scratch.load(self.factors + (2 * r + n) * LANES, LANES) for n in range(2)]
                 for v, output in zip(block, outputs[r], strict=True):
-                    k.store(self.scratch, self.outputs + r * shape.padded_dim + v * LANES, output.value)
+                    state = (rows.row + r) * shape.state_floats + (self.states + (2 + v) * LANES)
+                    _fold(k, self.scratch, k.let(state, "state"), output.value, (factors[0], factors[1]))

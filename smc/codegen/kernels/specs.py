@@ -20,6 +20,15 @@ HAS_BIAS, ACCUMULATE = 1, 2
 CHUNK_TILES = 8
 """Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""
 
+PAGE_TOKENS = 64
+"""Tokens of a KV page (SMC_PAGE_TOKENS in the engine's program.h)."""
+
+SPLIT_TOKENS = 256
+"""Attention cuts the cache here: every split has a softmax of its own (SMC_SPLIT_TOKENS; docs/numerics.md)."""
+
+TILE_TOKENS = 8
+"""Tokens of one sequence that attention handles together (SMC_TILE_TOKENS)."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -52,6 +61,16 @@ def form_for(encoding: Encoding) -> Form:
     return Form("i8", encoding.activation_group, sum_group(encoding))
 
 
+MOST_ROWS = 8
+"""Query rows that attention has in registers at once, at most."""
+
+
+def rows_per_token(group: int, most: int) -> int:
+    """A token's query heads of a group, padded so that passes of at most `most` rows are equally long."""
+    pieces = -(-group // most)
+    return -(-group // pieces) * pieces
+
+
 @dataclass(frozen=True)
 class AttentionShape:
     """What is fixed for a model's attention: constants in the kernels, for the registers' sake.
@@ -71,14 +90,30 @@ class AttentionShape:
         return -(-self.head_dim // 16) * 16
 
     @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element of the cache."""
+        return {"f16": 2, "f32": 4}[self.kv_dtype]
+
+    @property
     def page_head(self) -> int:
-        """Elements that one KV head of one layer takes in a page of 64 tokens: K, then V."""
-        return 2 * 64 * self.padded_dim
+        """Elements that one KV head of one layer takes in a page: K, then V."""
+        return 2 * PAGE_TOKENS * self.padded_dim
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of a query head's softmax state: 16 sums, its maximum (16 times), and the output."""
+        return 32 + self.padded_dim
 
     @property
     def scratch_floats(self) -> int:
-        """Floats of private scratch that the attention kernel needs: probabilities and outputs of up to 4 rows."""
-        return 4 * (64 + self.padded_dim)
+        """Floats of private scratch that attention needs: the queries and states of a tile, probabilities of a pass."""
+        rows = max(TILE_TOKENS * rows_per_token(self.group, most) for most in range(1, MOST_ROWS + 1))
+        return rows * (self.padded_dim + self.state_floats) + MOST_ROWS * (SPLIT_TOKENS + 2 * 16)
 
     def __str__(self) -> str:
         return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"
@@ -189,7 +224,7 @@ class QuantizeTokensKernel:
 
 @dataclass(frozen=True)
 class RopeKernel:
-    """kernels/attention.py: rope_kernel"""
+    """kernels/rope.py: rope_kernel"""
 
     shape: AttentionShape
 
@@ -199,7 +234,7 @@ class RopeKernel:
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
-        from smc.codegen.kernels.attention import rope_kernel
+        from smc.codegen.kernels.rope import rope_kernel
 
         return rope_kernel(symbol, self.shape)
 
@@ -221,6 +256,24 @@ class AttentionKernel:
         return attention_kernel(symbol, self.shape, level)
 
 
+@dataclass(frozen=True)
+class MergeKernel:
+    """kernels/attention.py: merge_kernel"""
+
+    shape: AttentionShape
+
+    def name(self) -> str:
+        """Its C name: the KV cache's dtype does not matter."""
+        shape = self.shape
+        return f"merge_h{shape.heads}_kv{shape.kv_heads}_d{shape.head_dim}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.attention import merge_kernel
+
+        return merge_kernel(symbol, self.shape)
+
+
 KernelSpec = (
     LinearKernel
     | EmbeddingKernel
@@ -229,4 +282,5 @@ KernelSpec = (
     | QuantizeTokensKernel
     | RopeKernel
     | AttentionKernel
+    | MergeKernel
 )

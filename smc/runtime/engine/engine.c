@@ -13,6 +13,8 @@
 #define MAX_SEQUENCES 4096
 #define BOUNCE_ROWS 32 /* rows of logits that go through a buffer of ours where the caller's is not aligned */
 #define ALIGNMENT 64
+#define MOST_PARTIALS 256 /* pairs of a token and a split, unless one token alone needs more */
+#define BLOCKS_PER_THREAD 4 /* fewer blocks of attention are not shared out well enough: they are split */
 
 struct smc_model {
   const struct smc_program *program;
@@ -31,6 +33,8 @@ struct smc_model {
   int32_t *tokens, *cache_slots, *logits_tokens;
   struct smc_tile *tiles;
   float *rope, *bounce; /* bounce: NULL until it is needed */
+  float *partials;
+  int32_t partial_count; /* for how many pairs of a token and a split there is room */
   char error[SMC_ERROR_BYTES];
 };
 
@@ -98,6 +102,8 @@ static uint64_t place(uint64_t *offset, uint64_t bytes) {
   return begin;
 }
 
+static int32_t splits_for(int32_t tokens) { return (tokens + SMC_SPLIT_TOKENS - 1) / SMC_SPLIT_TOKENS; }
+
 static int allocate(smc_model *model, char *error) {
   const struct smc_program *program = model->program;
   const uint64_t step = (uint64_t)program->max_step_tokens;
@@ -108,6 +114,9 @@ static int allocate(smc_model *model, char *error) {
   const uint64_t tokens = place(&end, step * sizeof *model->tokens), slots = place(&end, step * sizeof *model->cache_slots);
   const uint64_t wanted = place(&end, step * sizeof *model->logits_tokens), tiles = place(&end, step * sizeof *model->tiles);
   const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
+  const int32_t most = splits_for(model->cache.context_length); /* of one token */
+  if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
+  const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
   void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)end);
   model->memory = memory;
@@ -119,6 +128,7 @@ static int allocate(smc_model *model, char *error) {
   model->logits_tokens = (int32_t *)(void *)(model->memory + wanted);
   model->tiles = (struct smc_tile *)(void *)(model->memory + tiles);
   model->rope = (float *)(void *)(model->memory + rope);
+  model->partials = (float *)(void *)(model->memory + partials);
   return SMC_OK;
 }
 
@@ -252,10 +262,20 @@ static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t c
       }
 }
 
+/* Into how many blocks attention over `longest` cached tokens is split: where sequences are few and long, threads would
+ * wait for the one with the most heads. The results are the same bits. */
+static int32_t choose_splits(const smc_model *model, const struct smc_step *step, int32_t longest) {
+  const int32_t splits = splits_for(longest);
+  const int64_t blocks = (int64_t)step->tile_count * model->program->kv_heads;
+  const int few = blocks < (int64_t)model->pool->threads * BLOCKS_PER_THREAD;
+  return few && (int64_t)step->count * splits <= model->partial_count ? splits : 1;
+}
+
 /* Fills the step's tables for as many of the tokens as go into one step; returns how many. */
 static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_token *tokens, int32_t count, int32_t most_logits) {
   const struct smc_kv_cache *cache = &model->cache;
   if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
+  int32_t longest = 0;
   step->tile_count = step->logits_count = step->count = 0;
   for (; step->count < count; step->count++) {
     const smc_token *token = &tokens[step->count];
@@ -269,7 +289,9 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
     if (i == 0 || token[-1].sequence != token->sequence || model->tiles[step->tile_count - 1].count == SMC_TILE_TOKENS)
       model->tiles[step->tile_count++] = (struct smc_tile){.token = i, .count = 0, .table = table, .index = token->index};
     model->tiles[step->tile_count - 1].count++;
+    if (token->index >= longest) longest = token->index + 1;
   }
+  step->splits = choose_splits(model, step, longest);
   fill_rope(model, tokens, step->count);
   return step->count;
 }
@@ -288,7 +310,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
       .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride, .cancel = &model->cancel,
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
-               .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables,
+               .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
                .logits_tokens = model->logits_tokens, .weights = model->artifact.weights, .arena = model->arena,
                .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;

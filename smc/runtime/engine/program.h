@@ -19,6 +19,7 @@
 
 #define SMC_MAX_THREADS 64
 #define SMC_PAGE_TOKENS 64 /* tokens of a KV page; attention kernels work page by page */
+#define SMC_SPLIT_TOKENS 256 /* cached tokens that may be a block of attention: splits have softmaxes of their own */
 
 /* ---- constants that codegen writes */
 
@@ -58,6 +59,7 @@ struct smc_program {
   uint64_t weight_bytes, token_weight_bytes;
   uint64_t arena_bytes;          /* activations of max_step_tokens tokens */
   uint64_t thread_scratch_bytes; /* private scratch of every thread */
+  uint64_t partial_bytes;        /* what attention leaves of a token in a split of the cache */
   uint64_t hidden_offset;        /* where in the arena the last hidden states lie after a step, and … */
   uint64_t hidden_stride;        /* … the floats from one token's to the next */
   int32_t level_count;
@@ -92,6 +94,8 @@ struct smc_step {
   int32_t tile_count;
   const struct smc_tile *tiles;
   const int32_t *tables;         /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence */
+  int32_t splits;                /* into how many blocks attention cuts what a tile sees; 1: it does all in one block */
+  float *partials;               /* [count][splits], of partial_bytes: where a token's splits wait to be merged */
   int32_t logits_count;
   const int32_t *logits_tokens;  /* [logits_count] which tokens of the step want logits */
   float *logits;                 /* [logits_count][logits_stride], 64-byte aligned */

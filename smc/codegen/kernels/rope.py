@@ -1,0 +1,57 @@
+"""Rotary embedding, and the write of K and V into the KV cache."""
+
+from __future__ import annotations
+
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma
+from smc.codegen.kernels.rows import LANES
+from smc.codegen.kernels.specs import PAGE_TOKENS, AttentionShape
+
+
+def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
+    """int32_t name(q, k, v, rope, slots, cache, q_stride, kv_stride, page, layer, begin, end)
+
+    Blocks are (token, KV head): rotates the head's group of q in place, rotates k and writes k and v into the cache.
+    rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens]; cache: all pages; page: bytes of a
+    page; layer: KV heads in front of this layer's.
+    """
+    k = Kernel(name)
+    q, key, value = (k.pointer(n, "float32") for n in ("q", "k", "v"))
+    rope, slots = k.pointer("rope", "float32"), k.pointer("slots", "int32")
+    cache = k.pointer("cache", {"f16": "float16", "f32": "float32"}[shape.kv_dtype])
+    q_stride, kv_stride = k.scalar("q_stride"), k.scalar("kv_stride")
+    page, layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
+    begin, end = k.scalar("begin"), k.scalar("end")
+    half, group = shape.head_dim // 2, shape.group
+    with k.loop(end - begin, "block", begin=begin) as block:
+        token = k.let(cast(block // shape.kv_heads, "int64"), "token")
+        head = k.let(cast(block % shape.kv_heads, "int64"), "head")
+        cosines = k.let(token * (2 * half), "cosines")
+        if shape.rotary:
+            first = k.let(token * cast(q_stride, "int64") + head * (group * shape.head_dim), "first")
+            with k.loop(const(group, "int64"), "q_head") as h:
+                _rotate(k, q, k.let(first + h * shape.head_dim, "start"), rope, cosines, half)
+        source = k.let(token * cast(kv_stride, "int64") + head * shape.head_dim, "source")
+        if shape.rotary:
+            _rotate(k, key, source, rope, cosines, half)
+        slot = k.let(cast(slots.load(token), "int64"), "slot")
+        place = k.let(slot % PAGE_TOKENS, "place")
+        base = k.let((slot // PAGE_TOKENS) * (page // shape.element_bytes) + (layer + head) * shape.page_head, "base")
+        k_base = k.let(base + (place // LANES) * (shape.padded_dim * LANES) + place % LANES, "k_base")
+        v_base = k.let(base + PAGE_TOKENS * shape.padded_dim + place * shape.padded_dim, "v_base")
+        with k.loop(const(shape.head_dim, "int64"), "d") as d:
+            k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
+            k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
+    return k
+
+
+def _rotate(k: Kernel, x: Pointer, start: Expr, rope: Pointer, cosines: Expr, half: int) -> None:
+    """(x1, x2) → (x1·cos − x2·sin, x2·cos + x1·sin) for the two halves of a head, in place."""
+    lanes = next(n for n in (16, 8, 4, 2, 1) if half % n == 0)
+    with k.loop(const(half // lanes, "int64"), "pair") as i:
+        offset = k.let(i * lanes, "offset")
+        cosine = k.let(rope.load(cosines + offset, lanes), "cos")
+        sine = k.let(rope.load(cosines + offset + half, lanes), "sin")
+        low, high = k.let(x.load(start + offset, lanes), "low"), k.let(x.load(start + offset + half, lanes), "high")
+        zero = const(0.0, dtype_of(low))
+        k.store(x, start + offset, fma(low, cosine, zero - high * sine))
+        k.store(x, start + offset + half, fma(high, cosine, low * sine))

@@ -17,7 +17,7 @@ import smc
 from benchmarks.models import glassllm, smollm2
 from smc.cli import main
 from smc.ir import Module
-from smc.passes import load_recipe
+from smc.passes import load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
 from smc.runtime.binding import TOKEN, WANT_LOGITS
@@ -154,6 +154,25 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+MIXED = (
+    "quantize-ternary:storage=base3,include=model.layers.0.*",
+    "quantize-rtn:super_group=8,group=16,include=model.layers.1.*",
+    "quantize-rtn:group=64,activation_group=128,symmetric=no,include=model.layers.2.*",
+    "quantize-nf4",
+)
+
+
+def test_a_layer_of_every_kind_has_the_bits_of_the_exact_reference(
+    folder: Path, tokens: list[int], tmp_path: Path
+) -> None:
+    module = smc.apply(smc.load_checkpoint(folder), [parse_pass(text) for text in MIXED])
+    smc.compile(module, out=tmp_path / "mixed.smc")
+    expected = ExactReference(module, kv_dtype="f16").logits(torch.tensor(tokens[:40])).numpy()
+    for level in usable_levels():
+        with smc.load(tmp_path / "mixed.smc", level=level) as model:
+            np.testing.assert_array_equal(model.logits(tokens[:40]), expected)
+
+
 @pytest.mark.parametrize("recipe", RECIPES[1:])
 def test_smollm2_has_the_bits_of_the_exact_reference(smollm2_folder: Path, tmp_path: Path, recipe: str) -> None:
     """A model of 30 layers, in which every code that is rounded the other way is seen in the logits."""

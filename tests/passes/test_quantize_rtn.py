@@ -142,3 +142,34 @@ def test_a_whole_model(make_checkpoint, bits, worst):
     tokens = torch.arange(40)
     expected, logits = Reference(module).logits(tokens), Reference(result).logits(tokens)
     assert 0 < ((logits - expected).norm() / expected.norm()).item() < worst
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scale_dtype", ["f16", "bf16", "f32"])
+def test_two_level_scales(symmetric, scale_dtype):
+    """Every scale is a multiple, 0 to 255, of its super-group's, and little is lost by it; empty groups decode to 0."""
+    torch.manual_seed(0)
+    weights = torch.randn(5, 341) * 10.0 ** torch.arange(-2, 3)[:, None]
+    weights[1, 32:64] = 0
+    weights[2] = 0
+    method = QuantizeRTN(bits=4, symmetric=symmetric, super_group=4, scale_dtype=scale_dtype)
+    tensor = method.encode(weights)
+    assert tensor.scales.shape == (5, 3) and tensor.scale_codes.shape == (5, 11)
+    assert tensor.scale_codes.dtype == torch.uint8 and (tensor.scales >= 0).all()
+    inner, outer = tensor.scale_codes, tensor.scales.repeat_interleave(4, dim=1)[:, :11]
+    torch.testing.assert_close(tensor.group_scales(), outer * inner, rtol=0, atol=0)
+    # The largest scale of a super-group has the largest code; bf16 rounds by more than half of one.
+    full = torch.nn.functional.pad(inner, (0, 1)).view(5, 3, 4).amax(-1)
+    assert (full[[0, 1, 3, 4]] >= (254 if scale_dtype == "bf16" else 255)).all()
+    assert inner[1, 1] == 0 and not tensor.scales[2].any()
+    decoded = tensor.decode()
+    assert not decoded[1, 32:64].any() and not decoded[2].any()
+    plain = QuantizeRTN(bits=4, symmetric=symmetric).encode(weights).decode()
+    loss, plain_loss = ((t - weights).norm(dim=1)[[0, 1, 3, 4]] for t in (decoded, plain))
+    assert (loss < plain_loss * 1.15).all()
+
+
+def test_wrong_super_groups_are_refused():
+    for options in ({"super_group": 1}, {"super_group": 8, "group": "row"}):
+        with pytest.raises(InputError, match="super_group"):
+            QuantizeRTN(**options)

@@ -153,7 +153,6 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 MIXED = (
     "quantize-ternary:storage=base3,include=model.layers.0.*",
     "quantize-rtn:super_group=8,group=16,include=model.layers.1.*",
@@ -173,6 +172,7 @@ def test_a_layer_of_every_kind_has_the_bits_of_the_exact_reference(
             np.testing.assert_array_equal(model.logits(tokens[:40]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES[1:])
 def test_smollm2_has_the_bits_of_the_exact_reference(smollm2_folder: Path, tmp_path: Path, recipe: str) -> None:
     """A model of 30 layers, in which every code that is rounded the other way is seen in the logits."""

@@ -137,8 +137,12 @@ class _Vpmaddubsw(_X86Dot):
         return accumulator + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, const(1, "int16x16"))
 
 
+INTERLEAVED = 4
+"""Sums that grow in turn, where each would wait for itself: cores that work in order need as many."""
+
+
 class ArmDot(Dot):
-    """Units are finished one by one: their codes stay in registers for all tokens."""
+    """A unit's codes stay in registers for several tokens; of one token a few units are multiplied in turn."""
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [4], divided by the shift's power of two."""
@@ -146,6 +150,10 @@ class ArmDot(Dot):
             return super().to_float(value)
         name, shift = "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", const(self.form.shift, "int32")
         return intrinsic("float32x4", name, value, shift)
+
+    def units_at_once(self, tokens: int) -> int:
+        """How many units `add` is best given."""
+        return INTERLEAVED if tokens == 1 else 1
 
     def add(
         self,
@@ -180,14 +188,37 @@ class ArmDot(Dot):
 class _Sdot(ArmDot):
     """Four signed products into one int32; the quad is picked by lane."""
 
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        if len(inputs) > 1:
+            super().add(sums, units, unpack, x, inputs, quads)
+            return
+        [values] = [self._inputs(x, start, quads) for start in inputs]
+        for place, quad in enumerate(quads):
+            codes = [unpack(unit, quad) for unit in units]
+            for register, code in zip(sums[0], codes, strict=True):
+                self._step(register, code, values[place])
+
     def multiply(
         self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range
     ) -> None:
-        for register, start in zip(sums, inputs, strict=True):
-            total = register.value
-            for code, values in zip(codes, self._inputs(x, start, quads), strict=True):
-                total = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, code, values)
-            self.kernel.set(register, total)
+        for first in range(0, len(sums), INTERLEAVED):
+            some = range(first, min(first + INTERLEAVED, len(sums)))
+            values = {m: self._inputs(x, inputs[m], quads) for m in some}
+            for place, code in enumerate(codes):
+                for m in some:
+                    self._step(sums[m], code, values[m][place])
+
+    def _step(self, register: Register, codes: Expr, values: Expr) -> None:
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        self.kernel.set(register, intrinsic("int32x4", name, register.value, codes, values))
 
 
 class _Smull(ArmDot):
@@ -247,11 +278,10 @@ class _Smmla(ArmDot):
         for m in range(0, len(inputs), 2):
             # A pair's inputs lie 8 columns by 8 columns (activations.py).
             pairs = [reinterpret(k.let(x.load(inputs[m] + 2 * quad, 4), "x"), "int8x16") for quad in quads[::2]]
-            for register, rows in ((sums[m], codes[:half]), (sums[m + 1], codes[half:])):
-                total = register.value
-                for pair, code in zip(pairs, rows, strict=True):
-                    total = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, pair, code)
-                k.set(register, total)
+            name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
+            for place, pair in enumerate(pairs):
+                for register, code in ((sums[m], codes[place]), (sums[m + 1], codes[half + place])):
+                    k.set(register, intrinsic("int32x4", name, register.value, pair, code))
 
 
 _KINDS: dict[str, type[Dot]] = {

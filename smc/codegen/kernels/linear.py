@@ -79,9 +79,10 @@ class _GroupParts:
     zeros: list[Expr] | None
     offsets: list[Expr] | None
 
-    def of(self, unit: int) -> _GroupParts:
-        """Those of one unit."""
-        return _GroupParts(*(part and part[unit : unit + 1] for part in (self.scales, self.zeros, self.offsets)))
+    def of(self, units: range) -> _GroupParts:
+        """Those of some units."""
+        some = slice(units.start, units.stop)
+        return _GroupParts(*(part and part[some] for part in (self.scales, self.zeros, self.offsets)))
 
 
 class _Linear:
@@ -245,13 +246,15 @@ class _Linear:
     def _finish_tile(self, tile: Expr, half: int, parts: _GroupParts) -> None:
         """A tile, or half of one, whose sums are flushed at once: all units together, or one after the other."""
         totals, initial, x_scales = self._tile_inputs(tile, half)
-        step = 1 if isinstance(self.dot, ArmDot) else len(self.units)
+        step = len(self.units)
+        if isinstance(self.dot, ArmDot):
+            step = min(step, self.dot.units_at_once(len(self.token_rows)))
         inputs, unpack = self.source.codes(tile), self._unpack(tile)
         for first in range(0, len(self.units), step):
             units = range(first, first + step)
             sums = self.dot.new_sums(len(self.token_rows), step, initial)
             self.dot.add(sums, self.units[first : first + step], unpack, self.x, inputs, self._quads(half))
-            self._flush(units, sums, totals, x_scales, parts.of(first) if step == 1 else parts)
+            self._flush(units, sums, totals, x_scales, parts.of(units))
 
     def _tile_inputs(self, tile: Expr, half: int) -> tuple[PerToken, PerToken | None, PerToken | None]:
         """Of every token: the sum of its codes, what integer sums begin with (None: 0), its scale (None: later)."""
@@ -311,7 +314,8 @@ class _Linear:
         for unit, unit_codes in enumerate(codes):
             sums = self.dot.new_sums(TOKEN_BLOCK, 1, initial)
             self.dot.multiply([row[0] for row in sums], unit_codes, self.x, inputs, self._quads(half))
-            self._flush(range(unit, unit + 1), sums, totals, x_scales, parts.of(unit))
+            units = range(unit, unit + 1)
+            self._flush(units, sums, totals, x_scales, parts.of(units))
 
     @contextmanager
     def _spans(self, begin: Expr, tiles: Expr, size: int | None) -> Iterator[tuple[Expr, Expr, Expr]]:

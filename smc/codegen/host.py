@@ -112,7 +112,7 @@ class _Host:
             "",
             "/* Places in the weights: bytes from their begin. `kernel` is an index into the tables of kernels. */",
             "struct matrix {",
-            "  uint64_t codes, scales, zeros;",
+            "  uint64_t codes, scales, zeros, order;",
             "  int32_t rows, columns, kernel;",
             "};",
             "",
@@ -203,7 +203,8 @@ class _Host:
         place, encoding = self.table.matrices[name], self.plan.module.parameters[name].encoding
         kernels = self.embeddings if function is self.plan.embed else self.linears
         index = [kernel.encoding for kernel in kernels].index(encoding)
-        return f"{{{place.codes}, {place.scales}, {place.zeros}, {place.rows}, {place.columns}, {index}}}"
+        places = (place.codes, place.scales, place.zeros, place.order, place.rows, place.columns, index)
+        return f"{{{', '.join(map(str, places))}}}"
 
     # ---- functions
 
@@ -477,6 +478,18 @@ class _Host:
             self.name(function, source),
             *self.outputs(function, task.output, [task.input_form]),
             "N",
+            self.width(function, source),
+        ]
+        return _field(task.kernel), arguments
+
+    def _transform(self, function: FunctionPlan, task: Task) -> Call:
+        assert task.kernel is not None and task.slot is not None and task.output is not None
+        m, source = f"L->{_identifier(task.slot)}", task.inputs[0]
+        arguments = [
+            self.name(function, source),
+            f"W + {m}.order",
+            self.name(function, task.output),
+            f"{m}.columns",
             self.width(function, source),
         ]
         return _field(task.kernel), arguments

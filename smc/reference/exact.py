@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, inverse_frequencies
+from smc.ir import EncodedTensor, Encoding, inverse_frequencies, rotate
 from smc.reference.activations import quantize_activations
 from smc.reference.execution import Reference
 from smc.reference.float32 import LANES, exp, fma, sum_products, tree_sum
@@ -77,10 +77,10 @@ def _linear(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
 def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     """float32 [n, columns] times a stored matrix [rows, columns] → [n, rows], before bias and residual."""
     encoding, (rows, columns) = weight.encoding, weight.shape
-    if encoding.rotation is not None:
-        raise _no_kernel(f"encoding {encoding}")
     if weight.order is not None:
         x = x[:, weight.order.long()]
+    if encoding.rotation is not None:
+        x = rotate(x, encoding.rotation)
     product: Callable[[EncodedTensor], Tensor]
     if encoding.is_float:
         product = functools.partial(_float_product, x)
@@ -184,6 +184,8 @@ def _pieces(values: Tensor, count: int, size: int) -> Tensor:
 
 def _embedding(inputs: Sequence[Operand], _: Attributes) -> Tensor:
     tokens, table = inputs
+    if table.encoding.permuted or table.encoding.rotation:
+        raise _no_kernel(f"an embedding in encoding {table.encoding}")
     rows: EncodedTensor = _rows(table, tokens.long())
     if rows.offsets is None:
         return rows.decode()

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from smc.errors import InputError
 from smc.frontend import load_checkpoint
-from smc.ir import EncodedTensor, Encoding, Parameter
+from smc.ir import EncodedTensor, Encoding, rotate
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import Reference
 from smc.reference.operators import OPERATORS, Weight
@@ -148,12 +147,13 @@ def test_softmax():
     )
 
 
-def test_rotated_encodings_are_refused(make_checkpoint, tokens):
-    module = load_checkpoint(make_checkpoint()[0]).copy()
-    name = "model.layers.0.self_attn.q_proj.weight"
-    encoding = Encoding(bits=8, rotation=16)
-    shape = module.parameters[name].shape
-    rotated = EncodedTensor(encoding, shape, codes=torch.zeros(48, 2, 32), scales=torch.zeros(48, 2))
-    module.parameters[name] = Parameter(name, shape, encoding, lambda: rotated)
-    with pytest.raises(InputError, match="rotated"):
-        Reference(module).logits(tokens)
+def test_activations_are_rounded_in_the_rotated_basis():
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(2, 64, generator=generator), torch.randn(5, 64, generator=generator)
+    plain = QuantizeRTN(bits=8).encode(rotate(weights, 16))
+    rotated = EncodedTensor(Encoding(bits=8, rotation=16), (5, 64), codes=plain.codes, scales=plain.scales)
+    attributes = {"bias": False, "residual": False}
+    expected = OPERATORS["linear"]([rotate(x, 16), Weight.decode(plain)], attributes)
+    result = OPERATORS["linear"]([x, Weight.decode(rotated)], attributes)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result, x @ weights.T, atol=0.2, rtol=0)

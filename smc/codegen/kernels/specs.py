@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from smc.codegen.kernels.tiles import Tile, candidate_tiles
@@ -35,12 +35,14 @@ class Form:
     """How an activation is handed to its reader: "f32", or int8 codes with scales a group or a token, and sums.
 
     group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
-    zeros.
+    zeros. permuted, rotation: by a `TransformKernel` before.
     """
 
     kind: Literal["f32", "i8"]
     group: int | Literal["token"] = 32
     sum_group: int = 32
+    permuted: bool = False
+    rotation: int | None = None
 
     def __str__(self) -> str:
         return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
@@ -56,9 +58,10 @@ def sum_group(encoding: Encoding) -> int:
 
 def form_for(encoding: Encoding) -> Form:
     """The form that a linear with weights in this encoding reads."""
-    if encoding.activation != "i8":
-        return F32_FORM
-    return Form("i8", encoding.activation_group, sum_group(encoding))
+    form = F32_FORM
+    if encoding.activation == "i8":
+        form = Form("i8", encoding.activation_group, sum_group(encoding))
+    return replace(form, permuted=encoding.permuted, rotation=encoding.rotation)
 
 
 MOST_ROWS = 8
@@ -223,6 +226,24 @@ class QuantizeTokensKernel:
 
 
 @dataclass(frozen=True)
+class TransformKernel:
+    """kernels/transform.py"""
+
+    permuted: bool
+    rotation: int | None
+
+    def name(self) -> str:
+        """Its C name."""
+        return f"transform{'_permute' if self.permuted else ''}{f'_rotate{self.rotation}' if self.rotation else ''}"
+
+    def build(self, symbol: str, level: Level) -> Kernel:
+        """The kernel for a level."""
+        from smc.codegen.kernels.transform import transform_kernel
+
+        return transform_kernel(symbol, self.permuted, self.rotation)
+
+
+@dataclass(frozen=True)
 class RopeKernel:
     """kernels/rope.py: rope_kernel"""
 
@@ -280,6 +301,7 @@ KernelSpec = (
     | RmsNormKernel
     | ElementwiseKernel
     | QuantizeTokensKernel
+    | TransformKernel
     | RopeKernel
     | AttentionKernel
     | MergeKernel

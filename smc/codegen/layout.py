@@ -9,6 +9,7 @@ scales  [row block][group][32] in the scale dtype ("tensor" and "row": one group
         The groups are those of whole tiles: with groups of 16 the last may be padding, all 0.
         Two-level scales are [row block][super-group][32]; their codes, [row block][group][32] bytes, precede the zeros.
 zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
+order   [columns of whole tiles] int32, where columns have an order of their own: which one is stored at every place.
 floats  [row block][column][32].
 
 base 3  [row block][five tiles][row vector][vector][64 bytes]. Byte b of vector v has five codes: those at place b in
@@ -126,19 +127,24 @@ class MatrixLayout:
         return self.padded_rows * size
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of the whole matrix, a multiple of 64."""
+    def order_offset(self) -> int:
+        """Where the order of permuted columns begins (after the zeros)."""
         return padded(self.zeros_offset + self.zeros_bytes, ALIGNMENT)
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole matrix, a multiple of 64."""
+        return padded(self.order_offset + 4 * self.tiles * TILE * self.encoding.permuted, ALIGNMENT)
 
-def check_packable(encoding: Encoding) -> None:
-    """InputError where there is no packed layout, and so no kernel, for an encoding yet."""
+
+def check_packable(encoding: Encoding, columns: int = 0) -> None:
+    """InputError where there is no packed layout, and so no kernel, for an encoding of rows of so many columns."""
     reason = None
     if encoding.is_float:
         return
     inputs, group = encoding.activation_group, encoding.group
-    if encoding.permuted or encoding.rotation:
-        reason = "a permuted or rotated input"
+    if encoding.rotation and columns % encoding.rotation:
+        reason = f"a rotation in blocks of {encoding.rotation} that do not divide {columns} columns"
     elif encoding.super_group is not None and not isinstance(group, int):
         reason = f"two-level scales with one scale a {group}"
     elif isinstance(encoding.group, int) and encoding.group != 16 and encoding.group % TILE:
@@ -161,8 +167,8 @@ def stored_bias(encoding: Encoding, family: str) -> int:
 def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
     """The packed bytes (uint8) of a matrix in its encoding, for a target family."""
     encoding = tensor.encoding
-    check_packable(encoding)
     rows, columns = matrix_shape(tensor.shape)
+    check_packable(encoding, columns)
     layout = MatrixLayout(encoding, rows, columns)
     out = np.zeros(layout.total_bytes, np.uint8)
     if encoding.is_float:
@@ -186,6 +192,10 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
         parts.append(_pack_zeros(tensor.zeros.numpy(), layout))
     if parts:
         out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = np.concatenate(parts)
+    if tensor.order is not None:
+        order = np.arange(layout.tiles * TILE, dtype=np.int32)  # padding stays where it is
+        order[:columns] = tensor.order.numpy()
+        out[layout.order_offset :][: order.nbytes] = order.view(np.uint8)
     return out
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smc.codegen.kernels.specs import (
     F32_FORM,
@@ -24,6 +24,7 @@ from smc.codegen.kernels.specs import (
     QuantizeTokensKernel,
     RmsNormKernel,
     RopeKernel,
+    TransformKernel,
     form_for,
 )
 from smc.codegen.layout import padded
@@ -271,6 +272,7 @@ class _Planner:
             form = F32_FORM
             if user.op == "linear" and user.inputs[0] == node.name:
                 form = self.forms[user.name]
+                form = F32_FORM if form.permuted or form.rotation else form
                 if user.attributes["residual"] and user.inputs[-1] == node.name:
                     forms.append(F32_FORM)
             if form not in forms:
@@ -292,7 +294,15 @@ class _Planner:
         slot = node.inputs[1] if kind == "rms_norm" else None
         self._task(Task(kind, node, blocks, inputs=[self.buffers[i] for i in inputs], output=out, slot=slot))
 
-    def _input_in_form(self, value: str, form: Form) -> Buffer:
+    def _transformed(self, node: Node, form: Form) -> str:
+        """The name of a linear's input in the order and the basis of its matrix."""
+        name, source = f"{node.name}_input", self.buffers[node.inputs[0]]
+        out = self.buffers[name] = Buffer(name, source.width, [F32_FORM])
+        kernel = TransformKernel(form.permuted, form.rotation)
+        self._task(Task("transform", node, "tokens", kernel, inputs=[source], output=out, slot=node.inputs[1]))
+        return name
+
+    def _input_in_form(self, value: str, form: Form, node: Node) -> Buffer:
         """The buffer of a value in a form, quantized by a task of its own where its producer did not do it.
 
         Such codes have a buffer of their own: the value's may be written again in place.
@@ -303,7 +313,6 @@ class _Planner:
             source = self.buffers[value]
             codes = self.codes[value, form] = Buffer(value, source.width, [form])
             blocks = "chunks" if form.group == 32 else "tokens"
-            node = self.function.node(value)
             self._task(Task("quantize", node, blocks, inputs=[source], output=codes, input_form=form))
         return self.codes[value, form]
 
@@ -319,7 +328,10 @@ class _Planner:
 
     def _linear(self, node: Node) -> None:
         form = self.forms[node.name]
-        source = self._input_in_form(node.inputs[0], form)
+        value = node.inputs[0]
+        if form.permuted or form.rotation:
+            value, form = self._transformed(node, form), replace(form, permuted=False, rotation=None)
+        source = self._input_in_form(value, form, self.function.node(node.inputs[0]))
         bias = node.inputs[2] if node.attributes["bias"] else None
         task = Task("linear", node, "rows", inputs=[source], slot=node.inputs[1], bias=bias, input_form=form)
         if not node.attributes["residual"]:
@@ -408,7 +420,8 @@ class _Planner:
             chain = Task("chain", task.node, "rows", inputs=inputs, output=task.output, slot=linears[0].slot)
             chain.after, chain.parts = list(dict.fromkeys(after)), parts
             self.producer[task.output] = chain
-            self.tasks[self.tasks.index(linears[0])] = chain
+            # After everything that any of them reads.
+            self.tasks[max(self.tasks.index(linear) for linear in linears)] = chain
             self.tasks = [t for t in self.tasks if t not in parts]
             for other in self.tasks:
                 other.after = list(dict.fromkeys(chain if t in parts else t for t in other.after))
@@ -442,7 +455,14 @@ def linear_kernels(plan: Plan) -> list[LinearKernel]:
 
 def embedding_kernels(plan: Plan) -> list[EmbeddingKernel]:
     """The embedding kernel of the program."""
-    return list(dict.fromkeys(EmbeddingKernel(p.encoding) for p in _slot_parameters(plan, "embedding")))
+    parameters = _slot_parameters(plan, "embedding")
+    for parameter in parameters:
+        if parameter.encoding.permuted or parameter.encoding.rotation:
+            raise InputError(
+                f"{parameter.name} is {parameter.encoding}, which no embedding can be: the pass untie gives the head"
+                " a matrix of its own"
+            )
+    return list(dict.fromkeys(EmbeddingKernel(p.encoding) for p in parameters))
 
 
 def _slot_parameters(plan: Plan, kind: str) -> list[Parameter]:

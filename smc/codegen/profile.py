@@ -100,6 +100,9 @@ def _add_weights(profile: TaskProfile, task: Task, parameter: Parameter) -> None
         profile.weight_bytes += 4 * padded_width(parameter.shape[0])
         return
     rows, columns = matrix_shape(parameter.shape)
+    if task.kind == "transform":
+        profile.weight_bytes += 4 * padded_width(columns) * parameter.encoding.permuted
+        return
     total = MatrixLayout(parameter.encoding, rows, columns).total_bytes
     if str(parameter.encoding) not in profile.encodings:
         profile.encodings.append(str(parameter.encoding))

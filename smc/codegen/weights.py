@@ -26,6 +26,7 @@ class MatrixPlace:
     codes: int
     scales: int
     zeros: int
+    order: int
     rows: int
     columns: int
 
@@ -49,10 +50,15 @@ def place_weights(plan: Plan) -> WeightTable:
             raise InputError(
                 f"there is no kernel for {len(parameter.shape)}-dimensional weights yet ({parameter.name})"
             )
-        check_packable(parameter.encoding)
+        check_packable(parameter.encoding, parameter.shape[1])
         layout = MatrixLayout(parameter.encoding, *matrix_shape(parameter.shape))
         matrices[parameter.name] = MatrixPlace(
-            offset, offset + layout.scales_offset, offset + layout.zeros_offset, layout.padded_rows, layout.columns
+            offset,
+            offset + layout.scales_offset,
+            offset + layout.zeros_offset,
+            offset + layout.order_offset,
+            layout.padded_rows,
+            layout.columns,
         )
         sizes[parameter.name] = layout.total_bytes
         offset += layout.total_bytes

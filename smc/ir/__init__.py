@@ -1,6 +1,17 @@
 """What a model is: modules, functions, nodes, tensor types, encodings; verifying and printing them."""
 
-from smc.ir.encoding import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape, parse_encoding
+from smc.ir.encoding import (
+    BF16,
+    F16,
+    F32,
+    EncodedTensor,
+    Encoding,
+    encode_float,
+    integer,
+    matrix_shape,
+    parse_encoding,
+    rotate,
+)
 from smc.ir.function import Function, Node
 from smc.ir.module import ModelFacts, Module, Parameter
 from smc.ir.printer import print_function, print_module
@@ -30,5 +41,6 @@ __all__ = [
     "parse_encoding",
     "print_function",
     "print_module",
+    "rotate",
     "verify",
 ]

@@ -39,7 +39,8 @@ class Encoding:
     scale_dtype: dtype of the scales (and offsets).
     super_group: that many scales are stored as 8-bit codes times one scale of `scale_dtype` (two-level scales).
     permuted: columns are stored in an order of their own (act-order); the order is kept with the tensor.
-    rotation: block size of a Hadamard rotation applied to the input, or None.
+    rotation: stored columns, and so the input, are rotated: blocks of that many by a Hadamard matrix (`rotate`). A
+        power of two that divides the columns, or None.
     activation: "i8" (inputs are rounded to int8, symmetric) or "none" (float inputs). Part of the encoding, because
         trained models depend on it.
     activation_group: how many neighbouring inputs share an activation scale; "token": all of them.
@@ -83,8 +84,12 @@ class Encoding:
             raise InputError(f"zero {self.zero} is no {self.bits}-bit code")
         if isinstance(self.group, int) and (self.group < 8 or self.group % 8):
             raise InputError(f"a group is a multiple of 8 columns, not {self.group}")
+        if self.rotation is not None and (self.rotation < 2 or self.rotation & (self.rotation - 1)):
+            raise InputError(f"a rotation has blocks of a power of two, not {self.rotation}")
         if self.activation is None:
             settle("activation", "none" if self.grid in ("f16", "f32") else "i8")
+        if self.activation == "none":
+            settle("activation_group", 32)  # there is none: equal formats are equal
         if self.activation == "i8" and self.grid in ("f16", "f32"):
             raise InputError("levels off the int8 grid need float activations: activation='none'")
 
@@ -268,11 +273,32 @@ class EncodedTensor:
             values = scales * (self.codes.float() - encoding.zero)
         rows, columns = matrix_shape(self.shape)
         values = values.reshape(rows, -1)[:, :columns]
+        if encoding.rotation is not None:
+            values = rotate(values, encoding.rotation)  # which undoes itself
         if self.order is not None:
             restored = torch.empty_like(values)
             restored[:, self.order.long()] = values
             values = restored
         return values.reshape(self.shape)
+
+
+def rotate(values: Tensor, block: int) -> Tensor:
+    """float32 [n, columns], every `block` columns multiplied by the Hadamard matrix in natural order over its root.
+
+    First by 1 / sqrt(block), then sums and differences of columns 1, 2, 4 … apart. Its own inverse, but for rounding.
+    InputError where blocks do not divide the columns.
+    """
+    import torch
+
+    count, columns = values.shape
+    if columns % block:
+        raise InputError(f"a rotation in blocks of {block} takes a multiple of it, not {columns} columns")
+    result, half = values * torch.tensor(block**-0.5, dtype=torch.float32), 1
+    while half < block:
+        pairs = result.reshape(count, -1, 2, half)
+        result = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2)
+        half *= 2
+    return result.reshape(count, columns)
 
 
 def encode_float(values: Tensor, encoding: Encoding) -> EncodedTensor:

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, inverse_frequencies
+from smc.ir import EncodedTensor, Encoding, inverse_frequencies, rotate
 from smc.reference.activations import round_activations
 
 
@@ -25,18 +24,21 @@ class Weight:
 
     @staticmethod
     def decode(tensor: EncodedTensor) -> Weight:
-        """Decode a stored tensor; InputError where the reference cannot execute its encoding."""
-        if tensor.encoding.rotation is not None:
-            raise InputError(f"the reference does not execute rotated encodings such as {tensor.encoding}")
+        """Decode a stored tensor."""
         order = None if tensor.order is None else tensor.order.long()
         return Weight(tensor.decode(), tensor.encoding, order)
 
     def rounded(self, x: Tensor) -> Tensor:
         """The input [n, columns] as this matrix sees it. Activation groups follow the order of the stored columns."""
+        stored = x if self.order is None else x[:, self.order]
+        rotation = self.encoding.rotation
+        stored = stored if rotation is None else rotate(stored, rotation)
+        stored = round_activations(stored, self.encoding)
+        stored = stored if rotation is None else rotate(stored, rotation)
         if self.order is None:
-            return round_activations(x, self.encoding)
+            return stored
         result = torch.empty_like(x)
-        result[:, self.order] = round_activations(x[:, self.order], self.encoding)
+        result[:, self.order] = stored
         return result
 
 

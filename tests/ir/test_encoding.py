@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smc.errors import InputError
-from smc.ir import BF16, F16, F32, EncodedTensor, Encoding, encode_float, integer, matrix_shape, parse_encoding
+from smc.ir import (
+    BF16,
+    F16,
+    F32,
+    EncodedTensor,
+    Encoding,
+    encode_float,
+    integer,
+    matrix_shape,
+    parse_encoding,
+    rotate,
+)
 
 NF4 = (
     -1.0,
@@ -273,3 +284,32 @@ def test_what_names_no_encoding_is_refused(text: str) -> None:
 def test_no_name_does_harm(text: str) -> None:
     with contextlib.suppress(InputError):
         assert str(parse_encoding(text)) == text
+
+
+@pytest.mark.parametrize("block", [2, 16, 128])
+def test_rotate_multiplies_by_a_hadamard_matrix(block: int) -> None:
+    matrix = np.ones((1, 1))
+    while len(matrix) < block:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    values = np.random.default_rng(0).standard_normal((3, 2 * block))
+    expected = values.reshape(3, 2, block) @ matrix / np.sqrt(block)
+    rotated = rotate(torch.from_numpy(values).float(), block)
+    np.testing.assert_allclose(rotated.numpy(), expected.reshape(3, -1), atol=1e-6)
+    np.testing.assert_allclose(rotate(rotated, block).numpy(), values, atol=1e-6)
+
+
+def test_rotations_that_do_not_fit() -> None:
+    for block in (0, 1, 48):
+        with pytest.raises(InputError, match="power of two"):
+            Encoding(bits=4, rotation=block)
+    with pytest.raises(InputError, match="multiple of it, not 24 columns"):
+        rotate(torch.zeros(1, 24), 16)
+
+
+def test_rotated_columns_are_decoded() -> None:
+    """W x = (W H) (H x): what multiplies the plain input is the stored matrix rotated back, then in order."""
+    tensor = random_tensor(Encoding(bits=4, rotation=16, permuted=True), 5, 64, 0)
+    plain = replace(tensor, encoding=Encoding(bits=4), order=None).decode()
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    expected = rotate(x[:, tensor.order.long()], 16) @ plain.T
+    torch.testing.assert_close(x @ tensor.decode().T, expected, atol=1e-4, rtol=1e-4)

@@ -251,10 +251,10 @@ def test_threads_are_left_as_they_were(make_checkpoint):
 
 def test_what_has_no_kernel_is_refused(make_checkpoint):
     module = load_checkpoint(make_checkpoint()[0]).copy()
-    name = "model.layers.0.self_attn.q_proj.weight"
+    name = "model.embed_tokens.weight"
     shape = module.parameters[name].shape
     tensor = random_tensor(Encoding(bits=8), *shape, 0)
     encoding = replace(tensor.encoding, rotation=16)
     module.parameters[name] = Parameter(name, shape, encoding, lambda: replace(tensor, encoding=encoding))
-    with pytest.raises(InputError, match=r"no kernel.* encoding int8.*rotated"):
+    with pytest.raises(InputError, match=r"no kernel.* an embedding in encoding int8.*rotated"):
         ExactReference(module).logits(torch.tensor([1]))

@@ -146,6 +146,16 @@ def test_bits_are_those_of_the_exact_reference(compiled: Any, tokens: list[int],
             np.testing.assert_array_equal(model.logits(tokens[:80]), expected)
 
 
+@pytest.mark.parametrize("recipe", ["f16", "int8"])
+def test_bits_of_an_i8_cache_are_those_of_the_exact_reference(compiled: Any, tokens: list[int], recipe: str) -> None:
+    module, path = compiled(recipe)
+    expected = ExactReference(module, kv_dtype="i8").logits(torch.tensor(tokens[:80])).numpy()
+    for level in usable_levels():
+        with smc.load(path, level=level, kv_dtype="i8") as model:
+            assert np.array_equal(model.logits(tokens[:80]), expected)
+            assert model.engine.facts.kv_dtype == 2
+
+
 @pytest.fixture(scope="session")
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct out of a package."""

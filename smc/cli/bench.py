@@ -114,13 +114,14 @@ def _measure(
     model: Model, prompt_tokens: int, decode_tokens: int, depth: int, repeat: int, profiled: bool
 ) -> dict[str, Any]:
     """All figures; speeds are medians of `repeat` runs."""
+    from smc.runtime.binding import KV_DTYPES
     from smc.runtime.memory import peak_memory_bytes
 
     runs = _run(model, {"prefill": prompt_tokens, "decode": decode_tokens}, depth, repeat, profiled)
     seconds = runs.seconds
     facts = model.engine.facts
     report: dict[str, Any] = {"artifact": str(model.artifact.path), "level": model.level, "threads": model.threads}
-    report |= {"kv_dtype": ["f16", "f32"][facts.kv_dtype], "depth": depth, "repeat": repeat}
+    report |= {"kv_dtype": list(KV_DTYPES)[facts.kv_dtype], "depth": depth, "repeat": repeat}
     if prompt_tokens:
         report["prefill"] = _speeds(seconds["prefill"], prompt_tokens)
     if decode_tokens:

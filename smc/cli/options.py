@@ -48,7 +48,7 @@ _MODEL = [
         help="Threads; by default one for each (fast) CPU that it may use.",
     ),
     click.option(
-        "--kv-dtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Of the KV cache."
+        "--kv-dtype", type=click.Choice(["f16", "f32", "i8"]), default="f16", show_default=True, help="Of the KV cache."
     ),
     click.option("--level", metavar="NAME", help="Force a feature level of the artifact."),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
@@ -16,6 +15,7 @@ from smc.codegen.kernels.specs import (
     ElementwiseKernel,
     Form,
     KernelSpec,
+    KVDtype,
     MergeKernel,
     RmsNormKernel,
     RopeKernel,
@@ -41,7 +41,7 @@ from smc.codegen.weights import WeightTable
 from smc.ir import inverse_frequencies
 from smc.targets import Target
 
-KV_DTYPES: tuple[Literal["f16", "f32"], ...] = ("f16", "f32")
+KV_DTYPES: tuple[KVDtype, ...] = ("f16", "f32", "i8")
 """In the order of the engine's smc_kv_dtype."""
 
 
@@ -74,7 +74,7 @@ def host_program(
     return _Host(plan, memory, table, weights_hash, objects, target).text()
 
 
-def _with_kv(kernel: RopeKernel | AttentionKernel, dtype: Literal["f16", "f32"]) -> RopeKernel | AttentionKernel:
+def _with_kv(kernel: RopeKernel | AttentionKernel, dtype: KVDtype) -> RopeKernel | AttentionKernel:
     return replace(kernel, shape=replace(kernel.shape, kv_dtype=dtype))
 
 
@@ -432,6 +432,7 @@ class _Host:
             rope,
             "S->cache_slots",
             "S->kv",
+            "S->kv",
             self.width(function, q),
             self.width(function, key),
             "(int64_t)S->kv_page_bytes",
@@ -443,6 +444,7 @@ class _Host:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None
         arguments = [
             self.name(function, task.inputs[0]),
+            "S->kv",
             "S->kv",
             "S->tables",
             "S->tiles",

@@ -26,6 +26,15 @@ def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tens
     return torch.round(padded * inverse[..., None]).to(torch.int8), amax / 127
 
 
+def quantize_heads(x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Round float32 [n, heads · head_dim] as an int8 KV cache does, every head of a token with a scale of its own.
+
+    Returns codes, whole numbers as float32 [n, heads, head_dim], and scales float32 [n, heads].
+    """
+    codes, scales = quantize_activations(x.reshape(len(x) * heads, -1), "token")
+    return codes.float().view(len(x), heads, -1), scales.view(len(x), heads)
+
+
 def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
     """What a matrix of this encoding is multiplied with: float32 [n, columns], rounded if the encoding says so."""
     if encoding.activation == "none":

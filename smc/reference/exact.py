@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, inverse_frequencies, rotate
-from smc.reference.activations import quantize_activations
+from smc.reference.activations import quantize_activations, quantize_heads
 from smc.reference.execution import Reference
 from smc.reference.float32 import LANES, exp, fma, sum_products, tree_sum
 from smc.reference.operators import OPERATORS, Attributes, Operand
@@ -52,6 +52,13 @@ class ExactReference(Reference):
 
     def _load(self, name: str) -> Operand:
         return self.module.parameters[name].load()
+
+    def _cached(self, operands: list[Tensor], attributes: Attributes) -> list[Tensor]:
+        """As `Reference._cached`, but of an int8 cache the codes, and then the scales [n, kv_heads]."""
+        if self.kv_dtype != "i8":
+            return super()._cached(operands, attributes)
+        (keys, key_scales), (values, value_scales) = (quantize_heads(x, attributes["kv_heads"]) for x in operands)
+        return [keys.flatten(1), values.flatten(1), key_scales, value_scales]
 
     def _operator(self, op: str) -> Callable[[Sequence[Operand], Attributes], Operand]:
         if op not in EXACT_OPERATORS:
@@ -234,19 +241,22 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     count = len(inputs[0])
     q = inputs[0].view(count, heads, head_dim)
     # Every KV head repeated for its group of heads: all are [n, heads, head_dim].
-    keys, values = (x.view(count, kv_heads, head_dim).repeat_interleave(heads // kv_heads, dim=1) for x in inputs[1:])
+    keys, values = (x.view(count, kv_heads, head_dim).repeat_interleave(heads // kv_heads, dim=1) for x in inputs[1:3])
+    scales = [x.repeat_interleave(heads // kv_heads, dim=1).T for x in inputs[3:]]  # [heads, n] of int8 codes
     maxima = q.new_full((count, heads), LOWEST)
     sums = q.new_zeros(count, heads, LANES)
     outputs = torch.zeros_like(q)
     for begin in range(0, count, SPLIT_TOKENS):
         split, queries = slice(begin, begin + SPLIT_TOKENS), slice(begin, count)
         seen = _seen(count, split, queries, attributes["window"])
-        scores = _scores(q[queries], keys[split]) * attributes["scale"]
+        scores = _scores(q[queries], keys[split])
+        scores = (scores * scales[0][:, split] if scales else scores) * attributes["scale"]
         maximum = torch.where(seen, scores, MASKED).amax(-1).clamp(min=LOWEST)
         weights = torch.where(seen, exp(scores - maximum[..., None]), 0)
         split_sums, split_outputs = torch.zeros_like(sums[queries]), torch.zeros_like(outputs[queries])
         for vector in torch.split(torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)), LANES, dim=-1):
             split_sums += vector
+        weights = weights * scales[1][:, split] if scales else weights
         for weight, value in zip(weights.unbind(-1), values[split], strict=True):
             split_outputs = fma(value, weight[..., None], split_outputs)
         new = torch.maximum(maxima[queries], maximum)

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from smc.ir import Function, Module
+from smc.reference.activations import quantize_heads
 from smc.reference.operators import OPERATORS, Attributes, Operand, Weight
 
 
 class Reference:
     """Executes a module in float32, activations rounded where an encoding says so.
 
-    kv_dtype: "f16" rounds k (after rope) and v as an artifact with an f16 KV cache does.
+    kv_dtype: "f16" and "i8" round k (after rope) and v as an artifact with such a KV cache does.
     keep_weights: decoded weights stay in memory between runs, 4 bytes a weight; without, every run reads them again.
     """
 
-    def __init__(self, module: Module, kv_dtype: Literal["f32", "f16"] = "f32", keep_weights: bool = True) -> None:
+    def __init__(
+        self, module: Module, kv_dtype: Literal["f32", "f16", "i8"] = "f32", keep_weights: bool = True
+    ) -> None:
         self.module = module
         self.kv_dtype = kv_dtype
         self.keep_weights = keep_weights
@@ -56,14 +59,23 @@ class Reference:
             self._weights[name] = weight
         return weight
 
+    def _cached(self, operands: list[Tensor], attributes: Attributes) -> list[Tensor]:
+        """K and V, float32 [n, kv_heads · head_dim], as they are read again from the KV cache."""
+        if self.kv_dtype == "f16":
+            return [x.half().float() for x in operands]
+        if self.kv_dtype == "i8":
+            rounded = (quantize_heads(x, attributes["kv_heads"]) for x in operands)
+            return [(codes * scales[..., None]).flatten(1) for codes, scales in rounded]
+        return operands
+
     def _run(self, function: Function, inputs: list[Tensor], weights: dict[str, Operand]) -> Tensor:
         values: dict[str, Operand] = {**weights, **dict(zip((n.name for n in function.inputs()), inputs, strict=True))}
         for node in function.nodes():
             if node.op in ("input", "parameter"):
                 continue
             operands = [values[name] for name in node.inputs]
-            if node.op == "attention" and self.kv_dtype == "f16":
-                operands[1:] = [x.half().float() for x in operands[1:]]
+            if node.op == "attention":
+                operands[1:] = self._cached(operands[1:], node.attributes)
             values[node.name] = self._operator(node.op)(operands, node.attributes)
         result: Tensor = values[function.outputs[0]]
         return result

@@ -100,7 +100,7 @@ class Model:
     """An opened artifact. Use it as a context manager or close it; it may be used from several threads.
 
     path: the artifact. context_length: tokens that a sequence may hold; 0: as many as the model was trained for.
-    threads: 0: as many CPUs as this process may use. kv_dtype: "f16" or "f32", of the KV cache.
+    threads: 0: as many CPUs as this process may use. kv_dtype: "f16", "f32" or "i8", of the KV cache.
     level: force a feature level of the artifact; None: the best for this CPU. sequences: how many may live at once.
     Raises InputError where the file is no sound artifact for this machine or an option can't be met.
     """

@@ -20,7 +20,7 @@ from smc.targets import Level
 from tests.codegen.kernels import guarded
 
 PAGE, LAYERS, LAYER = 64, 3, 1
-DTYPES = {"f16": np.float16, "f32": np.float32}
+DTYPES = {"f16": np.float16, "f32": np.float32, "i8": np.int8}
 
 SHAPES = [
     AttentionShape(9, 3, 64, "f16"),
@@ -30,6 +30,8 @@ SHAPES = [
     AttentionShape(2, 2, 16, "f16"),
     AttentionShape(8, 1, 96, "f32"),
     AttentionShape(11, 1, 16, "f32"),
+    AttentionShape(6, 3, 64, "i8"),
+    AttentionShape(3, 3, 24, "i8"),
 ]
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 200, 257, 520]
 
@@ -43,23 +45,53 @@ class Cache:
         order = rng.permutation(sum(counts) + 1)[1:].astype(np.int32)
         self.tables = guarded(order)
         self.begins = np.cumsum([0, *counts])[:-1]  # of each sequence's table
-        page_shape = (LAYERS, shape.kv_heads, 2 * PAGE * shape.padded_dim)
+        page_shape = (LAYERS, shape.kv_heads, shape.page_head)
         noise = np.random.default_rng(int(garbage)).uniform(-garbage, garbage, (len(order) + 1, *page_shape))
+        if shape.kv_dtype == "i8":
+            noise = noise % 256 - 128
         self.memory = guarded(noise.astype(DTYPES[shape.kv_dtype]))
         self.page, self.layer = self.memory[0].nbytes, LAYER * shape.kv_heads
         heads = (shape.kv_heads, shape.head_dim)
         self.keys, self.values = ([rng.standard_normal((n, *heads)) for n in lengths] for _ in range(2))
         for sequence, length in enumerate(lengths):
             for index in range(length):
-                key, value = self.slot(self.tables[self.begins[sequence] + index // PAGE], index % PAGE)
-                key[...], value[...] = self.keys[sequence][index], self.values[sequence][index]
+                page, place = self.tables[self.begins[sequence] + index // PAGE], index % PAGE
+                self.write(page, place, self.keys[sequence][index], self.values[sequence][index])
+
+    def write(
+        self, page: int, place: int, key: np.ndarray, value: np.ndarray, memory: np.ndarray | None = None
+    ) -> None:
+        """Put a key and a value [kv_heads, head_dim] into a slot, of a copy of the memory if one is given."""
+        memory = self.memory if memory is None else memory
+        if self.shape.kv_dtype == "i8":
+            scales = memory[page, LAYER, :, self.shape.page_scales :].view(np.float32).reshape(-1, 2, PAGE)
+            (key, scales[:, 0, place]), (value, scales[:, 1, place]) = rounded(key), rounded(value)
+        slots = self.slot(page, place, memory)
+        slots[0][...], slots[1][...] = key, value
+
+    def stored(self, x: np.ndarray) -> np.ndarray:
+        """Keys or values [tokens, kv_heads, head_dim] as they are read again."""
+        if self.shape.kv_dtype == "i8":
+            codes, scales = rounded(x)
+            return codes * scales[..., None].astype(np.float64)
+        return x.astype(DTYPES[self.shape.kv_dtype]).astype(np.float64)
 
     def slot(self, page: int, place: int, memory: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Views of the key and the value of a slot, in a copy of the memory if one is given: [kv_heads, head_dim]."""
-        head = (self.memory if memory is None else memory)[page, LAYER].reshape(self.shape.kv_heads, 2, -1)
+        head = (self.memory if memory is None else memory)[page, LAYER][:, : self.shape.page_scales]
+        head = head.reshape(self.shape.kv_heads, 2, -1)
+        assert np.shares_memory(head, self.memory if memory is None else memory)
         keys = head[:, 0].reshape(-1, PAGE // 16, self.shape.padded_dim, 16)
         values = head[:, 1].reshape(-1, PAGE, self.shape.padded_dim)
         return keys[:, place // 16, : self.shape.head_dim, place % 16], values[:, place, : self.shape.head_dim]
+
+
+def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes like x and scales by head, as docs/numerics.md rounds activations: x is float32 or rounded to it."""
+    x = x.astype(np.float32)
+    amax = np.abs(x).max(-1)
+    codes = np.rint(x * (np.float32(127) / amax)[..., None])
+    return codes.astype(np.int8), amax / np.float32(127)
 
 
 # ---- rope
@@ -80,13 +112,15 @@ def test_rope_rotates_and_fills_the_cache(build: Any, level: Level, shape: Atten
     expected_q, expected_k = rotated(q, k, rope, shape) if shape.rotary else (q.copy(), k.copy())
     blocks = tokens * shape.kv_heads
     for begin, end in ((0, 1), (1, blocks)):
-        kernel(q, k, v, rope, slots, cache.memory, q_stride, kv_stride, cache.page, cache.layer, begin, end)
+        kernel(
+            q, k, v, rope, slots, cache.memory, cache.memory, q_stride, kv_stride, cache.page, cache.layer, begin, end
+        )
     np.testing.assert_allclose(q, expected_q, rtol=0, atol=5e-7)
     np.testing.assert_allclose(k, expected_k, rtol=0, atol=5e-7)
     width, heads = shape.kv_heads * shape.head_dim, (shape.kv_heads, shape.head_dim)
     for token, slot in enumerate(slots):
-        for view, rows in zip(cache.slot(slot // PAGE, slot % PAGE, expected_memory), (k, v), strict=True):
-            view[...] = rows[token, :width].reshape(heads)
+        key, value = (rows[token, :width].reshape(heads) for rows in (k, v))
+        cache.write(slot // PAGE, slot % PAGE, key, value, expected_memory)
     np.testing.assert_array_equal(cache.memory, expected_memory)
 
 
@@ -143,7 +177,7 @@ class Attention:
         q_buffer, table = guarded(full), guarded(np.array(rows, np.int32))
         for begin, end in halves(len(tiles) * shape.kv_heads * splits):
             self.kernel(
-                q_buffer, cache.memory, cache.tables, table, out, partials, scratch,
+                q_buffer, cache.memory, cache.memory, cache.tables, table, out, partials, scratch,
                 self.stride, cache.page, cache.layer, scale, window, splits, begin, end,
             )  # fmt: skip
         if splits > 1:
@@ -179,13 +213,11 @@ def queries(shape: AttentionShape, tokens: int, size: float = 1.0) -> np.ndarray
 def expected(cache: Cache, q: np.ndarray, tiles: list[list[int]], window: int, scale: float = 0.2) -> np.ndarray:
     """torch's attention in float64 for every token of the tiles."""
     shape, results, token = cache.shape, [], 0
-    group, dtype = shape.heads // shape.kv_heads, DTYPES[shape.kv_dtype]
+    group = shape.heads // shape.kv_heads
     for sequence, index, count in tiles:
         length = index + count
         keys, values = (
-            torch.tensor(x[sequence][:length].astype(dtype).astype(np.float64))
-            .transpose(0, 1)
-            .repeat_interleave(group, 0)
+            torch.tensor(cache.stored(x[sequence][:length])).transpose(0, 1).repeat_interleave(group, 0)
             for x in (cache.keys, cache.values)
         )
         own = torch.tensor(q[token : token + count]).double().transpose(0, 1)
@@ -222,13 +254,15 @@ def exact_inputs(shape: AttentionShape, length: int) -> tuple[Cache, np.ndarray]
 def exact_attention(shape: AttentionShape, length: int, window: int) -> np.ndarray:
     """What the exact reference computes for a whole sequence: [tokens, heads · head_dim]."""
     cache, q = exact_inputs(shape, length)
-    stored = (
-        torch.from_numpy(x[0].astype(DTYPES[shape.kv_dtype])).float().flatten(1) for x in (cache.keys, cache.values)
-    )
+    if shape.kv_dtype == "i8":
+        (keys, key_scales), (values, value_scales) = (rounded(x[0]) for x in (cache.keys, cache.values))
+        arrays = [keys, values, key_scales, value_scales]
+    else:
+        arrays = [x[0].astype(DTYPES[shape.kv_dtype]) for x in (cache.keys, cache.values)]
+    stored = [torch.from_numpy(x).float().flatten(1) for x in arrays]
     attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "scale": 0.2}
-    result = EXACT_OPERATORS["attention"](
-        [torch.from_numpy(q).flatten(1), *stored], {**attributes, "window": window or None}
-    )
+    inputs = [torch.from_numpy(q).flatten(1), *stored]
+    result = EXACT_OPERATORS["attention"](inputs, {**attributes, "window": window or None})
     return result.numpy()
 
 

@@ -66,11 +66,11 @@ def test_values_names_every_layer(make_checkpoint, tokens):
     torch.testing.assert_close(values[layers[0]], states[1][0], atol=1e-4, rtol=1e-4)
 
 
-def test_f16_cache_rounds_keys_and_values(make_checkpoint, tokens):
+@pytest.mark.parametrize(("kv_dtype", "least", "most"), [("f16", 1e-6, 1e-2), ("i8", 1e-4, 1e-1)])
+def test_the_cache_rounds_keys_and_values(make_checkpoint, tokens, kv_dtype, least, most):
     module = load_checkpoint(make_checkpoint()[0])
-    exact, rounded = (Reference(module, kv_dtype).logits(tokens) for kv_dtype in ("f32", "f16"))
-    difference = (exact - rounded).abs().max()
-    assert 1e-6 < difference < 1e-2
+    exact, rounded = (Reference(module, dtype).logits(tokens) for dtype in ("f32", kv_dtype))
+    assert least < (exact - rounded).abs().max() < most
 
 
 def test_attention_matches_the_definition():

@@ -44,13 +44,15 @@ VECTOR = f"float32x{LANES}"
 
 
 def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(q, cache, tables, tiles, out, partials, scratch, stride, page, layer, scale, window, splits, …)
+    """int32_t name(q, cache, scales, tables, tiles, out, partials, scratch, stride, page, layer, scale, window, splits,
+    begin, end)
 
     Blocks are (tile, KV head, split). splits: 1 for blocks that do all splits of their tile and write `out`; otherwise
     block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
-    tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers. q, out: float32 [tokens, stride];
-    a token at cache index i sees indices i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in
-    front of this layer's. Writing `out`, the last KV head's block also clears its padding.
+    scales: the same memory as cache, for those of an int8 cache. tiles: int32 [n][4] token, count, table, index
+    (program.h); tables: page numbers. q, out: float32 [tokens, stride]; a token at cache index i sees indices
+    i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of this layer's.
+    Writing `out`, the last KV head's block also clears its padding.
     """
     return _Attention(name, shape, level).build()
 
@@ -172,7 +174,7 @@ class _Attention:
         self.pass_tokens = max(1, most // self.token_rows)
         k = self.k = Kernel(name)
         self.q = k.pointer("q", "float32")
-        self.cache = k.pointer("cache", {"f16": "float16", "f32": "float32"}[shape.kv_dtype])
+        self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
         self.tables, self.tiles = k.pointer("tables", "int32"), k.pointer("tiles", "int32")
         self.out, self.partials = k.pointer("out", "float32"), k.pointer("partials", "float32")
         self.scratch = k.pointer("scratch", "float32")
@@ -184,8 +186,9 @@ class _Attention:
             k.let(cast(s, "int64"), n) for s, n in ((stride, "stride"), (window, "window"), (splits, "splits"))
         )
         self.page = k.let(page // shape.element_bytes, "page_elements")
-        # The scratch: probabilities of a pass, its two factors a row, then queries and states of all rows.
-        self.factors = MOST_ROWS * SPLIT_TOKENS
+        # The scratch: a pass's probabilities, the scales of its values, two factors a row; the queries and states.
+        self.value_scales = MOST_ROWS * SPLIT_TOKENS
+        self.factors = self.value_scales + SPLIT_TOKENS
         self.queries = self.factors + MOST_ROWS * 2 * LANES
         self.states = self.queries + TILE_TOKENS * self.token_rows * shape.padded_dim
 
@@ -306,8 +309,20 @@ class _Attention:
                     for register, vector in zip(row, vectors, strict=True):
                         k.set(register, fma(vector, query, register.value))
             for v in range(width):
-                place = k.let(page * PAGE_TOKENS + (chunk * width + v) * LANES, "place")
-                self._store_scores(rows, place, [row[v] for row in scores])
+                place = k.let((chunk * width + v) * LANES, "place")
+                if shape.kv_dtype == "i8":
+                    self._apply_scales(keys, page, place, [row[v] for row in scores])
+                self._store_scores(rows, k.let(page * PAGE_TOKENS + place, "place"), [row[v] for row in scores])
+
+    def _apply_scales(self, head: Expr, page: Expr, place: Expr, scores: list[Register]) -> None:
+        """Scores of codes, times the scales of these 16 keys; the values' scales go where `_softmax` finds them."""
+        k = self.k
+        scales = k.let(((head + self.shape.page_scales) >> const(2, "int64")) + place, "scales")
+        factor = k.let(self.scales.load(scales, LANES), "factor")
+        for score in scores:
+            k.set(score, score.value * factor)
+        to = page * PAGE_TOKENS + place + self.value_scales
+        k.store(self.scratch, to, self.scales.load(scales + PAGE_TOKENS, LANES))
 
     def _store_scores(self, rows: _Pass, place: Expr, scores: list[Register]) -> None:
         k = self.k
@@ -339,6 +354,8 @@ class _Attention:
                 # Masked tokens must weigh exactly nothing, but exp is clamped.
                 p = k.let(tirx.Select(score <= const(LOWEST, VECTOR), const(0.0, VECTOR), p), "p")
                 k.set(sums, sums.value + p)
+                if shape.kv_dtype == "i8":
+                    p = p * self.scratch.load(self.value_scales + v * LANES, LANES)
                 k.store(self.scratch, place, p)
             state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
             old = k.let(self.scratch.load(state + LANES), "old")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma
-from smc.codegen.kernels.rows import LANES
+import tvm.tirx as tirx
+
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma, intrinsic
+from smc.codegen.kernels.rows import LANES, horizontal, magnitude, symmetric_scale
 from smc.codegen.kernels.specs import PAGE_TOKENS, AttentionShape
 
 
 def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
-    """int32_t name(q, k, v, rope, slots, cache, q_stride, kv_stride, page, layer, begin, end)
+    """int32_t name(q, k, v, rope, slots, cache, scales, q_stride, kv_stride, page, layer, begin, end)
 
     Blocks are (token, KV head): rotates the head's group of q in place, rotates k and writes k and v into the cache.
-    rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens]; cache: all pages; page: bytes of a
-    page; layer: KV heads in front of this layer's.
+    rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens]; cache: all pages; scales: the
+    same memory, for those of an int8 cache; page: bytes of a page; layer: KV heads in front of this layer's.
     """
     k = Kernel(name)
     q, key, value = (k.pointer(n, "float32") for n in ("q", "k", "v"))
     rope, slots = k.pointer("rope", "float32"), k.pointer("slots", "int32")
-    cache = k.pointer("cache", {"f16": "float16", "f32": "float32"}[shape.kv_dtype])
+    cache, scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
+    scales.written = True  # by the kernels of one dtype: the others must have the same C parameters
     q_stride, kv_stride = k.scalar("q_stride"), k.scalar("kv_stride")
     page, layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
     begin, end = k.scalar("begin"), k.scalar("end")
@@ -38,10 +41,41 @@ def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
         base = k.let((slot // PAGE_TOKENS) * (page // shape.element_bytes) + (layer + head) * shape.page_head, "base")
         k_base = k.let(base + (place // LANES) * (shape.padded_dim * LANES) + place % LANES, "k_base")
         v_base = k.let(base + PAGE_TOKENS * shape.padded_dim + place * shape.padded_dim, "v_base")
-        with k.loop(const(shape.head_dim, "int64"), "d") as d:
-            k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
-            k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
+        if shape.kv_dtype == "i8":
+            scale_base = k.let(((base + shape.page_scales) >> const(2, "int64")) + place, "scale_base")
+            _store_codes(k, shape, key, source, cache, k_base, LANES, scales, scale_base)
+            _store_codes(k, shape, value, source, cache, v_base, 1, scales, k.let(scale_base + PAGE_TOKENS, "v_scale"))
+        else:
+            with k.loop(const(shape.head_dim, "int64"), "d") as d:
+                k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
+                k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
     return k
+
+
+def _store_codes(
+    k: Kernel,
+    shape: AttentionShape,
+    x: Pointer,
+    source: Expr,
+    cache: Pointer,
+    place: Expr,
+    step: int,
+    scales: Pointer,
+    scale_place: Expr,
+) -> None:
+    """A head of K or V as int8 codes, `step` elements apart, with one scale."""
+    whole = shape.head_dim // LANES * LANES
+    largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
+    with k.loop(const(whole // LANES, "int64"), "vector") as v:
+        k.set(largest, tirx.max(largest.value, magnitude(k.let(x.load(source + v * LANES, LANES), "x"))))
+    amax = k.register(horizontal(k, largest.value, tirx.max), "amax")
+    for d in range(whole, shape.head_dim):
+        k.set(amax, tirx.max(amax.value, intrinsic("float32", "llvm.fabs", x.load(source + d))))
+    scale, inverse = symmetric_scale(k, amax.value)
+    k.store(scales, scale_place, scale)
+    with k.loop(const(shape.head_dim, "int64"), "d") as d:
+        code = intrinsic("float32", "llvm.nearbyint", x.load(source + d) * inverse)
+        k.store(cache, place + d * step, cast(cast(code, "int32"), "int8"))
 
 
 def _rotate(k: Kernel, x: Pointer, start: Expr, rope: Pointer, cosines: Expr, half: int) -> None:

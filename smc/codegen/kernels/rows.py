@@ -101,9 +101,9 @@ class Sink:
             k.store(self.floats, place + LANES, high)
         for form, codes, scales, sums in self.codes:
             assert form.group == 32, "token-wise scales are made by the quantize kernel"
-            largest = k.let(tirx.max(_magnitude(low), _magnitude(high)), "largest")
+            largest = k.let(tirx.max(magnitude(low), magnitude(high)), "largest")
             amax = horizontal(k, largest, tirx.max)
-            scale, inverse = _scales(k, amax)
+            scale, inverse = symmetric_scale(k, amax)
             to, tile = self.destination(form, token, stride), k.let(column >> const(5, "int64"), "tile")
             k.store(scales, to.scale(tile), scale)
             store_codes(k, self.level, form, codes, sums, to, tile, (low, high), inverse)
@@ -113,11 +113,12 @@ class Sink:
         return destination(self.kernel, self.level, self.tokens, token, stride, TILE // form.sum_group)
 
 
-def _magnitude(x: Expr) -> Expr:
+def magnitude(x: Expr) -> Expr:
+    """|x| of 16 floats."""
     return intrinsic(f"float32x{LANES}", "llvm.fabs", x)
 
 
-def _scales(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
+def symmetric_scale(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
     """scale = amax / 127 and its inverse 127 / amax, 0 where amax is so small that it might overflow."""
     scale = kernel.let(amax / const(127.0, "float32"), "scale")
     inverse = tirx.Select(amax > const(SMALLEST, "float32"), const(127.0, "float32") / amax, const(0.0, "float32"))
@@ -249,8 +250,8 @@ def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
             count = k.let(tirx.min(tiles - first, per_span), "count")
             largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
             with k.loop(count * 2, "vector", begin=first * 2) as v:
-                k.set(largest, tirx.max(largest.value, _magnitude(k.let(x.load(start + v * LANES, LANES)))))
-            scale, inverse = _scales(k, horizontal(k, largest.value, tirx.max))
+                k.set(largest, tirx.max(largest.value, magnitude(k.let(x.load(start + v * LANES, LANES)))))
+            scale, inverse = symmetric_scale(k, horizontal(k, largest.value, tirx.max))
             if form.group == "token":
                 k.store(scales, token, scale)
             with k.loop(count, "tile", begin=first) as tile:

@@ -74,6 +74,10 @@ def rows_per_token(group: int, most: int) -> int:
     return -(-group // pieces) * pieces
 
 
+KVDtype = Literal["f16", "f32", "i8"]
+"""What K and V are stored as; i8 has a float32 scale for every token and KV head, of K and of V."""
+
+
 @dataclass(frozen=True)
 class AttentionShape:
     """What is fixed for a model's attention: constants in the kernels, for the registers' sake.
@@ -84,7 +88,7 @@ class AttentionShape:
     heads: int
     kv_heads: int
     head_dim: int
-    kv_dtype: Literal["f16", "f32"]
+    kv_dtype: KVDtype
     rotary: bool = True
 
     @property
@@ -100,12 +104,22 @@ class AttentionShape:
     @property
     def element_bytes(self) -> int:
         """Bytes of an element of the cache."""
-        return {"f16": 2, "f32": 4}[self.kv_dtype]
+        return {"f16": 2, "f32": 4, "i8": 1}[self.kv_dtype]
+
+    @property
+    def element_dtype(self) -> str:
+        """TIR's name for the type of an element of the cache."""
+        return {"f16": "float16", "f32": "float32", "i8": "int8"}[self.kv_dtype]
+
+    @property
+    def page_scales(self) -> int:
+        """Where, in elements from the begin of a head's part of a page, the scales lie: K's [64], then V's."""
+        return 2 * PAGE_TOKENS * self.padded_dim
 
     @property
     def page_head(self) -> int:
-        """Elements that one KV head of one layer takes in a page: K, then V."""
-        return 2 * PAGE_TOKENS * self.padded_dim
+        """Elements that one KV head of one layer takes in a page: K, then V, then the scales of int8."""
+        return self.page_scales + (2 * PAGE_TOKENS * 4 if self.kv_dtype == "i8" else 0)
 
     @property
     def state_floats(self) -> int:
@@ -116,7 +130,7 @@ class AttentionShape:
     def scratch_floats(self) -> int:
         """Floats of private scratch that attention needs: the queries and states of a tile, probabilities of a pass."""
         rows = max(TILE_TOKENS * rows_per_token(self.group, most) for most in range(1, MOST_ROWS + 1))
-        return rows * (self.padded_dim + self.state_floats) + MOST_ROWS * (SPLIT_TOKENS + 2 * 16)
+        return rows * (self.padded_dim + self.state_floats) + MOST_ROWS * (SPLIT_TOKENS + 2 * 16) + SPLIT_TOKENS
 
     def __str__(self) -> str:
         return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"

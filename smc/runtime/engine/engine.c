@@ -65,8 +65,8 @@ static int check_options(const struct smc_program *program, smc_options *options
     return smc_fail(error, SMC_BAD_INPUT, "smc_options has %u bytes where this engine wants %zu", options->size, sizeof *options);
   if (!options->path) return smc_fail(error, SMC_BAD_INPUT, "no artifact is named: options.path is NULL");
   if (options->adapter) return smc_fail(error, SMC_BAD_INPUT, "adapters are not supported yet: options.adapter must be NULL");
-  if (options->kv_dtype != SMC_KV_F16 && options->kv_dtype != SMC_KV_F32)
-    return smc_fail(error, SMC_BAD_INPUT, "kv_dtype is %d: it must be 0 (f16) or 1 (f32)", options->kv_dtype);
+  if (options->kv_dtype < SMC_KV_F16 || options->kv_dtype > SMC_KV_I8)
+    return smc_fail(error, SMC_BAD_INPUT, "kv_dtype is %d: it must be 0 (f16), 1 (f32) or 2 (i8)", options->kv_dtype);
   if ((status = count_option("context_length", &options->context_length, program->context_length, MAX_CONTEXT, error))) return status;
   if ((status = count_option("sequences", &options->sequences, 1, MAX_SEQUENCES, error))) return status;
   if ((status = count_option("threads", &options->threads, 0, SMC_MAX_THREADS, error))) return status;

@@ -24,7 +24,11 @@ typedef enum smc_status {
   SMC_FAILED = -6,      /* the operating system refused something */
 } smc_status;
 
-typedef enum smc_kv_dtype { SMC_KV_F16 = 0, SMC_KV_F32 = 1 } smc_kv_dtype;
+typedef enum smc_kv_dtype {
+  SMC_KV_F16 = 0,
+  SMC_KV_F32 = 1,
+  SMC_KV_I8 = 2, /* with a scale for every token and KV head */
+} smc_kv_dtype;
 
 typedef struct smc_model smc_model;
 typedef struct smc_pool smc_pool;

@@ -196,6 +196,8 @@ struct smc_kv_cache {
 int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, int32_t context_length,
                 int32_t sequences, int32_t kv_dtype, char *error);
 void smc_kv_close(struct smc_kv_cache *cache);
+/* Bytes that so many numbers of K and V take, whole heads of tokens: with their scales, where there are any. */
+uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers);
 int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
 int smc_kv_create(struct smc_kv_cache *cache, char *error);
 int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);

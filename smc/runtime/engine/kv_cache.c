@@ -21,7 +21,12 @@
 
 static int32_t pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
 
-static uint64_t element_bytes(const struct smc_kv_cache *cache) { return cache->kv_dtype == SMC_KV_F16 ? 2 : 4; }
+static uint64_t element_bytes(int32_t kv_dtype) { return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1; }
+
+uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers) {
+  const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)program->head_dim_padded : 0;
+  return numbers * element_bytes(kv_dtype) + scales * sizeof(float);
+}
 
 static int32_t *table_of(const struct smc_kv_cache *cache, int32_t sequence) {
   return cache->tables + (int64_t)sequence * cache->table_pages;
@@ -36,8 +41,8 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, i
                     sequences, context_length);
   cache->page_count = sequences * cache->table_pages;
   const uint64_t layers = program->layers ? (uint64_t)program->layers : 1; /* without attention pages only count tokens */
-  cache->page_bytes = smc_round_up(layers * (uint64_t)program->kv_heads * 2 * SMC_PAGE_TOKENS *
-                                       (uint64_t)program->head_dim_padded * element_bytes(cache), PAGE_ROUNDING);
+  const uint64_t numbers = layers * (uint64_t)program->kv_heads * 2 * SMC_PAGE_TOKENS * (uint64_t)program->head_dim_padded;
+  cache->page_bytes = smc_round_up(smc_kv_bytes(program, kv_dtype, numbers), PAGE_ROUNDING);
   const size_t pages = (size_t)cache->page_count;
   cache->tables = calloc(pages, sizeof *cache->tables);
   cache->references = calloc(pages, sizeof *cache->references);
@@ -105,7 +110,7 @@ static int check_memory(const struct smc_kv_cache *cache, int64_t pages, char *e
   if (wanted <= available) return SMC_OK;
   return smc_fail(error, SMC_NO_MEMORY,
                   "the KV cache needs another %.0f MiB and the machine has %.0f MiB left: use a shorter context, fewer sequences%s",
-                  (double)wanted / MEBIBYTE, (double)available / MEBIBYTE, cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : "");
+                  (double)wanted / MEBIBYTE, (double)available / MEBIBYTE, cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : cache->kv_dtype == SMC_KV_F16 ? " or an i8 cache" : "");
 }
 
 /* ---- sequences */
@@ -209,14 +214,18 @@ static struct saved saved_header(const struct smc_kv_cache *cache, int32_t lengt
 
 /* Zeros what lies behind the first `tokens` tokens of a page: remains of tokens that were truncated. */
 static void clear_tail(const struct smc_kv_cache *cache, uint8_t *page, int32_t tokens) {
-  const uint64_t element = element_bytes(cache), head_dim = (uint64_t)cache->program->head_dim_padded;
+  const struct smc_program *program = cache->program;
+  const uint64_t element = element_bytes(cache->kv_dtype), head_dim = (uint64_t)program->head_dim_padded;
   const uint64_t half = SMC_PAGE_TOKENS * head_dim * element, group = 16 * element, used = (uint64_t)tokens;
-  for (int64_t head = 0; head < (int64_t)cache->program->layers * cache->program->kv_heads; head++, page += 2 * half) {
+  const uint64_t bytes = smc_kv_bytes(program, cache->kv_dtype, 2 * SMC_PAGE_TOKENS * head_dim);
+  for (int64_t head = 0; head < (int64_t)program->layers * program->kv_heads; head++, page += bytes) {
     for (uint64_t g = used / 16; g < SMC_PAGE_TOKENS / 16; g++) { /* K [4][head_dim][16 tokens] */
       const uint64_t kept = g == used / 16 ? used % 16 * element : 0;
       for (uint64_t row = 0; row < head_dim; row++) memset(page + (g * head_dim + row) * group + kept, 0, group - kept);
     }
     memset(page + half + used * head_dim * element, 0, half - used * head_dim * element); /* V [64][head_dim] */
+    for (uint8_t *scales = page + 2 * half; scales < page + bytes; scales += SMC_PAGE_TOKENS * sizeof(float)) /* K's, V's */
+      memset(scales + used * sizeof(float), 0, (SMC_PAGE_TOKENS - used) * sizeof(float));
   }
 }
 

@@ -103,21 +103,20 @@ void smc_profile_step_end(struct smc_profiler *profiler) {
 static uint64_t least(int64_t a, int64_t b) { return (uint64_t)(a < b ? a : b); }
 
 void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step) {
-  const uint64_t element = step->kv_dtype == SMC_KV_F16 ? 2 : 4;
   profiler->tokens += (uint64_t)step->count;
   for (int32_t i = 0; i < profiler->program->task_count; i++) {
     const struct smc_task *task = &profiler->program->tasks[i];
     const uint64_t tokens = (uint64_t)(task->head ? step->logits_count : step->count);
     if (!tokens) continue;
     smc_profile_task *total = &profiler->tasks[i];
-    total->bytes += task->weight_bytes + tokens * (task->token_bytes + task->cache_writes * element);
+    total->bytes += task->weight_bytes + tokens * (task->token_bytes + smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes));
     total->macs += tokens * task->token_macs;
     if (!task->cache_reads) continue;
     const int64_t window = task->window ? task->window : INT64_MAX;
     for (const struct smc_tile *tile = step->tiles; tile < step->tiles + step->tile_count; tile++) {
       /* From what the first token sees to the last token. */
       const int64_t first = (int64_t)tile->index + 1, read = (int64_t)least(first, window) + tile->count - 1;
-      total->bytes += (uint64_t)read * task->cache_reads * element;
+      total->bytes += (uint64_t)read * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_reads);
       for (int32_t t = 0; t < tile->count; t++) total->macs += least(first + t, window) * task->cache_macs;
     }
   }

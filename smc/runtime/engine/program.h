@@ -102,7 +102,8 @@ struct smc_step {
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */
   /* KV pages: page p begins at kv + p * kv_page_bytes. In it, for every layer and KV head in turn:
-   * K [SMC_PAGE_TOKENS / 16][head_dim_padded][16 tokens], then V [SMC_PAGE_TOKENS][head_dim_padded]. */
+   * K [SMC_PAGE_TOKENS / 16][head_dim_padded][16 tokens], then V [SMC_PAGE_TOKENS][head_dim_padded], then for SMC_KV_I8
+   * the float scales of K [SMC_PAGE_TOKENS] and of V [SMC_PAGE_TOKENS]. */
   uint8_t *kv;
   uint64_t kv_page_bytes;
   const void *kernels;           /* of the level in use */

@@ -92,7 +92,7 @@ static void add_json_report(struct smc_buffer *out, const struct smc_session *se
   smc_add_format(out, "{\"artifact\": ");
   smc_add_json_text(out, info->name);
   smc_add_format(out, ", \"level\": \"%s\", \"threads\": %d, \"kv_dtype\": \"%s\", \"depth\": %d, \"repeat\": %d", info->level,
-                 info->threads, info->kv_dtype == SMC_KV_F16 ? "f16" : "f32", command->depth, command->repeat);
+                 info->threads, smc_kv_names[info->kv_dtype], command->depth, command->repeat);
   if (report->prefill.tokens) {
     add_json_speeds(out, "prefill", &report->prefill);
     smc_add_format(out, "}");
@@ -120,7 +120,7 @@ static void add_report(struct smc_buffer *out, const struct smc_session *session
   const smc_info *info = &session->info;
   const double mebibyte = 1 << 20;
   smc_add_format(out, "%s: %d threads, level %s, %s KV cache\n", info->name, info->threads, info->level,
-                 info->kv_dtype == SMC_KV_F16 ? "f16" : "f32");
+                 smc_kv_names[info->kv_dtype]);
   if (report->prefill.tokens) {
     add_speeds(out, "prefill", &report->prefill, command->depth);
     smc_add_format(out, "\n");

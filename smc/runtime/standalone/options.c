@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+const char *const smc_kv_names[] = {"f16", "f32", "i8"};
+
 static const char help[] =
     "Usage: %s [OPTIONS] [PROMPT]\n"
     "\n"
@@ -40,7 +42,7 @@ static const char help[] =
     "  --stop TEXT              End before this text; may be given again.\n"
     "  --ctx N                  Context length in tokens; by default as the model was trained.\n"
     "  -t, --threads N          Threads; by default one for each (fast) CPU that it may use.\n"
-    "  --kv-dtype f16|f32       Of the KV cache; by default f16.\n"
+    "  --kv-dtype f16|f32|i8    Of the KV cache; by default f16.\n"
     "  --level NAME             Force a feature level of this file.\n"
     "  --logprobs N             Show every token's log-probability and the N likeliest.\n"
     "  --json                   Print the whole result as JSON at the end.\n"
@@ -164,8 +166,8 @@ static void set_option(struct smc_command *command, int option, const char *valu
     case CTX: command->context_length = count_of(option, value, 0); break;
     case 't': command->threads = count_of(option, value, 0); break;
     case KV_DTYPE:
-      if (strcmp(value, "f16") && strcmp(value, "f32")) smc_die("--kv-dtype takes f16 or f32, not '%s'", value);
-      command->kv_dtype = strcmp(value, "f32") ? SMC_KV_F16 : SMC_KV_F32;
+      for (command->kv_dtype = SMC_KV_F16; strcmp(value, smc_kv_names[command->kv_dtype]); command->kv_dtype++)
+        if (command->kv_dtype == SMC_KV_I8) smc_die("--kv-dtype takes f16, f32 or i8, not '%s'", value);
       break;
     case LEVEL: command->level = value; break;
     case PROMPT_TOKENS: command->prompt_tokens = count_of(option, value, 0); break;

@@ -66,10 +66,12 @@ struct smc_command {
   int32_t max_tokens; /* -1: until the context is full */
   const char **stops; /* [stop_count] */
   int32_t stop_count;
-  int32_t context_length, threads, kv_dtype; /* as in smc_options */
+  int32_t context_length, threads, kv_dtype; /* as in smc_options; its names are smc_kv_names */
   const char *level;
   int32_t prompt_tokens, decode_tokens, depth, repeat; /* of --bench */
 };
+
+extern const char *const smc_kv_names[]; /* of every smc_kv_dtype */
 
 /* Reads the prompt too, where it comes from standard input. Exits by itself for --help and --version. */
 struct smc_command smc_parse_command(int count, char **arguments);

@@ -1,5 +1,5 @@
 /* A model small enough to follow by hand, in place of a generated program: all values are whole numbers below 251, which
- * f16 and f32 hold exactly. test_engine.py computes the same in Python.
+ * f16 and f32 hold exactly, and a byte of an i8 cache, too, without a sign; the scales there hold the cache index. test_engine.py computes the same in Python.
  *
  *   state                 = weights[token]
  *   layer l, KV head g:   K[d] = (state * 3 + l + g + d + index) % 251      V[d] = (state * 5 + l * 7 + g + d) % 251
@@ -27,18 +27,26 @@ static const float frequencies[2 * PAIRS] = {1.0f,  0.5f,  0.25f, 0.125f, 0.1f, 
 __attribute__((visibility("default"))) int fake_block_microseconds = 0;
 
 static float read_value(const struct smc_step *step, const uint8_t *at, int index) {
+  if (step->kv_dtype == SMC_KV_I8) return (float)at[index];
   return step->kv_dtype == SMC_KV_F16 ? (float)((const _Float16 *)(const void *)at)[index] : ((const float *)(const void *)at)[index];
 }
 
 static void write_value(const struct smc_step *step, uint8_t *at, int index, int value) {
-  if (step->kv_dtype == SMC_KV_F16) ((_Float16 *)(void *)at)[index] = (_Float16)value;
+  if (step->kv_dtype == SMC_KV_I8) at[index] = (uint8_t)value;
+  else if (step->kv_dtype == SMC_KV_F16) ((_Float16 *)(void *)at)[index] = (_Float16)value;
   else ((float *)(void *)at)[index] = (float)value;
 }
 
 /* K and V of one head of one layer in a page. */
 static uint8_t *head_of(const struct smc_step *step, int page, int layer, int head, int value) {
-  const uint64_t half = SMC_PAGE_TOKENS * HEAD_DIM * (step->kv_dtype == SMC_KV_F16 ? 2 : 4);
-  return step->kv + (uint64_t)page * step->kv_page_bytes + ((uint64_t)(layer * HEADS + head) * 2 + (uint64_t)value) * half;
+  const uint64_t half = SMC_PAGE_TOKENS * HEAD_DIM * (step->kv_dtype == SMC_KV_F16 ? 2 : step->kv_dtype == SMC_KV_F32 ? 4 : 1);
+  const uint64_t bytes = 2 * half + (step->kv_dtype == SMC_KV_I8 ? 2 * SMC_PAGE_TOKENS * sizeof(float) : 0);
+  return step->kv + (uint64_t)page * step->kv_page_bytes + (uint64_t)(layer * HEADS + head) * bytes + (uint64_t)value * half;
+}
+
+/* The scales [2][SMC_PAGE_TOKENS] of a head in a page of an i8 cache. */
+static float *scales_of(const struct smc_step *step, int page, int layer, int head) {
+  return (float *)(void *)(head_of(step, page, layer, head, 0) + 2 * SMC_PAGE_TOKENS * HEAD_DIM);
 }
 
 static int key_index(int place, int d) { return (place / 16 * HEAD_DIM + d) * 16 + place % 16; }
@@ -64,6 +72,9 @@ static void write_cache(const struct smc_step *step, int layer, int block) {
     write_value(step, head_of(step, slot / SMC_PAGE_TOKENS, layer, head, 1), value_index(place, d),
                 (state * 5 + layer * 7 + head + d) % PRIME);
   }
+  if (step->kv_dtype == SMC_KV_I8)
+    for (int which = 0; which < 2; which++)
+      scales_of(step, slot / SMC_PAGE_TOKENS, layer, head)[which * SMC_PAGE_TOKENS + place] = (float)(index_of(step, token) + which + 1);
 }
 
 static void attend(const struct smc_step *step, int layer, int block) {
@@ -74,6 +85,8 @@ static void attend(const struct smc_step *step, int layer, int block) {
     int64_t sum = 0;
     for (int j = 0; j <= tile->index + i; j++) {
       const int page = step->tables[tile->table + j / SMC_PAGE_TOKENS], place = j % SMC_PAGE_TOKENS, d = j % HEAD_DIM;
+      for (int which = 0; which < 2 && step->kv_dtype == SMC_KV_I8; which++)
+        if (scales_of(step, page, layer, head)[which * SMC_PAGE_TOKENS + place] != (float)(j + which + 1)) abort();
       sum += (int64_t)read_value(step, head_of(step, page, layer, head, 0), key_index(place, d)) * (j + 1) +
              (int64_t)read_value(step, head_of(step, page, layer, head, 1), value_index(place, d));
     }

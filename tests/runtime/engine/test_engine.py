@@ -110,7 +110,7 @@ def tokens_of(count: int, seed: int = 0) -> list[int]:
 # ---- batches
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "i8"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_prefill_and_decode(open_model: Open, threads: int, kv_dtype: str) -> None:
     engine = open_model(threads=threads, kv_dtype=kv_dtype)
@@ -264,7 +264,7 @@ def test_a_random_life(open_model: Open) -> None:
             assert engine.sequence_length(live) == len(reference.keys)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "i8"])
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 150])
 def test_save_and_restore(open_model: Open, length: int, kv_dtype: str) -> None:
     engine, other = open_model(kv_dtype=kv_dtype), open_model(kv_dtype=kv_dtype, sequences=2)
@@ -280,8 +280,9 @@ def test_save_and_restore(open_model: Open, length: int, kv_dtype: str) -> None:
     np.testing.assert_array_equal(feed(other, [(copy, [5, 6])]), expected(reference, [5, 6]))
 
 
-def test_what_is_saved_does_not_depend_on_the_past(open_model: Open) -> None:
-    engine = open_model(sequences=2)
+@pytest.mark.parametrize("kv_dtype", ["f16", "i8"])
+def test_what_is_saved_does_not_depend_on_the_past(open_model: Open, kv_dtype: str) -> None:
+    engine = open_model(sequences=2, kv_dtype=kv_dtype)
     fresh, used = engine.sequence_create(), engine.sequence_create()
     feed(engine, [(used, tokens_of(130, seed=9))])
     engine.sequence_truncate(used, 65)  # 63 tokens of garbage in a page that stays
@@ -398,7 +399,7 @@ def test_bad_sequences(open_model: Open) -> None:
         ({"sequences": 5000}, "sequences is 5000"),
         ({"sequences": 4096, "context_length": 1 << 24}, "2^31 tokens"),
         ({"threads": 65}, "threads is 65: it must be between 1 and 64"),
-        ({"kv_dtype": 2}, "kv_dtype is 2"),
+        ({"kv_dtype": 3}, "kv_dtype is 3"),
         ({"size": 8}, "smc_options has 8 bytes"),
         ({"adapter": 1}, "adapter must be NULL"),
         ({"path": None}, "path is NULL"),

@@ -19,7 +19,7 @@ from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
 from smc.targets import TARGETS, Level
-from tests.codegen.encodings import ENCODINGS, encodings
+from tests.codegen.encodings import ALL_FLOAT_LEVELS, ENCODINGS, encodings
 from tests.codegen.kernels import Matrix, guarded, interleaved, random_tensor
 
 
@@ -153,7 +153,12 @@ TILES = [Tile(1, 16), Tile(1, 32), Tile(2, 16), Tile(3, 32), Tile(4, 32), Tile(8
 BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(24, 8), Tile(48, 4), Tile(16, 4)]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+@pytest.mark.slow
+def test_products_of_256_float_levels(linear: Linear, level: Level) -> None:
+    check(linear, Encoding(bits=8, levels=ALL_FLOAT_LEVELS), level, (33, 80, 6), 0, extreme=False)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[::2], ids=str)
 def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 100, 341, 1), level.family)
     x = np.random.default_rng(2).standard_normal((25, 341)).astype(np.float32)

@@ -26,8 +26,8 @@ SERVER = r"""
 #include <sys/mman.h>
 
 /* A call: the kernel's number, then every argument as 8 bytes: a number, or the size of the memory that follows, or
- * SAME + i for the memory of argument i once more. The answer: the status and all memory. Behind each memory, rounded up
- * to 64 bytes, lies a page without access. */
+ * SAME + i for the memory of argument i once more. The answer: the status and all memory. Behind each memory, rounded
+ * up to 64 bytes, lies a page without access. */
 #define PAGE 65536
 #define SAME (1ull << 63)
 PROTOTYPES

@@ -62,6 +62,8 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     for bits in range(8, 1, -1):
         rows.append((integer(bits, group=group), f"scale * (code - {1 << (bits - 1)})"))
         rows.append((integer(bits, group=group, symmetric=False), "scale * (code - zero)"))
+    for ternary in (Encoding(bits=2, zero=1, group=group), Encoding("base3", group=group)):
+        rows.append((ternary, "scale * (code - 1)"))
     described: list[dict[str, Any]] = [
         {
             "encoding": str(encoding),

@@ -64,5 +64,7 @@ def test_encodings(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed["f16"]["bits_per_weight"] == 16
     # Two groups of 64 hold 96 columns: 128 codes, two scales, two zeros.
     assert listed["int4.g64.asymmetric"]["bits_per_weight"] == pytest.approx((128 * 4 + 2 * 20) / 96, abs=1e-4)
+    # Five of 128 codes in a byte, and two scales.
+    assert listed["base3.g64"]["bits_per_weight"] == pytest.approx((26 * 8 + 2 * 16) / 96, abs=1e-4)
     assert main.run(["encodings"]) == 0
     assert "int4.g32 " in capsys.readouterr().out

@@ -45,6 +45,9 @@ KV_DTYPES: tuple[KVDtype, ...] = ("f16", "f32", "i8")
 """In the order of the engine's smc_kv_dtype."""
 
 
+JOINED = "S->alone && S->splits == 1"
+"""When attention's blocks write into the cache what they read: in decoding, but for long contexts."""
+
 Call = tuple[str, list[str]]
 """A member of `struct kernels` and the arguments before begin and end, as C expressions."""
 
@@ -293,6 +296,8 @@ class _Host:
         names = ", ".join("+".join(p.slot or f"{p.kind} of {p.node.name}" for p in t.kernels()) for t in tasks)
         blocks = ", ".join(self.blocks(function, task) for task in tasks)
         condition = f"if (N > {PRIVATE_TOKENS}) " if tasks[0].private else ""
+        if tasks[0].joins is not None:
+            condition = f"if (!({JOINED})) "
         if all(task.blocks == "merges" for task in tasks):
             condition = "if (S->splits > 1) "
         before = function.phases[number - 1][0] if number and function.phases[number - 1][0].private else None
@@ -316,9 +321,24 @@ class _Host:
         self.emit("      switch (phase.task) {")
         for index, task in enumerate(tasks):
             self.emit(f"        case {index}:")
+            for write in [t for t in function.phases[number - 1] if number and t.joins is task]:
+                self.join(function, write)
             self.task(function, task)
             self.emit("          break;")
         self.emit("      }", *(["    }"] if before else []), "    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+
+    def join(self, function: FunctionPlan, write: Task) -> None:
+        """The write into the cache for the blocks of attention that follow: a tile's tokens by a KV head."""
+        heads = self.plan.kv_heads
+        call = self.call(function, write, f"t * {heads} + b % {heads}", f"t * {heads} + b % {heads} + 1")
+        self.emit(
+            f"          if ({JOINED})",
+            "            for (int32_t b = phase.begin; b < phase.end; b++) {",
+            f"              const struct smc_tile *tile = &S->tiles[b / {heads}];",
+            "              for (int32_t t = tile->token; t < tile->token + tile->count; t++)",
+            f"                {call};",
+            "            }",
+        )
 
     def task(self, function: FunctionPlan, task: Task) -> None:
         """The calls of the blocks that a thread has claimed."""

@@ -83,7 +83,7 @@ def _plan_function(
         for task in phase:
             for buffer in task.buffers():
                 first, _ = lives.get(buffer, (number, number))
-                lives[buffer] = (first, number + task.private)  # a private task runs in the next phase, too
+                lives[buffer] = (first, number + task.moves())
     local = list(function.buffers)
     if function is plan.head and function.x is not None:
         local.append(function.x)  # the gathered rows

@@ -61,6 +61,7 @@ class Task:
     A chain is several linears and an element-wise op on their results (`parts`, in this order): a thread takes the same
     rows through all of them, without a barrier between.
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
+    joins: attention that does this, the write into the cache, itself where no other of its blocks reads what it writes.
     blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows),
     "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache), "merges" (tile × query head, but
     only where the cache is split).
@@ -80,10 +81,15 @@ class Task:
     phase: int = 0
     parts: list[Task] = field(default_factory=list)
     private: bool = False
+    joins: Task | None = None
 
     def kernels(self) -> list[Task]:
         """The task, or its parts: one kernel each."""
         return self.parts or [self]
+
+    def moves(self) -> bool:
+        """In some steps the task runs in the next phase."""
+        return self.private or self.joins is not None
 
     def buffers(self) -> list[Buffer]:
         """Everything that is read or written."""
@@ -240,6 +246,9 @@ class _Planner:
         for task in self.tasks:
             phases[task.phase].append(task)
         for phase, following in itertools.pairwise(phases):
+            if len(phase) > 1 or phase[0].joins not in following:
+                for task in phase:
+                    task.joins = None
             self._make_private(phase, following, [b for b in (x, result) if b is not None])
         used = dict.fromkeys(b for task in self.tasks for b in task.buffers())
         return FunctionPlan(name, function, phases, [b for b in used if b not in (x, result)], x, result)
@@ -372,7 +381,7 @@ class _Planner:
         out = self._new(node)
         out.need(F32_FORM)
         task = Task("attention", node, "tiles", AttentionKernel(shape), inputs=[q], output=out, after=[write])
-        self._task(task)
+        write.joins = self._task(task)
         self._task(Task("merge", node, "merges", MergeKernel(shape), output=out, after=[task]))
 
     def _gated_activation(self, node: Node) -> None:

@@ -54,7 +54,7 @@ def check(plan: Plan, memory: MemoryPlan) -> None:
             for task in phase:
                 for buffer in [b for part in task.kernels() for b in (*part.inputs, part.output) if b is not None]:
                     live.setdefault(buffer, []).append(number)
-                    if task.private:  # in short steps it runs in the next phase
+                    if task.private or task.joins is not None:  # in some steps it runs in the next phase
                         live[buffer].append(number + 1)
         if function.x is not None:
             live.setdefault(function.x, []).append(-1)
@@ -83,6 +83,7 @@ def check_private(plan: Plan) -> None:
     for function in plan.functions():
         for number, phase in enumerate(function.phases):
             for task in phase:
+                assert task.joins is None or (phase == [task] and task.joins in function.phases[number + 1])
                 if not task.private:
                     continue
                 assert phase == [task] and task.output is not None and task.output.private

@@ -277,6 +277,7 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
   if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
   int32_t longest = 0;
   step->tile_count = step->logits_count = step->count = 0;
+  step->alone = 1;
   for (; step->count < count; step->count++) {
     const smc_token *token = &tokens[step->count];
     const int32_t i = step->count, table = token->sequence * cache->table_pages;
@@ -286,8 +287,11 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
     }
     model->tokens[i] = token->token;
     model->cache_slots[i] = cache->tables[table + token->index / SMC_PAGE_TOKENS] * SMC_PAGE_TOKENS + token->index % SMC_PAGE_TOKENS;
-    if (i == 0 || token[-1].sequence != token->sequence || model->tiles[step->tile_count - 1].count == SMC_TILE_TOKENS)
+    const int first = i == 0 || token[-1].sequence != token->sequence;
+    if (first || model->tiles[step->tile_count - 1].count == SMC_TILE_TOKENS) {
+      step->alone &= first;
       model->tiles[step->tile_count++] = (struct smc_tile){.token = i, .count = 0, .table = table, .index = token->index};
+    }
     model->tiles[step->tile_count - 1].count++;
     if (token->index >= longest) longest = token->index + 1;
   }

@@ -94,6 +94,7 @@ struct smc_step {
   int32_t tile_count;
   const struct smc_tile *tiles;
   const int32_t *tables;         /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence */
+  int32_t alone;                 /* every tile is the only one of its sequence: it reads no K and V of another's */
   int32_t splits;                /* into how many blocks attention cuts what a tile sees; 1: it does all in one block */
   float *partials;               /* [count][splits], of partial_bytes: where a token's splits wait to be merged */
   int32_t logits_count;

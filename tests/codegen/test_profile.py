@@ -37,7 +37,7 @@ def by_name(tasks: list[TaskProfile]) -> dict[str, TaskProfile]:
 def test_every_task_in_the_order_of_phases(module: Module) -> None:
     plan, tasks = tasks_of(module)
     planned = [
-        (function.name, number, task.kind)
+        (function.name, number, "+".join(dict.fromkeys(part.kind for part in task.kernels())))
         for function in plan.functions()
         for number, phase in enumerate(function.phases)
         for task in phase
@@ -60,17 +60,19 @@ def test_numbers_of_layers_of_different_widths(make_checkpoint: MakeCheckpoint) 
     plan, tasks = tasks_of(mixed_bits(module, 3))
     found = by_name(tasks)
     hidden = plan.hidden
-    up = found["up_proj linear"]
-    assert up.token_macs == hidden * sum(widths)
+    up = found["gate_proj+up_proj linear+gated_silu"]
+    assert up.token_macs == 2 * hidden * sum(widths)
     padded = [96, 96, 64]
-    # The input's codes, scales and sums, once a layer; the output in float32.
+    # The input's codes, scales and sums, twice a layer; the outputs in float32, written and read again; what is made of
+    # them in the form that the next linear reads.
     row = -(-hidden // 32) * 32
-    assert up.token_bytes == 3 * (row + 4 * row // 32 + 4 * row // 32) + 4 * sum(padded)
-    names = [name for name in plan.module.parameters if name.endswith("up_proj.weight")]
+    linears = 2 * (3 * (row + 4 * row // 32 + 4 * row // 32) + 4 * sum(padded))
+    assert up.token_bytes == linears + 2 * 4 * sum(padded) + sum(w + 4 * w // 32 + 4 * w // 32 for w in padded)
+    names = [name for name in plan.module.parameters if name.endswith(("gate_proj.weight", "up_proj.weight"))]
     parameters = [plan.module.parameters[name] for name in names]
     assert up.weight_bytes == sum(MatrixLayout(p.encoding, *p.shape).total_bytes for p in parameters)
     assert up.encodings == list(dict.fromkeys(str(p.encoding) for p in parameters))
-    assert up.texts() == ["block", "up_proj", f"linear {', '.join(up.encodings)}"]
+    assert up.texts() == ["block", "gate_proj+up_proj", f"linear+gated_silu {', '.join(up.encodings)}"]
 
 
 def test_attention(make_checkpoint: MakeCheckpoint) -> None:

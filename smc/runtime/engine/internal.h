@@ -196,8 +196,12 @@ struct smc_kv_cache {
 int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, int32_t context_length,
                 int32_t sequences, int32_t kv_dtype, char *error);
 void smc_kv_close(struct smc_kv_cache *cache);
+static inline uint64_t smc_kv_element_bytes(int32_t kv_dtype) { return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1; }
 /* Bytes that so many numbers of K and V take, whole heads of tokens: with their scales, where there are any. */
-uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers);
+static inline uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers) {
+  const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)program->head_dim_padded : 0;
+  return numbers * smc_kv_element_bytes(kv_dtype) + scales * sizeof(float);
+}
 int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
 int smc_kv_create(struct smc_kv_cache *cache, char *error);
 int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);

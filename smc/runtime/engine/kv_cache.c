@@ -21,13 +21,6 @@
 
 static int32_t pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
 
-static uint64_t element_bytes(int32_t kv_dtype) { return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1; }
-
-uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers) {
-  const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)program->head_dim_padded : 0;
-  return numbers * element_bytes(kv_dtype) + scales * sizeof(float);
-}
-
 static int32_t *table_of(const struct smc_kv_cache *cache, int32_t sequence) {
   return cache->tables + (int64_t)sequence * cache->table_pages;
 }
@@ -215,7 +208,7 @@ static struct saved saved_header(const struct smc_kv_cache *cache, int32_t lengt
 /* Zeros what lies behind the first `tokens` tokens of a page: remains of tokens that were truncated. */
 static void clear_tail(const struct smc_kv_cache *cache, uint8_t *page, int32_t tokens) {
   const struct smc_program *program = cache->program;
-  const uint64_t element = element_bytes(cache->kv_dtype), head_dim = (uint64_t)program->head_dim_padded;
+  const uint64_t element = smc_kv_element_bytes(cache->kv_dtype), head_dim = (uint64_t)program->head_dim_padded;
   const uint64_t half = SMC_PAGE_TOKENS * head_dim * element, group = 16 * element, used = (uint64_t)tokens;
   const uint64_t bytes = smc_kv_bytes(program, cache->kv_dtype, 2 * SMC_PAGE_TOKENS * head_dim);
   for (int64_t head = 0; head < (int64_t)program->layers * program->kv_heads; head++, page += bytes) {

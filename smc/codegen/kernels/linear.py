@@ -46,8 +46,8 @@ from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
 from smc.ir import Encoding
 from smc.targets import Level
 
-ARRAY_FLOATS = 248
-"""Accumulators that a kernel keeps on its stack: a little less than 1 KiB."""
+ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
+"""Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
 
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
@@ -271,41 +271,49 @@ class _Linear:
     # ---- int8 inputs, many blocks of tokens: a tile's codes stay in registers, the accumulators in the first cache
 
     def _token_blocks(self, first: Expr, blocks: Expr) -> None:
-        """The step's blocks of 8 tokens, a few of them at a time, by the 32 rows from `first` on."""
-        k, rows, vector = self.k, self.tile.rows, TOKEN_BLOCK * self.tile.rows
-        some = min(ARRAY_FLOATS // vector, self.tile.tokens // TOKEN_BLOCK)
-        chunks = k.let((blocks + const(some - 1, "int32")) // const(some, "int32"), "chunks")
+        """The step's blocks of 8 tokens, some of them at a time, by the 32 rows from `first` on."""
+        k, rows = self.k, self.tile.rows
+        most = min(ARRAY_FLOATS // (ARRAY_TOKENS * rows), self.tile.tokens // TOKEN_BLOCK)
+        chunks = k.let((blocks + const(most - 1, "int32")) // const(most, "int32"), "chunks")
         with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(chunks, "chunk") as chunk:
             self._take_rows(first + index * rows, rows)
-            begin = k.let(chunk * some, "begin")
-            count = k.let(tirx.min(blocks - begin, const(some, "int32")), "count")
-            array = k.array("float32", some * vector, "accumulators")
-            with k.loop(count * (vector // self.level.lanes), "clear") as place:
-                k.store(array, place * self.level.lanes, const(0.0, f"float32x{self.level.lanes}"))
+            begin = k.let(chunk * most, "begin")
+            count = k.let(tirx.min(blocks - begin, const(most, "int32")), "count")
+            arrays = [
+                k.array("float32", most * ARRAY_TOKENS * rows, "sums") for _ in range(TOKEN_BLOCK // ARRAY_TOKENS)
+            ]
+            zero = const(0.0, f"float32x{self.level.lanes}")
+            with k.loop(count * (ARRAY_TOKENS * rows // self.level.lanes), "clear") as place:
+                for array in arrays:
+                    k.store(array, place * self.level.lanes, zero)
             self.dot = dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
             assert isinstance(dot, ArmDot)
             for tile, half, parts in self._flushed_tiles():
                 unpack = self._unpack(tile)
                 codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
                 with k.loop(count, "block") as block:
-                    self._take_block(array, begin, block)
+                    places = self._take_block(arrays, begin, block)
                     self._add_to_block(codes, tile, half, parts)
-                    for places, registers in zip(self.places, self.accumulators, strict=True):
-                        for place, register in zip(places, registers, strict=True):
-                            k.store(array, place, register.value)
+                    for (array, place), registers in zip(places, self.accumulators, strict=True):
+                        for unit, register in enumerate(registers):
+                            k.store(array, place + unit * self.level.lanes, register.value)
             with k.loop(count, "block") as block:
-                self._take_block(array, begin, block)
+                self._take_block(arrays, begin, block)
                 self._epilogue()
 
-    def _take_block(self, array: Pointer, begin: Expr, block: Expr) -> None:
-        """Work on one block of tokens, its accumulators loaded."""
-        k, lanes, units = self.k, self.level.lanes, len(self.units)
+    def _take_block(self, arrays: list[Pointer], begin: Expr, block: Expr) -> list[tuple[Pointer, Expr]]:
+        """Work on one block of tokens, its accumulators loaded; returns where each token's are."""
+        k, lanes, rows = self.k, self.level.lanes, self.tile.rows
         token = k.let(cast((begin + block) * TOKEN_BLOCK, "int64"), "token")
         self.token_rows = [token + m for m in range(TOKEN_BLOCK)]
         self.source = Source(k, self.level, token, TOKEN_BLOCK, self.x_stride)
-        start = k.let(block * (TOKEN_BLOCK * self.tile.rows), "start")
-        self.places = [[start + (m * units + u) * lanes for u in range(units)] for m in range(TOKEN_BLOCK)]
-        self.accumulators = [[k.register(array.load(p, lanes), "acc") for p in places] for places in self.places]
+        start = k.let(block * (ARRAY_TOKENS * rows), "start")
+        places = [(arrays[m // ARRAY_TOKENS], start + m % ARRAY_TOKENS * rows) for m in range(TOKEN_BLOCK)]
+        self.accumulators = [
+            [k.register(array.load(place + u * lanes, lanes), "acc") for u in range(len(self.units))]
+            for array, place in places
+        ]
+        return places
 
     def _add_to_block(self, codes: list[list[Expr]], tile: Expr, half: int, parts: _GroupParts) -> None:
         """A tile's codes by the block's inputs, flushed into its accumulators, unit by unit."""

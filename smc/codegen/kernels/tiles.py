@@ -28,7 +28,10 @@ class Tile:
 def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if level.family == "arm64":
-        return Tile(4, 16) if encoding.is_float else Tile(4, 8) if encoding.activation == "none" else Tile(48, 4)
+        if encoding.activation == "i8":
+            # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
+            return Tile(64 if level.dot == "smmla" else 48, 4)
+        return Tile(4, 16) if encoding.is_float else Tile(4, 8)
     if encoding.is_float:
         return Tile(8, 32) if level.registers >= 32 else Tile(6, 16)
     if encoding.activation == "none":

@@ -80,7 +80,8 @@ def count_own(level: Level, program: instructions_own.Program, case: Case) -> tu
 
 def count_peer(level: Level, gguf: Path, case: Case) -> Profile:
     """llama.cpp's counts for all tokens of a case at its better setting of flash attention; taken once and kept."""
-    key = repr((peer.VERSION, level, gguf.name, gguf.stat().st_mtime_ns, case))
+    program = instructions_peer.build(level)
+    key = repr((program.stat().st_mtime_ns, level, gguf.name, gguf.stat().st_mtime_ns, case))
     kept = instructions_own.BUILD / f"llama.cpp-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
         runs = [case.peer_runs(level, gguf, flash_attention) for flash_attention in (0, 1)]

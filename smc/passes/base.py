@@ -60,4 +60,6 @@ def option_text(value: Any) -> str:
     """An option's value as it is written in `-p name:option=value`: lists with "+" between their items."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "none"
     return "+".join(value) if isinstance(value, tuple) else str(value)

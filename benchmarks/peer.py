@@ -1,6 +1,7 @@
 """The peer: llama.cpp, built for this machine from the sources that the PyPI package llama-cpp-python vendors.
 
     python -m benchmarks.peer build                        llama-bench, llama-quantize, llama-perplexity
+    python -m benchmarks.peer build --level avx2           llama-bench with no newer instructions than AVX2
     python -m benchmarks.peer convert MODEL_DIR Q4_0 --pure      a GGUF file of a Hugging Face folder
 
 Everything lies under benchmarks/build/ and is kept. A build takes about ten minutes on two cores. It needs a C++
@@ -24,38 +25,49 @@ import click
 
 BUILD = Path(__file__).parent / "build"
 SOURCE = BUILD / "llama.cpp"
-BINARIES = SOURCE / "build" / "bin"
 TOOLS = ("llama-bench", "llama-quantize", "llama-perplexity")
+
+_AVX2 = {"GGML_NATIVE": "OFF"} | {
+    f"GGML_{feature}": "ON" for feature in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
+}
+LEVELS = {"avx2": _AVX2, "avxvnni": _AVX2 | {"GGML_AVX_VNNI": "ON"}}
+"""Our feature levels below a CPU's best, as llama.cpp's build says them; what is not named (AVX-512) is off."""
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
 
-def build() -> Path:
+def build(level: str | None = None) -> Path:
     """Build llama.cpp unless that was done before; returns the folder of its programs.
 
     Release build with GGML_NATIVE, as its own documentation tells users to build it: all instructions of this CPU,
-    OpenMP, weights repacked at load.
+    OpenMP, weights repacked at load. With a level (of LEVELS) it is llama-bench alone, restricted to the level's
+    instructions but still scheduled for this CPU.
     """
-    if all((BINARIES / tool).is_file() for tool in TOOLS):
-        return BINARIES
+    tree = SOURCE / "build" if level is None else BUILD / f"llama.cpp-{level}"
+    tools = TOOLS if level is None else TOOLS[:1]
+    if all((tree / "bin" / tool).is_file() for tool in tools):
+        return tree / "bin"
     cmake, ninja = program("cmake"), program("ninja")
     unpack_source()
     options = {
         "CMAKE_MAKE_PROGRAM": ninja,
         "CMAKE_BUILD_TYPE": "Release",
-        "GGML_NATIVE": "ON",
         "LLAMA_BUILD_TESTS": "OFF",
         "LLAMA_BUILD_EXAMPLES": "OFF",
         "LLAMA_BUILD_SERVER": "OFF",
         "LLAMA_BUILD_APP": "OFF",
         "LLAMA_OPENSSL": "OFF",
     }
+    if level is None:
+        options["GGML_NATIVE"] = "ON"
+    else:
+        options |= LEVELS[level] | {"CMAKE_C_FLAGS": "-mtune=native", "CMAKE_CXX_FLAGS": "-mtune=native"}
     definitions = [f"-D{key}={value}" for key, value in options.items()]
-    run([cmake, "-S", str(SOURCE), "-B", str(SOURCE / "build"), "-G", "Ninja", *definitions])
-    run([cmake, "--build", str(SOURCE / "build"), "--target", *TOOLS])
-    return BINARIES
+    run([cmake, "-S", str(SOURCE), "-B", str(tree), "-G", "Ninja", *definitions])
+    run([cmake, "--build", str(tree), "--target", *tools])
+    return tree / "bin"
 
 
 def program(name: str) -> str:
@@ -162,9 +174,10 @@ def main() -> None:
 
 
 @main.command("build")
-def build_command() -> None:
+@click.option("--level", type=click.Choice(list(LEVELS)), help="No newer instructions than this level has.")
+def build_command(level: str | None) -> None:
     """Build the programs and print their folder."""
-    click.echo(build())
+    click.echo(build(level))
 
 
 @main.command("convert")

@@ -1,10 +1,11 @@
 """Speed side by side with llama.cpp, on the same model and the same number of threads.
 
-    python -m benchmarks.speed [--quant int4-plain] [--peer Q4_0-pure] [--threads 2] [--rounds 5] [--json FILE]
+    python -m benchmarks.speed [--quant int4-plain] [--peer Q4_0-pure] [--level avx2] [--threads 2] [--rounds 5]
 
 Both programs run in every round, in turns that swap from round to round, so that what else the machine does and how
 warm it is hits both. In each round llama.cpp counts with the better of its flash attention on and off. The table shows
-medians of tokens per second over the rounds, and the median, lowest and highest ratio of a round.
+medians of tokens per second over the rounds, and the median, lowest and highest ratio of a round. With a level both
+programs do without the instructions that it lacks. `--json FILE` keeps the figures.
 """
 
 from __future__ import annotations
@@ -42,17 +43,18 @@ class Case:
         """smc's speed as a multiple of llama.cpp's, round by round."""
         return [own / other for own, other in zip(self.smc, self.llama_cpp, strict=True)]
 
-    def run_smc(self, artifact: Path, threads: int) -> None:
-        """Add the tokens/s of one run of `smc bench`."""
+    def run_smc(self, artifact: Path, threads: int, level: str | None) -> None:
+        """Add the tokens/s of one run of `smc bench`; level: the one to force."""
         prompt, decode = (self.tokens, 1) if self.kind == "prefill" else (1, self.tokens)
         command = [*inputs.SMC, "bench", str(artifact), "--threads", str(threads), "--json"]
         command += ["--prompt-tokens", str(prompt), "--decode-tokens", str(decode), "--depth", str(self.depth)]
+        command += ["--level", level] if level else []
         self.smc.append(run_json(command)[self.kind]["tokens_per_s"])
 
-    def run_llama_cpp(self, gguf: Path, threads: int) -> None:
-        """Add the tokens/s of one run of llama-bench: the better of flash attention on and off."""
+    def run_llama_cpp(self, gguf: Path, threads: int, level: str | None) -> None:
+        """Add the tokens/s of one run of the level's llama-bench: the better of flash attention on and off."""
         prompt, decode = (self.tokens, 0) if self.kind == "prefill" else (0, self.tokens)
-        command = [str(peer.build() / "llama-bench"), "-m", str(gguf), "-t", str(threads), "-fa", "0,1", "-r", "1"]
+        command = [str(peer.build(level) / "llama-bench"), "-m", str(gguf), "-t", str(threads), "-fa", "0,1", "-r", "1"]
         command += ["-p", str(prompt), "-n", str(decode), "-d", str(self.depth), "-o", "json"]
         self.llama_cpp.append(max(result["avg_ts"] for result in run_json(command)))
 
@@ -65,14 +67,16 @@ def run_json(command: list[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def run_rounds(cases: list[Case], artifact: Path, gguf: Path, threads: int, rounds: int) -> None:
+def run_rounds(
+    cases: list[Case], artifact: Path, gguf: Path, threads: int, rounds: int, level: str | None = None
+) -> None:
     """Fill the cases with one figure a round for each side."""
     with click.progressbar(length=rounds * len(cases), label=f"{threads} threads") as progress:
         for number in range(rounds):
             for case in cases:
                 runs = [(case.run_smc, artifact), (case.run_llama_cpp, gguf)]
                 for run, file in runs if number % 2 == 0 else reversed(runs):
-                    run(file, threads)
+                    run(file, threads, level)
                 progress.update(1)
 
 
@@ -99,6 +103,7 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--quant", default="int4-plain", show_default=True, help="The recipe to compile with.")
 @click.option("--peer", "format", default="Q4_0-pure", show_default=True, help="llama.cpp's format.")
+@click.option("--level", type=click.Choice(list(peer.LEVELS)), help="Below this CPU's best, for both programs.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--prefill", default="128,512", show_default=True, callback=numbers, help="Prompt lengths.")
@@ -109,6 +114,7 @@ def main(
     model: Path | None,
     quant: str,
     format: str,
+    level: str | None,
     threads: int,
     rounds: int,
     prefill: list[int],
@@ -117,18 +123,21 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure and print the table."""
-    peer.build()
+    peer.build(level)
     model = model or inputs.offgrid_model()
     artifact = inputs.artifact(model, quant)
     type, _, pure = format.partition("-")
     gguf = peer.convert(model, type, pure=bool(pure))
     cases = [Case("prefill", tokens) for tokens in prefill] + [Case("decode", decode, tokens) for tokens in depth]
-    run_rounds(cases, artifact, gguf, threads, rounds)
-    click.echo(f"{inputs.machine()}; {threads} threads; {model.name}, smc {quant}, llama.cpp {format}; {rounds} rounds")
+    run_rounds(cases, artifact, gguf, threads, rounds, level)
+    instructions = level or "all instructions"
+    click.echo(f"{inputs.machine()}; {instructions}; {threads} threads")
+    click.echo(f"{model.name}, smc {quant}, llama.cpp {format}; {rounds} rounds")
     print_table(cases)
     if json_file:
         figures = {
             "machine": inputs.machine(),
+            "level": level,
             "threads": threads,
             "model": model.name,
             "smc": quant,

@@ -11,6 +11,7 @@ compiler, and cmake and ninja (on the path, or `pip install cmake ninja`).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -106,6 +107,9 @@ def unpack_source() -> None:
 def convert(model: Path, type: str, *, pure: bool = False) -> Path:
     """A GGUF file of a Hugging Face folder, made by llama.cpp's own converter and quantizer.
 
+    A model whose tokenizer knows bytes only (benchmarks.models random) gets no vocabulary: the converter knows no such
+    tokenizer. llama-bench runs without one, llama-perplexity does not.
+
     Args:
         model: the folder; its weights are f16.
         type: "F16", or what llama-quantize knows: "Q8_0", "Q4_0", "Q4_K_M", …
@@ -119,12 +123,20 @@ def convert(model: Path, type: str, *, pure: bool = False) -> Path:
     partial = out.with_suffix(".partial")
     if type == "F16":
         script = SOURCE / "convert_hf_to_gguf.py"
-        run([sys.executable, str(script), str(model), "--outtype", "f16", "--outfile", str(partial)], quiet=True)
+        converter = ["-m", "benchmarks.peer_without_vocabulary"] if knows_bytes_only(model) else []
+        arguments = [str(model), "--outtype", "f16", "--outfile", str(partial)]
+        run([sys.executable, *converter, str(script), *arguments], quiet=True)
     else:
         command = [str(build() / "llama-quantize"), *(["--pure"] if pure else [])]
         run([*command, str(convert(model, "F16")), str(partial), type], quiet=True)
     os.replace(partial, out)
     return out
+
+
+def knows_bytes_only(model: Path) -> bool:
+    """Whether the tokenizer of a Hugging Face folder is BPE without merges: one token a byte."""
+    path = model / "tokenizer.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["model"].get("merges") == []
 
 
 def bits_per_weight(path: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", type=click.IntRange(0), default=512, show_default=True, metavar="P")
 @click.option("--decode-tokens", type=click.IntRange(0), default=128, show_default=True, metavar="D")
 @click.option("--depth", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Tokens before them.")
+@click.option("--sequences", type=click.IntRange(1), default=1, show_default=True, metavar="S", help="Decoded at once.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, metavar="R", help="Medians of R runs.")
 @model_options
 @click.option("--profile", "profiled", is_flag=True, help="Also say where the time goes, kernel by kernel.")
@@ -37,6 +39,7 @@ def bench(
     prompt_tokens: int,
     decode_tokens: int,
     depth: int,
+    sequences: int,
     repeat: int,
     context_length: int,
     threads: int,
@@ -48,9 +51,10 @@ def bench(
 ) -> None:
     """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
 
-    Prefill is P tokens in one call, decode D steps of one token, each after N tokens that the cache has already;
-    both with the last token's logits, after a warm-up, without sampling. GB/s counts the weight bytes that a token
-    multiplies (not the embedding table) and the keys and values that it reads.
+    Prefill is P tokens in one call, decode D steps of one token for each of S sequences, each after N tokens that the
+    cache has already; all with the last tokens' logits, after a warm-up, without sampling. Tokens a second are those of
+    all sequences together. GB/s counts the weight bytes that a step multiplies (not the embedding table) and the keys
+    and values that it reads.
 
     --profile takes the same steps apart: every kernel's time, bytes and multiply-adds, and what barriers and the rest
     cost, beside what this machine can do at most, which it measures too. Of R runs it shows the fastest.
@@ -66,12 +70,14 @@ def bench(
         raise InputError(f"there is no folder {svg.parent} to draw {svg.name} in")
     deepest = depth + max(prompt_tokens, decode_tokens)
     started = time.perf_counter()
-    with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
+    options = {"context_length": context_length, "threads": threads, "kv_dtype": kv_dtype, "level": level}
+    with load(artifact, sequences=sequences, **options) as model:
         load_seconds = time.perf_counter() - started
         if deepest > model.context_length:
             context = model.context_length
             raise InputError(f"{deepest} tokens do not fit the context of {context}; raise --ctx or measure fewer")
-        report = _measure(model, prompt_tokens, decode_tokens, depth, repeat, profiled or svg is not None)
+        counts = {"prefill": prompt_tokens, "decode": decode_tokens}
+        report = _measure(model, counts, depth, sequences, repeat, profiled or svg is not None)
         report["load_seconds"] = load_seconds
     if svg is not None:
         svg.write_text(roofline_svg(report), encoding="utf-8")
@@ -87,48 +93,56 @@ class _Runs:
     kv_bytes_used: int = 0
 
 
-def _run(model: Model, counts: dict[str, int], depth: int, repeat: int, profiled: bool) -> _Runs:
+def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool) -> _Runs:
     """Prefill and decode of so many tokens (0: left out) in turns, each at the same depth."""
     measures = {"prefill": _prefill_seconds, "decode": _decode_seconds}
     names = [name for name, count in counts.items() if count]
     runs = _Runs({name: [] for name in names}, {name: [] for name in names})
-    with model.new_sequence() as sequence:
-        sequence.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
-        sequence.extend(_tokens(model, 8, 1))
-        sequence.truncate(0)
-        if depth:
-            sequence.extend(_tokens(model, 0, depth), "none")
+    with ExitStack() as stack:
+        texts = [stack.enter_context(model.new_sequence()) for _ in range(sequences)]
+
+        def truncate(length: int) -> None:
+            for text in texts:
+                text.truncate(length)
+
+        for text in texts:
+            text.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
+        _decode_seconds(model, texts, 1)
+        truncate(0)
+        for text in texts if depth else []:
+            text.extend(_tokens(model, 0, depth), "none")
         for name in names * repeat:
-            runs.seconds[name].append(measures[name](model, sequence, counts[name]))
+            runs.seconds[name].append(measures[name](model, texts, counts[name]))
             runs.kv_bytes_used = max(runs.kv_bytes_used, model.engine.info().kv_bytes_used)
-            sequence.truncate(depth)
+            truncate(depth)
             if profiled:
                 model.engine.profile_start()
-                whole = measures[name](model, sequence, counts[name])
+                whole = measures[name](model, texts, counts[name])
                 runs.profiles[name].append((whole, model.engine.profile_stop()))
-                sequence.truncate(depth)
+                truncate(depth)
     return runs
 
 
 def _measure(
-    model: Model, prompt_tokens: int, decode_tokens: int, depth: int, repeat: int, profiled: bool
+    model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool
 ) -> dict[str, Any]:
     """All figures; speeds are medians of `repeat` runs."""
     from smc.runtime.binding import KV_DTYPES
     from smc.runtime.memory import peak_memory_bytes
 
-    runs = _run(model, {"prefill": prompt_tokens, "decode": decode_tokens}, depth, repeat, profiled)
+    prompt_tokens, decode_tokens = counts["prefill"], counts["decode"]
+    runs = _run(model, counts, depth, sequences, repeat, profiled)
     seconds = runs.seconds
     facts = model.engine.facts
     report: dict[str, Any] = {"artifact": str(model.artifact.path), "level": model.level, "threads": model.threads}
-    report |= {"kv_dtype": list(KV_DTYPES)[facts.kv_dtype], "depth": depth, "repeat": repeat}
+    report |= {"kv_dtype": list(KV_DTYPES)[facts.kv_dtype], "depth": depth, "sequences": sequences, "repeat": repeat}
     if prompt_tokens:
         report["prefill"] = _speeds(seconds["prefill"], prompt_tokens)
     if decode_tokens:
-        # A step reads the keys and values of all tokens up to its own.
+        # A step reads the weights once, and each sequence's keys and values of all tokens up to its own.
         kv_bytes = facts.kv_bytes_per_token * (depth + (decode_tokens + 1) / 2)
-        bytes_per_token = facts.token_weight_bytes + kv_bytes
-        report["decode"] = _speeds(seconds["decode"], decode_tokens)
+        bytes_per_token = facts.token_weight_bytes / sequences + kv_bytes
+        report["decode"] = _speeds(seconds["decode"], decode_tokens * sequences)
         report["decode"]["gb_per_s"] = bytes_per_token * report["decode"]["tokens_per_s"] / 1e9
         report["decode"]["bytes_per_token"] = round(bytes_per_token)
     report |= {
@@ -153,33 +167,35 @@ def _tokens(model: Model, start: int, count: int) -> list[int]:
     return [(start + i) * 7919 % model.vocab_size for i in range(count)]
 
 
-def _prefill_seconds(model: Model, sequence: Sequence, count: int) -> float:
+def _prefill_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
+    """A prompt of the first sequence."""
     tokens, buffer = _tokens(model, 0, count), model.logits_buffer(1)
     started = time.perf_counter()
-    sequence.extend(tokens, out=buffer)
+    sequences[0].extend(tokens, out=buffer)
     return time.perf_counter() - started
 
 
-def _decode_seconds(model: Model, sequence: Sequence, count: int) -> float:
-    """Steps of one token through the engine itself: what a program in C would do."""
+def _decode_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
+    """Steps of one token for each sequence through the engine itself: what a program in C would do."""
     import numpy as np
 
     from smc.runtime.binding import TOKEN, WANT_LOGITS, Batch
 
-    length = sequence.length
-    batch = np.zeros(count, TOKEN)
-    batch["token"] = _tokens(model, 1, count)
-    batch["sequence"] = sequence.slot
-    batch["position"] = batch["index"] = np.arange(length, length + count)
+    width, length = len(sequences), sequences[0].length
+    batch = np.zeros((count, width), TOKEN)
+    batch["token"] = np.reshape(_tokens(model, 1, count * width), (count, width))
+    batch["sequence"] = [sequence.slot for sequence in sequences]
+    batch["position"] = batch["index"] = np.arange(length, length + count)[:, None]
     batch["flags"] = WANT_LOGITS
-    logits = model.logits_buffer(1)
-    steps = [Batch(1, batch.ctypes.data + i * TOKEN.itemsize, logits.ctypes.data, None) for i in range(count)]
+    logits = model.logits_buffer(width)
+    steps = [Batch(width, batch[i].ctypes.data, logits.ctypes.data, None) for i in range(count)]
     run = model.engine.run
     started = time.perf_counter()
     for step in steps:
         run(step)
     seconds = time.perf_counter() - started
-    sequence.tokens.extend(batch["token"].tolist())
+    for sequence, tokens in zip(sequences, batch["token"].T, strict=True):
+        sequence.tokens.extend(tokens.tolist())
     return seconds
 
 
@@ -198,7 +214,8 @@ def _table(report: dict[str, Any]) -> str:
         speed = f"{part['tokens_per_s']:.1f} tokens/s ({part['slowest']:.1f} to {part['fastest']:.1f})"
         bandwidth = f", {part['gb_per_s']:.1f} GB/s" if "gb_per_s" in part else ""
         where = f" after {report['depth']}" if report["depth"] else ""
-        lines.append(f"{name:8}{part['tokens']:6} tokens{where}: {speed}{bandwidth}")
+        of = f" of {report['sequences']} sequences" if name == "decode" and report["sequences"] > 1 else ""
+        lines.append(f"{name:8}{part['tokens']:6} tokens{of}{where}: {speed}{bandwidth}")
     names = ("peak_memory_bytes", "weight_bytes", "kv_bytes_used", "activation_bytes")
     peak, weights, cache, activations = (f"{report[name] / 2**20:.1f}" for name in names)
     parts = f"weights {weights}, KV cache {cache}, activations {activations}"

@@ -39,3 +39,13 @@ def test_table_and_parts_left_out(artifact: Path):
 def test_more_than_the_context(artifact: Path):
     with pytest.raises(InputError, match="201 tokens do not fit the context of 200"):
         invoke(artifact, "--prompt-tokens", "1", "--decode-tokens", "151", "--depth", "50")
+
+
+def test_several_sequences_share_the_weights(artifact: Path):
+    arguments = ["--prompt-tokens", "0", "--decode-tokens", "4", "--depth", "3", "--repeat", "1", "--sequences", "3"]
+    report = json.loads(invoke(artifact, *arguments, "--json"))
+    assert report["sequences"] == 3
+    assert report["decode"]["tokens"] == 12
+    assert report["decode"]["bytes_per_token"] == 48 // 3 + 64 * 5.5
+    assert report["kv_bytes_used"] == 3 * 64 * 64  # a page each
+    assert "12 tokens of 3 sequences after 3" in invoke(artifact, *arguments)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from smc.codegen.kernels.builder import Kernel, lower, tvm_target
+from smc.codegen.kernels.specs import sum_group
 from smc.codegen.layout import MatrixLayout, pack_matrix, padded
 from smc.ir import EncodedTensor, Encoding, encode_float
 from smc.targets import TARGETS, Level
@@ -115,3 +116,35 @@ def interleaved(rows: np.ndarray, level: Level, kind: str) -> np.ndarray:
         )  # [.., pair, chunk, token, 8]
     flat = np.concatenate([np.ascontiguousarray(blocks).reshape(-1), rows[full:].reshape(-1)])
     return flat.reshape(rows.shape)
+
+
+def kernel_inputs(
+    encoding: Encoding, level: Level, x: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """A linear kernel's x, x_scales and x_sums for float32 inputs [tokens, columns]; the rounded inputs in float64."""
+    tokens, columns = x.shape
+    full = np.zeros((tokens, padded(columns, 32)), np.float32)
+    full[:, :columns] = x
+    if encoding.activation != "i8":
+        return (guarded(full), guarded(np.zeros(0, np.float32)), guarded(np.zeros(0, np.int32))), x.astype(np.float64)
+    token_scale, group = encoding.activation_group == "token", encoding.activation_group
+    codes, scales = quantized(full, full.shape[1] if isinstance(group, str) else group)
+    sums = codes.reshape(tokens, -1, sum_group(encoding)).sum(-1, dtype=np.int32)
+    by_column = np.repeat(scales, full.shape[1] if isinstance(group, str) else group, axis=1)[:, : full.shape[1]]
+    values = codes * by_column.astype(np.float64)
+    if not token_scale:
+        # Every tile has its scale, where several share one, too.
+        scales = np.ascontiguousarray(by_column[:, ::32])
+        scales = interleaved(scales, level, "scales")
+    laid_out = interleaved(codes, level, "codes"), scales, interleaved(sums, level, "sums")
+    return (guarded(laid_out[0]), guarded(laid_out[1]), guarded(laid_out[2])), values[:, :columns]
+
+
+def quantized(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [tokens, columns] and float32 scales [tokens, groups], by docs/numerics.md."""
+    tokens, columns = x.shape
+    groups = np.pad(x, ((0, 0), (0, -columns % group))).reshape(tokens, -1, group)
+    largest = np.abs(groups).max(-1)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, -1)[:, :columns]
+    return np.ascontiguousarray(codes), largest / np.float32(127)

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.cli.doctor import read_cpuinfo
-from smc.codegen.kernels.linear import ACCUMULATE, HAS_BIAS, Tile, linear_kernel, sum_group
+from smc.codegen.kernels.linear import ACCUMULATE, HAS_BIAS, Tile, linear_kernel
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
 from smc.targets import TARGETS, Level
 from tests.codegen.encodings import ALL_FLOAT_LEVELS, ENCODINGS, encodings
-from tests.codegen.kernels import Matrix, guarded, interleaved, random_tensor
+from tests.codegen.kernels import Matrix, guarded, kernel_inputs, random_tensor
 
 
 class Linear:
@@ -35,29 +35,6 @@ class Linear:
         if key not in self.kernels:
             self.kernels[key] = self.build(level, linear_kernel("linear", encoding, level, tile))["linear"]
         return self.kernels[key]
-
-    def inputs(
-        self, encoding: Encoding, level: Level, x: np.ndarray
-    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-        """The kernel's x, x_scales and x_sums, and the rounded inputs in float64."""
-        tokens, columns = x.shape
-        full = np.zeros((tokens, padded(columns, 32)), np.float32)
-        full[:, :columns] = x
-        if encoding.activation != "i8":
-            return (guarded(full), guarded(np.zeros(0, np.float32)), guarded(np.zeros(0, np.int32))), x.astype(
-                np.float64
-            )
-        token_scale, group = encoding.activation_group == "token", encoding.activation_group
-        codes, scales = quantized(full, full.shape[1] if isinstance(group, str) else group)
-        sums = codes.reshape(tokens, -1, sum_group(encoding)).sum(-1, dtype=np.int32)
-        by_column = np.repeat(scales, full.shape[1] if isinstance(group, str) else group, axis=1)[:, : full.shape[1]]
-        values = codes * by_column.astype(np.float64)
-        if not token_scale:
-            # Every tile has its scale, where several share one, too.
-            scales = np.ascontiguousarray(by_column[:, ::32])
-            scales = interleaved(scales, level, "scales")
-        laid_out = interleaved(codes, level, "codes"), scales, interleaved(sums, level, "sums")
-        return (guarded(laid_out[0]), guarded(laid_out[1]), guarded(laid_out[2])), values[:, :columns]
 
     def __call__(
         self,
@@ -84,16 +61,6 @@ class Linear:
         return out.copy()
 
 
-def quantized(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes [tokens, columns] and float32 scales [tokens, groups], by docs/numerics.md."""
-    tokens, columns = x.shape
-    groups = np.pad(x, ((0, 0), (0, -columns % group))).reshape(tokens, -1, group)
-    largest = np.abs(groups).max(-1)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(tokens, -1)[:, :columns]
-    return np.ascontiguousarray(codes), largest / np.float32(127)
-
-
 @pytest.fixture(scope="module")
 def linear(build: Any) -> Linear:
     return Linear(build)
@@ -110,7 +77,7 @@ def check(
     if extreme:  # every input at ±127 after rounding, rows of one sign among them
         x = np.sign(x)
         x[tokens // 2] = 1
-    inputs, rounded = linear.inputs(encoding, level, x.astype(np.float32))
+    inputs, rounded = kernel_inputs(encoding, level, x.astype(np.float32))
     out = linear(linear.kernel(encoding, level), matrix, inputs)
     expected = rounded @ matrix.values.T
     # Sums that cancel are as exact as what is summed: offsets and zeros count by their own size.
@@ -162,18 +129,18 @@ def test_products_of_256_float_levels(linear: Linear, level: Level) -> None:
 def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 100, 341, 1), level.family)
     x = np.random.default_rng(2).standard_normal((25, 341)).astype(np.float32)
-    kernel, (inputs, _) = linear.kernel(encoding, level), linear.inputs(encoding, level, x)
+    kernel, (inputs, _) = linear.kernel(encoding, level), kernel_inputs(encoding, level, x)
     together = linear(kernel, matrix, inputs)
     np.testing.assert_array_equal(linear(kernel, matrix, inputs, cuts=(1, 3)), together)
     for token in (0, 9, 24):
-        alone, _ = linear.inputs(encoding, level, x[token : token + 1])
+        alone, _ = kernel_inputs(encoding, level, x[token : token + 1])
         np.testing.assert_array_equal(linear(kernel, matrix, alone)[0], together[token])
 
 
 @pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding(bits=4, offset=True)], ids=str)
 def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 64, 80, 1), level.family)
-    inputs, _ = linear.inputs(encoding, level, np.random.default_rng(2).standard_normal((75, 80)).astype(np.float32))
+    inputs, _ = kernel_inputs(encoding, level, np.random.default_rng(2).standard_normal((75, 80)).astype(np.float32))
     # Where activations are interleaved, blocks of 8 tokens must not be split.
     tiles = BLOCK_TILES if level.family == "arm64" and encoding.activation == "i8" else TILES
     results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in tiles]
@@ -194,7 +161,7 @@ def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: 
 )
 def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix, rng = Matrix(random_tensor(encoding, 41, 96, 3), level.family), np.random.default_rng(4)
-    inputs, _ = linear.inputs(encoding, level, rng.standard_normal((5, 96)).astype(np.float32))
+    inputs, _ = kernel_inputs(encoding, level, rng.standard_normal((5, 96)).astype(np.float32))
     kernel, rows = linear.kernel(encoding, level), matrix.layout.padded_rows
     bias, residual = rng.standard_normal(rows).astype(np.float32), rng.standard_normal((5, rows)).astype(np.float32)
     plain = linear(kernel, matrix, inputs)
@@ -207,13 +174,13 @@ def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: 
 def test_inputs_of_zeros_give_zeros(linear: Linear, level: Level) -> None:
     for encoding in (integer(4), replace(integer(4), activation="none")):
         matrix = Matrix(random_tensor(encoding, 33, 80, 5), level.family)
-        inputs, _ = linear.inputs(encoding, level, np.zeros((2, 80), np.float32))
+        inputs, _ = kernel_inputs(encoding, level, np.zeros((2, 80), np.float32))
         assert not linear(linear.kernel(encoding, level), matrix, inputs).any()
 
 
 def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> None:
     matrix = Matrix(random_tensor(integer(4), 33, 80, 5), level.family)
-    inputs, _ = linear.inputs(integer(4), level, np.ones((2, 80), np.float32))
+    inputs, _ = kernel_inputs(integer(4), level, np.ones((2, 80), np.float32))
     out = guarded(np.full((2, 64), 7, np.float32))
     kernel, bias = linear.kernel(integer(4), level), guarded(np.zeros(0, np.float32))
     arguments = (*inputs, matrix.codes, matrix.scales, matrix.zeros, bias, out)

@@ -1,0 +1,28 @@
+"""The benchmark of single kernels: its driver calls them as an artifact does, and counts the same every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.encodings import ENCODINGS, errors
+from benchmarks.kernels import Kernels, Memory, Shape, measurable_levels
+
+
+def test_products_are_right_and_counted() -> None:
+    levels = measurable_levels()
+    if not levels:
+        pytest.skip("this CPU has no level of x86-64")
+    shape = Shape(32, 64, 1, weights=1 << 20)
+    encodings = [ENCODINGS["int4 g32"], ENCODINGS["f16"]]
+    kernels = Kernels(encodings, levels[-1], shape, lambda fraction: None)
+    memory = Memory(1 << 20)
+    for encoding in encodings:
+        largest, rms = errors(encoding, levels[-1], kernels)
+        assert 0 < rms <= largest < 1e-4
+        product = kernels.product(encoding, shape, memory, memory, memory)
+        assert product.matrices == (1 << 20) // product.workload.bytes > 1
+        one, again = kernels.instructions(product), kernels.instructions(product)
+        twice = kernels.instructions(kernels.product(encoding, Shape(64, 64, 1), memory, memory, memory))
+        if one >= 0:  # single steps are permitted
+            assert one == again
+            assert one < twice <= 2 * one

@@ -40,6 +40,8 @@ TILE_FIELDS = 4
 MASKED, LOWEST = -3.0e38, -1.0e30
 """Score of a masked token, and a split's least maximum: their difference underflows to 0 in exp."""
 
+CACHE_LINE = 64
+
 VECTOR = f"float32x{LANES}"
 
 
@@ -158,9 +160,10 @@ class _Pass:
         self.row = row  # the first; rows lie one after the other
         self.ends, self.begins, self.per_token = ends, begins, per_token  # by token: sees cache indices begin … end-1
         self.rows = len(ends) * per_token
-        self.page: Expr = None  # the first one that they see in the split, …
+        self.page: Expr = None  # the first page that they see in the split, …
         self.base: Expr = None  # … its first cache index …
         self.tokens: Expr = None  # … and how many tokens there are from it on
+        self.fetches = False  # K and V are read once: from memory, for which the next split's are asked in time
 
 
 class _Attention:
@@ -275,6 +278,7 @@ class _Attention:
         rows.page = k.let(tirx.max(begins[0], split) // PAGE_TOKENS, "first_page")
         rows.base = k.let(rows.page * PAGE_TOKENS, "base")
         rows.tokens = k.let(tirx.min(ends[-1], split + SPLIT_TOKENS) - rows.base, "tokens")
+        rows.fetches = tokens == 1
         with k.when(rows.tokens > const(0, "int64")):
             pages = k.let((rows.tokens + (PAGE_TOKENS - 1)) // PAGE_TOKENS, "pages")
             with k.loop(pages, "page") as page:
@@ -286,19 +290,37 @@ class _Attention:
         """Where the head's part of a page (counted from the pass's first) begins; how many of its tokens are seen."""
         k = self.k
         number = k.let(cast(self.tables.load(self.table + rows.page + page), "int64"), "number")
-        start = k.let(number * self.page + (self.layer + self.head) * self.shape.page_head, "head_begin")
         tokens = tirx.min(rows.tokens - page * PAGE_TOKENS, const(PAGE_TOKENS, "int64"))
-        return start, k.let(tokens, "page_tokens")
+        return self._page_begin(number), k.let(tokens, "page_tokens")
+
+    def _page_begin(self, number: Expr) -> Expr:
+        """Where the head's part of a page of the cache begins."""
+        return self.k.let(number * self.page + (self.layer + self.head) * self.shape.page_head, "head_begin")
+
+    def _page_ahead(self, rows: _Pass, page: Expr) -> Expr:
+        """Where the page begins that is a split behind this one, or the tile's last one."""
+        last = (self.index + self.count - 1) // PAGE_TOKENS
+        ahead = tirx.min(rows.page + page + SPLIT_TOKENS // PAGE_TOKENS, last)
+        return self._page_begin(self.k.let(cast(self.tables.load(self.table + ahead), "int64"), "number_ahead"))
+
+    def _fetch(self, begin: Expr, step: Expr, elements: int) -> None:
+        """Ask for a loop's share of what lies from `begin` on: in each step so many elements."""
+        line = CACHE_LINE // self.shape.element_bytes
+        for offset in range(0, elements, line):
+            self.k.prefetch(self.cache, begin + step * elements + offset)
 
     def _scores(self, rows: _Pass, page: Expr) -> None:
         """Scores of a page's tokens for all rows, masked, into the scratch."""
         k, shape = self.k, self.shape
         keys, tokens = self._page(rows, page)
+        ahead = self._page_ahead(rows, page) if rows.fetches else None
         width = next(n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget)
         with k.loop((tokens + (width * LANES - 1)) // (width * LANES), "chunk") as chunk:
             start = k.let(keys + chunk * (width * LANES * shape.padded_dim), "keys")
             scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
             with k.loop(const(shape.head_dim, "int64"), "d") as d:
+                if ahead is not None:
+                    self._fetch(ahead, chunk * shape.padded_dim + d, width * LANES)
                 vectors = [
                     k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
                     for v in range(width)
@@ -377,7 +399,10 @@ class _Attention:
             with k.loop(pages, "page") as page:
                 start, tokens = self._page(rows, page)
                 values = k.let(start + PAGE_TOKENS * shape.padded_dim, "values")
+                ahead = self._page_ahead(rows, page) if rows.fetches and begin == 0 else None
                 with k.loop(tokens, "t") as t:
+                    if ahead is not None:
+                        self._fetch(ahead + PAGE_TOKENS * shape.padded_dim, t, shape.padded_dim)
                     row = [
                         k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
                         for v in block

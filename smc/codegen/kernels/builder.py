@@ -94,6 +94,10 @@ class Pointer:
         """`lanes` neighbouring elements from `index` on."""
         return self.buffer[_ramp(index, lanes)]
 
+    def address(self, index: Expr) -> Expr:
+        """Where an element is."""
+        return tirx.address_of(self.buffer[index])
+
     def store(self, index: Expr, value: Expr) -> Expr:
         """The statement that stores a scalar or vector from `index` on."""
         return tirx.BufferStore(self.buffer, value, [_ramp(index, lanes_of(value))])
@@ -187,6 +191,11 @@ class Kernel:
     def set(self, register: Register, value: Expr) -> None:
         """register = value."""
         self.emit(tirx.BufferStore(register.buffer, value, [_ramp(0, register.lanes)]))
+
+    def prefetch(self, pointer: Pointer, index: Expr) -> None:
+        """Ask for the cache line of pointer[index] in the second cache; any address will do, it is not read."""
+        hint = [tirx.IntImm("int32", value) for value in (0, 2, 1)]  # to read, nearer than the last cache, data
+        self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", pointer.address(index), *hint)))
 
     @contextmanager
     def loop(self, extent: Expr, name: str = "i", begin: Expr = 0) -> Iterator[Expr]:

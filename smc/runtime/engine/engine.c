@@ -119,6 +119,7 @@ static int allocate(smc_model *model, char *error) {
   const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
   void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)end);
+  smc_advise_huge_pages(memory, end);
   model->memory = memory;
   model->memory_bytes = end;
   model->arena = model->memory + arena;

@@ -166,9 +166,13 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
 void smc_artifact_close(struct smc_artifact *artifact);
 
-/* ---- huge_pages.c: replaces the mapped file by a copy of its weights where that is faster */
+/* ---- huge_pages.c */
+
+/* Replaces the mapped file by a copy of its weights where that is faster. */
 
 void smc_weights_to_huge_pages(struct smc_artifact *artifact);
+/* The region will be read over and over: of what lies in whole huge pages, memory comes in these. */
+void smc_advise_huge_pages(void *begin, uint64_t bytes);
 
 /* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens, reached through a block table a sequence */
 

@@ -43,6 +43,7 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, i
   cache->sequences = calloc((size_t)sequences, sizeof *cache->sequences);
   void *data = mmap(NULL, pages * cache->page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   cache->data = data == MAP_FAILED ? NULL : data;
+  if (cache->data) smc_advise_huge_pages(data, pages * cache->page_bytes);
   if (!cache->data || !cache->tables || !cache->references || !cache->free_pages || !cache->sequences) {
     const double mebibytes = (double)pages * (double)cache->page_bytes / MEBIBYTE;
     smc_kv_close(cache);

@@ -297,10 +297,10 @@ class _Attention:
         """Where the head's part of a page of the cache begins."""
         return self.k.let(number * self.page + (self.layer + self.head) * self.shape.page_head, "head_begin")
 
-    def _page_ahead(self, rows: _Pass, page: Expr) -> Expr:
-        """Where the page begins that is a split behind this one, or the tile's last one."""
+    def _page_ahead(self, rows: _Pass, page: Expr, distance: int) -> Expr:
+        """Where a page that is `distance` behind this one begins, or the tile's last one."""
         last = (self.index + self.count - 1) // PAGE_TOKENS
-        ahead = tirx.min(rows.page + page + SPLIT_TOKENS // PAGE_TOKENS, last)
+        ahead = tirx.min(rows.page + page + distance, last)
         return self._page_begin(self.k.let(cast(self.tables.load(self.table + ahead), "int64"), "number_ahead"))
 
     def _fetch(self, begin: Expr, step: Expr, elements: int) -> None:
@@ -313,14 +313,16 @@ class _Attention:
         """Scores of a page's tokens for all rows, masked, into the scratch."""
         k, shape = self.k, self.shape
         keys, tokens = self._page(rows, page)
-        ahead = self._page_ahead(rows, page) if rows.fetches else None
+        ahead = self._page_ahead(rows, page, 1) if rows.fetches else None
         width = next(n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget)
         with k.loop((tokens + (width * LANES - 1)) // (width * LANES), "chunk") as chunk:
             start = k.let(keys + chunk * (width * LANES * shape.padded_dim), "keys")
             scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
             with k.loop(const(shape.head_dim, "int64"), "d") as d:
                 if ahead is not None:
-                    self._fetch(ahead, chunk * shape.padded_dim + d, width * LANES)
+                    step = chunk * shape.padded_dim + d
+                    self._fetch(keys + PAGE_TOKENS * shape.padded_dim, step, width * LANES)
+                    self._fetch(ahead, step, width * LANES)
                 vectors = [
                     k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
                     for v in range(width)
@@ -399,10 +401,12 @@ class _Attention:
             with k.loop(pages, "page") as page:
                 start, tokens = self._page(rows, page)
                 values = k.let(start + PAGE_TOKENS * shape.padded_dim, "values")
-                ahead = self._page_ahead(rows, page) if rows.fetches and begin == 0 else None
+                ahead = None
+                if rows.fetches and begin == 0:
+                    ahead = self._page_ahead(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
                 with k.loop(tokens, "t") as t:
                     if ahead is not None:
-                        self._fetch(ahead + PAGE_TOKENS * shape.padded_dim, t, shape.padded_dim)
+                        self._fetch(ahead, t, shape.padded_dim)
                     row = [
                         k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
                         for v in block

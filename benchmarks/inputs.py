@@ -21,6 +21,14 @@ def offgrid_model() -> Path:
     return path
 
 
+def tinyllama_model() -> Path:
+    """Random weights in TinyLlama's shape (1.1 billion), a Hugging Face folder: for speed, not for text."""
+    path = BUILD / "models" / "tinyllama-random"
+    if not path.exists():
+        models.random(path, models.TINYLLAMA_CONFIG)
+    return path
+
+
 def evaluation_text() -> Path:
     """Wikipedia prose for perplexity and KL divergence."""
     path = BUILD / "text" / "evaluation.txt"
@@ -44,6 +52,16 @@ def is_newer_than_smc(path: Path) -> bool:
     """Whether a file is there and newer than every source file of smc."""
     sources = [file for file in (Path(__file__).parents[1] / "smc").rglob("*.*") if "__pycache__" not in file.parts]
     return path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in sources)
+
+
+def commit() -> str:
+    """The commit that is checked out, with "+" where files differ from it; "unknown" outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(git, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -1,6 +1,6 @@
 """The peer: llama.cpp, built for this machine from the sources that the PyPI package llama-cpp-python vendors.
 
-    python -m benchmarks.peer build                        llama-bench, llama-quantize, llama-perplexity
+    python -m benchmarks.peer build                        llama-bench, llama-batched-bench, llama-quantize, …
     python -m benchmarks.peer build --level avx2           llama-bench with no newer instructions than AVX2
     python -m benchmarks.peer convert MODEL_DIR Q4_0 --pure      a GGUF file of a Hugging Face folder
 
@@ -26,7 +26,7 @@ import click
 
 BUILD = Path(__file__).parent / "build"
 SOURCE = BUILD / "llama.cpp"
-TOOLS = ("llama-bench", "llama-quantize", "llama-perplexity")
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
 _AVX2 = {"GGML_NATIVE": "OFF"} | {
     f"GGML_{feature}": "ON" for feature in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")

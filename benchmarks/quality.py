@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,18 @@ def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], thr
     )
 
 
+def measure_recipes(
+    model: Path, quants: Sequence[str], text: Path, windows: int, context: int, threads: int
+) -> list[Quality]:
+    """A model compiled with each of the recipes, beside transformers."""
+    from tokenizers import Tokenizer
+
+    tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
+    reference = Fp32Reference(model)
+    chosen = text_windows(tokens, context, windows)
+    return [measure(inputs.artifact(model, quant), reference, chosen, threads) for quant in quants]
+
+
 def measure_peer(model: Path, format: str, text: Path, windows: int, context: int, threads: int) -> Quality:
     """One of llama.cpp's formats ("Q8_0", "Q4_0-pure") beside llama.cpp's f16."""
     type, _, pure = format.partition("-")
@@ -130,17 +143,12 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure and print the table."""
-    from tokenizers import Tokenizer
-
     model = model or inputs.offgrid_model()
     text = text or inputs.evaluation_text()
     torch.set_num_threads(threads)
     rows = [measure_peer(model, format, text, windows, context, threads) for format in formats]
     if quants:
-        tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
-        reference = Fp32Reference(model)
-        chosen = text_windows(tokens, context, windows)
-        rows += [measure(inputs.artifact(model, quant), reference, chosen, threads) for quant in quants]
+        rows += measure_recipes(model, quants, text, windows, context, threads)
     print_table(rows)
     if json_file:
         figures = {"machine": inputs.machine(), "windows": windows, "rows": [asdict(row) for row in rows]}

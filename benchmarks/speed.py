@@ -25,18 +25,23 @@ from benchmarks import inputs, peer
 
 @dataclass
 class Case:
-    """One figure: prefill of `tokens` into an empty cache, or decode of `tokens` one by one behind `depth` others."""
+    """One figure: prefill of `tokens` into an empty cache, or decode of `tokens` one by one behind `depth` others.
+
+    With several sequences, each decodes so many tokens, all in the same steps; tokens/s are those of all together.
+    """
 
     kind: str  # "prefill" or "decode"
     tokens: int
     depth: int = 0
+    sequences: int = 1
     smc: list[float] = field(default_factory=list)  # tokens/s of each round
     llama_cpp: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """Such as "prefill 512" or "decode 64 @ 1024"."""
-        return f"{self.kind} {self.tokens}" + (f" @ {self.depth}" if self.depth else "")
+        behind = f" @ {self.depth}" if self.depth else ""
+        return f"{self.kind} {self.tokens}{behind}" + (f", {self.sequences} sequences" if self.sequences > 1 else "")
 
     @property
     def ratios(self) -> list[float]:
@@ -48,15 +53,27 @@ class Case:
         prompt, decode = (self.tokens, 1) if self.kind == "prefill" else (1, self.tokens)
         command = [*inputs.SMC, "bench", str(artifact), "--threads", str(threads), "--json"]
         command += ["--prompt-tokens", str(prompt), "--decode-tokens", str(decode), "--depth", str(self.depth)]
+        command += ["--sequences", str(self.sequences)]
         command += ["--level", level] if level else []
         self.smc.append(run_json(command)[self.kind]["tokens_per_s"])
 
     def run_llama_cpp(self, gguf: Path, threads: int, level: str | None) -> None:
         """Add the tokens/s of one run of the level's llama-bench: the better of flash attention on and off."""
+        if self.sequences > 1:
+            assert level is None, "llama-batched-bench is built for this CPU's best level only"
+            self.llama_cpp.append(max(self._run_batched_bench(gguf, threads, flash) for flash in ("off", "on")))
+            return
         prompt, decode = (self.tokens, 0) if self.kind == "prefill" else (0, self.tokens)
         command = [str(peer.build(level) / "llama-bench"), "-m", str(gguf), "-t", str(threads), "-fa", "0,1", "-r", "1"]
         command += ["-p", str(prompt), "-n", str(decode), "-d", str(self.depth), "-o", "json"]
         self.llama_cpp.append(max(result["avg_ts"] for result in run_json(command)))
+
+    def _run_batched_bench(self, gguf: Path, threads: int, flash: str) -> float:
+        """Decoding of several sequences, for which llama.cpp has a program of its own; flash: "on" or "off"."""
+        size = self.sequences * (self.depth + self.tokens) + 64  # and what it warms up with
+        command = [str(peer.build() / "llama-batched-bench"), "-m", str(gguf), "-t", str(threads), "-fa", flash]
+        command += ["-c", str(size), "-npp", str(self.depth), "-ntg", str(self.tokens), "-npl", str(self.sequences)]
+        return float(run_json([*command, "--output-format", "jsonl"])["speed_tg"])
 
 
 def run_json(command: list[str]) -> Any:

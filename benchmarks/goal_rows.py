@@ -1,0 +1,230 @@
+"""How the rows of benchmarks.goals are measured: speed beside llama.cpp, shares of a profile, quality."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import inputs, peer
+from benchmarks.goal_results import Result
+from benchmarks.speed import Case, run_json
+
+if TYPE_CHECKING:
+    from benchmarks import quality
+
+GOALS = "goals"
+"""The table of the rows that have a goal."""
+
+QUALITY_WINDOWS, QUALITY_CONTEXT = 20, 512
+"""Windows of so many tokens tell recipes apart well enough for the place beside a speed."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as both programs run it: its name for people, its folder (made when called), recipe and format."""
+
+    name: str
+    folder: Callable[[], Path]
+    quant: str
+    format: str
+
+    @property
+    def artifact(self) -> Path:
+        """Compiled for this machine."""
+        return inputs.artifact(self.folder(), self.quant)
+
+    @property
+    def gguf(self) -> Path:
+        """The file for llama.cpp."""
+        type, _, pure = self.format.partition("-")
+        return peer.convert(self.folder(), type, pure=bool(pure))
+
+    def make(self) -> list[Path]:
+        """Make both files where they aren't there."""
+        return [self.artifact, self.gguf]
+
+
+class Row(ABC):
+    """Something to measure, round by round, beside llama.cpp where that is possible.
+
+    The arguments after `case` are those of `Result`.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        case: str,
+        *,
+        unit: str,
+        goal: float | None = None,
+        at_most: bool = False,
+        table: str = GOALS,
+        base: str | None = None,
+    ) -> None:
+        self.key, self.case, self.unit = key, case, unit
+        self.goal, self.at_most, self.table, self.base = goal, at_most, table, base
+        self.smc: list[float] = []
+        self.llama_cpp: list[float] = []
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what is measured, where it isn't there."""
+
+    @abstractmethod
+    def measure(self, *, swapped: bool) -> None:
+        """Add one round's figures; swapped: llama.cpp comes first."""
+
+    def result(self, commit: str, date: str, machine: str) -> Result:
+        """What was measured until now."""
+        return Result(
+            key=self.key,
+            table=self.table,
+            case=self.case,
+            unit=self.unit,
+            smc=list(self.smc),
+            llama_cpp=list(self.llama_cpp),
+            goal=self.goal,
+            at_most=self.at_most,
+            base=self.base,
+            commit=commit,
+            date=date,
+            machine=machine,
+        )
+
+
+class Speed(Row):
+    """Tokens a second of both programs; level: see `peer.build`; busy: other programs that take a core each."""
+
+    def __init__(
+        self,
+        key: str,
+        model: Model,
+        case: Case,
+        threads: int,
+        *,
+        level: str | None = None,
+        busy: int = 0,
+        goal: float | None = None,
+        table: str = GOALS,
+        base: str | None = None,
+    ) -> None:
+        parts = [f"{model.name} {case.name}", level, f"{threads} thread{'s' if threads > 1 else ''}"]
+        beside = f"beside {busy} busy program{'s' if busy > 1 else ''}" if busy else None
+        name = ", ".join(part for part in (*parts, beside) if part)
+        super().__init__(key, name, unit="tokens/s", goal=goal, table=table, base=base)
+        self._model, self._case = model, copy.deepcopy(case)
+        self._threads, self._level, self._busy = threads, level, busy
+        self.smc, self.llama_cpp = self._case.smc, self._case.llama_cpp
+
+    def prepare(self) -> None:
+        """Make llama.cpp and both files."""
+        peer.build(self._level)
+        self._model.make()
+
+    def measure(self, *, swapped: bool) -> None:
+        """Run both programs once."""
+        runs = [(self._case.run_smc, self._model.artifact), (self._case.run_llama_cpp, self._model.gguf)]
+        with busy_programs(self._busy):
+            for run, file in reversed(runs) if swapped else runs:
+                run(file, self._threads, self._level)
+
+
+class _Profiled(Row):
+    """A percentage out of the profile of decoding."""
+
+    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float, at_most: bool) -> None:
+        name = f"{what}, {model.name} decode, {threads} threads"
+        super().__init__(key, name, unit="%", goal=goal, at_most=at_most)
+        self._model, self._threads = model, threads
+
+    def prepare(self) -> None:
+        """Make the artifact."""
+        self._model.make()
+
+    def measure(self, *, swapped: bool) -> None:
+        """Take one profile."""
+        command = [*inputs.SMC, "bench", str(self._model.artifact), "--threads", str(self._threads), "--profile"]
+        report = run_json([*command, "--prompt-tokens", "0", "--decode-tokens", "32", "--json"])
+        self.smc.append(100 * self._share(report))
+
+    @abstractmethod
+    def _share(self, report: dict[str, Any]) -> float:
+        """The share in what `smc bench --profile --json` printed."""
+
+
+class Bandwidth(_Profiled):
+    """Weight bytes that a token multiplies, times tokens a second, as a share of what memory gives at best."""
+
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
+        super().__init__(key, "share of the memory's bandwidth", model, threads, goal=goal, at_most=False)
+
+    def _share(self, report: dict[str, Any]) -> float:
+        limit = report["limits"][-1]
+        best = max(limit["memory_gb_per_s"], limit["weights_gb_per_s"])
+        return float(report["token_weight_bytes"] * report["decode"]["tokens_per_s"] / 1e9 / best)
+
+
+class OutsideKernels(_Profiled):
+    """The share of a step that no kernel runs in: barriers, handing out work, the step's own start and end."""
+
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
+        super().__init__(key, "time outside kernels", model, threads, goal=goal, at_most=True)
+
+    def _share(self, report: dict[str, Any]) -> float:
+        return float(report["profile"]["decode"]["outside_kernels_share"])
+
+
+class Quality(Row):
+    """Mean KL divergence of both programs' files from the model as it was; kept for each file, as it takes minutes."""
+
+    def __init__(self, key: str, model: Model, threads: int, *, table: str) -> None:
+        super().__init__(key, f"SmolLM2 `{model.quant}` beside {model.format}", unit="nats", table=table)
+        self._model, self._threads = model, threads
+
+    def prepare(self) -> None:
+        """Measure what was never measured."""
+        from benchmarks import quality
+
+        size, model = (QUALITY_WINDOWS, QUALITY_CONTEXT, self._threads), self._model
+        folder, text = model.folder(), inputs.evaluation_text()
+        self._own = _kept_divergence(
+            model.artifact, lambda: quality.measure_recipes(folder, [model.quant], text, *size)[0]
+        )
+        self._peer = _kept_divergence(model.gguf, lambda: quality.measure_peer(folder, model.format, text, *size))
+
+    def measure(self, *, swapped: bool) -> None:
+        """Once is enough: it does not depend on time."""
+        self.smc, self.llama_cpp = [self._own], [self._peer]
+
+
+def _kept_divergence(file: Path, measure: Callable[[], quality.Quality]) -> float:
+    """The mean KL divergence, which is measured for the first time that this file is seen."""
+    digest = hashlib.sha256(file.read_bytes() + f"{QUALITY_WINDOWS} {QUALITY_CONTEXT}".encode()).hexdigest()
+    kept = inputs.BUILD / "quality" / f"{digest[:16]}.json"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asdict(measure())), encoding="utf-8")
+    return float(json.loads(kept.read_text(encoding="utf-8"))["mean_kl"])
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """While the block runs, so many programs compute without end."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.2 if programs else 0)  # they have started
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()

@@ -1,0 +1,122 @@
+"""The goals on x86-64, each measured beside llama.cpp: one row a goal, as docs/benchmarks.md shows them.
+
+    python -m benchmarks.goals [--only tinyllama*] [--rounds 5] [--markdown docs/benchmarks.md]
+    python -m benchmarks.goals --list
+
+Every round measures every row once, and a row runs both programs, in turns that swap from round to round: what else
+the machine does hits rows and programs alike. A row replaces what was kept of it in build/goals.json; the tables show
+all rows kept. Models, artifacts and llama.cpp are made first where they are missing; `--prepare` does only that.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from datetime import date
+from pathlib import Path
+
+import click
+
+from benchmarks import goal_results, inputs
+from benchmarks.goal_results import Result
+from benchmarks.goal_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed
+from benchmarks.speed import Case
+
+SMOLLM2 = Model("SmolLM2", inputs.offgrid_model, "int4-plain", "Q4_0-pure")
+SMOLLM2_INT4 = Model("SmolLM2 `int4`", inputs.offgrid_model, "int4", "Q4_0-pure")
+TINYLLAMA = Model("TinyLlama", inputs.tinyllama_model, "int4-plain", "Q4_0-pure")
+TERNARY = Model("TinyLlama ternary", inputs.tinyllama_model, "ternary", "TQ2_0")
+
+THREADS, LOAD, BATCHES, QUALITY = "threads", "with other programs", "sequences at once", "mean KL divergence, nats"
+
+
+def rows(threads: int) -> list[Row]:
+    """All rows; threads: of those that name no number themselves."""
+    decode, deep = Case("decode", 64), Case("decode", 32, 4096)
+    found: list[Row] = [
+        Speed("smollm2-decode", SMOLLM2, decode, threads, goal=3.0),
+        Speed("smollm2-decode-int4", SMOLLM2_INT4, decode, threads, goal=2.6),
+        Speed("smollm2-prefill-128", SMOLLM2, Case("prefill", 128), threads, goal=3.0),
+        Speed("smollm2-prefill-512", SMOLLM2, Case("prefill", 512), threads, goal=3.0),
+        Speed("smollm2-decode-4096", SMOLLM2, deep, threads, goal=2.0),
+        Speed("tinyllama-decode", TINYLLAMA, Case("decode", 32), threads, goal=1.6),
+        Speed("tinyllama-decode-512", TINYLLAMA, Case("decode", 32, 512), threads, goal=1.6),
+        Speed("tinyllama-prefill-64", TINYLLAMA, Case("prefill", 64), threads, goal=2.2),
+        Speed("tinyllama-prefill-512", TINYLLAMA, Case("prefill", 512), threads, goal=2.2),
+        Speed("ternary-decode", TERNARY, Case("decode", 32), threads, goal=2.2),
+        Speed("ternary-prefill-64", TERNARY, Case("prefill", 64), threads, goal=4.0),
+        Speed("ternary-prefill-512", TERNARY, Case("prefill", 512), threads, goal=4.0),
+        Speed("avx2-decode", SMOLLM2, decode, threads, level="avx2", goal=1.3),
+        Speed("avx2-prefill-128", SMOLLM2, Case("prefill", 128), threads, level="avx2", goal=1.5),
+        Speed("avx2-prefill-512", SMOLLM2, Case("prefill", 512), threads, level="avx2", goal=1.5),
+        Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads, goal=85),
+        OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads, goal=8),
+        OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads, goal=3),
+    ]
+    for kind, case in (("decode", decode), ("prefill", Case("prefill", 512))):
+        one = f"threads-{kind}-1"
+        found.append(Speed(one, SMOLLM2, case, 1, table=THREADS))
+        for count in (2, 3, 4):
+            found.append(Speed(f"threads-{kind}-{count}", SMOLLM2, case, count, table=THREADS, base=one))
+    for kind, case in (("decode", decode), ("prefill", Case("prefill", 512))):
+        idle = f"load-{kind}-0"
+        found.append(Speed(idle, SMOLLM2, case, threads, table=LOAD))
+        found.append(Speed(f"load-{kind}-1", SMOLLM2, case, threads, busy=1, table=LOAD, base=idle))
+    for count in (1, 2, 4, 8):
+        base = "batch-1" if count > 1 else None
+        found.append(Speed(f"batch-{count}", SMOLLM2, Case("decode", 32, 16, count), threads, table=BATCHES, base=base))
+    found += [Quality(f"quality-{model.quant}", model, threads, table=QUALITY) for model in (SMOLLM2, SMOLLM2_INT4)]
+    return found
+
+
+def choose(found: list[Row], patterns: tuple[str, ...]) -> list[Row]:
+    """The rows whose key fits one of the patterns; all without patterns."""
+    chosen = [row for row in found if not patterns or any(fnmatch.fnmatch(row.key, pattern) for pattern in patterns)]
+    if not chosen:
+        raise click.BadParameter("no row fits; --list shows them", param_hint="--only")
+    return chosen
+
+
+def merged(found: list[Row], kept: dict[str, Result], measured: list[Row]) -> dict[str, Result]:
+    """What was kept, with the measured rows put in its place, in the order of all rows."""
+    today, commit, machine = date.today().isoformat(), inputs.commit(), inputs.machine()
+    results = kept | {row.key: row.result(commit, today, machine) for row in measured}
+    return {row.key: results[row.key] for row in found if row.key in results}
+
+
+@click.command(help=__doc__)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only rows with such a key; may be repeated.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
+@click.option("--prepare", is_flag=True, help="Make what is to be measured, and measure nothing.")
+@click.option("--list", "listed", is_flag=True, help="Print the rows' keys.")
+@click.option("--json", "file", type=click.Path(path_type=Path), default=inputs.BUILD / "goals.json", show_default=True)
+@click.option("--markdown", "page", type=click.Path(path_type=Path, exists=True), help="Put the tables into this page.")
+def main(
+    only: tuple[str, ...], rounds: int, threads: int, prepare: bool, listed: bool, file: Path, page: Path | None
+) -> None:
+    """Measure, keep and print."""
+    found = rows(threads)
+    chosen = choose(found, only)
+    if listed:
+        click.echo("\n".join(f"{row.key:<28}{row.case}" for row in chosen))
+        return
+    for row in chosen:
+        row.prepare()
+    if prepare:
+        return
+    kept = goal_results.read(file)
+    with click.progressbar(length=rounds * len(chosen), label="rows") as progress:
+        for number in range(rounds):
+            for row in chosen:
+                row.measure(swapped=number % 2 == 1)
+                progress.update(1)
+            goal_results.write(file, merged(found, kept, chosen))
+    results = goal_results.read(file)
+    click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen}))
+    if page:
+        goal_results.put_into(page, goal_results.markdown(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""benchmarks.goals: which rows there are, how their figures become tables. Nothing is timed here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+import pytest
+
+from benchmarks import goal_results, goals
+from benchmarks.goal_results import Result
+from benchmarks.goal_rows import OutsideKernels, Speed, busy_programs
+from benchmarks.speed import Case
+
+SPEED = Result(
+    key="decode",
+    table="goals",
+    case="a decode",
+    unit="tokens/s",
+    smc=[300.0, 400.0, 500.0],
+    llama_cpp=[100.0, 200.0, 200.0],
+    goal=2.5,
+    at_most=False,
+    base=None,
+    commit="abcdef0",
+    date="2026-11-22",
+    machine="a machine",
+)
+SHARE = dataclasses.replace(SPEED, key="share", case="a share", unit="%", smc=[7.5], llama_cpp=[], goal=8, at_most=True)
+
+
+def line(result: Result, *others: Result) -> str:
+    """The row of a result in its table."""
+    text = goal_results.markdown({row.key: row for row in (result, *others)})
+    return next(line for line in text.splitlines() if f"| {result.case} |" in line)
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    assert SPEED.figures == [3.0, 2.0, 2.5]
+    assert SPEED.figure == 2.5
+    assert line(SPEED) == "| a decode | 400 | 200 | 2.50× | 2.00 – 3.00 | ≥ 2.5× | reached |"
+
+
+def test_a_missed_goal_is_said() -> None:
+    assert dataclasses.replace(SPEED, goal=2.51).reached is False
+    assert line(dataclasses.replace(SPEED, goal=3.0)).endswith("| ≥ 3× | missed |")
+
+
+def test_a_share_has_no_peer_and_may_have_a_ceiling() -> None:
+    assert line(SHARE) == "| a share | | | 7.50 % | 7.50 – 7.50 | ≤ 8 % | reached |"
+    assert dataclasses.replace(SHARE, smc=[8.1]).reached is False
+
+
+def test_no_goal_no_verdict() -> None:
+    result = dataclasses.replace(SPEED, goal=None)
+    assert result.reached is None
+    assert line(result).endswith("| 2.00 – 3.00 | | |")
+
+
+def test_other_units_show_both_sides_and_no_ratio() -> None:
+    quality = dataclasses.replace(SPEED, unit="nats", smc=[0.151], llama_cpp=[0.0482], goal=None)
+    assert line(quality) == "| a decode | 0.15 | 0.048 | | | | |"
+
+
+def test_a_base_makes_multiples_of_both_sides() -> None:
+    more = dataclasses.replace(SPEED, key="more", case="more threads", base="decode", smc=[600.0] * 3, goal=None)
+    assert line(more, SPEED).startswith("| more threads | 600 (1.50×) | 200 (1.00×) |")
+    assert line(more).startswith("| more threads | 600 | 200 |")  # the base was not measured
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "goals.json"
+    assert goal_results.read(file) == {}
+    results = {"decode": SPEED, "share": SHARE}
+    goal_results.write(file, results)
+    assert goal_results.read(file) == results
+
+
+def test_tables_name_every_commit_and_day() -> None:
+    later = dataclasses.replace(SHARE, commit="1234567", date="2026-11-23")
+    text = goal_results.markdown({"decode": SPEED, "share": later})
+    assert text.splitlines()[-1] == "a machine. Measured 2026-11-22 to 2026-11-23, commit abcdef0, 1234567."
+
+
+def test_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{goal_results.BEGIN}\nold\n{goal_results.END}\nafter\n", encoding="utf-8")
+    goal_results.put_into(page, "new")
+    goal_results.put_into(page, "newer")
+    assert page.read_text(encoding="utf-8") == (f"before\n{goal_results.BEGIN}\n\nnewer\n\n{goal_results.END}\nafter\n")
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        goal_results.put_into(page, "new")
+
+
+def test_every_row_has_its_own_key_and_case() -> None:
+    found = goals.rows(2)
+    assert len({row.key for row in found}) == len(found)
+    assert len({(row.table, row.case) for row in found}) == len(found)
+    assert {row.base for row in found} - {None} <= {row.key for row in found}
+
+
+def test_rows_do_not_share_figures() -> None:
+    found = [row for row in goals.rows(2) if isinstance(row, Speed)]
+    found[0].smc.append(1.0)
+    assert not any(row.smc for row in found[1:])
+
+
+def test_rows_are_chosen_by_pattern() -> None:
+    found = goals.rows(2)
+    assert [row.key for row in goals.choose(found, ("batch-*", "avx2-decode"))] == [
+        "avx2-decode", "batch-1", "batch-2", "batch-4", "batch-8"
+    ]  # fmt: skip
+    assert goals.choose(found, ()) == found
+    with pytest.raises(click.BadParameter):
+        goals.choose(found, ("nothing",))
+
+
+def test_measured_rows_replace_kept_ones_in_the_order_of_all_rows() -> None:
+    found = goals.rows(2)
+    kept = {key: dataclasses.replace(SPEED, key=key) for key in ("batch-1", "smollm2-decode", "row of another time")}
+    measured = next(row for row in found if row.key == "batch-1")
+    measured.smc.append(7.0)
+    results = goals.merged(found, kept, [measured])
+    assert list(results) == ["smollm2-decode", "batch-1"]
+    assert results["batch-1"].smc == [7.0]
+
+
+def test_outside_kernels_is_a_percentage_of_the_profile() -> None:
+    row = OutsideKernels("outside", goals.SMOLLM2, 2, goal=8)
+    assert 100 * row._share({"profile": {"decode": {"outside_kernels_share": 0.0736}}}) == pytest.approx(7.36)
+
+
+def test_sequences_are_part_of_a_cases_name() -> None:
+    assert Case("decode", 32, 16, 4).name == "decode 32 @ 16, 4 sequences"
+    assert Case("decode", 32).name == "decode 32"
+
+
+def test_busy_programs_end_with_the_block() -> None:
+    import psutil
+
+    before = set(psutil.Process().children())
+    with busy_programs(1):
+        started = set(psutil.Process().children()) - before
+        assert len(started) == 1
+    assert not any(program.is_running() for program in started)

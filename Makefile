@@ -46,9 +46,9 @@ test-slow: setup
 test-arm64: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64
 
-# Side by side with llama.cpp, which is built from source first: takes an hour on two cores.
+# Every goal side by side with llama.cpp, which is built from source first: takes hours on two cores.
 bench: setup
-	$(PY) -m benchmarks.speed
+	$(PY) -m benchmarks.goals
 
 # Instructions a token on 64-bit ARM, beside llama.cpp. The emulator that counts and llama.cpp are built from source first.
 bench-arm64: setup

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -84,15 +85,15 @@ class Row(ABC):
     def measure(self, *, swapped: bool) -> None:
         """Add one round's figures; swapped: llama.cpp comes first."""
 
-    def result(self, commit: str, date: str, machine: str) -> Result:
-        """What was measured until now."""
+    def result(self, smc: list[float], llama_cpp: list[float], commit: str, date: str, machine: str) -> Result:
+        """The row with these figures."""
         return Result(
             key=self.key,
             table=self.table,
             case=self.case,
             unit=self.unit,
-            smc=list(self.smc),
-            llama_cpp=list(self.llama_cpp),
+            smc=list(smc),
+            llama_cpp=list(llama_cpp),
             goal=self.goal,
             at_most=self.at_most,
             base=self.base,
@@ -182,6 +183,29 @@ class OutsideKernels(_Profiled):
 
     def _share(self, report: dict[str, Any]) -> float:
         return float(report["profile"]["decode"]["outside_kernels_share"])
+
+
+class TernaryGemv(Row):
+    """One token by a 2048×2048 matrix of 2-bit ternary weights on one thread, out of 12 MiB of them in the L3 cache."""
+
+    def __init__(self, key: str, *, goal: float) -> None:
+        case = "ternary 2048×2048 by one token, weights in L3, 1 thread"
+        super().__init__(key, case, unit="ms", goal=goal, at_most=True)
+
+    def prepare(self) -> None:
+        """Nothing: its kernel is built, or found, whenever it is measured."""
+
+    def measure(self, *, swapped: bool) -> None:
+        """One round of benchmarks.encodings."""
+        from benchmarks.kernels import measurable_levels
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "encodings.json"
+            command = [sys.executable, "-m", "benchmarks.encodings", "--level", measurable_levels()[0].name]
+            command += ["--only", "ternary 2 bits, i8 token", "--threads", "1", "--rounds", "1", "--json", str(file)]
+            peer.run(command, quiet=True)
+            (figures,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        self.smc += [1e3 * seconds for seconds in figures["cached"]]
 
 
 class Quality(Row):

@@ -19,7 +19,7 @@ import click
 
 from benchmarks import goal_results, inputs
 from benchmarks.goal_results import Result
-from benchmarks.goal_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed
+from benchmarks.goal_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed, TernaryGemv
 from benchmarks.speed import Case
 
 SMOLLM2 = Model("SmolLM2", inputs.offgrid_model, "int4-plain", "Q4_0-pure")
@@ -49,6 +49,7 @@ def rows(threads: int) -> list[Row]:
         Speed("avx2-decode", SMOLLM2, decode, threads, level="avx2", goal=1.3),
         Speed("avx2-prefill-128", SMOLLM2, Case("prefill", 128), threads, level="avx2", goal=1.5),
         Speed("avx2-prefill-512", SMOLLM2, Case("prefill", 512), threads, level="avx2", goal=1.5),
+        TernaryGemv("ternary-gemv", goal=0.02),
         Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads, goal=85),
         OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads, goal=8),
         OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads, goal=3),
@@ -79,9 +80,14 @@ def choose(found: list[Row], patterns: tuple[str, ...]) -> list[Row]:
 
 def merged(found: list[Row], kept: dict[str, Result], measured: list[Row]) -> dict[str, Result]:
     """What was kept, with the measured rows put in its place, in the order of all rows."""
-    today, commit, machine = date.today().isoformat(), inputs.commit(), inputs.machine()
-    results = kept | {row.key: row.result(commit, today, machine) for row in measured}
-    return {row.key: results[row.key] for row in found if row.key in results}
+    origin = inputs.commit(), date.today().isoformat(), inputs.machine()
+    results = {}
+    for row in found:
+        if row in measured:
+            results[row.key] = row.result(row.smc, row.llama_cpp, *origin)
+        elif old := kept.get(row.key):
+            results[row.key] = row.result(old.smc, old.llama_cpp, old.commit, old.date, old.machine)
+    return results
 
 
 @click.command(help=__doc__)

@@ -53,7 +53,7 @@ class Case:
         prompt, decode = (self.tokens, 1) if self.kind == "prefill" else (1, self.tokens)
         command = [*inputs.SMC, "bench", str(artifact), "--threads", str(threads), "--json"]
         command += ["--prompt-tokens", str(prompt), "--decode-tokens", str(decode), "--depth", str(self.depth)]
-        command += ["--sequences", str(self.sequences)]
+        command += ["--sequences", str(self.sequences), "--repeat", "3"]
         command += ["--level", level] if level else []
         self.smc.append(run_json(command)[self.kind]["tokens_per_s"])
 

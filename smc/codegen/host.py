@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from smc.codegen.kernels.specs import (
     ACCUMULATE,
+    CHAIN_FLOATS,
+    CHAIN_TOKENS,
     CHUNK_TILES,
+    COMPACT,
     F32_FORM,
     HAS_BIAS,
     AttentionKernel,
@@ -21,7 +24,7 @@ from smc.codegen.kernels.specs import (
     RopeKernel,
 )
 from smc.codegen.layout import ROW_BLOCK, padded
-from smc.codegen.memory import MemoryPlan, private_places, symbol_values, width_of
+from smc.codegen.memory import MemoryPlan, private_bytes, private_places, symbol_values, width_of
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan import (
     PRIVATE_TOKENS,
@@ -347,15 +350,36 @@ class _Host:
             call = self.call(function, task, f"phase.begin * {CHUNK_TILES}", end + self.count(function, task))
             self.emit(f"          {call};")
             return
-        for part in task.kernels():
-            if part.blocks == "chunks":
-                assert part.output is not None
-                tiles = f"{self.width(function, part.output)} / {WIDTH_MULTIPLE}"
-                begin, end = (f"t * ({tiles}) + phase.{edge}" for edge in ("begin", "end"))
-                call = self.call(function, part, begin, end)
-                self.emit(f"          for (int32_t t = 0; t < N; t++) {call};")
-            else:
-                self.emit(f"          {self.call(function, part, 'phase.begin', 'phase.end')};")
+        if task.parts:
+            self.chain(function, task)
+        else:
+            self.emit(f"          {self.call(function, task, 'phase.begin', 'phase.end')};")
+
+    def chain(self, function: FunctionPlan, chain: Task) -> None:
+        """As many rows at once as a thread's scratch holds the results of, for a few tokens or all."""
+        [*linears, last] = chain.parts
+        assert last.output is not None
+        base = private_bytes(self.plan, function)
+        self.scratch_bytes = max(self.scratch_bytes, base + 4 * CHAIN_FLOATS * len(linears))
+        self.emit("          {")
+        for place, linear in enumerate(linears):
+            assert linear.output is not None
+            offset = base + 4 * CHAIN_FLOATS * place
+            self.emit(f"            float *{_identifier(linear.output.value)} = PRIVATE(float, {offset});")
+        kernel, arguments = self._elementwise(function, last)
+        self.emit(
+            f"            const int32_t most = N < {CHAIN_TOKENS} ? N : {CHAIN_TOKENS};",
+            f"            const int32_t step = {CHAIN_FLOATS // ROW_BLOCK} / most;",
+            "            for (int32_t begin = phase.begin, end; begin < phase.end; begin = end) {",
+            "              end = phase.end - begin < step ? phase.end : begin + step;",
+            "              for (int32_t t = 0; t < N; t += most) {",
+            "                const int32_t n = N - t < most ? N - t : most;",
+            *(f"                {self.call(function, linear, 'begin', 'end')};" for linear in linears),
+            f"                K->{kernel}({', '.join([*arguments, 't', 'n', 'begin', 'end'])});",
+            "              }",
+            "            }",
+            "          }",
+        )
 
     def call(self, function: FunctionPlan, task: Task, begin: str, end: str) -> str:
         """The kernel's call for some of its blocks (of element-wise work: tiles)."""
@@ -398,6 +422,23 @@ class _Host:
             arguments += [name] if form.kind == "f32" else [name, f"{name}_scales", f"{name}_sums"]
         return arguments
 
+    def rows_from(self, function: FunctionPlan, buffer: Buffer, form: Form, token: str) -> list[str]:
+        """A linear's arguments x, x_scales and x_sums: a buffer from a token on, if not 0 then a multiple of 8."""
+        name = self.name(function, buffer, form)
+        width = self.width(function, buffer)
+
+        def place(per_token: str) -> str:
+            return "" if token == "0" else f" + (size_t){token} * {per_token}"
+
+        if form.kind == "f32":
+            return [name + place(f"({width})"), "0", "0"]
+        scales = place("1" if form.group == "token" else f"({width} / {WIDTH_MULTIPLE})")
+        return [
+            name + place(f"({width})"),
+            f"{name}_scales{scales}",
+            f"{name}_sums{place(f'({width} / {form.sum_group})')}",
+        ]
+
     def _embedding(self, function: FunctionPlan, task: Task) -> Call:
         assert task.slot is not None and task.output is not None
         m = f"L->{_identifier(task.slot)}"
@@ -423,9 +464,9 @@ class _Host:
     def _linear(self, function: FunctionPlan, task: Task) -> Call:
         assert task.slot is not None and task.output is not None
         m, source = f"L->{_identifier(task.slot)}", task.inputs[0]
-        name = self.name(function, source, task.input_form)
-        inputs = [name, "0", "0"] if task.input_form.kind == "f32" else [name, f"{name}_scales", f"{name}_sums"]
-        flags = (HAS_BIAS if task.bias else 0) | (ACCUMULATE if task.accumulate else 0)
+        chained = task.output.chained
+        inputs = self.rows_from(function, source, task.input_form, "t" if chained else "0")
+        flags = (HAS_BIAS if task.bias else 0) | (ACCUMULATE if task.accumulate else 0) | (COMPACT if chained else 0)
         arguments = [
             *inputs,
             f"W + {m}.codes",
@@ -433,7 +474,7 @@ class _Host:
             f"W + {m}.zeros",
             f"W + L->{_identifier(task.bias)}" if task.bias else "0",
             self.name(function, task.output),
-            "N",
+            "n" if chained else "N",
             f"{m}.columns",
             self.width(function, source),
             f"{m}.rows",

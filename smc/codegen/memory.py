@@ -118,6 +118,12 @@ def private_places(plan: Plan, function: FunctionPlan, buffer: Buffer) -> tuple[
     return places, offset
 
 
+def private_bytes(plan: Plan, function: FunctionPlan) -> int:
+    """The bytes that a function's private buffers take of a thread's scratch; what a chain leaves lies behind."""
+    sizes = (private_places(plan, function, buffer)[1] for buffer in function.buffers if buffer.private)
+    return padded(max(sizes, default=0), ALIGNMENT)
+
+
 def _form_bytes(form: Form, tokens: int, width: int) -> list[int]:
     if form.kind == "f32":
         return [padded(tokens * width * 4, ALIGNMENT)]

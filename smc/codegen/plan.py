@@ -41,12 +41,16 @@ PRIVATE_TOKENS = 2
 
 @dataclass(eq=False)
 class Buffer:
-    """Activations of one value: [tokens, width] as float32 and/or codes. Several values may share one, in place."""
+    """Activations of one value: [tokens, width] as float32 and/or codes. Several values may share one, in place.
+
+    private: in short steps in every thread's scratch. chained: always there, some rows at a time.
+    """
 
     value: str
     width: Dim
     forms: list[Form] = field(default_factory=list)
     private: bool = False
+    chained: bool = False
 
     def need(self, form: Form) -> None:
         """Also keep the value in this form."""
@@ -59,7 +63,7 @@ class Task:
     """One kernel on some buffers, or "linear", whose kernel the layer's table chooses, or a "chain".
 
     A chain is several linears and an element-wise op on their results (`parts`, in this order): a thread takes the same
-    rows through all of them, without a barrier between.
+    rows through all of them, without a barrier between; the results stay in its scratch.
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
     joins: attention that does this, the write into the cache, itself where no other of its blocks reads what it writes.
     blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows),
@@ -250,7 +254,7 @@ class _Planner:
                 for task in phase:
                     task.joins = None
             self._make_private(phase, following, [b for b in (x, result) if b is not None])
-        used = dict.fromkeys(b for task in self.tasks for b in task.buffers())
+        used = dict.fromkeys(b for task in self.tasks for b in task.buffers() if not b.chained)
         return FunctionPlan(name, function, phases, [b for b in used if b not in (x, result)], x, result)
 
     # ---- tasks and their order
@@ -416,14 +420,15 @@ class _Planner:
             if not isinstance(task.kernel, ElementwiseKernel) or task.kind == "copy" or task.output is None:
                 continue
             linears = [m for m in dict.fromkeys(makers) if m is not None and m.kind == "linear" and not m.accumulate]
-            alone = all(
-                self.readers[buffer] == [task] * makers.count(self.producer.get(buffer)) for buffer in task.inputs
-            )
+            alone = all(self.readers[buffer] == [task] for buffer in task.inputs)
             if len(linears) < len(set(makers)) or not alone or any(form.group != 32 for form in task.output.forms):
                 continue
             if any(linear.output is not None and linear.output.value in self.function.outputs for linear in linears):
                 continue
             parts = [*linears, task]
+            task.kernel = replace(task.kernel, chained=True)
+            for buffer in task.inputs:
+                buffer.chained = True
             after = [t for part in parts for t in part.after if t not in parts]
             inputs = list(dict.fromkeys(b for linear in linears for b in linear.inputs))
             chain = Task("chain", task.node, "rows", inputs=inputs, output=task.output, slot=linears[0].slot)

@@ -72,8 +72,10 @@ def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Ta
     symbols = symbol_values(plan, function, index)
     names = function.calls[index].attributes["parameters"]
     read = task.input_form if task.kind == "linear" else Form("f32")
-    profile.token_bytes += sum(_form_bytes(read, _width(buffer, symbols)) for buffer in task.inputs)
-    if task.output is not None:
+    profile.token_bytes += sum(
+        _form_bytes(read, _width(buffer, symbols)) for buffer in task.inputs if not buffer.chained
+    )
+    if task.output is not None and not task.output.chained:
         width = _width(task.output, symbols)
         forms = [task.input_form] if task.kind == "quantize" else task.output.forms
         if task.kind in ("linear", "embedding"):

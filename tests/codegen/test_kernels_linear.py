@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.cli.doctor import read_cpuinfo
-from smc.codegen.kernels.linear import ACCUMULATE, HAS_BIAS, Tile, linear_kernel
+from smc.codegen.kernels.linear import ACCUMULATE, COMPACT, HAS_BIAS, Tile, linear_kernel
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
@@ -169,6 +169,22 @@ def test_bias_and_residual_are_added_to_the_finished_sum(linear: Linear, level: 
     np.testing.assert_array_equal(linear(kernel, matrix, inputs, residual=residual), plain + residual)
     both = linear(kernel, matrix, inputs, bias=bias, residual=residual, cuts=(1,))
     np.testing.assert_array_equal(both, (plain + bias) + residual)
+
+
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_results_of_some_rows_alone(linear: Linear, level: Level, tokens: int) -> None:
+    encoding, rng = integer(4, group=64), np.random.default_rng(tokens)
+    matrix = Matrix(random_tensor(encoding, 150, 96, 3), level.family)
+    kernel = linear.kernel(encoding, level)
+    inputs, _ = kernel_inputs(encoding, level, rng.standard_normal((tokens, 96)).astype(np.float32))
+    bias = rng.standard_normal(160).astype(np.float32)
+    whole = linear(kernel, matrix, inputs, bias=bias)
+    out = guarded(np.full((tokens, 96), np.nan, np.float32))
+    kernel(
+        *inputs, matrix.codes, matrix.scales, matrix.zeros, guarded(bias), out,
+        tokens, 96, 96, 160, HAS_BIAS | COMPACT, 1, 4,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, whole[:, 32:128])
 
 
 def test_inputs_of_zeros_give_zeros(linear: Linear, level: Level) -> None:

@@ -45,6 +45,7 @@ KERNELS: list[KernelSpec] = [
     EmbeddingKernel(Encoding(bits=4, levels=FLOAT_LEVELS)),
     RmsNormKernel(FORMS),
     *(ElementwiseKernel(op, FORMS) for op in ("add", "mul", "silu", "gated_silu", "copy")),
+    *(ElementwiseKernel(op, FORMS, chained=True) for op in ("mul", "silu", "gated_silu")),
     QuantizeTokensKernel(Form("i8", "token")),
     RopeKernel(AttentionShape(6, 2, 64, "f16")),
     RopeKernel(AttentionShape(6, 2, 80, "f32")),

@@ -11,7 +11,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smc.codegen.kernels.builder import Kernel, const
-from smc.codegen.kernels.rows import elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
+from smc.codegen.kernels.rows import chained_kernel, elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
 from smc.codegen.kernels.specs import F32_FORM, Form
 from smc.codegen.layout import padded
 from smc.ir import F32, EncodedTensor
@@ -43,6 +43,9 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         elementwise_kernel("quantize", "copy", [I8], level),
         elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16], level),
         elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
+        *(chained_kernel(f"chained_{op}", op, [F32_FORM, I8, I8_SUMS_OF_16], level) for op in ("silu", "gated_silu")),
+        elementwise_kernel("silu_all", "silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
+        elementwise_kernel("gated_silu_all", "gated_silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
         quantize_tokens_kernel("quantize_token", TOKEN, level),
         quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16), level),
         quantize_tokens_kernel("quantize_64", Form("i8", 64), level),
@@ -230,6 +233,22 @@ def test_silu(kernels: Any, level: Level, rows: Rows) -> None:
     kernels["gated_silu_quantize"](a, b, *both[0], *both[1], 16, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(both[0][0], gated)
     assert_rounded(both[1], gated, I8, level)
+
+
+@pytest.mark.parametrize("op", ["silu", "gated_silu"])
+@pytest.mark.parametrize("tokens", [1, 7, 19])
+def test_chained_ops_are_those_of_whole_rows(kernels: Any, level: Level, rows: Rows, op: str, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    x = [rows(rng.standard_normal((tokens, 160)) * 10.0 ** rng.integers(-20, 3, (tokens, 1))) for _ in op.split("_")]
+    expected, results = ([a for form in (F32_FORM, I8, I8_SUMS_OF_16) for a in outputs(x[0], form)] for _ in range(2))
+    kernels[f"{op}_all"](*x, *expected, tokens, 160, 0, tokens * 5)
+    for first, count in ((0, min(tokens, 8)), (8, tokens - 8)):
+        for begin, end in ((0, 1), (1, 4), (4, 5)):
+            if count > 0:
+                parts = [guarded(a[first : first + count, 32 * begin : 32 * end]) for a in x]
+                kernels[f"chained_{op}"](*parts, *results, tokens, 160, first, count, begin, end)
+    for result, whole in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, whole)
 
 
 def test_exp_is_within_one_ulp(kernels: Any) -> None:

@@ -38,6 +38,8 @@ def ranges(plan: Plan, memory: MemoryPlan, function: FunctionPlan, buffer: Buffe
         if function is plan.head:
             return []  # the caller's memory
         return [(memory.x[-1], memory.x[-1] + 4 * memory.tokens * width_of(plan, function, buffer.width))]
+    if buffer.chained:
+        return []  # a thread's scratch
     found = []
     for form in buffer.forms:
         place = memory.places[function.name, buffer, form]

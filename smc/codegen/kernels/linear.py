@@ -27,7 +27,7 @@ from smc.codegen.kernels.builder import (
     rounded_product,
 )
 from smc.codegen.kernels.dot import ArmDot, dot_for
-from smc.codegen.kernels.specs import ACCUMULATE, HAS_BIAS, sum_group
+from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
@@ -57,7 +57,8 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
     Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
     scales and sums (activations.py). codes, scales, zeros: the packed matrix (smc.codegen.layout; codes of two-level
     scales are before the zeros). bias: float32 [rows, padded], read if flags say so.
-    out: float32 [tokens, out_stride]; padding rows come out as 0 (plus bias).
+    out: float32 [tokens, out_stride], or if flags say so [tokens, rows of the blocks begin…end]; padding rows come out
+    as 0 (plus bias).
     """
     return _Linear(name, encoding, level, tile or default_tile(encoding, level)).build()
 
@@ -115,6 +116,10 @@ class _Linear:
         self.super_groups = self.groups
         if size := self.encoding.super_group:
             self.super_groups = k.let((self.groups + const(size - 1, "int64")) // const(size, "int64"), "super_groups")
+        compact = (self.flags & const(COMPACT, "int32")) != const(0, "int32")
+        blocks, zero = cast(self.end - self.begin, "int64"), const(0, "int64")
+        self.out_row = k.let(tirx.Select(compact, blocks * ROW_BLOCK, self.rows), "out_row")
+        self.out_first = k.let(tirx.Select(compact, cast(self.begin, "int64") * ROW_BLOCK, zero), "out_first")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
             first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
             done = const(0, "int32")
@@ -516,9 +521,9 @@ class _Linear:
     def _epilogue(self) -> None:
         k, lanes = self.k, self.level.lanes
         token_scale = self.integer and self.encoding.activation_group == "token"
-        stride = k.let(cast(self.out_stride, "int64"), "stride")
         for u, unit in enumerate(self.units):
             place = k.let(self.row + (unit.vector * ROW_VECTOR + unit.row), "row")
+            to = k.let(place - self.out_first, "to")
             scale = self._scale(unit, const(0, "int64")) if self.row_scale else None
             sums = [accumulators[u].value for accumulators in self.accumulators]
             results = [k.register(v, "result") for v in (self.dot.finish(sums) if self.integer else sums)]
@@ -534,6 +539,6 @@ class _Linear:
                     k.set(result, result.value + bias)
             with k.when((self.flags & const(ACCUMULATE, "int32")) != const(0, "int32")):
                 for result, row in zip(results, self.token_rows, strict=True):
-                    k.set(result, self.out.load(row * stride + place, lanes) + result.value)
+                    k.set(result, self.out.load(row * self.out_row + to, lanes) + result.value)
             for result, row in zip(results, self.token_rows, strict=True):
-                k.store(self.out, row * stride + place, result.value)
+                k.store(self.out, row * self.out_row + to, result.value)

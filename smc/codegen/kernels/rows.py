@@ -19,10 +19,12 @@ from smc.codegen.kernels.builder import (
     broadcast,
     cast,
     const,
+    dtype_of,
     fma,
     intrinsic,
     reinterpret,
     shuffle,
+    shuffle_pair,
     vector_constant,
 )
 from smc.codegen.kernels.specs import Form
@@ -51,6 +53,40 @@ def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Exp
     return kernel.let(vector, "total")
 
 
+def horizontal_each(kernel: Kernel, vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes of every vector combined, in any order: one vector with a segment of equal lanes for each (a power of
+    two of them), or the number itself if there is but one."""
+    if len(vectors) == 1:
+        return horizontal(kernel, vectors[0], combine)
+    segment = LANES
+    while len(vectors) > 1:
+        segment //= 2
+        low = [i for i in range(2 * LANES) if i // segment % 2 == 0]
+        pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
+        vectors = [
+            kernel.let(combine(shuffle_pair(p, low), shuffle_pair(p, [i + segment for i in low])), "tree")
+            for p in pairs
+        ]
+    [vector] = vectors
+    while segment > 1:
+        segment //= 2
+        vector = kernel.let(combine(vector, shuffle(vector, [i ^ segment for i in range(LANES)])), "tree")
+    return vector
+
+
+def _segment(value: Expr, number: int, count: int) -> Expr:
+    """What `horizontal_each` gave for one of `count` vectors, in every lane."""
+    if count == 1:
+        return broadcast(value, LANES)
+    size = LANES // count
+    return shuffle(value, [number * size + i % size for i in range(LANES)])
+
+
+def _lane(value: Expr, number: int, count: int) -> Expr:
+    """What `horizontal_each` gave for one of `count` vectors, as a number."""
+    return value if count == 1 else shuffle(value, [number * LANES // count])
+
+
 def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
@@ -58,8 +94,8 @@ def _add(a: Expr, b: Expr) -> Expr:
 def exp(kernel: Kernel, x: Expr) -> Expr:
     """e**x of a float32 vector: 2**n times a polynomial on [-ln2/2, ln2/2], within 1 ulp; exp(0) is exactly 1.
 
-    The polynomial is the Taylor expansion to degree 7 (off by 5e-9); inputs are clamped to [-87, 88], where float32
-    neither vanishes nor overflows.
+    The polynomial is the Taylor expansion to degree 7 (off by 5e-9), and n is added to its exponent; inputs are clamped
+    to [-87, 88], where float32 neither vanishes nor overflows.
     """
     dtype = f"float32x{LANES}"
     x = kernel.let(tirx.max(tirx.min(x, const(88.0, dtype)), const(-87.0, dtype)), "x")
@@ -70,8 +106,8 @@ def exp(kernel: Kernel, x: Expr) -> Expr:
     polynomial = const(1 / 5040, dtype)
     for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
         polynomial = fma(polynomial, r, const(factor, dtype))
-    exponent = (cast(n, f"int32x{LANES}") + const(127, f"int32x{LANES}")) << const(23, f"int32x{LANES}")
-    return kernel.let(polynomial * reinterpret(exponent, dtype), "exp")
+    exponent = cast(n, f"int32x{LANES}") << const(23, f"int32x{LANES}")
+    return kernel.let(reinterpret(reinterpret(polynomial, f"int32x{LANES}") + exponent, dtype), "exp")
 
 
 class Sink:
@@ -92,21 +128,24 @@ class Sink:
                 self.codes.append((form, pointers[0], pointers[1], pointers[2]))
         self.tokens = kernel.scalar("tokens")
 
-    def store(self, token: Expr, stride: Expr, column: Expr, low: Expr, high: Expr) -> None:
-        """Columns column…column+31 (a multiple of 32, int64) of a token's row of `stride`, as two vectors."""
-        k = self.kernel
+    def store(self, tokens: Sequence[Expr], stride: Expr, column: Expr, halves: Sequence[tuple[Expr, Expr]]) -> None:
+        """Columns column…column+31 (a multiple of 32, int64) of some tokens' rows of `stride`, as two vectors each."""
+        k, count = self.kernel, len(tokens)
         if self.floats is not None:
-            place = k.let(token * stride + column, "place")
-            k.store(self.floats, place, low)
-            k.store(self.floats, place + LANES, high)
+            for token, (low, high) in zip(tokens, halves, strict=True):
+                place = k.let(token * stride + column, "place")
+                k.store(self.floats, place, low)
+                k.store(self.floats, place + LANES, high)
         for form, codes, scales, sums in self.codes:
             assert form.group == 32, "token-wise scales are made by the quantize kernel"
-            largest = k.let(tirx.max(magnitude(low), magnitude(high)), "largest")
-            amax = horizontal(k, largest, tirx.max)
-            scale, inverse = symmetric_scale(k, amax)
-            to, tile = self.destination(form, token, stride), k.let(column >> const(5, "int64"), "tile")
-            k.store(scales, to.scale(tile), scale)
-            store_codes(k, self.level, form, codes, sums, to, tile, (low, high), inverse)
+            largest = [k.let(tirx.max(magnitude(low), magnitude(high)), "largest") for low, high in halves]
+            scale, inverse = symmetric_scale(k, horizontal_each(k, largest, tirx.max))
+            to = [self.destination(form, token, stride) for token in tokens]
+            tile = k.let(column >> const(5, "int64"), "tile")
+            for m in range(count):
+                k.store(scales, to[m].scale(tile), _lane(scale, m, count))
+            inverses = [_segment(inverse, m, count) for m in range(count)]
+            store_codes(k, self.level, form, codes, sums, to, tile, halves, inverses)
 
     def destination(self, form: Form, token: Expr, stride: Expr) -> Destination:
         """Where a token's codes go."""
@@ -120,8 +159,9 @@ def magnitude(x: Expr) -> Expr:
 
 def symmetric_scale(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
     """scale = amax / 127 and its inverse 127 / amax, 0 where amax is so small that it might overflow."""
-    scale = kernel.let(amax / const(127.0, "float32"), "scale")
-    inverse = tirx.Select(amax > const(SMALLEST, "float32"), const(127.0, "float32") / amax, const(0.0, "float32"))
+    dtype = dtype_of(amax)
+    scale = kernel.let(amax / const(127.0, dtype), "scale")
+    inverse = tirx.Select(amax > const(SMALLEST, dtype), const(127.0, dtype) / amax, const(0.0, dtype))
     return scale, kernel.let(inverse, "inverse")
 
 
@@ -131,29 +171,36 @@ def store_codes(
     form: Form,
     codes: Pointer,
     sums: Pointer,
-    to: Destination,
+    to: Sequence[Destination],
     tile: Expr,
-    halves: tuple[Expr, Expr],
-    inverse: Expr,
+    halves: Sequence[tuple[Expr, Expr]],
+    inverses: Sequence[Expr],
 ) -> None:
-    """Round the 32 columns of a tile half to even, store the codes and their sums."""
-    k, vector = kernel, f"int32x{LANES}"
-    rounded = []
-    for number, half in enumerate(halves):
-        scaled = half * broadcast(inverse, LANES)
-        integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
-        stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
-        if has_pairs(level):
-            for chunk in range(2):
-                k.store(codes, to.code(tile, 2 * number + chunk), shuffle(stored, range(8 * chunk, 8 * chunk + 8)))
-        else:
-            k.store(codes, to.code(tile, 2 * number), stored)
-        rounded.append(integers)
+    """Round the 32 columns of a tile half to even, for some tokens; store the codes and their sums."""
+    k, vector, count = kernel, f"int32x{LANES}", len(to)
+    rounded: list[list[Expr]] = []
+    for place, columns, inverse in zip(to, halves, inverses, strict=True):
+        rounded.append([])
+        for number, half in enumerate(columns):
+            scaled = half * inverse
+            integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
+            stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
+            if has_pairs(level):
+                for chunk in range(2):
+                    eight = shuffle(stored, range(8 * chunk, 8 * chunk + 8))
+                    k.store(codes, place.code(tile, 2 * number + chunk), eight)
+            else:
+                k.store(codes, place.code(tile, 2 * number), stored)
+            rounded[-1].append(integers)
     if form.sum_group == TILE:
-        k.store(sums, to.sum(tile), horizontal(k, rounded[0] + rounded[1], _add))
+        totals = horizontal_each(k, [low + high for low, high in rounded], _add)
+        for m in range(count):
+            k.store(sums, to[m].sum(tile), _lane(totals, m, count))
     else:
-        for number, integers in enumerate(rounded):
-            k.store(sums, to.sum(tile * 2 + number), horizontal(k, integers, _add))
+        for number in range(2):
+            totals = horizontal_each(k, [integers[number] for integers in rounded], _add)
+            for m in range(count):
+                k.store(sums, to[m].sum(tile * 2 + number), _lane(totals, m, count))
 
 
 def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
@@ -188,7 +235,7 @@ def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
                 )
                 for o in (0, LANES)
             ]
-            sink.store(token, stride64, column, halves[0], halves[1])
+            sink.store([token], stride64, column, [(halves[0], halves[1])])
     return k
 
 
@@ -212,23 +259,62 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) 
     op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
     """
     k = Kernel(name)
-    a = k.pointer("a", "float32")
-    b = k.pointer("b", "float32") if op in ("add", "mul", "gated_silu") else None
+    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
     sink = Sink(k, level, forms)
     with _tiles_of_rows(k) as (token, stride, column):
-        halves = []
-        for offset in (0, LANES):
-            place = k.let(token * stride + column + offset, "place")
-            value = k.let(a.load(place, LANES), "a")
-            other = k.let(b.load(place, LANES), "b") if b is not None else None
-            if op in ("silu", "gated_silu"):
-                one = const(1.0, f"float32x{LANES}")
-                value = k.let(value / (one + exp(k, const(0.0, f"float32x{LANES}") - value)), "silu")
-            if other is not None:
-                value = value + other if op == "add" else value * other
-            halves.append(k.let(value, "value"))
-        sink.store(token, stride, column, halves[0], halves[1])
+        place = k.let(token * stride + column, "place")
+        low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+        sink.store([token], stride, column, [(low, high)])
     return k
+
+
+def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(a[, b], <forms>, tokens, stride, first, count, begin, end): as `elementwise_kernel`, but for the
+    tiles begin…end of the tokens first…first+count of a step of `tokens`. a and b hold these alone; a is overwritten.
+
+    The op goes first through all vectors, which don't wait for each other. Then the results are stored; where registers
+    allow it several tokens together, so that they share the shuffles of their maxima and sums.
+    """
+    k = Kernel(name)
+    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
+    sink = Sink(k, level, forms)
+    stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
+    first, count = (k.scalar(name) for name in ("first", "count"))
+    begin, end = k.scalar("begin"), k.scalar("end")
+    width = k.let(cast(end - begin, "int64") * TILE, "width")
+    with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
+        k.store(operands[0], vector * LANES, _values(k, op, operands, vector * LANES))
+    done = const(0, "int32")
+    for step in sorted({max(1, level.registers * level.lanes // (4 * TILE)), 1}, reverse=True):
+        turns = k.let((count - done) // const(step, "int32"), "turns")
+        with k.loop(turns, "turn") as turn, k.loop(end - begin, "tile") as tile:
+            rows = [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]
+            column = k.let(cast(tile, "int64") * TILE, "column")
+            places = [k.let(row * width + column, "place") for row in rows]
+            halves = [
+                (k.let(operands[0].load(p, LANES), "low"), k.let(operands[0].load(p + LANES, LANES), "high"))
+                for p in places
+            ]
+            tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
+            sink.store(tokens, stride, k.let(cast(begin, "int64") * TILE + column, "column"), halves)
+        done = k.let(done + turns * step, "done")
+    return k
+
+
+def _operands(op: str) -> str:
+    """The names of an element-wise op's operands."""
+    return "ab" if op in ("add", "mul", "gated_silu") else "a"
+
+
+def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Expr:
+    """An element-wise op's results for the 16 columns at `place`."""
+    value, *others = [k.let(operand.load(place, LANES), "operand") for operand in operands]
+    if op in ("silu", "gated_silu"):
+        one = const(1.0, f"float32x{LANES}")
+        value = k.let(value / (one + exp(k, const(0.0, f"float32x{LANES}") - value)), "silu")
+    for other in others:
+        value = value + other if op == "add" else value * other
+    return k.let(value, "value")
 
 
 def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
@@ -259,7 +345,7 @@ def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
                     k.store(scales, to.scale(tile), scale)
                 place = k.let(start + tile * TILE, "place")
                 halves = x.load(place, LANES), x.load(place + LANES, LANES)
-                store_codes(k, level, form, codes, sums, to, tile, halves, inverse)
+                store_codes(k, level, form, codes, sums, [to], tile, [halves], [broadcast(inverse, LANES)])
     return k
 
 

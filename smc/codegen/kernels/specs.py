@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from smc.codegen.kernels.builder import Kernel
 
 
-HAS_BIAS, ACCUMULATE = 1, 2
-"""Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it."""
+HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
+"""Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it; `out`
+has just the rows that the call computes."""
+
+CHAIN_TOKENS = 192
+"""Tokens that go through a chain of linears and an element-wise op together: whole tiles of every level."""
+
+CHAIN_FLOATS = 32 * CHAIN_TOKENS
+"""Floats of private scratch for what each linear of a chain leaves."""
 
 CHUNK_TILES = 8
 """Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""
@@ -206,20 +213,21 @@ class RmsNormKernel:
 
 @dataclass(frozen=True)
 class ElementwiseKernel:
-    """kernels/rows.py: elementwise_kernel"""
+    """kernels/rows.py: elementwise_kernel, or chained_kernel"""
 
     op: str
     forms: tuple[Form, ...]
+    chained: bool = False
 
     def name(self) -> str:
         """Its C name."""
-        return "_".join([self.op, *map(_identifier, self.forms)])
+        return "_".join([*(["chained"] if self.chained else []), self.op, *map(_identifier, self.forms)])
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
-        from smc.codegen.kernels.rows import elementwise_kernel
+        from smc.codegen.kernels.rows import chained_kernel, elementwise_kernel
 
-        return elementwise_kernel(symbol, self.op, self.forms, level)
+        return (chained_kernel if self.chained else elementwise_kernel)(symbol, self.op, self.forms, level)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from smc.ir import EncodedTensor, Encoding, Module, Parameter, rotate
 from smc.passes import QuantizeRTN, load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
-from smc.runtime.binding import TOKEN, WANT_LOGITS
+from smc.runtime.binding import TOKEN, WANT_LOGITS, WANT_TOP
 from tests.levels import usable_levels
 
 RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")
@@ -287,6 +287,28 @@ def test_bits_do_not_depend_on_which_logits_are_wanted(models: tuple[Model, Mode
     with two.new_sequence() as sequence:
         assert sequence.extend(tokens[:60], logits="none").shape == (0, two.vocab_size)
         assert np.array_equal(sequence.extend(tokens[60:], logits="last"), whole[-1:])
+
+
+def test_the_largest_logit_is_found_without_the_others(models: tuple[Model, Model], tokens: list[int]) -> None:
+    largest = models[0].logits(tokens).argmax(1)
+    assert len(set(largest.tolist())) > 5
+    for model in models:
+        batch = np.zeros(len(tokens), TOKEN)
+        batch["token"], batch["index"] = tokens, np.arange(len(tokens))
+        batch["position"], batch["sequence"] = batch["index"], model.engine.sequence_create()
+        for mixed in (False, True):
+            flags = np.where(np.arange(len(tokens)) % 3 < mixed, WANT_LOGITS, WANT_TOP)
+            batch["flags"] = flags
+            logits = model.logits_buffer(int((flags == WANT_LOGITS).sum()))
+            top = model.engine.step(batch, logits=logits)
+            assert np.array_equal(top, largest[flags == WANT_TOP])
+            assert np.array_equal(logits[:, : model.vocab_size].argmax(1), largest[flags == WANT_LOGITS])
+            model.engine.sequence_truncate(int(batch["sequence"][0]), 0)
+        model.engine.sequence_drop(int(batch["sequence"][0]))
+        with model.new_sequence() as sequence:
+            assert sequence.next_token(tokens[:50]) == largest[49]
+            assert sequence.next_token(tokens[50:51]) == largest[50]
+            assert sequence.length == 51
 
 
 def test_forked_and_truncated_sequences_equal_new_ones(models: tuple[Model, Model], tokens: list[int]) -> None:

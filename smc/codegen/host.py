@@ -19,6 +19,7 @@ from smc.codegen.kernels.specs import (
     Form,
     KernelSpec,
     KVDtype,
+    LinearKernel,
     MergeKernel,
     RmsNormKernel,
     RopeKernel,
@@ -51,6 +52,9 @@ KV_DTYPES: tuple[KVDtype, ...] = ("f16", "f32", "i8")
 JOINED = "S->alone && S->splits == 1"
 """When attention's blocks write into the cache what they read: in decoding, but for long contexts."""
 
+OUT, OUT_STRIDE = 7, 11
+"""Places among a linear kernel's arguments."""
+
 Call = tuple[str, list[str]]
 """A member of `struct kernels` and the arguments before begin and end, as C expressions."""
 
@@ -65,7 +69,18 @@ def program_kernels(plan: Plan) -> list[KernelSpec]:
                     kernels += [_with_kv(task.kernel, dtype) for dtype in KV_DTYPES]
                 elif task.kernel is not None:
                     kernels.append(task.kernel)
-    return list(dict.fromkeys(kernels))
+    top = top_kernel(plan)
+    return list(dict.fromkeys([*kernels, *([top] if top else [])]))
+
+
+def top_kernel(plan: Plan) -> LinearKernel | None:
+    """The kernel that finds the largest logits, where logits are what a linear makes of the last hidden states."""
+    [*_, last] = plan.head.phases
+    if len(last) > 1 or last[0].kind != "linear" or last[0].slot is None:
+        return None
+    names = {call.attributes["parameters"][last[0].slot] for call in plan.head.calls}
+    [encoding] = {plan.module.parameters[name].encoding for name in names}
+    return LinearKernel(encoding, top=True)
 
 
 def host_program(
@@ -101,6 +116,7 @@ class _Host:
         self.plan, self.memory, self.table, self.weights_hash = plan, memory, table, weights_hash
         self.objects, self.target = objects, target
         self.linears, self.embeddings = linear_kernels(plan), embedding_kernels(plan)
+        self.top = top_kernel(plan)
         self.tasks = profile_tasks(plan, table)
         self.first_tasks: dict[tuple[str, int], int] = {}
         for index, task in enumerate(self.tasks):
@@ -216,7 +232,7 @@ class _Host:
 
     def function(self, function: FunctionPlan) -> None:
         head = function is self.plan.head
-        x = "const float *X_all" if head else "float *X" if function.in_place else "const float *X, float *Y"
+        x = "const float *X_all, int top" if head else "float *X" if function.in_place else "const float *X, float *Y"
         if function is self.plan.embed:
             x = "float *Y"
         self.emit(
@@ -224,7 +240,7 @@ class _Host:
             f"const struct {function.name}_call *L, {x}) {{",
             "  const struct kernels *K = S->kernels;",
             "  const uint8_t *W = S->weights;",
-            f"  const int32_t N = S->{'logits_count' if head else 'count'};",
+            f"  const int32_t N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
         )
         for buffer in function.buffers:
             self.declare(function, buffer)
@@ -281,16 +297,17 @@ class _Host:
         return _identifier(buffer.value) + ("" if form.kind == "f32" else f"_{form}")
 
     def gather(self, function: FunctionPlan) -> None:
-        """The head works on the tokens that want logits only."""
+        """The head works on the tokens only that want logits, or that want to know the largest."""
         assert function.x is not None
         width = width_of(self.plan, function, function.x.width)
         self.emit(
-            "  { /* gather the tokens that want logits */",
+            "  { /* gather the tokens that are asked for */",
+            "    const int32_t *tokens = top ? S->top_tokens : S->logits_tokens;",
             "    const int32_t blocks[] = {N};",
             f"    smc_phase_begin(thread, &phase, {self.first_tasks[function.name, GATHER]}, 1, blocks);",
             "    while (smc_phase_claim(thread, &phase))",
             "      for (int32_t i = phase.begin; i < phase.end; i++)",
-            f"        memcpy(X + (size_t)i * {width}, X_all + (size_t)S->logits_tokens[i] * {width}, {4 * width});",
+            f"        memcpy(X + (size_t)i * {width}, X_all + (size_t)tokens[i] * {width}, {4 * width});",
             "    if (smc_phase_end(thread, &phase)) return 1;",
             "  }",
         )
@@ -353,6 +370,8 @@ class _Host:
         if task.parts:
             self.chain(function, task)
         else:
+            if function is self.plan.head and task.output is function.result and self.top is not None:
+                self.emit(f"          if (top) {self.top_call(function, task)};", "          else")
             self.emit(f"          {self.call(function, task, 'phase.begin', 'phase.end')};")
 
     def chain(self, function: FunctionPlan, chain: Task) -> None:
@@ -380,6 +399,20 @@ class _Host:
             "            }",
             "          }",
         )
+
+    def top_call(self, function: FunctionPlan, task: Task) -> str:
+        """The call that compares logits in the place of writing them."""
+        assert self.top is not None
+        _, arguments = self._linear(function, task)
+        arguments[OUT] = "S->tops + thread->index * N"
+        arguments[OUT_STRIDE] = str(self.vocab_size())
+        return f"K->{_field(self.top)}({', '.join([*arguments, 'phase.begin', 'phase.end'])})"
+
+    def vocab_size(self) -> int:
+        """How many logits a token has."""
+        logits = self.plan.head.function.node(self.plan.head.function.outputs[0]).tensor.shape[1]
+        assert isinstance(logits, int)
+        return logits
 
     def call(self, function: FunctionPlan, task: Task, begin: str, end: str) -> str:
         """The kernel's call for some of its blocks (of element-wise work: tiles)."""
@@ -598,7 +631,8 @@ class _Host:
                 self.emit("    float *swap = X;", "    X = Y, Y = swap;")
             self.emit("  }")
         head = self.plan.head.name
-        self.emit(f"  if (S->logits_count) {head}(thread, S, {head}_calls, X);", "}", "")
+        self.emit(f"  if (S->logits_count && {head}(thread, S, {head}_calls, X, 0)) return;")
+        self.emit(f"  if (S->top_count) {head}(thread, S, {head}_calls, X, 1);", "}", "")
 
     def program(self) -> None:
         """The constants that the engine reads."""
@@ -607,8 +641,7 @@ class _Host:
         values = ", ".join(_float(float(v)) for table in tables for v in table)
         swaps = sum(not f.in_place for f, _ in plan.order[1:-1])
         hidden = memory.x[swaps % len(memory.x)]
-        logits = plan.head.function.node(plan.head.function.outputs[0]).tensor.shape[1]
-        assert isinstance(logits, int)
+        logits = self.vocab_size()
         attentions = [f for f, _ in plan.order if f.attends()]
         shapes = attention_shapes(plan) or [AttentionShape(plan.kv_heads, plan.kv_heads, plan.head_dim, "f16")]
         self.emit(f"static const float frequencies[] = {{{values}}};", "", "static const struct smc_level levels[] = {")
@@ -631,6 +664,7 @@ class _Host:
             "head_dim": plan.head_dim,
             "head_dim_padded": shapes[0].padded_dim,
             "max_step_tokens": memory.tokens,
+            "finds_top": int(self.top is not None),
             "rope_tables": len(tables),
             "rope_pairs": plan.head_dim // 2,
             "rope_inverse_frequencies": "frequencies",

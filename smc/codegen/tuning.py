@@ -14,7 +14,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +225,9 @@ class Tuning:
         """
         if not isinstance(spec, LinearKernel):
             return Choice(spec)
-        wanted, names = workloads[spec], spec.candidates(level)
-        known = [_by_cpu(records, spec.name(), level.name) for records in self.sources]
+        measured = replace(spec, top=False)  # what is done with the results takes little time
+        wanted, names = workloads[measured], spec.candidates(level)
+        known = [_by_cpu(records, measured.name(), level.name) for records in self.sources]
         meant = [{cpu: table for cpu, table in tables.items() if cpu in self.cpus} for tables in known]
         for tables in (*meant, *known):
             scores, used = _scores([*tables.values()], wanted, [*names])

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from smc.errors import InputError
 from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED = -1, -2, -3, -4, -5, -6
 _USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}
 
 KV_DTYPES = {"f16": 0, "f32": 1, "i8": 2}
-WANT_LOGITS, WANT_HIDDEN = 1, 2
+WANT_LOGITS, WANT_HIDDEN, WANT_TOP = 1, 2, 4
 
 TOKEN = np.dtype(
     [("token", "<i4"), ("sequence", "<i4"), ("position", "<i4"), ("index", "<i4"), ("flags", "<u4")], align=True
@@ -72,6 +72,7 @@ class Info(ctypes.Structure):
         ("threads", c_int32),
         ("kv_dtype", c_int32),
         ("max_step_tokens", c_int32),
+        ("finds_top", c_int32),
         ("kv_page_tokens", c_int32),
         ("name", c_char_p),
         ("level", c_char_p),
@@ -86,7 +87,13 @@ class Info(ctypes.Structure):
 class Batch(ctypes.Structure):
     """smc_batch."""
 
-    _fields_ = [("count", c_int32), ("tokens", c_void_p), ("logits", c_void_p), ("hidden", c_void_p)]
+    _fields_ = [
+        ("count", c_int32),
+        ("tokens", c_void_p),
+        ("logits", c_void_p),
+        ("hidden", c_void_p),
+        ("top", c_void_p),
+    ]
 
 
 class Api(ctypes.Structure):
@@ -339,11 +346,11 @@ class Engine:
         tokens: NDArray[np.void],
         logits: NDArray[np.float32] | None = None,
         hidden: NDArray[np.float32] | None = None,
-    ) -> None:
+    ) -> NDArray[np.int32]:
         """Run a batch: `tokens` is a contiguous array of `TOKEN`.
 
         logits: [tokens that want them, facts.logits_stride], hidden: [tokens that want it, facts.hidden_size]; both
-        contiguous float32, written in batch order.
+        contiguous float32, written in batch order. Returns the ids of the largest logits of those with WANT_TOP.
         """
         if tokens.dtype != TOKEN or not tokens.flags.c_contiguous:
             raise TypeError("tokens must be a contiguous array of binding.TOKEN")
@@ -355,7 +362,9 @@ class Engine:
                 ("hidden", hidden, wanted[1], self.facts.hidden_size),
             )
         ]
-        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers))
+        top = np.empty(int((tokens["flags"] & WANT_TOP).astype(bool).sum()), np.int32)
+        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers, top.ctypes.data))
+        return top
 
     def run(self, batch: Batch) -> None:
         """Run a batch whose buffers the caller vouches for: the way of `step` without its checks, for tight loops."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from smc.runtime.model import Model, Sequence
 
 FinishReason = Literal["stop", "length", "interrupted"]
+
+Outcome = int | NDArray[np.float32]
+"""What running tokens brings: the id of the largest logit where only that is asked for, or the logits [vocab]."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,12 @@ class TextStream(Iterator[str]):
         timings.cached_tokens = sequence.keep_common(result.prompt[:-1])
         fresh = result.prompt[timings.cached_tokens :]
         started = time.perf_counter()
-        buffer = self._model.logits_buffer(1)
-        logits = sequence.extend(fresh, out=buffer)
+        run = self._largest if sampler.takes_largest and result.logprobs is None else self._logits()
+        outcome = run(sequence, fresh)
         timings.prompt_tokens, timings.prompt_seconds = len(fresh), time.perf_counter() - started
         while True:
-            token = sampler.sample(logits[0])
-            self._record(token, logits[0])
+            token = outcome if isinstance(outcome, int) else sampler.sample(outcome)
+            self._record(token, outcome)
             if token in options.eos_token_ids:
                 result.finish_reason = "stop"
                 return
@@ -176,13 +179,23 @@ class TextStream(Iterator[str]):
                 result.finish_reason = "length"
                 return
             started = time.perf_counter()
-            logits = sequence.extend([token], out=buffer)
+            outcome = run(sequence, [token])
             timings.decode_seconds += time.perf_counter() - started
             timings.decoded_tokens += 1
 
-    def _record(self, token: int, logits: NDArray[np.float32]) -> None:
+    @staticmethod
+    def _largest(sequence: Sequence, tokens: list[int]) -> Outcome:
+        return sequence.next_token(tokens)
+
+    def _logits(self) -> Callable[[Sequence, list[int]], Outcome]:
+        """Runs tokens for the last one's logits, which the next call overwrites."""
+        buffer = self._model.logits_buffer(1)
+        return lambda sequence, tokens: sequence.extend(tokens, out=buffer)[0]
+
+    def _record(self, token: int, outcome: Outcome) -> None:
         self.result.tokens.append(token)
         if self.result.logprobs is not None:
-            log_probs = log_probabilities(logits)
+            assert not isinstance(outcome, int)
+            log_probs = log_probabilities(outcome)
             top = top_tokens(log_probs, self._options.logprobs or 0)
             self.result.logprobs.append(TokenLogprob(token, float(log_probs[token]), top))

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from smc.errors import InputError
 from smc.runtime.artifact import Artifact, read_artifact
-from smc.runtime.binding import TOKEN, WANT_LOGITS, Engine
+from smc.runtime.binding import TOKEN, WANT_LOGITS, WANT_TOP, Engine
 from smc.runtime.chat import ChatTemplate, Message
 from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
 from smc.runtime.sampling import SamplingOptions, sampling_defaults
@@ -53,15 +53,37 @@ class Sequence:
         out: where to write them, contiguous float32 [rows, model.logits_stride]; the result is a view of it.
         Raises InputError for a token outside the vocabulary and where the context is full.
         """
+        batch = self._batch(tokens)
+        if len(tokens):
+            batch["flags"][{"last": slice(-1, None), "all": slice(None), "none": slice(0)}[logits]] = WANT_LOGITS
+        rows = self._model.step(batch, out)
+        self.tokens.extend(map(int, tokens))
+        return rows
+
+    def _batch(self, tokens: Items[int]) -> NDArray[np.void]:
+        """Tokens after those that the sequence has, as records that want nothing yet."""
         batch = np.zeros(len(tokens), TOKEN)
         if len(tokens):
             batch["token"] = self._model.checked(tokens)
             batch["sequence"] = self.slot
             batch["index"] = batch["position"] = np.arange(self.length, self.length + len(tokens))
-            batch["flags"][{"last": slice(-1, None), "all": slice(None), "none": slice(0)}[logits]] = WANT_LOGITS
-        rows = self._model.step(batch, out)
+        return batch
+
+    def next_token(self, tokens: Items[int]) -> int:
+        """Run `tokens`, at least one, after those that the sequence has; the id of the last one's largest logit.
+
+        The lowest id among equals, as numpy's argmax has it. No logits are written where the artifact knows how.
+        Raises InputError as `extend` does.
+        """
+        if not len(tokens):
+            raise InputError("there is no next token after no tokens")
+        if not self._model.finds_top:
+            return int(np.argmax(self.extend(tokens)[0]))
+        batch = self._batch(tokens)
+        batch["flags"][-1] = WANT_TOP
+        [top] = self._model.engine.step(batch)
         self.tokens.extend(map(int, tokens))
-        return rows
+        return int(top)
 
     def keep_common(self, tokens: Items[int]) -> int:
         """Truncate to what the sequence has in common with the beginning of `tokens`; returns its length."""
@@ -130,6 +152,7 @@ class Model:
         self.context_length: int = facts.context_length
         self.logits_stride: int = facts.logits_stride
         self.threads: int = facts.threads
+        self.finds_top = bool(facts.finds_top)
         self.level: str = facts.level.decode()
 
     # ---- numbers

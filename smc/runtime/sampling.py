@@ -94,6 +94,11 @@ class Sampler:
         self._random = SplitMix64(secrets.randbits(64) if options.seed is None else options.seed)
         self._seen = np.unique(np.array(prompt, np.intp))
 
+    @property
+    def takes_largest(self) -> bool:
+        """Whether `sample` always takes the largest logit, so that no others are needed."""
+        return self.options.temperature == 0.0 and self.options.repetition_penalty == 1.0
+
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is."""
         options = self.options

@@ -203,3 +203,40 @@ def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> N
     kernel(*arguments, 2, 80, 96, 64, 0, 1, 1)
     kernel(*arguments, 0, 80, 96, 64, 0, 0, 2)
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        integer(4),
+        integer(8, group="row", activation_group="token"),
+        Encoding(bits=3, offset=True, group=16),
+        Encoding(bits=4, zero="group", super_group=8),
+        F16,
+    ],
+    ids=str,
+)
+def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Level, encoding: Encoding) -> None:
+    """Of each lane's rows, the lower one among equals; padding never counts, although its results are larger here."""
+    rows, tokens, columns = 341, 11, 96
+    matrix = Matrix(random_tensor(encoding, rows, columns, 6), level.family)
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((tokens, columns)).astype(np.float32)
+    x[3] = 0  # all results alike
+    inputs, _ = kernel_inputs(encoding, level, x)
+    bias = np.zeros(matrix.layout.padded_rows, np.float32)
+    bias[:rows] = rng.integers(-1003, -1000, rows)
+    results = linear(linear.kernel(encoding, level), matrix, inputs, bias=bias)[:, :rows]
+    kernel = build(level, linear_kernel("top", encoding, level, top=True))["top"]
+    out = np.full((tokens, 32), -np.inf, np.float32)
+    out[:, 16:] = np.array(2**31 - 1, np.int32).view(np.float32)
+    out = guarded(out)
+    for begin, end in ((7, 11), (0, 1), (5, 7), (1, 5)):
+        kernel(
+            *inputs, matrix.codes, matrix.scales, matrix.zeros, guarded(bias), out,
+            tokens, columns, columns, rows, HAS_BIAS, begin, end,
+        )  # fmt: skip
+    for lane in range(16):
+        of_lane = results[:, lane::16]
+        np.testing.assert_array_equal(out[:, lane], of_lane.max(1))
+        np.testing.assert_array_equal(out[:, 16 + lane].copy().view(np.int32), of_lane.argmax(1) * 16 + lane)

@@ -22,6 +22,7 @@ from smc.runtime.binding import (
     TOKEN,
     WANT_HIDDEN,
     WANT_LOGITS,
+    WANT_TOP,
     Api,
     Batch,
     CancelledError,
@@ -138,6 +139,13 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
         model.logits([-1])
     with pytest.raises(InputError, match="context"):
         model.logits([9] * 201)
+    with pytest.raises(InputError, match="no next token after no tokens"), model.new_sequence() as sequence:
+        sequence.next_token([])
+    batch = np.zeros(1, TOKEN)
+    for flags, message in ((WANT_TOP, "finds in the logits only"), (WANT_TOP | WANT_LOGITS, "the logits tell")):
+        batch["flags"] = flags
+        with pytest.raises(InputError, match=message), model.new_sequence():
+            model.engine.step(batch, logits=model.logits_buffer(1))
     sequences = [model.new_sequence() for _ in range(3)]
     with pytest.raises(InputError):
         model.new_sequence()

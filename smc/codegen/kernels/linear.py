@@ -24,6 +24,7 @@ from smc.codegen.kernels.builder import (
     const,
     dtype_of,
     fma,
+    reinterpret,
     rounded_product,
 )
 from smc.codegen.kernels.dot import ArmDot, dot_for
@@ -50,7 +51,9 @@ ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
 """Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
 
 
-def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None) -> Kernel:
+def linear_kernel(
+    name: str, encoding: Encoding, level: Level, tile: Tile | None = None, top: bool = False
+) -> Kernel:
     """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out,
                     tokens, columns, x_stride, out_stride, flags, begin, end)
 
@@ -59,8 +62,12 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
     scales are before the zeros). bias: float32 [rows, padded], read if flags say so.
     out: float32 [tokens, out_stride], or if flags say so [tokens, rows of the blocks begin…end]; padding rows come out
     as 0 (plus bias).
+
+    top: the result is not written but compared, a row i with what the lane i % 16 has in out [tokens, 32]: the largest
+    results up to now, float32 [16], and their rows, int32 [16], the lower one among equals. out_stride: how many rows
+    count; those behind are padding.
     """
-    return _Linear(name, encoding, level, tile or default_tile(encoding, level)).build()
+    return _Linear(name, encoding, level, tile or default_tile(encoding, level), top).build()
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class _GroupParts:
 
 
 class _Linear:
-    def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile) -> None:
-        self.encoding, self.level, self.tile = encoding, level, tile
+    def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile, top: bool) -> None:
+        self.encoding, self.level, self.tile, self.top = encoding, level, tile, top
         self.integer = encoding.activation == "i8"
         self.form = code_form(encoding, level)
         # One scale a row multiplies the finished sum; but offsets, which it must not touch, are in the sum.
@@ -112,7 +119,8 @@ class _Linear:
         self.tiles = k.let(cast((self.columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
         self.groups = k.let(self._group_count(), "groups")
         # A row of the result is as long as the matrix has padded rows.
-        self.rows = k.let(cast(self.out_stride, "int64"), "rows")
+        rows = (self.out_stride + (ROW_BLOCK - 1)) // ROW_BLOCK * ROW_BLOCK if self.top else self.out_stride
+        self.rows = k.let(cast(rows, "int64"), "rows")
         self.super_groups = self.groups
         if size := self.encoding.super_group:
             self.super_groups = k.let((self.groups + const(size - 1, "int64")) // const(size, "int64"), "super_groups")
@@ -537,8 +545,29 @@ class _Linear:
                 bias = k.let(self.bias.load(place, lanes), "bias")
                 for result in results:
                     k.set(result, result.value + bias)
+            if self.top:
+                self._keep_largest([result.value for result in results], place)
+                continue
             with k.when((self.flags & const(ACCUMULATE, "int32")) != const(0, "int32")):
                 for result, row in zip(results, self.token_rows, strict=True):
                     k.set(result, self.out.load(row * self.out_row + to, lanes) + result.value)
             for result, row in zip(results, self.token_rows, strict=True):
                 k.store(self.out, row * self.out_row + to, result.value)
+
+    def _keep_largest(self, results: list[Expr], place: Expr) -> None:
+        """A unit's results, of every token, against the largest ones of the blocks before."""
+        k, lanes = self.k, self.level.lanes
+        first = k.let(cast(place, "int32"), "first")
+        rows = tirx.Ramp(first, const(1, "int32"), lanes)
+        lane = k.let(place & const(ROW_VECTOR - 1, "int64"), "lane")
+        nothing = const(float("-inf"), f"float32x{lanes}")
+        for result, token in zip(results, self.token_rows, strict=True):
+            start = k.let(token * (2 * ROW_VECTOR) + lane, "start")
+            largest = k.let(self.out.load(start, lanes), "largest")
+            owner = k.let(reinterpret(self.out.load(start + ROW_VECTOR, lanes), f"int32x{lanes}"), "owner")
+            value = k.let(tirx.Select(rows < broadcast(self.out_stride, lanes), result, nothing), "value")
+            # Blocks come in any order: among equals the lower row stays.
+            lower = tirx.Select(value == largest, tirx.min(rows, owner), owner)
+            owner = k.let(tirx.Select(value > largest, rows, lower), "owner")
+            k.store(self.out, start, tirx.Select(value > largest, value, largest))
+            k.store(self.out, start + ROW_VECTOR, reinterpret(owner, f"float32x{lanes}"))

@@ -155,26 +155,30 @@ def _identifier(text: Any) -> str:
 
 @dataclass(frozen=True)
 class LinearKernel:
-    """kernels/linear.py. tile: None is the level's default; results are the same bits with every tile."""
+    """kernels/linear.py. tile: None is the level's default; results are the same bits with every tile.
+
+    top: of each token only the largest result is kept, with its row, in the place of all results.
+    """
 
     encoding: Encoding
     tile: Tile | None = None
+    top: bool = False
 
     def name(self) -> str:
         """Its C name."""
         tile = "" if self.tile is None else f"_{self.tile}"
-        return f"linear_{_encoding_name(self.encoding)}{tile}"
+        return f"linear_{'top_' if self.top else ''}{_encoding_name(self.encoding)}{tile}"
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
         from smc.codegen.kernels.linear import linear_kernel
 
-        return linear_kernel(symbol, self.encoding, level, self.tile)
+        return linear_kernel(symbol, self.encoding, level, self.tile, self.top)
 
     def candidates(self, level: Level) -> dict[str, LinearKernel]:
         """Its search space by name, the default, which is the kernel itself, first."""
         default, *others = candidate_tiles(self.encoding, level)
-        return {str(default): self, **{str(tile): LinearKernel(self.encoding, tile) for tile in others}}
+        return {str(default): self, **{str(tile): replace(self, tile=tile) for tile in others}}
 
 
 @dataclass(frozen=True)

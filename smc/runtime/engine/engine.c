@@ -14,6 +14,7 @@
 #define BOUNCE_ROWS 32 /* rows of logits that go through a buffer of ours where the caller's is not aligned */
 #define ALIGNMENT 64
 #define MOST_PARTIALS 256 /* pairs of a token and a split, unless one token alone needs more */
+#define MOST_TOPS 64      /* tokens of a step that want the id of their largest logit */
 #define BLOCKS_PER_THREAD 4 /* fewer blocks of attention are not shared out well enough: they are split */
 
 struct smc_model {
@@ -30,7 +31,8 @@ struct smc_model {
   uint8_t *memory;
   uint64_t memory_bytes, scratch_stride;
   uint8_t *arena, *scratch;
-  int32_t *tokens, *cache_slots, *logits_tokens;
+  int32_t *tokens, *cache_slots, *logits_tokens, *top_tokens;
+  struct smc_top *tops;
   struct smc_tile *tiles;
   float *rope, *bounce; /* bounce: NULL until it is needed */
   float *partials;
@@ -112,7 +114,8 @@ static int allocate(smc_model *model, char *error) {
   const uint64_t arena = place(&end, program->arena_bytes);
   const uint64_t scratch = place(&end, model->scratch_stride * (uint64_t)model->pool->threads);
   const uint64_t tokens = place(&end, step * sizeof *model->tokens), slots = place(&end, step * sizeof *model->cache_slots);
-  const uint64_t wanted = place(&end, step * sizeof *model->logits_tokens), tiles = place(&end, step * sizeof *model->tiles);
+  const uint64_t wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
+  const uint64_t tops = place(&end, (uint64_t)model->pool->threads * MOST_TOPS * sizeof *model->tops), tiles = place(&end, step * sizeof *model->tiles);
   const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
   const int32_t most = splits_for(model->cache.context_length); /* of one token */
   if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
@@ -127,6 +130,8 @@ static int allocate(smc_model *model, char *error) {
   model->tokens = (int32_t *)(void *)(model->memory + tokens);
   model->cache_slots = (int32_t *)(void *)(model->memory + slots);
   model->logits_tokens = (int32_t *)(void *)(model->memory + wanted);
+  model->top_tokens = (int32_t *)(void *)(model->memory + tops_wanted);
+  model->tops = (struct smc_top *)(void *)(model->memory + tops);
   model->tiles = (struct smc_tile *)(void *)(model->memory + tiles);
   model->rope = (float *)(void *)(model->memory + rope);
   model->partials = (float *)(void *)(model->memory + partials);
@@ -208,7 +213,7 @@ static int model_info(const smc_model *model, smc_info *info) {
       .size = sizeof *info, .layers = program->layers, .vocab_size = program->vocab_size, .hidden_size = program->hidden_size,
       .logits_stride = program->logits_stride, .context_length = cache->context_length, .sequences = cache->sequence_count,
       .threads = model->pool->threads, .kv_dtype = cache->kv_dtype, .max_step_tokens = program->max_step_tokens,
-      .kv_page_tokens = SMC_PAGE_TOKENS, .name = program->name, .level = model->level->name,
+      .finds_top = program->finds_top, .kv_page_tokens = SMC_PAGE_TOKENS, .name = program->name, .level = model->level->name,
       .weight_bytes = model->artifact.weight_bytes, .token_weight_bytes = program->token_weight_bytes,
       .kv_bytes_per_token = cache->page_bytes / SMC_PAGE_TOKENS, .kv_bytes_used = (uint64_t)cache->pages_used * cache->page_bytes,
       .activation_bytes = model->memory_bytes};
@@ -239,10 +244,14 @@ static int check_batch(smc_model *model, const smc_batch *batch) {
     if (index >= cache->context_length)
       return smc_fail(model->error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence, cache->context_length);
     if (token->position < 0) return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
-    if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN))
+    if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN | SMC_WANT_TOP))
       return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
-    if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden))
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants logits or hidden states, for which there is no buffer", i);
+    if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden) || (token->flags & SMC_WANT_TOP && !batch->top))
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
+    if (token->flags & SMC_WANT_TOP && token->flags & SMC_WANT_LOGITS)
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants its logits and the largest one: the logits tell", i);
+    if (token->flags & SMC_WANT_TOP && !program->finds_top)
+      return smc_fail(model->error, SMC_UNSUPPORTED, "token %d of the batch wants its largest logit, which this model's head finds in the logits only", i);
     sequence->pending++;
   }
   return SMC_OK;
@@ -277,7 +286,7 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
   const struct smc_kv_cache *cache = &model->cache;
   if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
   int32_t longest = 0;
-  step->tile_count = step->logits_count = step->count = 0;
+  step->tile_count = step->logits_count = step->top_count = step->count = 0;
   step->alone = 1;
   for (; step->count < count; step->count++) {
     const smc_token *token = &tokens[step->count];
@@ -285,6 +294,10 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
     if (token->flags & SMC_WANT_LOGITS) {
       if (step->logits_count == most_logits) break;
       model->logits_tokens[step->logits_count++] = i;
+    }
+    if (token->flags & SMC_WANT_TOP) {
+      if (step->top_count == MOST_TOPS) break;
+      model->top_tokens[step->top_count++] = i;
     }
     model->tokens[i] = token->token;
     model->cache_slots[i] = cache->tables[table + token->index / SMC_PAGE_TOKENS] * SMC_PAGE_TOKENS + token->index % SMC_PAGE_TOKENS;
@@ -316,18 +329,21 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
-               .logits_tokens = model->logits_tokens, .weights = model->artifact.weights, .arena = model->arena,
+               .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
                .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;
   float *logits = batch->logits, *hidden = batch->hidden;
+  int32_t *top = batch->top;
   for (int32_t begin = 0; begin < batch->count;) {
     const smc_token *tokens = batch->tokens + begin;
     begin += fill_step(model, step, tokens, batch->count - begin, direct ? INT32_MAX : BOUNCE_ROWS);
     step->logits = direct ? logits : model->bounce;
+    smc_top_clear(step, model->pool->threads);
     if (model->profiler.on) smc_profile_count(&model->profiler, step);
     if (smc_pool_run(model->pool, &job)) return smc_fail(model->error, SMC_CANCELLED, "the step was cancelled");
     if (!direct) memcpy(logits, model->bounce, (uint64_t)step->logits_count * stride * sizeof(float));
     logits += (uint64_t)step->logits_count * stride;
+    for (int32_t i = 0; i < step->top_count; i++) *top++ = smc_top_of(step, model->pool->threads, i);
     const float *states = (const float *)(const void *)(model->arena + program->hidden_offset);
     for (int32_t i = 0; i < step->count; i++) {
       if (!(tokens[i].flags & SMC_WANT_HIDDEN)) continue;

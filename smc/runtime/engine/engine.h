@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMC_ABI_VERSION 3
+#define SMC_ABI_VERSION 4
 
 typedef enum smc_status {
   SMC_OK = 0,
@@ -55,6 +55,7 @@ typedef struct smc_info {
   int32_t context_length;   /* of this model object */
   int32_t sequences, threads, kv_dtype;
   int32_t max_step_tokens;  /* longer batches are run in chunks of this many */
+  int32_t finds_top;        /* whether tokens may want the id of their largest logit */
   int32_t kv_page_tokens;
   const char *name, *level; /* level: the feature level in use */
   uint64_t weight_bytes;    /* mapped */
@@ -64,7 +65,7 @@ typedef struct smc_info {
   uint64_t activation_bytes; /* arena, thread scratch and tables */
 } smc_info;
 
-enum { SMC_WANT_LOGITS = 1, SMC_WANT_HIDDEN = 2 };
+enum { SMC_WANT_LOGITS = 1, SMC_WANT_HIDDEN = 2, SMC_WANT_TOP = 4 };
 
 /* One token of a batch. Tokens of one sequence must follow each other in the batch, with cache indices that go on
  * where the sequence ends (its length) and rise by one. `position` is the rotary position, usually the index. */
@@ -79,6 +80,9 @@ typedef struct smc_batch {
   float *logits;           /* one row of logits_stride floats for every token that wants logits, in batch order; 64-byte
                               aligned or not; may be NULL where none does */
   float *hidden;           /* one row of hidden_size floats for every token that wants its last hidden state */
+  int32_t *top;            /* for every token that wants it, and not its logits: the id of the largest logit, the lower
+                              one among equals. No logits are written for it; where others of the batch want theirs,
+                              the head's weights are read twice */
 } smc_batch;
 
 /* What one task of the program (a kernel with its place in the model, in all layers together) has cost since

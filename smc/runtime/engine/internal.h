@@ -122,6 +122,12 @@ void smc_profile_pass(struct smc_thread_profile *profile, const struct smc_phase
 
 int64_t smc_nanoseconds(void); /* of a clock that only goes forward */
 
+/* ---- top.c: the largest logits, found by every thread among those that it made */
+
+void smc_top_clear(const struct smc_step *step, int32_t threads);
+/* The id of the step's i-th token that wants one; 0 where no logit is larger than -infinity. */
+int32_t smc_top_of(const struct smc_step *step, int32_t threads, int32_t i);
+
 /* ---- limits.c: what the machine can do */
 
 int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, const void *weights, uint64_t weight_bytes,

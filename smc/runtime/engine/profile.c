@@ -106,7 +106,7 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
   profiler->tokens += (uint64_t)step->count;
   for (int32_t i = 0; i < profiler->program->task_count; i++) {
     const struct smc_task *task = &profiler->program->tasks[i];
-    const uint64_t tokens = (uint64_t)(task->head ? step->logits_count : step->count);
+    const uint64_t tokens = (uint64_t)(task->head ? step->logits_count + step->top_count : step->count);
     if (!tokens) continue;
     smc_profile_task *total = &profiler->tasks[i];
     total->bytes += task->weight_bytes + tokens * (task->token_bytes + smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes));

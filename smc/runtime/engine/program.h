@@ -53,6 +53,7 @@ struct smc_program {
   int32_t layers, hidden_size, vocab_size, logits_stride, context_length;
   int32_t kv_heads, head_dim, head_dim_padded; /* padded to a multiple of 16 */
   int32_t max_step_tokens;
+  int32_t finds_top;        /* the head can find the largest logits without writing any */
   int32_t rope_tables;      /* how many frequency tables; 1 for most models */
   int32_t rope_pairs;       /* frequencies a table has: head_dim / 2 */
   const float *rope_inverse_frequencies; /* [rope_tables][rope_pairs] */
@@ -85,6 +86,13 @@ struct smc_tile {
   int32_t index;  /* cache index of the first token; the tile sees all indices up to each token's own */
 };
 
+/* The largest logits of a token among those whose id is a lane's number modulo 16; the lower id among equals. */
+#define SMC_TOP_LANES 16
+struct smc_top {
+  float logits[SMC_TOP_LANES]; /* -infinity: none */
+  int32_t ids[SMC_TOP_LANES];
+};
+
 struct smc_step {
   int32_t count;                 /* tokens, 1 … max_step_tokens */
   int32_t kv_dtype;              /* smc_kv_dtype */
@@ -100,6 +108,9 @@ struct smc_step {
   int32_t logits_count;
   const int32_t *logits_tokens;  /* [logits_count] which tokens of the step want logits */
   float *logits;                 /* [logits_count][logits_stride], 64-byte aligned */
+  int32_t top_count;
+  const int32_t *top_tokens;     /* [top_count] which tokens of the step want the id of their largest logit only */
+  struct smc_top *tops;          /* [threads][top_count] what every thread has found, at the step's begin nothing */
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */
   /* KV pages: page p begins at kv + p * kv_page_bytes. In it, for every layer and KV head in turn:

@@ -82,7 +82,7 @@ static enum smc_finish run_tokens(struct smc_session *session, struct smc_sample
                                   struct writer *writer, const struct smc_command *command) {
   struct smc_generation *generation = writer->generation;
   for (;;) {
-    const int32_t token = smc_sample(sampler, session->logits);
+    const int32_t token = session->takes_largest ? session->largest : smc_sample(sampler, session->logits);
     const char *text;
     size_t length;
     generation->tokens[generation->count++] = token;
@@ -113,6 +113,7 @@ void smc_generate(struct smc_session *session, const struct smc_command *command
   if (!generation->tokens) smc_die_of_memory();
   if (smc_detokenizer_open(&detokenizer, session->tokenizer, prompt, (size_t)count, reason)) smc_die("%s", reason);
   smc_sampler_open(&sampler, &command->sampling, session->info.vocab_size, prompt, count);
+  session->takes_largest = session->info.finds_top && smc_takes_largest(&command->sampling) && command->logprobs < 0;
   generation->finish = run_prompt(session, prompt, count, generation)
                            ? SMC_FINISH_INTERRUPTED
                            : run_tokens(session, &sampler, detokenizer, &writer, command);

@@ -119,6 +119,8 @@ static int32_t draw(struct smc_sampler *sampler) {
   return best; /* only by rounding */
 }
 
+int smc_takes_largest(const struct smc_sampling *options) { return options->temperature == 0 && options->repetition_penalty == 1; }
+
 int32_t smc_sample(struct smc_sampler *sampler, const float *logits) {
   const float penalty = (float)sampler->options.repetition_penalty;
   memcpy(sampler->scaled, logits, (size_t)sampler->vocab_size * sizeof(float));

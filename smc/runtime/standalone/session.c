@@ -101,8 +101,8 @@ int smc_session_extend(struct smc_session *session, const int32_t *tokens, int32
   if (!batch) smc_die_of_memory();
   for (int32_t i = 0; i < count; i++)
     batch[i] = (smc_token){.token = tokens[i], .sequence = session->sequence, .position = session->length + i,
-                           .index = session->length + i, .flags = i + 1 == count ? SMC_WANT_LOGITS : 0};
-  const smc_batch step = {.count = count, .tokens = batch, .logits = session->logits};
+                           .index = session->length + i, .flags = i + 1 < count ? 0 : session->takes_largest ? SMC_WANT_TOP : SMC_WANT_LOGITS};
+  const smc_batch step = {.count = count, .tokens = batch, .logits = session->logits, .top = &session->largest};
   const int status = smc_interrupted ? SMC_CANCELLED : smc_engine.step(session->model, &step);
   free(batch);
   if (status == SMC_CANCELLED) return status;

@@ -111,6 +111,8 @@ uint64_t smc_random(uint64_t *state);
 void smc_sampler_open(struct smc_sampler *sampler, const struct smc_sampling *options, int32_t vocab_size,
                       const int32_t *prompt, int32_t count);
 void smc_sampler_close(struct smc_sampler *sampler);
+/* Whether smc_sample always takes the largest logit, so that no others are needed. */
+int smc_takes_largest(const struct smc_sampling *options);
 /* The next token for logits [vocab_size]. */
 int32_t smc_sample(struct smc_sampler *sampler, const float *logits);
 
@@ -124,7 +126,9 @@ struct smc_session {
   struct smc_chat_template *chat; /* NULL where there is none */
   int32_t sequence, length;       /* tokens that the cache holds … */
   int32_t *tokens;                /* … and which: [context_length] */
-  float *logits;                  /* [logits_stride] of the last token */
+  float *logits;                  /* [logits_stride] of the last token, unless … */
+  int takes_largest;              /* … only its largest one is wanted, … */
+  int32_t largest;                /* … whose id this is */
   double load_seconds;
 };
 
@@ -132,7 +136,8 @@ double smc_seconds(void);
 uint64_t smc_peak_memory(void);
 void smc_session_open(struct smc_session *session, const struct smc_command *command);
 void smc_session_close(struct smc_session *session);
-/* Runs tokens behind those that the cache holds; the last one's logits are in session->logits. SMC_OK or SMC_CANCELLED. */
+/* Runs tokens behind those that the cache holds; the last one's logits are in session->logits, or the largest one's id in
+ * session->largest. SMC_OK or SMC_CANCELLED. */
 int smc_session_extend(struct smc_session *session, const int32_t *tokens, int32_t count);
 void smc_session_truncate(struct smc_session *session, int32_t length);
 /* Truncates to what the cache has in common with the tokens' beginning; returns its length. */

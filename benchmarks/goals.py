@@ -4,8 +4,9 @@
     python -m benchmarks.goals --list
 
 Every round measures every row once, and a row runs both programs, in turns that swap from round to round: what else
-the machine does hits rows and programs alike. A row replaces what was kept of it in build/goals.json; the tables show
-all rows kept. Models, artifacts and llama.cpp are made first where they are missing; `--prepare` does only that.
+the machine does hits rows and programs alike. A row replaces what was kept of it in build/goals.json, or with `--add`
+goes on with its rounds if they are of the same commit; the tables show all rows kept. Models, artifacts and llama.cpp
+are made first where they are missing; `--prepare` does only that.
 """
 
 from __future__ import annotations
@@ -78,14 +79,20 @@ def choose(found: list[Row], patterns: tuple[str, ...]) -> list[Row]:
     return chosen
 
 
-def merged(found: list[Row], kept: dict[str, Result], measured: list[Row]) -> dict[str, Result]:
-    """What was kept, with the measured rows put in its place, in the order of all rows."""
-    origin = inputs.commit(), date.today().isoformat(), inputs.machine()
+def merged(found: list[Row], kept: dict[str, Result], measured: list[Row], *, add: bool = False) -> dict[str, Result]:
+    """What was kept, with the measured rows put in its place, in the order of all rows.
+
+    add: put them behind what was kept of this commit.
+    """
+    commit, day, machine = inputs.commit(), date.today().isoformat(), inputs.machine()
     results = {}
     for row in found:
+        old = kept.get(row.key)
         if row in measured:
-            results[row.key] = row.result(row.smc, row.llama_cpp, *origin)
-        elif old := kept.get(row.key):
+            earlier = old if add and old and old.commit == commit else None
+            smc, llama_cpp = (earlier.smc, earlier.llama_cpp) if earlier else ([], [])
+            results[row.key] = row.result(smc + row.smc, llama_cpp + row.llama_cpp, commit, day, machine)
+        elif old:
             results[row.key] = row.result(old.smc, old.llama_cpp, old.commit, old.date, old.machine)
     return results
 
@@ -94,12 +101,20 @@ def merged(found: list[Row], kept: dict[str, Result], measured: list[Row]) -> di
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only rows with such a key; may be repeated.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
+@click.option("--add", is_flag=True, help="Go on with the rounds kept of this commit.")
 @click.option("--prepare", is_flag=True, help="Make what is to be measured, and measure nothing.")
 @click.option("--list", "listed", is_flag=True, help="Print the rows' keys.")
 @click.option("--json", "file", type=click.Path(path_type=Path), default=inputs.BUILD / "goals.json", show_default=True)
 @click.option("--markdown", "page", type=click.Path(path_type=Path, exists=True), help="Put the tables into this page.")
 def main(
-    only: tuple[str, ...], rounds: int, threads: int, prepare: bool, listed: bool, file: Path, page: Path | None
+    only: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    add: bool,
+    prepare: bool,
+    listed: bool,
+    file: Path,
+    page: Path | None,
 ) -> None:
     """Measure, keep and print."""
     found = rows(threads)
@@ -117,7 +132,7 @@ def main(
             for row in chosen:
                 row.measure(swapped=number % 2 == 1)
                 progress.update(1)
-            goal_results.write(file, merged(found, kept, chosen))
+            goal_results.write(file, merged(found, kept, chosen, add=add))
     results = goal_results.read(file)
     click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen}))
     if page:

@@ -127,6 +127,18 @@ def test_measured_rows_replace_kept_ones_in_the_order_of_all_rows() -> None:
     assert results["batch-1"].smc == [7.0]
 
 
+def test_rounds_may_be_added_to_those_of_the_same_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(goals.inputs, "commit", lambda: SPEED.commit)
+    found = goals.rows(2)
+    measured = next(row for row in found if row.key == "batch-1")
+    measured.smc.append(7.0)
+    measured.llama_cpp.append(3.5)
+    kept = {"batch-1": dataclasses.replace(SPEED, key="batch-1")}
+    assert goals.merged(found, kept, [measured], add=True)["batch-1"].smc == [300.0, 400.0, 500.0, 7.0]
+    kept = {"batch-1": dataclasses.replace(SPEED, key="batch-1", commit="another")}
+    assert goals.merged(found, kept, [measured], add=True)["batch-1"].smc == [7.0]
+
+
 def test_outside_kernels_is_a_percentage_of_the_profile() -> None:
     row = OutsideKernels("outside", goals.SMOLLM2, 2, goal=8)
     assert 100 * row._share({"profile": {"decode": {"outside_kernels_share": 0.0736}}}) == pytest.approx(7.36)

@@ -12,6 +12,8 @@ class Level:
     family: "x86" or "arm64", which fixes the packed layout of weights.
     features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
     schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks.
+    source_order: instructions stay in the order in which kernels are written; with few registers LLVM would finish one
+    sum after the other, each waiting for itself.
     dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla"); codegen/kernels/dot.py
     knows them.
     """
@@ -23,6 +25,7 @@ class Level:
     registers: int
     dot: str
     schedule: str = ""
+    source_order: bool = False
 
 
 @dataclass(frozen=True)

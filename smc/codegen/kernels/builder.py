@@ -248,6 +248,8 @@ def tvm_target(triple: str, level: Level) -> Any:
     fields: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]}
     if level.schedule:
         fields["mcpu"] = level.schedule
+    if level.source_order:
+        fields["cl-opt"] = ["-misched-regpressure:bool=false"]
     return Target(fields)
 
 

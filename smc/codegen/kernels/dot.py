@@ -33,12 +33,7 @@ Unpack = Callable[[Any, int], Expr]
 
 
 class Dot(ABC):
-    """How one feature level multiplies.
-
-    bias: what it subtracts from every code by itself; the zero to correct by is smaller by it.
-    """
-
-    bias = 0
+    """How one feature level multiplies."""
 
     def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
         self.kernel, self.level, self.form = kernel, level, form
@@ -90,51 +85,76 @@ class _X86Dot(Dot):
         inputs: Sequence[Expr],
         quads: range,
     ) -> None:
+        """See `Dot.add`."""
         k = self.kernel
         for quad in quads:
-            codes = [self._prepare(unpack(unit, quad)) for unit in units]
+            codes = [reinterpret(unpack(unit, quad), f"int8x{4 * self.lanes}") for unit in units]
             for m, start in enumerate(inputs):
                 spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
                 values = reinterpret(spread, f"int8x{4 * self.lanes}")
                 for u, code in enumerate(codes):
-                    k.set(sums[m][u], self._multiply(sums[m][u].value, code, values))
-
-    def _prepare(self, codes: Expr) -> Expr:
-        return reinterpret(codes, f"int8x{4 * self.lanes}")
+                    self._multiply(sums[m][u], code, values)
 
     @abstractmethod
-    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr: ...
+    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
+        """register += codes * values, four products a lane."""
 
 
 class _Vpdpbusd(_X86Dot):
-    """AVX-512 VNNI: unsigned codes by signed inputs, four products into one int32 without saturation."""
+    """VNNI: unsigned codes by signed inputs, four products into one int32 without saturation."""
 
-    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr:
+    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-        return intrinsic(f"int32x{self.lanes}", name, accumulator, codes, values)
+        self.kernel.set(register, intrinsic(f"int32x{self.lanes}", name, register.value, codes, values))
 
 
 class _Vpmaddubsw(_X86Dot):
-    """AVX2: pairs of products saturate at int16, which codes of up to 7 bits can't reach.
+    """AVX2: int16 sums of two products, added up in int16 as long as they fit, then pairwise.
 
-    Two products of a full unsigned code would. |code - 128| * ±input does not: 2 * 128 * 127.
+    Codes of 8 bits, two of whose products do not fit, are multiplied in halves of 4.
     """
 
-    def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
-        super().__init__(kernel, level, form)
-        self.bias = 128 if form.bits == 8 else 0
+    def add(
+        self,
+        sums: list[list[Register]],
+        units: Sequence[Any],
+        unpack: Unpack,
+        x: Pointer,
+        inputs: Sequence[Expr],
+        quads: range,
+    ) -> None:
+        """See `Dot.add`."""
+        k, shifts, largest = self.kernel, [0], self.form.magnitude
+        if self.form.bits == 8:
+            shifts, largest = [0, 4], 16
 
-    def _prepare(self, codes: Expr) -> Expr:
-        if not self.bias:
-            return super()._prepare(codes)
-        return self.kernel.let(reinterpret(codes ^ const(128, "uint8x32"), "int8x32"), "signed")
+        def unpack_part(part: tuple[Any, int], quad: int) -> Expr:
+            unit, shift = part
+            codes = unpack(unit, quad)
+            if len(shifts) == 1:
+                return codes
+            dtype = self.form.dtype + f"x{4 * self.lanes}"
+            return k.let((codes >> const(shift, dtype)) & const(15, dtype), "half")
 
-    def _multiply(self, accumulator: Expr, codes: Expr, values: Expr) -> Expr:
-        if self.bias:
-            values = intrinsic("int8x32", "llvm.x86.avx2.psign.b", values, codes)
-            codes = intrinsic("int8x32", "llvm.x86.avx2.psign.b", codes, codes)
-        pairs = intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, values)
-        return accumulator + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, const(1, "int16x16"))
+        parts = [(unit, shift) for unit in units for shift in shifts]
+        step = 32767 // (2 * 127 * largest)
+        for begin in range(quads.start, quads.stop, step):
+            zero = const(0, f"int16x{2 * self.lanes}")
+            pairs = [[k.register(zero, "pairs") for _ in parts] for _ in inputs]
+            super().add(pairs, parts, unpack_part, x, inputs, range(begin, min(begin + step, quads.stop)))
+            for registers, totals in zip(pairs, sums, strict=True):
+                for place, ((_, shift), pair) in enumerate(zip(parts, registers, strict=True)):
+                    ones = const(1 << shift, f"int16x{2 * self.lanes}")
+                    fours = intrinsic(f"int32x{self.lanes}", "llvm.x86.avx2.pmadd.wd", pair.value, ones)
+                    total = totals[place // len(shifts)]
+                    k.set(total, total.value + fours)
+
+    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
+        pairs = intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", codes, values)
+        # The fence keeps the order of sums: as LLVM's trees they are a third slower.
+        total = reinterpret(register.value + pairs, f"float32x{self.lanes}")
+        total = intrinsic(f"float32x{self.lanes}", "llvm.arithmetic.fence", total)
+        self.kernel.set(register, reinterpret(total, f"int16x{2 * self.lanes}"))
 
 
 INTERLEAVED = 4

@@ -365,7 +365,7 @@ class _Linear:
         """What every sum has too much, in multiples of its inputs' sum: a constant zero, in the codes' form."""
         if self.encoding.zero == "group":
             return 0
-        return (unpacked_zero(self.encoding, self.level) - self.dot.bias) << self.form.shift
+        return unpacked_zero(self.encoding, self.level) << self.form.shift
 
     def _input_sums(self, tile: Expr, half: int = 0) -> PerToken:
         """int32: the sum of every token's codes in a tile, or half of one."""
@@ -432,8 +432,7 @@ class _Linear:
     def _group_parts(self, group: Expr) -> _GroupParts:
         encoding, zeros = self.encoding, None
         if encoding.zero == "group":
-            bias = -self.form.offset + (self.dot.bias if self.integer else 0)
-            zeros = [self._stored_zero(unit, group, bias) for unit in self.units]
+            zeros = [self._stored_zero(unit, group) for unit in self.units]
         return _GroupParts(
             None if self.row_scale else [self._scale(unit, group) for unit in self.units],
             zeros,
@@ -453,8 +452,8 @@ class _Linear:
         inner = cast(cast(self.zeros.load(index, lanes), f"int32x{lanes}"), f"float32x{lanes}")
         return k.let(load_floats(self.scales, outer, lanes) * inner, "scale")
 
-    def _stored_zero(self, unit: _Unit, group: Expr, bias: int) -> Expr:
-        """int32 [lanes], in the form of the integer sums: less the bias that codes have, shifted as they are."""
+    def _stored_zero(self, unit: _Unit, group: Expr) -> Expr:
+        """int32 [lanes], in the form of the integer sums: with the offset that codes have, shifted as they are."""
         one, lanes = const(1, "int64"), self.level.lanes
         cells = [
             cell(self.vector, group, self.groups, unit.vector),
@@ -464,7 +463,8 @@ class _Linear:
         if self.encoding.super_group is not None:
             rows = rows + self.rows * self.groups  # behind the codes of the scales
         zero = load_zeros(self.encoding, self.level, self.zeros, cells, rows, group)
-        zero = zero - const(bias, f"int32x{lanes}") if bias else zero
+        if offset := self.form.offset:
+            zero = zero + const(offset, f"int32x{lanes}")
         if self.integer and self.form.shift:
             zero = zero << const(self.form.shift, f"int32x{lanes}")
         return self.k.let(zero, "zero")

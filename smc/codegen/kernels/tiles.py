@@ -32,14 +32,33 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
             return Tile(64 if level.dot == "smmla" else 48, 4)
         return Tile(4, 16) if encoding.is_float else Tile(4, 8)
+    if level.registers < 32:
+        return _default_of_16_registers(encoding, level)
     if encoding.is_float:
-        return Tile(8, 32) if level.registers >= 32 else Tile(6, 16)
+        return Tile(8, 32)
     if encoding.activation == "none":
-        return Tile(8, 16) if level.registers >= 32 else Tile(2, 16)
-    if encoding.storage == "base3" or len(encoding.levels or ()) > 16:
-        # Unpacking takes longer than multiplying: more tokens share it.
-        return Tile(12, 16) if level.registers >= 32 else Tile(4, 8)
-    return Tile(4, 32) if level.registers >= 32 else Tile(2, 16)
+        return Tile(8, 16)
+    return Tile(12, 16) if _takes_long_to_unpack(encoding) else Tile(4, 32)
+
+
+def _default_of_16_registers(encoding: Encoding, level: Level) -> Tile:
+    """Accumulators wait in the first cache where sums need the registers: they are used once a group."""
+    if encoding.is_float:
+        return Tile(6, 16)
+    if encoding.activation == "none":
+        return Tile(4, 16)
+    if level.dot == "vpdpbusd":
+        # One instruction for 32 products: what is left to save are loads of inputs, which more rows share.
+        return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(3, 32)
+    if encoding.bits == 8 or encoding.levels is not None:
+        # Codes of 8 bits are multiplied in halves, each with a sum of its own (dot.py).
+        return Tile(6, 8)
+    return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(4, 16)
+
+
+def _takes_long_to_unpack(encoding: Encoding) -> bool:
+    """Whether unpacking takes longer than multiplying, so that more tokens should share it."""
+    return encoding.storage == "base3" or len(encoding.levels or ()) > 16
 
 
 def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:

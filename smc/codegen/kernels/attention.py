@@ -24,6 +24,8 @@ from smc.codegen.kernels.builder import (
     const,
     fma,
     rounded_product,
+    shuffle,
+    shuffle_pair,
 )
 from smc.codegen.kernels.rows import LANES, exp, horizontal
 from smc.codegen.kernels.specs import (
@@ -101,8 +103,10 @@ def _clear_state(k: Kernel, scratch: Pointer, place: Expr, shape: AttentionShape
 
 def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> tuple[Expr, Expr]:
     """What two states are multiplied with where they meet, by their maxima and the new one."""
-    first, second = (exp(k, k.let(broadcast(maximum - new, LANES), "difference")) for maximum in (old, other))
-    return first, second
+    halves = [broadcast(maximum - new, LANES) for maximum in (old, other)]
+    difference = k.let(shuffle_pair(halves, range(LANES // 2, LANES // 2 + LANES)), "difference")
+    both = exp(k, difference, positive=False)
+    return k.let(shuffle(both, [0] * LANES), "factor"), k.let(shuffle(both, [LANES - 1] * LANES), "factor")
 
 
 def _fold(k: Kernel, scratch: Pointer, place: Expr, other: Expr, factors: tuple[Expr, Expr]) -> None:
@@ -189,10 +193,12 @@ class _Attention:
             k.let(cast(s, "int64"), n) for s, n in ((stride, "stride"), (window, "window"), (splits, "splits"))
         )
         self.page = k.let(page // shape.element_bytes, "page_elements")
-        # The scratch: a pass's probabilities, the scales of its values, two factors a row; the queries and states.
+        # The scratch: a pass's probabilities, the scales of its values, two factors and a maximum a row; queries and
+        # states.
         self.value_scales = MOST_ROWS * SPLIT_TOKENS
         self.factors = self.value_scales + SPLIT_TOKENS
-        self.queries = self.factors + MOST_ROWS * 2 * LANES
+        self.maxima = self.factors + MOST_ROWS * 2 * LANES
+        self.queries = self.maxima + MOST_ROWS * LANES
         self.states = self.queries + TILE_TOKENS * self.token_rows * shape.padded_dim
 
     def build(self) -> Kernel:
@@ -311,32 +317,58 @@ class _Attention:
 
     def _scores(self, rows: _Pass, page: Expr) -> None:
         """Scores of a page's tokens for all rows, masked, into the scratch."""
-        k, shape = self.k, self.shape
+        k = self.k
         keys, tokens = self._page(rows, page)
         ahead = self._page_ahead(rows, page, 1) if rows.fetches else None
-        width = next(n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget)
-        with k.loop((tokens + (width * LANES - 1)) // (width * LANES), "chunk") as chunk:
-            start = k.let(keys + chunk * (width * LANES * shape.padded_dim), "keys")
-            scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
-            with k.loop(const(shape.head_dim, "int64"), "d") as d:
-                if ahead is not None:
-                    step = chunk * shape.padded_dim + d
-                    self._fetch(keys + PAGE_TOKENS * shape.padded_dim, step, width * LANES)
-                    self._fetch(ahead, step, width * LANES)
-                vectors = [
-                    k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
-                    for v in range(width)
-                ]
-                for r, row in enumerate(scores):
-                    q = self.scratch.load(self.queries + (rows.row + r) * shape.padded_dim + d)
-                    query = broadcast(k.let(q, "query"), LANES)
-                    for register, vector in zip(row, vectors, strict=True):
-                        k.set(register, fma(vector, query, register.value))
-            for v in range(width):
-                place = k.let((chunk * width + v) * LANES, "place")
-                if shape.kv_dtype == "i8":
-                    self._apply_scales(keys, page, place, [row[v] for row in scores])
-                self._store_scores(rows, k.let(page * PAGE_TOKENS + place, "place"), [row[v] for row in scores])
+        widths = [n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget]
+        vectors = k.let((tokens + (LANES - 1)) // LANES, "vectors")
+        if rows.fetches:
+            # A token's last chunk may be computed in vain.
+            widths = widths[:1]
+            vectors = vectors + (widths[0] - 1)
+        done = const(0, "int64")
+        for width in widths:
+            chunks = k.let((vectors - done) // width, "chunks")
+            with k.loop(chunks, "chunk") as chunk:
+                first = k.let(done + chunk * width, "first")
+                self._score_chunk(rows, page, keys, first, width, ahead)
+            done = k.let(done + chunks * width, "done")
+
+    def _score_chunk(self, rows: _Pass, page: Expr, keys: Expr, first: Expr, width: int, ahead: Expr | None) -> None:
+        """Scores of a page's `width` vectors of tokens from vector `first` on."""
+        k, shape = self.k, self.shape
+        start = k.let(keys + first * (LANES * shape.padded_dim), "keys")
+        scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
+        with k.loop(const(shape.head_dim, "int64"), "d") as d:
+            if ahead is not None:
+                step = first // width * shape.padded_dim + d
+                self._fetch(keys + PAGE_TOKENS * shape.padded_dim, step, width * LANES)
+                self._fetch(ahead, step, width * LANES)
+            vectors = [
+                k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
+                for v in range(width)
+            ]
+            for r, row in enumerate(scores):
+                q = self.scratch.load(self.queries + (rows.row + r) * shape.padded_dim + d)
+                query = broadcast(k.let(q, "query"), LANES)
+                for register, vector in zip(row, vectors, strict=True):
+                    k.set(register, fma(vector, query, register.value))
+        begin = k.let(rows.base + page * PAGE_TOKENS + first * LANES, "begin")
+        seen = tirx.And(begin >= rows.begins[-1], begin + width * LANES <= rows.ends[0])
+        all_seen = k.let(cast(seen, "int32"), "all_seen")
+        for v in range(width):
+            place = k.let((first + v) * LANES, "place")
+            column = [row[v] for row in scores]
+            if shape.kv_dtype == "i8":
+                self._apply_scales(keys, page, place, column)
+            place = k.let(page * PAGE_TOKENS + place, "place")
+            for score in column:
+                k.set(score, score.value * broadcast(self.scale, LANES))
+            with k.when(all_seen != const(0, "int32")):
+                for r, score in enumerate(column):
+                    k.store(self.scratch, place + r * SPLIT_TOKENS, score.value)
+            with k.when(all_seen == const(0, "int32")):
+                self._store_masked(rows, place, column)
 
     def _apply_scales(self, head: Expr, page: Expr, place: Expr, scores: list[Register]) -> None:
         """Scores of codes, times the scales of these 16 keys; the values' scales go where `_softmax` finds them."""
@@ -348,14 +380,13 @@ class _Attention:
         to = page * PAGE_TOKENS + place + self.value_scales
         k.store(self.scratch, to, self.scales.load(scales + PAGE_TOKENS, LANES))
 
-    def _store_scores(self, rows: _Pass, place: Expr, scores: list[Register]) -> None:
+    def _store_masked(self, rows: _Pass, place: Expr, scores: list[Register]) -> None:
         k = self.k
         lanes = k.let(cast(rows.base + place, "int32"), "first_lane")
         indices = tirx.Ramp(lanes, const(1, "int32"), LANES)
         for r, score in enumerate(scores):
             end, begin = (x[r // rows.per_token] for x in (rows.ends, rows.begins))
-            scaled = score.value * broadcast(self.scale, LANES)
-            seen = tirx.Select(indices < broadcast(cast(end, "int32"), LANES), scaled, const(MASKED, VECTOR))
+            seen = tirx.Select(indices < broadcast(cast(end, "int32"), LANES), score.value, const(MASKED, VECTOR))
             seen = tirx.Select(indices >= broadcast(cast(begin, "int32"), LANES), seen, const(MASKED, VECTOR))
             k.store(self.scratch, place + r * SPLIT_TOKENS, seen)
 
@@ -364,17 +395,28 @@ class _Attention:
         k, shape = self.k, self.shape
         vectors = k.let((rows.tokens + (LANES - 1)) // LANES, "vectors")
         with k.loop(const(rows.rows, "int64"), "r") as r:
+            # The maxima of all rows first: the trees don't wait for each other.
             start = k.let(r * SPLIT_TOKENS, "start")
             largest = k.register(const(MASKED, VECTOR), "largest")
             with k.loop(vectors, "vector") as v:
                 k.set(largest, tirx.max(largest.value, self.scratch.load(start + v * LANES, LANES)))
             lowest = const(LOWEST, "float32")
             maximum = k.let(tirx.max(lowest, horizontal(k, largest.value, tirx.max)), "maximum")
+            k.store(self.scratch, self.maxima + r * LANES, broadcast(maximum, LANES))
+            state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
+            old = k.let(self.scratch.load(state + LANES), "old")
+            new = k.let(tirx.max(old, maximum), "new")
+            k.store(self.scratch, state + LANES, broadcast(new, LANES))
+            for number, factor in enumerate(_factors(k, old, maximum, new)):
+                k.store(self.scratch, self.factors + (2 * r + number) * LANES, factor)
+        with k.loop(const(rows.rows, "int64"), "r") as r:
+            start = k.let(r * SPLIT_TOKENS, "start")
+            maximum = k.let(self.scratch.load(self.maxima + r * LANES, LANES), "maximum")
             sums = k.register(const(0.0, VECTOR), "sums")
             with k.loop(vectors, "vector") as v:
                 place = k.let(start + v * LANES, "place")
                 score = k.let(self.scratch.load(place, LANES), "score")
-                p = exp(k, score - broadcast(maximum, LANES))
+                p = exp(k, score - maximum, positive=False)
                 # Masked tokens must weigh exactly nothing, but exp is clamped.
                 p = k.let(tirx.Select(score <= const(LOWEST, VECTOR), const(0.0, VECTOR), p), "p")
                 k.set(sums, sums.value + p)
@@ -382,13 +424,8 @@ class _Attention:
                     p = p * self.scratch.load(self.value_scales + v * LANES, LANES)
                 k.store(self.scratch, place, p)
             state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
-            old = k.let(self.scratch.load(state + LANES), "old")
-            new = k.let(tirx.max(old, maximum), "new")
-            factors = _factors(k, old, maximum, new)
-            k.store(self.scratch, state + LANES, broadcast(new, LANES))
-            _fold(k, self.scratch, state, sums.value, factors)
-            for number, factor in enumerate(factors):
-                k.store(self.scratch, self.factors + (2 * r + number) * LANES, factor)
+            first, second = (self.scratch.load(self.factors + (2 * r + n) * LANES, LANES) for n in range(2))
+            _fold(k, self.scratch, state, sums.value, (first, second))
 
     def _values(self, rows: _Pass, pages: Expr) -> None:
         """Σ p[token] · V[token], merged into the states' outputs: some channels at a time in registers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tvm.tirx as tirx
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma, intrinsic
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma, intrinsic, shuffle
 from smc.codegen.kernels.rows import LANES, horizontal, magnitude, symmetric_scale
 from smc.codegen.kernels.specs import PAGE_TOKENS, AttentionShape
 
@@ -46,10 +46,26 @@ def rope_kernel(name: str, shape: AttentionShape) -> Kernel:
             _store_codes(k, shape, key, source, cache, k_base, LANES, scales, scale_base)
             _store_codes(k, shape, value, source, cache, v_base, 1, scales, k.let(scale_base + PAGE_TOKENS, "v_scale"))
         else:
-            with k.loop(const(shape.head_dim, "int64"), "d") as d:
-                k.store(cache, k_base + d * LANES, cast(key.load(source + d), cache.dtype))
-                k.store(cache, v_base + d, cast(value.load(source + d), cache.dtype))
+            _store_floats(k, shape, key, source, cache, k_base, LANES)
+            _store_floats(k, shape, value, source, cache, v_base, 1)
     return k
+
+
+def _store_floats(
+    k: Kernel, shape: AttentionShape, x: Pointer, source: Expr, cache: Pointer, place: Expr, step: int
+) -> None:
+    """A head of K or V in the cache's type, `step` elements apart: converted as vectors."""
+    whole = shape.head_dim // LANES * LANES
+    with k.loop(const(whole // LANES, "int64"), "vector") as v:
+        d = k.let(v * LANES, "d")
+        values = k.let(cast(x.load(source + d, LANES), f"{cache.dtype}x{LANES}"), "values")
+        if step == 1:
+            k.store(cache, place + d, values)
+        else:
+            for lane in range(LANES):
+                k.store(cache, place + (d + lane) * step, shuffle(values, [lane]))
+    for d in range(whole, shape.head_dim):
+        k.store(cache, place + d * step, cast(x.load(source + d), cache.dtype))
 
 
 def _store_codes(

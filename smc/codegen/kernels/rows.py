@@ -91,14 +91,15 @@ def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
-def exp(kernel: Kernel, x: Expr) -> Expr:
+def exp(kernel: Kernel, x: Expr, positive: bool = True) -> Expr:
     """e**x of a float32 vector: 2**n times a polynomial on [-ln2/2, ln2/2], within 1 ulp; exp(0) is exactly 1.
 
     The polynomial is the Taylor expansion to degree 7 (off by 5e-9), and n is added to its exponent; inputs are clamped
-    to [-87, 88], where float32 neither vanishes nor overflows.
+    to [-87, 88], where float32 neither vanishes nor overflows. positive: some may be above 0.
     """
     dtype = f"float32x{LANES}"
-    x = kernel.let(tirx.max(tirx.min(x, const(88.0, dtype)), const(-87.0, dtype)), "x")
+    x = tirx.min(x, const(88.0, dtype)) if positive else x
+    x = kernel.let(tirx.max(x, const(-87.0, dtype)), "x")
     n = kernel.let(intrinsic(dtype, "llvm.nearbyint", x * const(1.4426950408889634, dtype)), "n")
     # ln 2 in two pieces, the first exact in the products with n.
     r = kernel.let(fma(n, const(-0.693145751953125, dtype), x), "r")

@@ -55,7 +55,7 @@ def test_the_recipe_keeps_head_and_embedding(make_checkpoint: Any, tied: bool) -
     result = apply(module, load_recipe("ternary").passes)
     encodings = {name: str(p.encoding) for name, p in result.parameters.items() if len(p.shape) == 2}
     kept = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
-    assert {name for name, encoding in encodings.items() if encoding == "int6.g32"} == kept
+    assert {name for name, encoding in encodings.items() if encoding == "int6.g32.asymmetric"} == kept
     assert {encoding for name, encoding in encodings.items() if name not in kept} == {"int2.tensor.zero1.a8-token"}
 
 

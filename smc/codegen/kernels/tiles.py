@@ -50,8 +50,8 @@ def _default_of_16_registers(encoding: Encoding, level: Level) -> Tile:
     if level.dot == "vpdpbusd":
         # One instruction for 32 products: what is left to save are loads of inputs, which more rows share.
         return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(3, 32)
-    if encoding.bits == 8 or encoding.levels is not None:
-        # Codes of 8 bits are multiplied in halves, each with a sum of its own (dot.py).
+    if encoding.levels is not None:
+        # Levels are multiplied in halves, each with a sum of its own (dot.py), and tables take registers too.
         return Tile(6, 8)
     return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(4, 16)
 

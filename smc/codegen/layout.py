@@ -21,11 +21,10 @@ So a kernel that computes a block of rows reads every part as one stream.
 A byte of base 3 is a fraction: with the codes d0…d4 and n = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4 it lies, in 1/256, between
 n / 243 and (n + 1) / 243, so that digit i is the whole part of 3 times the fraction of 3**i times it: no division.
 
-The families differ in two things. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
-are stored less half their range, as two's complement (base 3: as they are). And x86 has no product of bytes: there the
-odd bytes of base 3 are fractions in 1/65536, whose low half is the even byte before. All else fits both: four columns
-of four rows are what `sdot` takes by lane, without the pairwise sums that eight columns of two rows would need, and
-`smmla` has these by one shuffle, which many tokens share.
+The families differ in one thing. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
+are stored less half their range, as two's complement (base 3: as they are). All else fits both: four columns of four
+rows are what `sdot` takes by lane, without the pairwise sums that eight columns of two rows would need, and `smmla` has
+these by one shuffle, which many tokens share.
 
 The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
 Layout version: `LAYOUT_VERSION`; raise it with every change.
@@ -44,7 +43,7 @@ from smc.ir import EncodedTensor, Encoding, matrix_shape
 if TYPE_CHECKING:
     import torch
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 ROW_VECTOR = 16
 ROW_BLOCK = 32
 TILE = 32
@@ -177,7 +176,7 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
         return out
     assert tensor.codes is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
-    out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout, family)
+    out[: layout.codes_bytes] = _pack_codes(codes ^ stored_bias(encoding, family), layout)
     assert tensor.scales is not None
     # One scale for everything is repeated in every row.
     scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
@@ -213,14 +212,14 @@ def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
-def _pack_codes(codes: np.ndarray, layout: MatrixLayout, family: str) -> np.ndarray:
+def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
     full = np.zeros((layout.padded_rows, layout.tiles * TILE), np.uint8)
     full[: layout.rows, : codes.shape[1]] = codes
     # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
     vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
     vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
     if layout.encoding.storage == "base3":
-        return _by_blocks(_base3_cells(vectors, family))
+        return _by_blocks(_base3_cells(vectors))
     packed, low = [], 0
     for width in planes(layout.encoding.bits):
         plane = (vectors >> low) & ((1 << width) - 1) if width < 8 else vectors
@@ -239,7 +238,7 @@ def _by_blocks(cells: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1)
 
 
-def _base3_cells(vectors: np.ndarray, family: str) -> np.ndarray:
+def _base3_cells(vectors: np.ndarray) -> np.ndarray:
     """Codes [row vector, tile, quad, 64] → bytes [row vector, five tiles, quad, 64]."""
     full = np.zeros((len(vectors), padded(vectors.shape[1], FIVE), *vectors.shape[2:]), np.uint8)
     full[:, : vectors.shape[1]] = vectors
@@ -247,20 +246,11 @@ def _base3_cells(vectors: np.ndarray, family: str) -> np.ndarray:
     number = np.zeros(digits[:, :, 0].shape, np.uint16)
     for place in range(FIVE):
         number = number * 3 + digits[:, :, place]
-    fractions = _FRACTIONS[number]
-    if family == "x86":
-        fractions[..., 1::2] = _ODD_FRACTIONS[number[..., 1::2], fractions[..., 0::2]]
-    return fractions
+    return _FRACTIONS[number]
 
 
-def _fractions(low: np.ndarray) -> np.ndarray:
-    """The byte above `low` that makes a fraction of n / 243 or a little more, n by the first index."""
-    exact = (np.arange(3**FIVE)[:, None] << 16) - low * 3**FIVE
-    return (-(-exact // (3**FIVE << 8))).astype(np.uint8)
-
-
-_FRACTIONS = _fractions(np.zeros(1, np.int64))[:, 0]
-_ODD_FRACTIONS = _fractions(np.arange(256))
+_FRACTIONS = (-(-256 * np.arange(3**FIVE) // 3**FIVE)).astype(np.uint8)
+"""The least byte that is n / 243 or more, n by the index."""
 
 
 def _pack_scales(scales: torch.Tensor, layout: MatrixLayout, count: int) -> np.ndarray:

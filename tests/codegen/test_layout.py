@@ -31,7 +31,7 @@ def code_at(packed: np.ndarray, encoding: Encoding, tiles: int, row: int, column
     tile, quad, byte = column // 32, column % 32 // 4, row % 16 * 4 + column % 4
     if encoding.storage == "base3":
         vector = ((row // 32 * -(-tiles // 5) + tile // 5) * 2 + row % 32 // 16) * 8 + quad
-        fraction = int(packed[vector * 64 + byte]) / 256 + byte % 2 * int(packed[vector * 64 + byte - 1]) / 65536
+        fraction = int(packed[vector * 64 + byte]) / 256
         return int(fraction * 3 ** (tile % 5 + 1)) % 3
     vector = ((row // 32 * tiles + tile) * 2 + row % 32 // 16) * bits  # in vectors of 64 bytes: one a bit
     if bits == 8:

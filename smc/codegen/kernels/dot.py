@@ -25,11 +25,14 @@ from smc.codegen.kernels.builder import (
     shuffle,
     shuffle_pair,
 )
-from smc.codegen.kernels.unpack import CodeForm
+from smc.codegen.kernels.unpack import CodeForm, InPlace
 from smc.targets import Level
 
 Unpack = Callable[[Any, int], Expr]
 """unit, quad → unpacked codes."""
+
+Terms = Callable[[Any, int], list[Expr]]
+"""unit, quad → bytes of `InPlace`."""
 
 
 class Dot(ABC):
@@ -57,6 +60,9 @@ class Dot(ABC):
         """A unit's registers → for every token its rows."""
         return list(registers)
 
+    def collect(self, sums: list[list[Register]]) -> None:  # noqa: B027
+        """Bring what was added up elsewhere into the sums: nothing, as a rule."""
+
     @abstractmethod
     def add(
         self,
@@ -71,8 +77,8 @@ class Dot(ABC):
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [lanes] of finished sums, less the codes' shift."""
-        assert self.form.shift == 0
-        return cast(value, f"float32x{self.lanes}")
+        vector = f"int32x{self.lanes}"
+        return cast(value >> const(self.form.shift, vector) if self.form.shift else value, f"float32x{self.lanes}")
 
 
 class _X86Dot(Dot):
@@ -106,6 +112,38 @@ class _Vpdpbusd(_X86Dot):
     def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
         self.kernel.set(register, intrinsic(f"int32x{self.lanes}", name, register.value, codes, values))
+
+
+class InPlaceDot(_Vpdpbusd):
+    """One token by codes that stay where they lie in their bytes (`unpack.InPlace`); `collect` makes sums of codes."""
+
+    def __init__(self, kernel: Kernel, level: Level, form: CodeForm, place: InPlace) -> None:
+        super().__init__(kernel, level, form)
+        self.place = place
+        self._partial: list[list[Register]] = []
+
+    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> list[list[Register]]:
+        """See `Dot.new_sums`."""
+        zero = const(0, f"int32x{self.lanes}")
+        self._partial = [[self.kernel.register(zero, "part") for _ in range(self.place.count)] for _ in range(units)]
+        return super().new_sums(tokens, units, initial)
+
+    def add_terms(self, units: Sequence[Any], terms: Terms, x: Pointer, start: Expr, quads: range) -> None:
+        """Add the quads of a tile to the sums that `collect` has not taken yet."""
+        k = self.kernel
+        for quad in quads:
+            spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
+            values = reinterpret(spread, f"int8x{4 * self.lanes}")
+            for unit, parts in zip(units, self._partial, strict=True):
+                for part, term in zip(parts[self.place.sum_of(quad) :], terms(unit, quad), strict=False):
+                    self._multiply(part, reinterpret(term, f"int8x{4 * self.lanes}"), values)
+
+    def collect(self, sums: list[list[Register]]) -> None:
+        """Add what was added up to the sums of codes, and begin again."""
+        for register, parts in zip(sums[0], self._partial, strict=True):
+            self.kernel.set(register, register.value + self.place.combined([part.value for part in parts], self.form))
+            for part in parts:
+                self.kernel.set(part, const(0, f"int32x{self.lanes}"))
 
 
 class _Vpmaddubsw(_X86Dot):

@@ -7,9 +7,10 @@ the other along a row, each group's integer dot exact, then one float32 fma a gr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm.tirx as tirx
 
@@ -24,18 +25,21 @@ from smc.codegen.kernels.builder import (
     const,
     dtype_of,
     fma,
+    intrinsic,
     reinterpret,
     rounded_product,
 )
-from smc.codegen.kernels.dot import ArmDot, dot_for
+from smc.codegen.kernels.dot import ArmDot, InPlaceDot, dot_for
 from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
+    Fractions,
     TilePlace,
     cell,
     code_form,
     float_codes,
+    in_place,
     load_floats,
     load_zeros,
     storage_dtype,
@@ -51,9 +55,7 @@ ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
 """Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
 
 
-def linear_kernel(
-    name: str, encoding: Encoding, level: Level, tile: Tile | None = None, top: bool = False
-) -> Kernel:
+def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None, top: bool = False) -> Kernel:
     """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out,
                     tokens, columns, x_stride, out_stride, flags, begin, end)
 
@@ -100,6 +102,9 @@ class _Linear:
         self.form = code_form(encoding, level)
         # One scale a row multiplies the finished sum; but offsets, which it must not touch, are in the sum.
         self.row_scale = not encoding.is_float and not isinstance(encoding.group, int) and not encoding.offset
+        # x86 has no conversion with a shift; a power of two changes no scale's digits.
+        self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not self.row_scale
+        self.fractions: dict[_Unit, Fractions] = {}
         k = self.k = Kernel(name)
         self.x = k.pointer("x", "int32" if self.integer else "float32")
         self.x_scales, self.x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
@@ -165,10 +170,15 @@ class _Linear:
         self.token_rows = [(token + m) for m in range(count)]
         zero = const(0.0, f"float32x{self.level.lanes}")
         self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
+        if self.encoding.storage == "base3" and self.level.family == "x86":
+            self.fractions = {unit: Fractions(k, self.level) for unit in self.units}
         if self.encoding.is_float:
             self._plain_floats()
         elif self.integer:
-            self.dot = dot_for(k, self.level, self.form, count)
+            place = in_place(self.encoding, self.level, not self._flushes_tiles()) if count == 1 else None
+            self.dot = (
+                InPlaceDot(k, self.level, self.form, place) if place else dot_for(k, self.level, self.form, count)
+            )
             self.source = Source(k, self.level, token, count, self.x_stride)
             self._integers()
         else:
@@ -222,8 +232,10 @@ class _Linear:
         with k.loop(count, "tile", begin=first) as tile:
             for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
                 k.set(total, total.value + amount)
-            inputs = self.source.codes(tile)
-            self.dot.add(sums, self.units, self._unpack(tile), self.x, inputs, range(QUADS))
+            self._add_tile(sums, range(len(self.units)), tile, range(QUADS))
+            if self.encoding.storage == "base3":  # 256 times a whole row may be more than an int32
+                self.dot.collect(sums)
+        self.dot.collect(sums)
         finished = PerToken([total.value for total in totals])
         units = range(len(self.units))
         self._flush(units, sums, finished, self._input_scales(first), parts, self._correction())
@@ -262,12 +274,34 @@ class _Linear:
         step = len(self.units)
         if isinstance(self.dot, ArmDot):
             step = min(step, self.dot.units_at_once(len(self.token_rows)))
-        inputs, unpack = self.source.codes(tile), self._unpack(tile)
         for first in range(0, len(self.units), step):
             units = range(first, first + step)
-            sums = self.dot.new_sums(len(self.token_rows), step, initial)
-            self.dot.add(sums, self.units[first : first + step], unpack, self.x, inputs, self._quads(half))
-            self._flush(units, sums, totals, x_scales, parts.of(units))
+            sums, some = self.dot.new_sums(len(self.token_rows), step, initial), parts.of(units)
+            if some.zeros is not None and self.level.family == "x86":
+                self._begin_with_zeros(sums, some.zeros, totals)
+                some = replace(some, zeros=None)
+            self._add_tile(sums, units, tile, self._quads(half))
+            self.dot.collect(sums)
+            self._flush(units, sums, totals, x_scales, some)
+
+    def _begin_with_zeros(self, sums: list[list[Register]], zeros: list[Expr], totals: PerToken) -> None:
+        """sum = - zero * total: both fit int16, of which x86 multiplies pairs sooner than it does int32."""
+        k, vector = self.k, f"int32x{self.level.lanes}"
+        name = "llvm.x86.avx512.pmaddw.d.512" if self.level.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+        words = f"int16x{2 * self.level.lanes}"
+        for registers, total in zip(sums, totals.values, strict=True):
+            # The upper half of a pair is 0.
+            amount = broadcast(k.let((const(0, "int32") - total) & const(0xFFFF, "int32"), "amount"), self.level.lanes)
+            for register, zero in zip(registers, zeros, strict=True):
+                k.set(register, intrinsic(vector, name, reinterpret(zero, words), reinterpret(amount, words)))
+
+    def _add_tile(self, sums: list[list[Register]], units: range, tile: Expr, quads: range) -> None:
+        """Add the quads of a tile for some units."""
+        some, inputs = self.units[units.start : units.stop], self.source.codes(tile)
+        if isinstance(self.dot, InPlaceDot):
+            self.dot.add_terms(some, self._terms(tile, quads), self.x, inputs[0], quads)
+        else:
+            self.dot.add(sums, some, self._unpack(tile, quads), self.x, inputs, quads)
 
     def _tile_inputs(self, tile: Expr, half: int) -> tuple[PerToken, PerToken | None, PerToken | None]:
         """Of every token: the sum of its codes, what integer sums begin with (None: 0), its scale (None: later)."""
@@ -302,7 +336,7 @@ class _Linear:
             self.dot = dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
             assert isinstance(dot, ArmDot)
             for tile, half, parts in self._flushed_tiles():
-                unpack = self._unpack(tile)
+                unpack = self._unpack(tile, self._quads(half))
                 codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
                 with k.loop(count, "block") as block:
                     places = self._take_block(arrays, begin, block)
@@ -376,20 +410,37 @@ class _Linear:
         """Integers by a constant."""
         return PerToken([self.k.let(v * const(factor, dtype_of(v)), "product") for v in numbers.values])
 
-    def _unpack(self, tile: Expr) -> Callable[[_Unit, int], Expr]:
-        """unit, quad → the unpacked codes of a tile."""
-        places = self._tile_places(tile)
+    def _unpack(self, tile: Expr, quads: range) -> Callable[[_Unit, int], Expr]:
+        """unit, quad → the unpacked codes of a tile, of these quads."""
+        places = self._tile_places(tile, quads)
 
+        @functools.cache  # taking a digit of base 3 moves on to the next
         def unpack(unit: _Unit, quad: int) -> Expr:
-            row = self.first + unit.row
-            return unpack_quad(self.k, self.encoding, self.level, self.codes, places[unit.vector], quad, row)
+            place, row, fractions = places[unit.vector], self.first + unit.row, self.fractions.get(unit)
+            return unpack_quad(self.k, self.encoding, self.level, self.codes, place, quad, row, fractions)
 
         return unpack
 
-    def _tile_places(self, tile: Expr) -> list[TilePlace]:
-        """Where the codes of a tile are, for each row vector of the pass."""
+    def _terms(self, tile: Expr, quads: range) -> Callable[[_Unit, int], list[Expr]]:
+        """As `_unpack`, but the bytes that are multiplied in place."""
+        assert isinstance(self.dot, InPlaceDot)
+        places, form = self._tile_places(tile, quads), self.dot.place
+
+        def terms(unit: _Unit, quad: int) -> list[Expr]:
+            place, row, fractions = places[unit.vector], self.first + unit.row, self.fractions.get(unit)
+            return form.terms(self.codes, place, quad, row, fractions)
+
+        return terms
+
+    def _tile_places(self, tile: Expr, quads: range) -> list[TilePlace]:
+        """Where the codes of a tile are, for each row vector of the pass; it takes the bytes where five tiles begin."""
         vectors = range(self.units[-1].vector + 1)
-        return [tile_place(self.k, self.encoding, self.vector, tile, self.tiles, v) for v in vectors]
+        places = [tile_place(self.k, self.encoding, self.vector, tile, self.tiles, v) for v in vectors]
+        if self.fractions:
+            with self.k.when(places[0].digit == const(0, "int64")):
+                for unit, fractions in self.fractions.items():
+                    fractions.load(self.codes, places[unit.vector].begin + (self.first + unit.row) * 4, quads)
+        return places
 
     def _flush(
         self,
@@ -421,7 +472,8 @@ class _Linear:
                 if x_scales is not None:
                     spread = x_scales.spread(lanes)
                     factor = spread if factor is None else factor * spread
-                value, old = form.to_float(dot), accumulator.value
+                old = accumulator.value
+                value = cast(dot, dtype_of(old)) if self.shift_in_scales else form.to_float(dot)
                 k.set(accumulator, value + old if factor is None else fma(value, factor, old))
                 if parts.offsets is not None and amounts is not None:
                     offset = form.spread_rows(parts.offsets[u], m)
@@ -433,8 +485,12 @@ class _Linear:
         encoding, zeros = self.encoding, None
         if encoding.zero == "group":
             zeros = [self._stored_zero(unit, group) for unit in self.units]
+        scales = None if self.row_scale else [self._scale(unit, group) for unit in self.units]
+        if scales and self.shift_in_scales:
+            factor = const(2.0**-self.form.shift, f"float32x{self.level.lanes}")
+            scales = [self.k.let(scale * factor, "scale") for scale in scales]
         return _GroupParts(
-            None if self.row_scale else [self._scale(unit, group) for unit in self.units],
+            scales,
             zeros,
             [self._scale(unit, group, offset=True) for unit in self.units] if encoding.offset else None,
         )
@@ -498,7 +554,7 @@ class _Linear:
         self, tile: Expr, quads: range, partial: list[tuple[list[Register], Register]], parts: _GroupParts
     ) -> None:
         k, level, encoding, lanes = self.k, self.level, self.encoding, self.level.lanes
-        unpack = self._unpack(tile)
+        unpack = self._unpack(tile, quads)
         inputs = [k.let(row * cast(self.x_stride, "int64") + tile * TILE, "input") for row in self.token_rows]
         zeros = [k.let(cast(zero, f"float32x{lanes}"), "zero") for zero in parts.zeros or []]
         for quad in quads:

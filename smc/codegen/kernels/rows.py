@@ -25,7 +25,6 @@ from smc.codegen.kernels.builder import (
     reinterpret,
     shuffle,
     shuffle_pair,
-    vector_constant,
 )
 from smc.codegen.kernels.specs import Form
 from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype, tile_place
@@ -404,10 +403,11 @@ def _decode_row(
     with k.loop(tiles, "tile") as tile:
         place = tile_place(k, encoding, vector, tile, tiles)
         base = k.let(place.begin + lane * 4, "base")
+        power = None if place.digit is None else k.let(place.power(), "power")
         for quad in range(QUADS):
             column = k.let(tile * TILE + quad * 4, "column")
-            if place.power is not None:
-                code = _base3_codes(k, family, codes.load(base + quad * VECTOR_BYTES, 4), place.power)
+            if place.digit is not None:
+                code = _base3_codes(codes.load(base + quad * VECTOR_BYTES, 4), power)
             else:
                 code = _packed_codes(encoding, family, codes, base, quad)
             group = k.let(column // size, "group") if size else const(0, "int64")
@@ -442,14 +442,10 @@ def _packed_codes(encoding: Encoding, family: str, codes: Pointer, base: Expr, q
     return code ^ const(bias, "int32x4") if bias else code
 
 
-def _base3_codes(k: Kernel, family: str, stored: Expr, power: Expr) -> Expr:
-    """int32 [4]: a digit of four bytes of base 3, as fractions of 65536 (smc.codegen.layout)."""
-    stored = k.let(cast(stored, "int32x4"), "stored")
-    fraction = stored << const(8, "int32x4")
-    if family == "x86":
-        fraction = fraction + shuffle(stored, [0, 0, 2, 2]) * vector_constant([0, 1, 0, 1], "int32")
-    fraction = (fraction * broadcast(power, 4)) & const(0xFFFF, "int32x4")
-    return (fraction * const(3, "int32x4")) >> const(16, "int32x4")
+def _base3_codes(stored: Expr, power: Expr) -> Expr:
+    """int32 [4]: a digit of four bytes of base 3, as fractions of 256 (smc.codegen.layout)."""
+    fraction = (cast(stored, "int32x4") * broadcast(power, 4)) & const(0xFF, "int32x4")
+    return (fraction * const(3, "int32x4")) >> const(8, "int32x4")
 
 
 def _scalar_float(pointer: Pointer, index: Expr) -> Expr:

@@ -38,7 +38,7 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
         return Tile(8, 32)
     if encoding.activation == "none":
         return Tile(8, 16)
-    return Tile(12, 16) if _takes_long_to_unpack(encoding) else Tile(4, 32)
+    return Tile(8, 16) if _takes_long_to_unpack(encoding) else Tile(4, 32)
 
 
 def _default_of_16_registers(encoding: Encoding, level: Level) -> Tile:

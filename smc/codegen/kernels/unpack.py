@@ -20,7 +20,7 @@ from smc.codegen.kernels.builder import (
     reinterpret,
 )
 from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
-from smc.codegen.layout import FIVE, ROW_VECTOR, TILE, planes, stored_bias
+from smc.codegen.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -40,11 +40,16 @@ def cell(vector: Expr, index: Expr, count: Expr, offset: int = 0) -> Expr:
 
 @dataclass(frozen=True)
 class TilePlace:
-    """Where the codes of a tile and row vector are: `begin` in bytes (int64); base 3: the `power` (int32) of 3 that
-    brings their digit to the front."""
+    """Where the codes of a tile and row vector are: `begin` in bytes (int64); base 3: which `digit` (int64)."""
 
     begin: Expr
-    power: Expr | None = None
+    digit: Expr | None = None
+
+    def power(self) -> Expr:
+        """int32: the power of 3 that brings the digit to the front of its fraction."""
+        # 1, 3, 9, 27 and 81 are bytes of one number.
+        powers = const(int.from_bytes(bytes(3**i for i in range(FIVE)), "little"), "int64")
+        return cast((powers >> (self.digit * const(8, "int64"))) & const(255, "int64"), "int32")
 
 
 def tile_place(kernel: Kernel, encoding: Encoding, vector: Expr, tile: Expr, tiles: Expr, offset: int = 0) -> TilePlace:
@@ -54,10 +59,7 @@ def tile_place(kernel: Kernel, encoding: Encoding, vector: Expr, tile: Expr, til
         return TilePlace(kernel.let(cell(vector, tile, tiles, offset) * size, "place"))
     five = const(FIVE, "int64")
     begin = kernel.let(cell(vector, tile // five, (tiles + const(FIVE - 1, "int64")) // five, offset), "place")
-    # The powers 1, 3, 9, 27, 81 are bytes of one number.
-    powers = const(int.from_bytes(bytes(3**i for i in range(FIVE)), "little"), "int64")
-    power = (powers >> (tile % five * const(8, "int64"))) & const(255, "int64")
-    return TilePlace(begin * (QUADS * VECTOR_BYTES), kernel.let(cast(power, "int32"), "power"))
+    return TilePlace(begin * (QUADS * VECTOR_BYTES), kernel.let(tile % five, "digit"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def code_form(encoding: Encoding, level: Level) -> CodeForm:
             return CodeForm(8, 0 if signed else 128, 0, signed)
         return CodeForm(encoding.bits, 0, 0, signed=False)
     if not signed:
-        return CodeForm(encoding.bits, 0, 0, signed=False)
+        # Sums of pairs in int16 have no room for digits at the top, and float inputs look codes up.
+        top = encoding.storage == "base3" and encoding.activation == "i8" and level.dot == "vpdpbusd"
+        shift = DIGIT_SHIFT if top else 0
+        return CodeForm(encoding.bits, 0, shift, signed=False)
     if encoding.storage == "base3":
         return CodeForm(encoding.bits, 0, 0, signed=True)
     # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
@@ -105,16 +110,30 @@ def unpacked_zero(encoding: Encoding, level: Level) -> int:
 
 
 def unpack_quad(
-    kernel: Kernel, encoding: Encoding, level: Level, codes: Pointer, tile: TilePlace, quad: int, row: Expr
+    kernel: Kernel,
+    encoding: Encoding,
+    level: Level,
+    codes: Pointer,
+    tile: TilePlace,
+    quad: int,
+    row: Expr,
+    fractions: Fractions | None = None,
 ) -> Expr:
     """One quad of a tile for the rows of a unit: bytes in the level's `code_form` [4 * lanes], row by row.
 
-    row: the unit's first in the row vector (int64). The loads of one packed vector are merged by LLVM.
+    row: the unit's first in the row vector (int64). fractions: of base 3 on x86, the unit's.
+    The loads of one packed vector are merged by LLVM.
     """
     lanes, form = 4 * level.lanes, code_form(encoding, level)
     begin = tile.begin + row * 4
-    if tile.power is not None:
-        code = _base3_digits(kernel, level, codes.load(begin + quad * VECTOR_BYTES, lanes), tile.power)
+    if fractions is not None:
+        code = fractions.next_digits(quad)
+        if not form.shift:
+            # Bits of no byte reach its neighbour.
+            words = f"uint16x{lanes // 2}"
+            code = reinterpret(reinterpret(code, words) >> const(DIGIT_SHIFT, words), f"uint8x{lanes}")
+    elif encoding.storage == "base3":
+        code = _base3_digits(kernel, codes.load(begin + quad * VECTOR_BYTES, lanes), tile.power())
     else:
         code = _packed_codes(encoding, form, codes, begin, quad, lanes)
     if encoding.levels is not None and encoding.grid == "i8":
@@ -123,6 +142,96 @@ def unpack_quad(
     elif dtype_of(code) != f"{form.dtype}x{lanes}":
         code = reinterpret(code, f"{form.dtype}x{lanes}")
     return kernel.let(code, "code")
+
+
+DIGIT_SHIFT = 6
+"""Where in its byte x86 has a digit of base 3: at the top, as digits come out so."""
+
+
+AHEAD = 2 * (ROW_BLOCK // ROW_VECTOR) * QUADS * VECTOR_BYTES
+"""Bytes from one five of tiles to the next but one."""
+
+
+class Fractions:
+    """A unit's bytes of base 3 on x86: fractions on the stack, each of which gives a digit a tile.
+
+    A fraction f is followed by g = 3 f modulo 256, and 3 f - g is 256 times the digit: x86, which has no products and
+    no shifts of bytes, takes 64 times it as f - (f + g) / 4. That sum is 4 f - 256 times the digit, a multiple of 4:
+    its mean is exact and even, so that shifting words moves no bit into the next byte.
+    """
+
+    def __init__(self, kernel: Kernel, level: Level) -> None:
+        self.kernel, self.lanes = kernel, 4 * level.lanes
+        self.array = kernel.array("uint8", QUADS * self.lanes, "fractions")
+
+    def load(self, codes: Pointer, begin: Expr, quads: range) -> None:
+        """Take the bytes of the next five tiles; begin: where the unit's are (int64)."""
+        for quad in quads:
+            place = begin + quad * VECTOR_BYTES
+            # What comes next is all wanted at once, too late for a core to have looked ahead.
+            self.kernel.prefetch(codes, place + AHEAD)
+            fraction = codes.load(place, self.lanes)
+            self.kernel.store(self.array, const(quad * self.lanes, "int64"), fraction)
+
+    def step(self, quad: int) -> tuple[Expr, Expr]:
+        """uint8 [4 * lanes]: a quad's fractions, and those that follow, which the next tile has."""
+        k, place = self.kernel, const(quad * self.lanes, "int64")
+        fraction = k.let(self.array.load(place, self.lanes), "fraction")
+        following = k.let(fraction + fraction + fraction, "following")
+        k.store(self.array, place, following)
+        return fraction, following
+
+    def next_digits(self, quad: int) -> Expr:
+        """uint8 [4 * lanes]: 64 times the digits of a quad; the next call gives those of the next tile."""
+        dtype, words, wide = f"uint8x{self.lanes}", f"uint16x{self.lanes // 2}", f"uint16x{self.lanes}"
+        fraction, following = self.step(quad)
+        total = cast(fraction, wide) + cast(following, wide) + const(1, wide)
+        mean = reinterpret(cast(total >> const(1, wide), dtype), words)
+        return self.kernel.let(fraction - reinterpret(mean >> const(1, words), dtype), "digits")
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """How the codes of one token's product need not be unpacked: bytes are multiplied where they lie, and the sums of
+    codes follow from `count` sums of bytes, which `combined` puts together.
+
+    Either codes of `bits` bits are masked in their bytes: a sum for each place, 2**bits times as large as the one
+    before. Or fractions f of base 3 with g behind them (`Fractions`): 3 f - g is 256 times the digit.
+    """
+
+    count: int
+    bits: int
+
+    def terms(self, codes: Pointer, tile: TilePlace, quad: int, row: Expr, fractions: Fractions | None) -> list[Expr]:
+        """uint8 [64]: what of a quad goes into each sum, from the first of these on; see `sum_of`."""
+        if fractions is not None:
+            return [*fractions.step(quad)]
+        place = quad % self.count
+        packed = codes.load(tile.begin + row * 4 + quad // self.count * VECTOR_BYTES, VECTOR_BYTES)
+        return [packed & const(((1 << self.bits) - 1) << (place * self.bits), f"uint8x{VECTOR_BYTES}")]
+
+    def sum_of(self, quad: int) -> int:
+        """Which sum the first of a quad's terms goes into."""
+        return 0 if self.bits == 8 else quad % self.count
+
+    def combined(self, sums: Sequence[Expr], form: CodeForm) -> Expr:
+        """int32 [lanes]: the sums of codes, in their form."""
+        shift = const(self.bits - form.shift, dtype_of(sums[0]))
+        if self.bits == 8:
+            return (sums[0] + sums[0] + sums[0] - sums[1]) >> shift
+        total = sums[-1]
+        for one in reversed(sums[:-1]):
+            total = one + (total >> shift)
+        return total
+
+
+def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | None:
+    """Where multiplying in place takes fewer instructions. whole_row: one sum for many tiles."""
+    if level.dot != "vpdpbusd" or level.registers < 32 or encoding.levels is not None or encoding.activation != "i8":
+        return None
+    if encoding.storage == "base3":
+        return InPlace(2, 8)
+    return InPlace(8 // encoding.bits, encoding.bits) if whole_row and encoding.bits in (2, 4) else None
 
 
 def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int) -> Expr:
@@ -145,23 +254,12 @@ def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Exp
     return code
 
 
-def _base3_digits(kernel: Kernel, level: Level, fractions: Expr, power: Expr) -> Expr:
-    """uint8 0…2: 3 times the fraction of power times each byte of base 3."""
-    lanes = 4 * level.lanes
-    if level.family == "arm64":
-        dtype = f"uint8x{lanes}"
-        fraction = kernel.let(fractions * broadcast(cast(power, "uint8"), lanes), "fraction")
-        # (f + f / 2) / 2 is three quarters of it.
-        half = fraction >> const(1, dtype)
-        return intrinsic(dtype, "llvm.aarch64.neon.uhadd.v16i8", fraction, half) >> const(6, dtype)
-    dtype = f"uint16x{lanes // 2}"
-    name = "llvm.x86.avx512.pmulhu.w.512" if lanes == 64 else "llvm.x86.avx2.pmulhu.w"
-    words = reinterpret(fractions, dtype) * broadcast(cast(power, "uint16"), lanes // 2)
-    # An odd byte's fraction goes on in the even byte below, which is a fraction of its own.
-    words = kernel.let(words, "fractions")
-    odd = intrinsic(dtype, name, words, const(3 << 8, dtype))
-    even = intrinsic(dtype, name, words << const(8, dtype), const(3, dtype))
-    return reinterpret((odd & const(0xFF00, dtype)) | even, f"uint8x{lanes}")
+def _base3_digits(kernel: Kernel, fractions: Expr, power: Expr) -> Expr:
+    """uint8 [16], 0…2, on arm64: 3 times the fraction of power times each byte of base 3."""
+    fraction = kernel.let(fractions * broadcast(cast(power, "uint8"), 16), "fraction")
+    # (f + f / 2) / 2 is three quarters of it.
+    half = fraction >> const(1, "uint8x16")
+    return intrinsic("uint8x16", "llvm.aarch64.neon.uhadd.v16i8", fraction, half) >> const(6, "uint8x16")
 
 
 def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:

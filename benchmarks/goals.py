@@ -132,7 +132,8 @@ def main(
             for row in chosen:
                 row.measure(swapped=number % 2 == 1)
                 progress.update(1)
-            goal_results.write(file, merged(found, kept, chosen, add=add))
+                measured = [row for row in chosen if row.smc]  # whoever stops here keeps what there is
+                goal_results.write(file, merged(found, kept, measured, add=add))
     results = goal_results.read(file)
     click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen}))
     if page:

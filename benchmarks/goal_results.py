@@ -70,24 +70,27 @@ def write(path: Path, results: dict[str, Result]) -> None:
 
 
 def markdown(results: dict[str, Result]) -> str:
-    """A table for each of the rows' `table`, and below which machine, day and commit the figures are of."""
+    """A table for each of the rows' `table`, and below which machine, day and commit the figures are of.
+
+    Where not all are of one commit, a column names it.
+    """
+    if not results:
+        return "Nothing was measured."
+    commits = list(dict.fromkeys(row.commit for row in results.values()))
+    mixed = len(commits) > 1
     parts = []
     for table in dict.fromkeys(row.table for row in results.values()):
         rows = [row for row in results.values() if row.table == table]
         lines = [
-            f"| {table} | smc | llama.cpp | figure | lowest – highest | goal | |",
-            "|---|---|---|---|---|---|---|",
-            *(_line(row, results) for row in rows),
+            f"| {table} | smc | llama.cpp | figure | lowest – highest | goal | |" + (" commit |" if mixed else ""),
+            "|---|---|---|---|---|---|---|" + ("---|" if mixed else ""),
+            *(_line(row, results) + (f" {row.commit} |" if mixed else "") for row in rows),
         ]
         parts.append("\n".join(lines))
     machines = "; ".join(dict.fromkeys(row.machine for row in results.values()))
-    days, commits = (
-        sorted({row.date for row in results.values()}),
-        dict.fromkeys(row.commit for row in results.values()),
-    )
-    parts.append(
-        f"{machines}. Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))}, commit {', '.join(commits)}."
-    )
+    days = sorted({row.date for row in results.values()})
+    span = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    parts.append(f"{machines}. Measured {span}{'' if mixed else f' at commit {commits[0]}'}.")
     return "\n\n".join(parts)
 
 

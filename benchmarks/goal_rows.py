@@ -143,7 +143,7 @@ class Speed(Row):
 class _Profiled(Row):
     """A percentage out of the profile of decoding."""
 
-    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float, at_most: bool) -> None:
+    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float | None, at_most: bool) -> None:
         name = f"{what}, {model.name} decode, {threads} threads"
         super().__init__(key, name, unit="%", goal=goal, at_most=at_most)
         self._model, self._threads = model, threads
@@ -166,7 +166,7 @@ class _Profiled(Row):
 class Bandwidth(_Profiled):
     """Weight bytes that a token multiplies, times tokens a second, as a share of what memory gives at best."""
 
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
         super().__init__(key, "share of the memory's bandwidth", model, threads, goal=goal, at_most=False)
 
     def _share(self, report: dict[str, Any]) -> float:

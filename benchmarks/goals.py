@@ -51,6 +51,7 @@ def rows(threads: int) -> list[Row]:
         Speed("avx2-prefill-128", SMOLLM2, Case("prefill", 128), threads, level="avx2", goal=1.5),
         Speed("avx2-prefill-512", SMOLLM2, Case("prefill", 512), threads, level="avx2", goal=1.5),
         TernaryGemv("ternary-gemv", goal=0.02),
+        Bandwidth("smollm2-bandwidth", SMOLLM2, threads),
         Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads, goal=85),
         OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads, goal=8),
         OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads, goal=3),
@@ -99,7 +100,7 @@ def merged(found: list[Row], kept: dict[str, Result], measured: list[Row], *, ad
 
 @click.command(help=__doc__)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only rows with such a key; may be repeated.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="0 shows what was kept.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option("--add", is_flag=True, help="Go on with the rounds kept of this commit.")
 @click.option("--prepare", is_flag=True, help="Make what is to be measured, and measure nothing.")
@@ -122,7 +123,7 @@ def main(
     if listed:
         click.echo("\n".join(f"{row.key:<28}{row.case}" for row in chosen))
         return
-    for row in chosen:
+    for row in chosen if rounds else []:
         row.prepare()
     if prepare:
         return
@@ -135,7 +136,7 @@ def main(
                 measured = [row for row in chosen if row.smc]  # whoever stops here keeps what there is
                 goal_results.write(file, merged(found, kept, measured, add=add))
     results = goal_results.read(file)
-    click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen}))
+    click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen if row.key in results}))
     if page:
         goal_results.put_into(page, goal_results.markdown(results))
 

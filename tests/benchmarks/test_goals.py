@@ -77,10 +77,22 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     assert goal_results.read(file) == results
 
 
-def test_tables_name_every_commit_and_day() -> None:
+def test_nothing_kept_is_said() -> None:
+    assert goal_results.markdown({}) == "Nothing was measured."
+
+
+def test_one_commit_stands_below_the_tables() -> None:
+    text = goal_results.markdown({"decode": SPEED, "share": SHARE})
+    assert text.splitlines()[-1] == "a machine. Measured 2026-11-22 at commit abcdef0."
+
+
+def test_several_commits_stand_in_the_rows() -> None:
     later = dataclasses.replace(SHARE, commit="1234567", date="2026-11-23")
     text = goal_results.markdown({"decode": SPEED, "share": later})
-    assert text.splitlines()[-1] == "a machine. Measured 2026-11-22 to 2026-11-23, commit abcdef0, 1234567."
+    assert line(SPEED, later).endswith("| reached | abcdef0 |")
+    assert line(later, SPEED).endswith("| reached | 1234567 |")
+    assert text.splitlines()[-1] == "a machine. Measured 2026-11-22 to 2026-11-23."
+    assert len({row.count("|") for row in text.splitlines() if row.startswith("|")}) == 1
 
 
 def test_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:

@@ -55,13 +55,19 @@ def is_newer_than_smc(path: Path) -> bool:
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" where files differ from it; "unknown" outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    """The commit that is checked out, with "+" where what is measured differs from it; "unknown" outside a checkout."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        done = subprocess.run(git, check=False, capture_output=True, text=True)
-    except FileNotFoundError:
+        return git("rev-parse", "--short=7", "HEAD") + (
+            "+" if git("status", "--porcelain", "smc", "benchmarks") else ""
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
 from smc.targets import TARGETS, Level
 from tests.codegen.encodings import ALL_FLOAT_LEVELS, ENCODINGS, encodings
-from tests.codegen.kernels import Matrix, guarded, kernel_inputs, random_tensor
+from tests.codegen.kernels import Matrix, compiled, guarded, kernel_inputs, random_tensor
 
 
 class Linear:
@@ -240,3 +241,11 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
         of_lane = results[:, lane::16]
         np.testing.assert_array_equal(out[:, lane], of_lane.max(1))
         np.testing.assert_array_equal(out[:, 16 + lane].copy().view(np.int32), of_lane.argmax(1) * 16 + lane)
+
+
+def test_avx2_widens_int16_sums_once_a_tile() -> None:
+    """Products of 4-bit codes fit int16 for a whole tile, and LLVM leaves the sums of all tokens and rows in turns."""
+    [level] = [level for level in TARGETS["x86-64"].levels if level.name == "avx2"]
+    asm = compiled(linear_kernel("linear", integer(4), level, Tile(4, 16)), level).inspect_source("asm")
+    products = [re.findall("vpmaddubsw", part) for part in re.split("vpmaddwd", asm)]
+    assert max(map(len, products)) == 4 * 2 * 8  # tokens, units of rows, quads

@@ -15,6 +15,7 @@ from __future__ import annotations
 import tvm.tirx as tirx
 
 from smc.codegen.kernels.builder import (
+    CACHE_LINE,
     Expr,
     Kernel,
     Pointer,
@@ -41,8 +42,6 @@ from smc.targets import Level
 TILE_FIELDS = 4
 MASKED, LOWEST = -3.0e38, -1.0e30
 """Score of a masked token, and a split's least maximum: their difference underflows to 0 in exp."""
-
-CACHE_LINE = 64
 
 VECTOR = f"float32x{LANES}"
 

@@ -16,6 +16,9 @@ from tvm.ir import PointerType, PrimType
 
 from smc.targets import Level
 
+CACHE_LINE = 64
+"""Bytes."""
+
 Expr = Any
 """A TIR expression (tvm's classes carry no useful static types)."""
 

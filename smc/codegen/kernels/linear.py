@@ -156,8 +156,11 @@ class _Linear:
 
     def _steps(self) -> list[int]:
         """How many tokens at once, then with those left over; interleaved blocks of tokens must not be split."""
-        step = TOKEN_BLOCK if self.integer and is_blocked(self.level) else self.tile.tokens
-        return [step, 1] if step > 1 else [1]
+        step = self.tile.tokens
+        if is_blocked(self.level):
+            return sorted({TOKEN_BLOCK if self.integer else step, 1}, reverse=True)
+        # A third of a tile: one token alone takes almost as long as two.
+        return sorted({step, max(1, step // 3), 1}, reverse=True)
 
     def _has_stationary_codes(self) -> bool:
         """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must leave at once."""
@@ -181,6 +184,8 @@ class _Linear:
         self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
         if self.encoding.storage == "base3" and self.level.family == "x86":
             self.fractions = {unit: Fractions(k, self.level) for unit in self.units}
+        if count > 1 and not self.top and not is_blocked(self.level):
+            self._fetch_results()
         if self.encoding.is_float:
             self._plain_floats()
         elif self.integer:
@@ -193,6 +198,14 @@ class _Linear:
         else:
             self._float_inputs()
         self._epilogue()
+
+    def _fetch_results(self) -> None:
+        """Ask for where the results go: other threads wrote there last, and a residual is read."""
+        for unit in self.units:
+            if (unit.vector * ROW_VECTOR + unit.row) % ROW_VECTOR == 0:
+                for row in self.token_rows:
+                    first = self.row + unit.vector * ROW_VECTOR - self.out_first
+                    self.k.prefetch(self.out, row * self.out_row + first)
 
     def _take_rows(self, row: Expr, rows: int) -> None:
         """Work on `rows` rows from `row` on."""

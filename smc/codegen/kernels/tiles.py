@@ -13,8 +13,8 @@ from smc.targets import Level
 class Tile:
     """How many tokens and rows are in registers at once: the kernel's search space.
 
-    rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed a third of it at a
-    time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8 tokens,
+    rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed a third of it
+    at a time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8 tokens,
     that many are in registers and those left over go one by one; tokens, a multiple of 8, says for how many a piece of
     the weights stays there, the results being in cache.
     """

@@ -14,9 +14,9 @@ class Tile:
     """How many tokens and rows are in registers at once: the kernel's search space.
 
     rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed a third of it
-    at a time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8 tokens,
-    that many are in registers and those left over go one by one; tokens, a multiple of 8, says for how many a piece of
-    the weights stays there, the results being in cache.
+    at a time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8
+    tokens, that many are in registers and those left over go one by one; tokens, a multiple of 8, says for how many a
+    piece of the weights stays there, the results being in cache.
     """
 
     tokens: int
@@ -33,33 +33,17 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
             return Tile(64 if level.dot == "smmla" else 48, 4)
         return Tile(4, 16) if encoding.is_float else Tile(4, 8)
+    # Unpacking may take longer than multiplying: then more tokens share it.
+    integers = encoding.activation == "i8"
     if level.registers < 32:
-        return _default_of_16_registers(encoding, level)
+        # Accumulators, used once a group, wait in the first cache where sums need the registers.
+        slow = encoding.levels is not None or (encoding.storage == "base3" and integers)
+        return Tile(6, 16) if encoding.is_float or slow else Tile(4, 16)
     if encoding.is_float:
         return Tile(8, 32)
-    if encoding.activation == "none":
+    if not integers:
         return Tile(8, 16)
-    return Tile(8, 16) if _takes_long_to_unpack(encoding) else Tile(4, 32)
-
-
-def _default_of_16_registers(encoding: Encoding, level: Level) -> Tile:
-    """Accumulators wait in the first cache where sums need the registers: they are used once a group."""
-    if encoding.is_float:
-        return Tile(6, 16)
-    if encoding.activation == "none":
-        return Tile(4, 16)
-    if level.dot == "vpdpbusd":
-        # One instruction for 32 products: what is left to save are loads of inputs, which more rows share.
-        return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(3, 32)
-    if encoding.levels is not None:
-        # Levels are multiplied in halves, each with a sum of its own (dot.py), and tables take registers too.
-        return Tile(6, 8)
-    return Tile(6, 16) if _takes_long_to_unpack(encoding) else Tile(4, 16)
-
-
-def _takes_long_to_unpack(encoding: Encoding) -> bool:
-    """Whether unpacking takes longer than multiplying, so that more tokens should share it."""
-    return encoding.storage == "base3" or len(encoding.levels or ()) > 16
+    return Tile(8, 16) if encoding.storage == "base3" or len(encoding.levels or ()) > 16 else Tile(4, 32)
 
 
 def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:

@@ -43,7 +43,7 @@ MANY_TOKENS = Shape(2048, 2048, 128, CACHE_BYTES)
 SAMPLE_SECONDS = 0.02
 """A sample takes about so long, or one product."""
 
-COUNTED_TILES = 16
+COUNTED_TILES = 8
 """Instructions are those of so many tiles more: whole groups, whole turns of unrolled loops."""
 
 ENCODINGS: dict[str, Encoding] = {

@@ -183,7 +183,7 @@ class _Linear:
         zero = const(0.0, f"float32x{self.level.lanes}")
         self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
         if self.encoding.storage == "base3" and self.level.family == "x86":
-            self.fractions = {unit: Fractions(k, self.level) for unit in self.units}
+            self.fractions = {unit: Fractions(k, self.level, self.tiles) for unit in self.units}
         if count > 1 and not self.top and not is_blocked(self.level):
             self._fetch_results()
         if self.encoding.is_float:

@@ -160,9 +160,13 @@ class Fractions:
     its mean is exact and even, so that shifting words moves no bit into the next byte.
     """
 
-    def __init__(self, kernel: Kernel, level: Level) -> None:
+    def __init__(self, kernel: Kernel, level: Level, tiles: Expr) -> None:
         self.kernel, self.lanes = kernel, 4 * level.lanes
         self.array = kernel.array("uint8", QUADS * self.lanes, "fractions")
+        # 0, but LLVM can't know: few registers must not be where it keeps the fractions from tile to tile.
+        self.begin = const(0, "int64")
+        if level.registers < 32:
+            self.begin = kernel.let(tiles >> const(40, "int64"), "begin")
 
     def load(self, codes: Pointer, begin: Expr, quads: range) -> None:
         """Take the bytes of the next five tiles; begin: where the unit's are (int64)."""
@@ -171,11 +175,11 @@ class Fractions:
             # What comes next is all wanted at once, too late for a core to have looked ahead.
             self.kernel.prefetch(codes, place + AHEAD)
             fraction = codes.load(place, self.lanes)
-            self.kernel.store(self.array, const(quad * self.lanes, "int64"), fraction)
+            self.kernel.store(self.array, self.begin + quad * self.lanes, fraction)
 
     def step(self, quad: int) -> tuple[Expr, Expr]:
         """uint8 [4 * lanes]: a quad's fractions, and those that follow, which the next tile has."""
-        k, place = self.kernel, const(quad * self.lanes, "int64")
+        k, place = self.kernel, self.begin + quad * self.lanes
         fraction = k.let(self.array.load(place, self.lanes), "fraction")
         following = k.let(fraction + fraction + fraction, "following")
         k.store(self.array, place, following)
@@ -203,7 +207,7 @@ class InPlace:
     bits: int
 
     def terms(self, codes: Pointer, tile: TilePlace, quad: int, row: Expr, fractions: Fractions | None) -> list[Expr]:
-        """uint8 [64]: what of a quad goes into each sum, from the first of these on; see `sum_of`."""
+        """uint8: what of a quad goes into each sum, from the first of these on; see `sum_of`."""
         if fractions is not None:
             return [*fractions.step(quad)]
         place = quad % self.count
@@ -227,11 +231,13 @@ class InPlace:
 
 def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | None:
     """Where multiplying in place takes fewer instructions. whole_row: one sum for many tiles."""
-    if level.dot != "vpdpbusd" or level.registers < 32 or encoding.levels is not None or encoding.activation != "i8":
+    if level.dot != "vpdpbusd" or encoding.levels is not None or encoding.activation != "i8":
         return None
     if encoding.storage == "base3":
         return InPlace(2, 8)
-    return InPlace(8 // encoding.bits, encoding.bits) if whole_row and encoding.bits in (2, 4) else None
+    # A sum for each place takes registers.
+    masked = whole_row and level.registers >= 32 and encoding.bits in (2, 4)
+    return InPlace(8 // encoding.bits, encoding.bits) if masked else None
 
 
 def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int) -> Expr:

@@ -20,7 +20,7 @@ from smc.codegen.kernels.builder import (
     reinterpret,
 )
 from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
-from smc.codegen.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, planes, stored_bias
+from smc.codegen.layout import FIVE, ROW_VECTOR, TILE, planes, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -148,10 +148,6 @@ DIGIT_SHIFT = 6
 """Where in its byte x86 has a digit of base 3: at the top, as digits come out so."""
 
 
-AHEAD = 2 * (ROW_BLOCK // ROW_VECTOR) * QUADS * VECTOR_BYTES
-"""Bytes from one five of tiles to the next but one."""
-
-
 class Fractions:
     """A unit's bytes of base 3 on x86: fractions on the stack, each of which gives a digit a tile.
 
@@ -171,10 +167,7 @@ class Fractions:
     def load(self, codes: Pointer, begin: Expr, quads: range) -> None:
         """Take the bytes of the next five tiles; begin: where the unit's are (int64)."""
         for quad in quads:
-            place = begin + quad * VECTOR_BYTES
-            # What comes next is all wanted at once, too late for a core to have looked ahead.
-            self.kernel.prefetch(codes, place + AHEAD)
-            fraction = codes.load(place, self.lanes)
+            fraction = codes.load(begin + quad * VECTOR_BYTES, self.lanes)
             self.kernel.store(self.array, self.begin + quad * self.lanes, fraction)
 
     def step(self, quad: int) -> tuple[Expr, Expr]:

@@ -354,7 +354,8 @@ class _Planner:
             return
         residual = self.buffers[node.inputs[-1]]
         later = [u for u in self.function.users(node.inputs[-1]) if u.name != node.name and u.name not in self.buffers]
-        if later or node.inputs[-1] in self.function.outputs or residual is source:
+        # A value that linears read as codes, too, is no result of a function, which is of floats alone.
+        if later or node.inputs[-1] in self.function.outputs or residual is source or len(residual.forms) > 1:
             copy = Buffer(f"{node.name}_residual", residual.width, [F32_FORM])
             self._task(Task("copy", node, "chunks", inputs=[residual], output=copy))
             residual = copy

@@ -148,6 +148,7 @@ BLOCKS: dict[str, Callable[[Function, str], str]] = {
     "a linear on a sum made in place": lambda b, x: linear(b, linear(b, x, x)),
     "a value used twice by one op": lambda b, x: b.add("add", *[linear(b, x)] * 2),
     "the input unchanged": lambda b, x: b.add("add", x, b.add("mul", linear(b, x), linear(b, b.add("silu", x)))),
+    "residual that a linear has read": lambda b, x: (lambda s: linear(b, linear(b, s), s))(b.add("silu", x)),
     "residual made in the block": lambda b, x: linear(b, x, b.add("silu", x)),
 }
 

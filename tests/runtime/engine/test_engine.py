@@ -351,7 +351,7 @@ def test_bad_batches(open_model: Open) -> None:
     refuse(engine, batch_of([(first, 9, [1])]), "cache index 9 where sequence 0 goes on at 10")
     refuse(engine, batch_of([(first, 11, [1])]), "cache index 11")
     refuse(engine, batch_of([(first, 10, [1]), (second, 0, [1]), (first, 11, [1])]), "do not follow each other")
-    refuse(engine, batch_of([(first, 10, [1])], flags=4), "unknown flags 0x4")
+    refuse(engine, batch_of([(first, 10, [1])], flags=8), "unknown flags 0x8")
     refuse(engine, batch_of([(first, 10, [1])], flags=WANT_HIDDEN), "for which there is no buffer")
     refuse(engine, batch_of([(first, 10, [1])], shift=-11), "negative position -1")
     refuse(engine, batch_of([(first, 10, [1] * 21)]), "would outgrow the context of 30", binding.NO_SPACE)

@@ -60,6 +60,7 @@ class Dot(ABC):
         """A unit's registers → for every token its rows."""
         return list(registers)
 
+    # Optional, not abstract: only one kind of dot has anything to collect.
     def collect(self, sums: list[list[Register]]) -> None:  # noqa: B027
         """Bring what was added up elsewhere into the sums: nothing, as a rule."""
 

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -160,9 +159,7 @@ int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, con
   const uint64_t free_bytes = smc_available_memory() / 4, bytes = free_bytes < BUFFER_BYTES ? free_bytes : BUFFER_BYTES;
   void *buffer;
   if (posix_memalign(&buffer, HUGE_PAGE, bytes)) return SMC_NO_MEMORY;
-#if defined(MADV_HUGEPAGE)
-  (void)madvise(buffer, bytes, MADV_HUGEPAGE); /* as the weights have them */
-#endif
+  smc_advise_huge_pages(buffer, bytes); /* as the weights have them */
   memset(buffer, 1, bytes); /* pages that nobody wrote are all the same one */
   const int32_t threads = limits->threads;
   limits->memory_bytes = read_rate(pool, threads, buffer, bytes);

@@ -1,12 +1,12 @@
-"""Memory plan: where in the arena every buffer of a function lies while it is needed."""
+"""Memory plan: where in the arena, or in a thread's scratch, every buffer of a function lies while it is needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.codegen.kernels.specs import Form
+from smc.codegen.kernels.specs import CHAIN_FLOATS, Form
 from smc.codegen.layout import padded
-from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, padded_width
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task, padded_width
 from smc.ir.types import Dim
 
 ALIGNMENT = 64
@@ -14,6 +14,10 @@ STEP_TOKENS = (512, 256, 128, 64, 32, 16)
 ARENA_LIMIT = 24 << 20
 """Steps take as many tokens as keep the arena below this many bytes: inside the 50 MiB that an engine may use, and
 better in cache."""
+
+
+CHAINED_BYTES = 4 * CHAIN_FLOATS
+"""What each linear of a chain leaves in a thread's scratch."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class Place:
 
 @dataclass
 class MemoryPlan:
-    """Places of all buffers for steps of at most `tokens` tokens; `x` are the buffers between functions."""
+    """Places of all buffers for steps of at most `tokens` tokens; `x` are the buffers between functions.
+
+    scratch_bytes: of a thread's scratch, what buffers take at most.
+    """
 
     tokens: int
     arena_bytes: int
     x: list[int]
     places: dict[tuple[str, Buffer, Form], Place]
+    scratch_bytes: int
 
 
 def plan_memory(plan: Plan) -> MemoryPlan:
@@ -71,7 +79,8 @@ def _plan_for(plan: Plan, tokens: int) -> MemoryPlan:
     top = common = row * count
     for function in plan.functions():
         top = max(top, common + _plan_function(plan, function, tokens, common, places))
-    return MemoryPlan(tokens, top, [row * i for i in range(count)], places)
+    scratch_bytes = max(_scratch_bytes(plan, function) for function in plan.functions())
+    return MemoryPlan(tokens, top, [row * i for i in range(count)], places, scratch_bytes)
 
 
 def _plan_function(
@@ -118,10 +127,21 @@ def private_places(plan: Plan, function: FunctionPlan, buffer: Buffer) -> tuple[
     return places, offset
 
 
-def private_bytes(plan: Plan, function: FunctionPlan) -> int:
-    """The bytes that a function's private buffers take of a thread's scratch; what a chain leaves lies behind."""
+def chained_places(plan: Plan, function: FunctionPlan, chain: Task) -> list[int]:
+    """Where in a thread's scratch lies what each linear of a chain leaves: behind the function's private buffers."""
+    begin = _private_bytes(plan, function)
+    return [begin + CHAINED_BYTES * place for place in range(len(chain.parts) - 1)]
+
+
+def _private_bytes(plan: Plan, function: FunctionPlan) -> int:
     sizes = (private_places(plan, function, buffer)[1] for buffer in function.buffers if buffer.private)
     return padded(max(sizes, default=0), ALIGNMENT)
+
+
+def _scratch_bytes(plan: Plan, function: FunctionPlan) -> int:
+    chains = [task for phase in function.phases for task in phase if task.parts]
+    ends = (place + CHAINED_BYTES for chain in chains for place in chained_places(plan, function, chain))
+    return max([_private_bytes(plan, function), *ends])
 
 
 def _form_bytes(form: Form, tokens: int, width: int) -> list[int]:

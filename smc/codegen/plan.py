@@ -154,6 +154,13 @@ class Plan:
         """All function plans, each once."""
         return [self.embed, *self.blocks, self.head]
 
+    @property
+    def vocab_size(self) -> int:
+        """How many logits a token has."""
+        logits = self.head.function.node(self.head.function.outputs[0]).tensor.shape[1]
+        assert isinstance(logits, int)
+        return logits
+
     def matrices(self) -> list[Parameter]:
         """Every matrix parameter once, in order of first use."""
         return list(self._parameters(matrices=True))

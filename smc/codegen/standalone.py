@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from tokenizers import Tokenizer
 
+from smc.codegen.c_literals import c_string
 from smc.codegen.chat_split import Unsplittable, split_chat_template
-from smc.codegen.host import c_string
 from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.errors import InputError
 from smc.ir import ModelFacts, Module

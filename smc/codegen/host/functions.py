@@ -1,0 +1,214 @@
+"""The functions of a program in C: their buffers, and phase by phase the loops that claim blocks and call kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smc.codegen.c_literals import c_identifier
+from smc.codegen.host.calls import FunctionCalls
+from smc.codegen.kernels.specs import CHAIN_FLOATS, CHAIN_TOKENS, CHUNK_TILES, Form, MergeKernel
+from smc.codegen.layout import ROW_BLOCK
+from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task
+from smc.codegen.profile import GATHER
+
+JOINED = "S->alone && S->splits == 1"
+"""When attention's blocks write into the cache what they read: in decoding, but for long contexts."""
+
+
+def function_source(
+    plan: Plan, memory: MemoryPlan, function: FunctionPlan, first_tasks: Mapping[tuple[str, int], int]
+) -> list[str]:
+    """The lines of a function. first_tasks: by function and phase, the number of its first task (profile.py)."""
+    return _Function(plan, memory, function, first_tasks).source()
+
+
+class _Function:
+    def __init__(
+        self, plan: Plan, memory: MemoryPlan, function: FunctionPlan, first_tasks: Mapping[tuple[str, int], int]
+    ) -> None:
+        self.plan, self.memory, self.function, self.first_tasks = plan, memory, function, first_tasks
+        self.calls = FunctionCalls(plan, function)
+        self.lines: list[str] = []
+
+    def emit(self, *lines: str) -> None:
+        self.lines += lines
+
+    def source(self) -> list[str]:
+        plan, function = self.plan, self.function
+        head = function is plan.head
+        x = "const float *X_all, int top" if head else "float *X" if function.in_place else "const float *X, float *Y"
+        if function is plan.embed:
+            x = "float *Y"
+        self.emit(
+            f"static int {function.name}(struct smc_thread *thread, const struct smc_step *S, "
+            f"const struct {function.name}_call *L, {x}) {{",
+            "  const struct kernels *K = S->kernels;",
+            "  const uint8_t *W = S->weights;",
+            f"  const int32_t N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
+        )
+        self.buffers()
+        self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W;")
+        if head:
+            self.gather()
+        for number, phase in enumerate(function.phases):
+            self.phase(number, phase)
+        self.emit("  return 0;", "}", "")
+        return self.lines
+
+    # ---- buffers
+
+    def buffers(self) -> None:
+        """They lie in the arena; in short steps those that are private lie in the thread's scratch."""
+        function = self.function
+        gathered = [function.x] if function is self.plan.head and function.x is not None else []
+        for buffer in [*function.buffers, *gathered]:
+            for form in buffer.forms:
+                for kind, name, offset in self.pointers(buffer, form, self.memory.places[function.name, buffer, form]):
+                    self.emit(f"  {kind} *{name} = ARENA({kind}, {offset});")
+        for buffer in function.buffers:
+            if not buffer.private:
+                continue
+            places, _ = private_places(self.plan, function, buffer)
+            self.emit(f"  if (N <= {PRIVATE_TOKENS}) {{")
+            for form, place in places.items():
+                for kind, name, offset in self.pointers(buffer, form, place):
+                    self.emit(f"    {name} = PRIVATE({kind}, {offset});")
+            self.emit("  }")
+
+    def pointers(self, buffer: Buffer, form: Form, place: Place) -> list[tuple[str, str, int]]:
+        """The variables that a form of a buffer has: what each points to, its name and the offset."""
+        name = self.calls.name(buffer, form)
+        if form.kind == "f32":
+            return [("float", name, place.data)]
+        return [
+            ("int8_t", name, place.data),
+            ("float", f"{name}_scales", place.scales),
+            ("int32_t", f"{name}_sums", place.sums),
+        ]
+
+    # ---- phases
+
+    def gather(self) -> None:
+        """The head works on the tokens only that want logits, or that want to know the largest."""
+        assert self.function.x is not None
+        width = width_of(self.plan, self.function, self.function.x.width)
+        self.emit(
+            "  { /* gather the tokens that are asked for */",
+            "    const int32_t *tokens = top ? S->top_tokens : S->logits_tokens;",
+            "    const int32_t blocks[] = {N};",
+            f"    smc_phase_begin(thread, &phase, {self.first_tasks[self.function.name, GATHER]}, 1, blocks);",
+            "    while (smc_phase_claim(thread, &phase))",
+            "      for (int32_t i = phase.begin; i < phase.end; i++)",
+            f"        memcpy(X + (size_t)i * {width}, X_all + (size_t)tokens[i] * {width}, {4 * width});",
+            "    if (smc_phase_end(thread, &phase)) return 1;",
+            "  }",
+        )
+
+    def phase(self, number: int, tasks: list[Task]) -> None:
+        """Blocks of all tasks, claimed by the threads, and a barrier."""
+        names = ", ".join("+".join(p.slot or f"{p.kind} of {p.node.name}" for p in t.kernels()) for t in tasks)
+        first_task = self.first_tasks[self.function.name, number]
+        earlier = self.function.phases[number - 1] if number else []
+        self.emit(
+            f"  {_condition(tasks)}{{ /* phase {number}: {names} */",
+            f"    const int32_t blocks[] = {{{', '.join(self.blocks(task) for task in tasks)}}};",
+            f"    smc_phase_begin(thread, &phase, {first_task}, {len(tasks)}, blocks);",
+        )
+        makes_private = bool(earlier) and earlier[0].private
+        if makes_private:
+            call = self.calls.call(earlier[0], "0", self.calls.row_count(earlier[0]))
+            self.emit(
+                f"    int ready = N > {PRIVATE_TOKENS};",
+                "    while (smc_phase_claim(thread, &phase)) {",
+                "      if (!ready) {",
+                f"        {call};",
+                "        ready = 1;",
+                "      }",
+            )
+        else:
+            self.emit("    while (smc_phase_claim(thread, &phase))")
+        self.emit("      switch (phase.task) {")
+        for index, task in enumerate(tasks):
+            self.emit(f"        case {index}:")
+            for write in earlier:
+                if write.joins is task:
+                    self.join(write)
+            self.task(task)
+            self.emit("          break;")
+        self.emit("      }", *(["    }"] if makes_private else []))
+        self.emit("    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+
+    def blocks(self, task: Task) -> str:
+        """How many blocks a task has."""
+        if task.blocks == "rows":
+            assert task.slot is not None
+            return f"L->{c_identifier(task.slot)}.rows / {ROW_BLOCK}"
+        if task.blocks == "chunks":
+            return f"({self.calls.row_count(task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
+        if task.blocks == "merges":
+            assert isinstance(task.kernel, MergeKernel)
+            return f"S->splits > 1 ? S->tile_count * {task.kernel.shape.heads} : 0"
+        return {
+            "tokens": "N",
+            "kv": f"N * {self.plan.kv_heads}",
+            "tiles": f"S->tile_count * {self.plan.kv_heads} * S->splits",
+        }[task.blocks]
+
+    # ---- what a thread does with the blocks that it has claimed
+
+    def join(self, write: Task) -> None:
+        """The write into the cache for the blocks of attention that follow: a tile's tokens by a KV head."""
+        heads = self.plan.kv_heads
+        call = self.calls.call(write, f"t * {heads} + b % {heads}", f"t * {heads} + b % {heads} + 1")
+        self.emit(
+            f"          if ({JOINED})",
+            "            for (int32_t b = phase.begin; b < phase.end; b++) {",
+            f"              const struct smc_tile *tile = &S->tiles[b / {heads}];",
+            "              for (int32_t t = tile->token; t < tile->token + tile->count; t++)",
+            f"                {call};",
+            "            }",
+        )
+
+    def task(self, task: Task) -> None:
+        """The kernel's call, or the calls of a chain."""
+        if task.blocks == "chunks":
+            count = self.calls.row_count(task)
+            end = f"phase.end * {CHUNK_TILES} < {count} ? phase.end * {CHUNK_TILES} : {count}"
+            self.emit(f"          {self.calls.call(task, f'phase.begin * {CHUNK_TILES}', end)};")
+        elif task.parts:
+            self.chain(task)
+        else:
+            if top := self.calls.top_call(task, "phase.begin", "phase.end"):
+                self.emit(f"          if (top) {top};", "          else")
+            self.emit(f"          {self.calls.call(task, 'phase.begin', 'phase.end')};")
+
+    def chain(self, chain: Task) -> None:
+        """As many rows at once as a thread's scratch holds the results of, for a few tokens or all."""
+        [*linears, last] = chain.parts
+        self.emit("          {")
+        for linear, offset in zip(linears, chained_places(self.plan, self.function, chain), strict=True):
+            assert linear.output is not None
+            self.emit(f"            float *{c_identifier(linear.output.value)} = PRIVATE(float, {offset});")
+        self.emit(
+            f"            const int32_t most = N < {CHAIN_TOKENS} ? N : {CHAIN_TOKENS};",
+            f"            const int32_t step = {CHAIN_FLOATS // ROW_BLOCK} / most;",
+            "            for (int32_t begin = phase.begin, end; begin < phase.end; begin = end) {",
+            "              end = phase.end - begin < step ? phase.end : begin + step;",
+            "              for (int32_t t = 0; t < N; t += most) {",
+            "                const int32_t n = N - t < most ? N - t : most;",
+            *(f"                {self.calls.call(linear, 'begin', 'end')};" for linear in linears),
+            f"                {self.calls.chained_call(last, 't', 'n', 'begin', 'end')};",
+            "              }",
+            "            }",
+            "          }",
+        )
+
+
+def _condition(tasks: list[Task]) -> str:
+    """Of the steps that have a phase, where not all have."""
+    if all(task.blocks == "merges" for task in tasks):
+        return "if (S->splits > 1) "
+    if tasks[0].joins is not None:
+        return f"if (!({JOINED})) "
+    return f"if (N > {PRIVATE_TOKENS}) " if tasks[0].private else ""

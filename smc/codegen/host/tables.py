@@ -1,0 +1,120 @@
+"""The constants of a program in C: what differs between the calls of a function, and what the engine reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smc.codegen.c_literals import c_float, c_identifier, c_string
+from smc.codegen.host.kernel_table import top_kernel
+from smc.codegen.kernels.specs import AttentionShape
+from smc.codegen.layout import ROW_BLOCK, padded
+from smc.codegen.memory import MemoryPlan, symbol_values
+from smc.codegen.plan import (
+    FunctionPlan,
+    Plan,
+    attention_shapes,
+    embedding_kernels,
+    linear_kernels,
+    padded_width,
+)
+from smc.codegen.profile import TaskProfile
+from smc.codegen.weights import WeightTable
+from smc.ir import inverse_frequencies
+from smc.targets import Target
+
+
+def call_table(plan: Plan, table: WeightTable, function: FunctionPlan) -> list[str]:
+    """What differs between the calls of a function: places of weights, widths, its part of the KV cache."""
+    symbols = function.symbols()
+    slots = [slot for slot in function.function.parameters() if function.function.users(slot.name)]
+    matrices = {slot.name for slot in slots if len(slot.tensor.shape) == 2}
+    name = f"{function.name}_call"
+    lines = [f"struct {name} {{"]
+    for slot in slots:
+        kind = "struct matrix" if slot.name in matrices else "uint64_t"
+        lines.append(f"  {kind} {c_identifier(slot.name)};")
+    lines += [f"  int32_t {symbol}; /* padded */" for symbol in symbols]
+    if function.attends():
+        lines.append("  int64_t cache; /* KV heads in front of its own in a KV page */")
+    lines += ["};", "", f"static const struct {name} {name}s[{len(function.calls)}] = {{"]
+    layers = {call.name: layer for layer, call in enumerate(c for f, c in plan.order if f.attends())}
+    for index, call in enumerate(function.calls):
+        names = call.attributes["parameters"]
+        values = [
+            _matrix(plan, table, function, names[s.name]) if s.name in matrices else str(table.vectors[names[s.name]])
+            for s in slots
+        ]
+        dims = symbol_values(plan, function, index)
+        values += [str(padded_width(dims[symbol])) for symbol in symbols]
+        if function.attends():
+            values.append(str(layers[call.name] * plan.kv_heads))
+        lines.append(f"    {{{', '.join(values)}}},")
+    return [*lines, "};", ""]
+
+
+def _matrix(plan: Plan, table: WeightTable, function: FunctionPlan, name: str) -> str:
+    """The initializer of a `struct matrix`; its kernel is one of those that look up rows, or that multiply."""
+    place, encoding = table.matrices[name], plan.module.parameters[name].encoding
+    kernels = embedding_kernels(plan) if function is plan.embed else linear_kernels(plan)
+    index = [kernel.encoding for kernel in kernels].index(encoding)
+    places = (place.codes, place.scales, place.zeros, place.order, place.rows, place.columns, index)
+    return f"{{{', '.join(map(str, places))}}}"
+
+
+def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> list[str]:
+    """What `smc_program` points to: frequencies, levels and tasks."""
+    frequencies = (float(v) for t in plan.rope_tables for v in inverse_frequencies(t.head_dim, t.theta, t.scaling))
+    lines = [f"static const float frequencies[] = {{{', '.join(map(c_float, frequencies))}}};", ""]
+    lines.append("static const struct smc_level levels[] = {")
+    for level in target.levels:
+        lines.append(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
+    lines += ["};", "", "static const struct smc_task tasks[] = {"]
+    for task in tasks:
+        lines.append(f"    {{{', '.join([*map(c_string, task.texts()), *map(str, task.numbers())])}}},")
+    return [*lines, "};", ""]
+
+
+def program_constants(
+    plan: Plan,
+    memory: MemoryPlan,
+    table: WeightTable,
+    weights_hash: str,
+    target: Target,
+    tasks: Sequence[TaskProfile],
+) -> list[str]:
+    """`smc_program` (the engine's program.h)."""
+    facts, attentions = plan.module.facts, [f for f, _ in plan.order if f.attends()]
+    shapes = attention_shapes(plan) or [AttentionShape(plan.kv_heads, plan.kv_heads, plan.head_dim, "f16")]
+    swaps = sum(not f.in_place for f, _ in plan.order[1:-1])
+    constants = {
+        "abi_version": "SMC_ABI_VERSION",
+        "name": c_string(facts.name),
+        "weights_hash": c_string(weights_hash),
+        "layers": len(attentions),
+        "hidden_size": plan.hidden,
+        "vocab_size": plan.vocab_size,
+        "logits_stride": padded(plan.vocab_size, ROW_BLOCK),
+        "context_length": facts.context_length,
+        "kv_heads": plan.kv_heads,
+        "head_dim": plan.head_dim,
+        "head_dim_padded": shapes[0].padded_dim,
+        "max_step_tokens": memory.tokens,
+        "finds_top": int(top_kernel(plan) is not None),
+        "rope_tables": len(plan.rope_tables),
+        "rope_pairs": plan.head_dim // 2,
+        "rope_inverse_frequencies": "frequencies",
+        "weight_bytes": table.total_bytes,
+        "token_weight_bytes": table.token_bytes,
+        "arena_bytes": memory.arena_bytes,
+        "thread_scratch_bytes": padded(max(*(4 * s.scratch_floats for s in shapes), memory.scratch_bytes), 64),
+        "partial_bytes": 4 * max(s.heads * s.state_floats for s in shapes),
+        "hidden_offset": memory.x[swaps % len(memory.x)],
+        "hidden_stride": padded_width(plan.hidden),
+        "level_count": len(target.levels),
+        "levels": "levels",
+        "task_count": len(tasks),
+        "tasks": "tasks",
+        "run": "run",
+    }
+    lines = [f"    .{name} = {value}," for name, value in constants.items()]
+    return ["const struct smc_program smc_program = {", *lines, "};"]

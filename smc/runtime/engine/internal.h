@@ -224,4 +224,37 @@ void smc_kv_finish(struct smc_kv_cache *cache, int success);
 int smc_kv_save(const struct smc_kv_cache *cache, int32_t sequence, void *buffer, uint64_t *size, char *error);
 int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error);
 
+/* ---- engine.c: a model, all of the above together */
+
+struct smc_model {
+  const struct smc_program *program;
+  const struct smc_level *level;
+  pthread_mutex_t mutex; /* held by every function but cancel */
+  struct smc_artifact artifact;
+  struct smc_kv_cache cache;
+  struct smc_pool *pool;
+  int own_pool;
+  struct smc_profiler profiler;
+  atomic_int cancel;
+  /* One mapping: the arena, the threads' scratch, and the tables of a step. */
+  uint8_t *memory;
+  uint64_t memory_bytes, scratch_stride;
+  uint8_t *arena, *scratch;
+  int32_t *tokens, *cache_slots, *logits_tokens, *top_tokens;
+  struct smc_top *tops;
+  struct smc_tile *tiles;
+  float *rope, *bounce; /* bounce: NULL until it is needed */
+  float *partials;
+  int32_t partial_count; /* for how many pairs of a token and a split there is room */
+  char error[SMC_ERROR_BYTES];
+};
+
+/* ---- step.c: a batch as steps; who calls holds the mutex */
+
+/* The activations' memory of a model with a pool and a cache: SMC_OK or SMC_NO_MEMORY. */
+int smc_step_allocate(smc_model *model, char *error);
+void smc_step_free(smc_model *model);
+/* Checks the batch, makes room in the cache and runs: all or nothing. A smc_status, with the sentence in model->error. */
+int smc_step_batch(smc_model *model, const smc_batch *batch);
+
 #endif

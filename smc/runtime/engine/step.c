@@ -1,0 +1,208 @@
+/* A batch as steps: the memory that steps take, the checks of a batch, and the tables that the threads read. */
+#include "internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define ALIGNMENT 64        /* of rows of logits: kernels count on it */
+#define BOUNCE_ROWS 32      /* rows of logits that go through a buffer of ours where the caller's is not aligned */
+#define MOST_PARTIALS 256   /* pairs of a token and a split, unless one token alone needs more */
+#define MOST_TOPS 64        /* tokens of a step that want the id of their largest logit */
+#define BLOCKS_PER_THREAD 4 /* fewer blocks of attention are not shared out well enough: they are split */
+
+/* ---- memory */
+
+/* Places `bytes` bytes at *offset and moves it on. */
+static uint64_t place(uint64_t *offset, uint64_t bytes) {
+  const uint64_t begin = *offset;
+  *offset = smc_round_up(begin + bytes, SMC_CACHE_LINE);
+  return begin;
+}
+
+static int32_t splits_for(int32_t tokens) { return (tokens + SMC_SPLIT_TOKENS - 1) / SMC_SPLIT_TOKENS; }
+
+int smc_step_allocate(smc_model *model, char *error) {
+  const struct smc_program *program = model->program;
+  const uint64_t step = (uint64_t)program->max_step_tokens;
+  uint64_t end = 0;
+  model->scratch_stride = smc_round_up(program->thread_scratch_bytes, SMC_CACHE_LINE);
+  const uint64_t arena = place(&end, program->arena_bytes);
+  const uint64_t scratch = place(&end, model->scratch_stride * (uint64_t)model->pool->threads);
+  const uint64_t tokens = place(&end, step * sizeof *model->tokens), slots = place(&end, step * sizeof *model->cache_slots);
+  const uint64_t wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
+  const uint64_t tops = place(&end, (uint64_t)model->pool->threads * MOST_TOPS * sizeof *model->tops), tiles = place(&end, step * sizeof *model->tiles);
+  const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
+  const int32_t most = splits_for(model->cache.context_length); /* of one token */
+  if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
+  const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
+  void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)end);
+  smc_advise_huge_pages(memory, end);
+  model->memory = memory;
+  model->memory_bytes = end;
+  model->arena = model->memory + arena;
+  model->scratch = model->memory + scratch;
+  model->tokens = (int32_t *)(void *)(model->memory + tokens);
+  model->cache_slots = (int32_t *)(void *)(model->memory + slots);
+  model->logits_tokens = (int32_t *)(void *)(model->memory + wanted);
+  model->top_tokens = (int32_t *)(void *)(model->memory + tops_wanted);
+  model->tops = (struct smc_top *)(void *)(model->memory + tops);
+  model->tiles = (struct smc_tile *)(void *)(model->memory + tiles);
+  model->rope = (float *)(void *)(model->memory + rope);
+  model->partials = (float *)(void *)(model->memory + partials);
+  return SMC_OK;
+}
+
+void smc_step_free(smc_model *model) {
+  if (model->memory) munmap(model->memory, model->memory_bytes);
+  free(model->bounce);
+}
+
+/* ---- a batch */
+
+/* Checks the whole batch and counts every sequence's tokens, before anything changes. */
+static int check_batch(smc_model *model, const smc_batch *batch) {
+  const struct smc_program *program = model->program;
+  struct smc_kv_cache *cache = &model->cache;
+  if (!batch || batch->count < 1 || !batch->tokens) return smc_fail(model->error, SMC_BAD_INPUT, "the batch has no tokens");
+  for (int32_t i = 0; i < batch->count; i++) {
+    const smc_token *token = &batch->tokens[i];
+    if (token->token < 0 || token->token >= program->vocab_size)
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d at place %d of the batch is not in the vocabulary of %d", token->token, i, program->vocab_size);
+    const int status = smc_kv_check(cache, token->sequence, model->error);
+    if (status) return status;
+    struct smc_sequence *sequence = &cache->sequences[token->sequence];
+    if (sequence->pending && token->sequence != token[-1].sequence)
+      return smc_fail(model->error, SMC_BAD_INPUT, "the tokens of sequence %d do not follow each other in the batch", token->sequence);
+    const int64_t index = (int64_t)sequence->length + sequence->pending;
+    if (token->index != index)
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has cache index %d where sequence %d goes on at %lld", i,
+                      token->index, token->sequence, (long long)index);
+    if (index >= cache->context_length)
+      return smc_fail(model->error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence, cache->context_length);
+    if (token->position < 0) return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
+    if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN | SMC_WANT_TOP))
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
+    if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden) || (token->flags & SMC_WANT_TOP && !batch->top))
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
+    if (token->flags & SMC_WANT_TOP && token->flags & SMC_WANT_LOGITS)
+      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants its logits and the largest one: the logits tell", i);
+    if (token->flags & SMC_WANT_TOP && !program->finds_top)
+      return smc_fail(model->error, SMC_UNSUPPORTED, "token %d of the batch wants its largest logit, which this model's head finds in the logits only", i);
+    sequence->pending++;
+  }
+  return SMC_OK;
+}
+
+/* Cosines and sines of position * frequency, the product in float32 as transformers has it. They are rounded from double:
+ * C libraries differ in the last bit of cosf, and one model should give one result with all of them. */
+static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t count) {
+  const struct smc_program *program = model->program;
+  const int32_t pairs = program->rope_pairs;
+  float *out = model->rope;
+  for (int32_t table = 0; table < program->rope_tables; table++)
+    for (int32_t i = 0; i < count; i++, out += 2 * pairs)
+      for (int32_t pair = 0; pair < pairs; pair++) {
+        const float angle = (float)tokens[i].position * program->rope_inverse_frequencies[table * pairs + pair];
+        out[pair] = (float)cos((double)angle);
+        out[pairs + pair] = (float)sin((double)angle);
+      }
+}
+
+/* Into how many blocks attention over `longest` cached tokens is split: where sequences are few and long, threads would
+ * wait for the one with the most heads. The results are the same bits. */
+static int32_t choose_splits(const smc_model *model, const struct smc_step *step, int32_t longest) {
+  const int32_t splits = splits_for(longest);
+  const int64_t blocks = (int64_t)step->tile_count * model->program->kv_heads;
+  const int few = blocks < (int64_t)model->pool->threads * BLOCKS_PER_THREAD;
+  return few && (int64_t)step->count * splits <= model->partial_count ? splits : 1;
+}
+
+/* Fills the step's tables for as many of the tokens as go into one step; returns how many. */
+static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_token *tokens, int32_t count, int32_t most_logits) {
+  const struct smc_kv_cache *cache = &model->cache;
+  if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
+  int32_t longest = 0;
+  step->tile_count = step->logits_count = step->top_count = step->count = 0;
+  step->alone = 1;
+  for (; step->count < count; step->count++) {
+    const smc_token *token = &tokens[step->count];
+    const int32_t i = step->count, table = token->sequence * cache->table_pages;
+    if (token->flags & SMC_WANT_LOGITS) {
+      if (step->logits_count == most_logits) break;
+      model->logits_tokens[step->logits_count++] = i;
+    }
+    if (token->flags & SMC_WANT_TOP) {
+      if (step->top_count == MOST_TOPS) break;
+      model->top_tokens[step->top_count++] = i;
+    }
+    model->tokens[i] = token->token;
+    model->cache_slots[i] = cache->tables[table + token->index / SMC_PAGE_TOKENS] * SMC_PAGE_TOKENS + token->index % SMC_PAGE_TOKENS;
+    const int first = i == 0 || token[-1].sequence != token->sequence;
+    if (first || model->tiles[step->tile_count - 1].count == SMC_TILE_TOKENS) {
+      step->alone &= first;
+      model->tiles[step->tile_count++] = (struct smc_tile){.token = i, .count = 0, .table = table, .index = token->index};
+    }
+    model->tiles[step->tile_count - 1].count++;
+    if (token->index >= longest) longest = token->index + 1;
+  }
+  step->splits = choose_splits(model, step, longest);
+  fill_rope(model, tokens, step->count);
+  return step->count;
+}
+
+static int run_batch(smc_model *model, const smc_batch *batch) {
+  const struct smc_program *program = model->program;
+  const uint64_t stride = (uint64_t)program->logits_stride;
+  const int direct = (uintptr_t)batch->logits % ALIGNMENT == 0;
+  if (!direct && !model->bounce) {
+    void *memory;
+    if (posix_memalign(&memory, ALIGNMENT, BOUNCE_ROWS * stride * sizeof(float)))
+      return smc_fail(model->error, SMC_NO_MEMORY, "cannot allocate a buffer for logits");
+    model->bounce = memory;
+  }
+  struct smc_job job = {
+      .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride, .cancel = &model->cancel,
+      .profile = model->profiler.on ? model->profiler.times : NULL,
+      .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
+               .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
+               .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
+               .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
+  struct smc_step *step = &job.step;
+  float *logits = batch->logits, *hidden = batch->hidden;
+  int32_t *top = batch->top;
+  for (int32_t begin = 0; begin < batch->count;) {
+    const smc_token *tokens = batch->tokens + begin;
+    begin += fill_step(model, step, tokens, batch->count - begin, direct ? INT32_MAX : BOUNCE_ROWS);
+    step->logits = direct ? logits : model->bounce;
+    smc_top_clear(step, model->pool->threads);
+    if (model->profiler.on) smc_profile_count(&model->profiler, step);
+    if (smc_pool_run(model->pool, &job)) return smc_fail(model->error, SMC_CANCELLED, "the step was cancelled");
+    if (!direct) memcpy(logits, model->bounce, (uint64_t)step->logits_count * stride * sizeof(float));
+    logits += (uint64_t)step->logits_count * stride;
+    for (int32_t i = 0; i < step->top_count; i++) *top++ = smc_top_of(step, model->pool->threads, i);
+    const float *states = (const float *)(const void *)(model->arena + program->hidden_offset);
+    for (int32_t i = 0; i < step->count; i++) {
+      if (!(tokens[i].flags & SMC_WANT_HIDDEN)) continue;
+      memcpy(hidden, states + (uint64_t)i * program->hidden_stride, (uint64_t)program->hidden_size * sizeof(float));
+      hidden += program->hidden_size;
+    }
+  }
+  return SMC_OK;
+}
+
+int smc_step_batch(smc_model *model, const smc_batch *batch) {
+  const int profiled = model->profiler.on;
+  if (profiled) {
+    smc_pool_await(model->pool); /* who leaves late still counts */
+    smc_profile_step_begin(&model->profiler);
+  }
+  int status = check_batch(model, batch);
+  if (!status) status = smc_kv_reserve(&model->cache, model->error);
+  if (!status) status = run_batch(model, batch);
+  smc_kv_finish(&model->cache, status == SMC_OK);
+  if (profiled) smc_profile_step_end(&model->profiler);
+  return status;
+}

@@ -62,7 +62,9 @@ class Matrix:
         self.layout = layout = MatrixLayout(tensor.encoding, rows, columns)
         packed = pack_matrix(tensor, family)
         self.codes = guarded(packed[: layout.codes_bytes])
-        self.scales = guarded(packed[layout.scales_offset : layout.scales_offset + layout.scales_bytes])
+        self.scales = self.codes
+        if layout.scales_bytes:
+            self.scales = guarded(packed[layout.scales_offset : layout.scales_offset + layout.scales_bytes])
         self.zeros = guarded(packed[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes])
         self.values = tensor.decode().numpy().astype(np.float64)
 

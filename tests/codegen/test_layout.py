@@ -46,6 +46,24 @@ def code_at(packed: np.ndarray, encoding: Encoding, tiles: int, row: int, column
     return code
 
 
+def taken_apart(stream: np.ndarray, encoding: Encoding, tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes alone, and the scales, then the offsets, of scales that lie before the tiles that they are for."""
+    assert isinstance(encoding.group, int)
+    size = 64 * np.dtype(WORDS[encoding.scale_dtype]).itemsize if encoding.group == 16 else 0
+    size = size or 32 * np.dtype(WORDS[encoding.scale_dtype]).itemsize
+    codes, scales, offsets, place = [], [], [], 0
+    while place < len(stream):
+        for tile in range(tiles):
+            if tile * 32 % encoding.group == 0 or encoding.group == 16:
+                for part in (scales, offsets)[: 1 + encoding.offset]:
+                    part.append(stream[place : place + size])
+                    place += size
+            codes.append(stream[place : place + 128 * encoding.bits])
+            place += 128 * encoding.bits
+    assert place == len(stream)
+    return np.concatenate(codes), np.concatenate(scales + offsets)
+
+
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(encodings(), st.integers(1, 40), st.integers(1, 140), st.integers(0, 9))
 def test_packed_codes_scales_and_zeros_are_where_they_belong(
@@ -62,7 +80,10 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
     padded_rows = -(-rows // 32) * 32
     word = WORDS[encoding.scale_dtype]
     per_scale = encoding.super_group or 1
-    scales = floats(packed[layout.scales_offset :][: layout.scales_bytes].view(word), encoding.scale_dtype)
+    codes, stored = packed, packed[layout.scales_offset :][: layout.scales_bytes]
+    if encoding.storage == "packed" and encoding.super_group is None and isinstance(encoding.group, int):
+        codes, stored = taken_apart(packed[: layout.codes_bytes], encoding, tiles)
+    scales = floats(stored.view(word), encoding.scale_dtype)
     count = padded_rows * -(-groups // per_scale)
     scales, offsets = scales[:count].reshape(padded_rows // 32, -1, 32), scales[count:]
     zeros = packed[layout.zeros_offset :][: layout.zeros_bytes]
@@ -72,7 +93,7 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
         zeros = zeros[padded_rows * groups :]
     for row, column in zip(rng.integers(0, rows, 50), rng.integers(0, columns, 50), strict=True):
         group, block, lane = column // size, row // 32, row % 32
-        assert code_at(packed, encoding, tiles, row, column) == tensor.codes[row, group, column % size]
+        assert code_at(codes, encoding, tiles, row, column) == tensor.codes[row, group, column % size]
         assert scales[block, group // per_scale, lane] == tensor.scales.expand(rows, -1)[row, group // per_scale]
         if scale_codes is not None:
             assert tensor.scale_codes is not None

@@ -16,7 +16,6 @@ import tvm.tirx as tirx
 
 from smc.codegen.kernels.activations import TOKEN_BLOCK, PerToken, Source, is_blocked
 from smc.codegen.kernels.builder import (
-    CACHE_LINE,
     Expr,
     Kernel,
     Pointer,
@@ -35,7 +34,6 @@ from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
-    VECTOR_BYTES,
     Fractions,
     TilePlace,
     cell,
@@ -44,18 +42,15 @@ from smc.codegen.kernels.unpack import (
     in_place,
     load_floats,
     load_zeros,
+    scale_place,
     storage_dtype,
     tile_place,
     unpack_quad,
     unpacked_zero,
 )
-from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE
+from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE, span_of
 from smc.ir import Encoding
 from smc.targets import Level
-
-CODES_AHEAD, SCALES_AHEAD = 12288, 2048
-"""Bytes from what a kernel for one token reads to what it asks for. Weights come from memory or the last cache then,
-and CPUs' own prefetchers stop at every 4 KiB; measured on Zen 4, where 8 to 32 KiB do alike and 4 KiB are too few."""
 
 ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
 """Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
@@ -105,7 +100,6 @@ class _Linear:
     def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile, top: bool) -> None:
         self.encoding, self.level, self.tile, self.top = encoding, level, tile, top
         self.integer = encoding.activation == "i8"
-        self.fetches = False
         self.form = code_form(encoding, level)
         # One scale a row multiplies the finished sum; but offsets, which it must not touch, are in the sum.
         self.row_scale = not encoding.is_float and not isinstance(encoding.group, int) and not encoding.offset
@@ -177,8 +171,6 @@ class _Linear:
     def _body(self, row: Expr, rows: int, token: Expr, count: int) -> None:
         k = self.k
         self._take_rows(row, rows)
-        # Many tokens find weights in the first cache. On arm64 this has not been measured yet.
-        self.fetches = count == 1 and self.level.family == "x86"
         self.token_rows = [(token + m) for m in range(count)]
         zero = const(0.0, f"float32x{self.level.lanes}")
         self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
@@ -224,10 +216,6 @@ class _Linear:
         inputs = [k.let(row * cast(self.x_stride, "int64"), "row") for row in self.token_rows]
         with k.loop(width, "column") as column:
             place = k.let(cell(self.vector, column, width) * ROW_VECTOR + self.first, "place")
-            if self.fetches:
-                size = self.encoding.bits // 8
-                for line in range(0, ROW_BLOCK * size, CACHE_LINE):
-                    k.prefetch(self.codes, place + (CODES_AHEAD + line) // size)
             weights = [
                 k.let(load_floats(self.codes, place + (u.vector * ROW_VECTOR + u.row), lanes), "w") for u in self.units
             ]
@@ -462,20 +450,11 @@ class _Linear:
         """Where the codes of a tile are, for each row vector of the pass; it takes the bytes where five tiles begin."""
         vectors = range(self.units[-1].vector + 1)
         places = [tile_place(self.k, self.encoding, self.vector, tile, self.tiles, v) for v in vectors]
-        if self.fetches and not self.fractions and quads.start == 0:
-            self._fetch(places[0].begin, ROW_BLOCK * TILE * self.encoding.bits // 8)
         if self.fractions:
             with self.k.when(places[0].digit == const(0, "int64")):
-                if self.fetches:
-                    self._fetch(places[0].begin, 2 * QUADS * VECTOR_BYTES)
                 for unit, fractions in self.fractions.items():
                     fractions.load(self.codes, places[unit.vector].begin + (self.first + unit.row) * 4, quads)
         return places
-
-    def _fetch(self, begin: Expr, size: int) -> None:
-        """Ask for as many bytes of codes as begin here, from farther on."""
-        for line in range(0, size, CACHE_LINE):
-            self.k.prefetch(self.codes, begin + (CODES_AHEAD + line))
 
     def _flush(
         self,
@@ -518,11 +497,6 @@ class _Linear:
 
     def _group_parts(self, group: Expr) -> _GroupParts:
         encoding, zeros = self.encoding, None
-        if self.fetches:
-            size = {"f32": 4, "f16": 2, "bf16": 2}[encoding.scale_dtype]
-            begin = cell(self.vector, group, self.groups) * ROW_VECTOR + SCALES_AHEAD // size
-            for line in range(0, ROW_BLOCK, CACHE_LINE // size):
-                self.k.prefetch(self.scales, begin + line)
         if encoding.zero == "group":
             zeros = [self._stored_zero(unit, group) for unit in self.units]
         scales = None if self.row_scale else [self._scale(unit, group) for unit in self.units]
@@ -537,6 +511,9 @@ class _Linear:
 
     def _scale(self, unit: _Unit, group: Expr, offset: bool = False) -> Expr:
         k, lanes, row = self.k, self.level.lanes, self.first + unit.row
+        if span_of(self.encoding):
+            place = scale_place(self.encoding, self.vector, group, self.tiles, unit.vector, part=int(offset))
+            return k.let(load_floats(self.scales, place + row, lanes), "offset" if offset else "scale")
         index = cell(self.vector, group, self.groups, unit.vector) * ROW_VECTOR + row
         size = self.encoding.super_group
         if offset:

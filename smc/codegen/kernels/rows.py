@@ -27,8 +27,8 @@ from smc.codegen.kernels.builder import (
     shuffle_pair,
 )
 from smc.codegen.kernels.specs import Form
-from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, storage_dtype, tile_place
-from smc.codegen.layout import ROW_VECTOR, TILE, planes, stored_bias
+from smc.codegen.kernels.unpack import QUADS, VECTOR_BYTES, cell, scale_place, storage_dtype, tile_place
+from smc.codegen.layout import ROW_VECTOR, TILE, planes, span_of, stored_bias
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -413,6 +413,8 @@ def _decode_row(
             group = k.let(column // size, "group") if size else const(0, "int64")
             index = k.let(cell(vector, group, groups) * ROW_VECTOR + lane, "index")
             outer = cell(vector, group // per_scale, super_groups) * ROW_VECTOR + lane
+            if span_of(encoding):
+                outer = scale_place(encoding, vector, group, tiles) + lane
             number, begin = _scalar_float(scales, outer), lane
             if encoding.super_group is not None:
                 number = number * cast(cast(zeros.load(index), "int32"), "float32")
@@ -420,7 +422,10 @@ def _decode_row(
             scale = broadcast(k.let(number, "scale"), 4)
             value = _decode_codes(k, encoding, levels, code, zeros, vector, groups, group, begin)
             if encoding.offset:
-                offset = k.let(_scalar_float(scales, index + rows * super_groups), "offset")
+                behind = index + rows * super_groups
+                if span_of(encoding):
+                    behind = scale_place(encoding, vector, group, tiles, part=1) + lane
+                offset = k.let(_scalar_float(scales, behind), "offset")
                 value = fma(value, scale, broadcast(offset, 4))
             else:
                 value = value * scale

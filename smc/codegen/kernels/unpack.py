@@ -20,8 +20,9 @@ from smc.codegen.kernels.builder import (
     reinterpret,
 )
 from smc.codegen.kernels.lookup import lookup_bytes, lookup_floats
-from smc.codegen.layout import FIVE, ROW_VECTOR, TILE, planes, stored_bias
+from smc.codegen.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, Span, planes, span_of, stored_bias
 from smc.ir import Encoding
+from smc.ir.encoding import FLOAT_BYTES
 from smc.targets import Level
 
 VECTOR_BYTES = 4 * ROW_VECTOR
@@ -55,11 +56,35 @@ class TilePlace:
 def tile_place(kernel: Kernel, encoding: Encoding, vector: Expr, tile: Expr, tiles: Expr, offset: int = 0) -> TilePlace:
     """The place of a tile (int64) of `tiles`; offset: for the vector after an even one."""
     if encoding.storage != "base3":
-        size = ROW_VECTOR * TILE * encoding.bits // 8
-        return TilePlace(kernel.let(cell(vector, tile, tiles, offset) * size, "place"))
+        size, span = ROW_VECTOR * TILE * encoding.bits // 8, span_of(encoding)
+        if span is None:
+            return TilePlace(kernel.let(cell(vector, tile, tiles, offset) * size, "place"))
+        one = const(1, "int64")
+        begin = _block_begin(vector, tiles, span) + (tile // const(span.tiles, "int64") + one) * span.scale_bytes
+        return TilePlace(kernel.let(begin + tile * span.tile_bytes + ((vector & one) + offset) * size, "place"))
     five = const(FIVE, "int64")
     begin = kernel.let(cell(vector, tile // five, (tiles + const(FIVE - 1, "int64")) // five, offset), "place")
     return TilePlace(begin * (QUADS * VECTOR_BYTES), kernel.let(tile % five, "digit"))
+
+
+def _block_begin(vector: Expr, tiles: Expr, span: Span) -> Expr:
+    """Where a row vector's block begins, in bytes."""
+    spans = tiles if span.tiles == 1 else (tiles + const(span.tiles - 1, "int64")) // const(span.tiles, "int64")
+    return (vector >> const(1, "int64")) * (spans * span.scale_bytes + tiles * span.tile_bytes)
+
+
+def scale_place(encoding: Encoding, vector: Expr, group: Expr, tiles: Expr, offset: int = 0, part: int = 0) -> Expr:
+    """The first of a row vector's scales of a group that lie between codes (part 1: of the offsets), in scales."""
+    span, size = span_of(encoding), FLOAT_BYTES[encoding.scale_dtype]
+    assert span is not None
+    begin, index = _block_begin(vector, tiles, span), const(part * span.groups, "int64")
+    if span.groups == 1:
+        begin = begin + group * span.total_bytes
+    else:
+        groups = const(span.groups, "int64")
+        begin, index = begin + group // groups * span.total_bytes, index + group % groups
+    one = const(1, "int64")
+    return begin // const(size, "int64") + index * ROW_BLOCK + ((vector & one) + offset) * ROW_VECTOR
 
 
 @dataclass(frozen=True)

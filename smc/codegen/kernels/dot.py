@@ -28,6 +28,12 @@ from smc.codegen.kernels.builder import (
 from smc.codegen.kernels.unpack import CodeForm, InPlace
 from smc.targets import Level
 
+Sums = list[list[Register]]
+"""[token][unit]."""
+
+Starts = Sequence[Expr]
+"""For every token, where its tile begins in x (int32, four int8 each)."""
+
 Unpack = Callable[[Any, int], Expr]
 """unit, quad → unpacked codes."""
 
@@ -42,7 +48,7 @@ class Dot(ABC):
         self.kernel, self.level, self.form = kernel, level, form
         self.lanes = level.lanes
 
-    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> list[list[Register]]:
+    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> Sums:
         """Sums [token][unit]; initial: int32 for every token, which all its rows begin with."""
         k, zero = self.kernel, const(0, f"int32x{self.lanes}")
         begin = [zero if initial is None else initial.spread(self.tokens_of(m)) for m in range(tokens)]
@@ -61,20 +67,12 @@ class Dot(ABC):
         return list(registers)
 
     # Optional, not abstract: only one kind of dot has anything to collect.
-    def collect(self, sums: list[list[Register]]) -> None:  # noqa: B027
+    def collect(self, sums: Sums) -> None:  # noqa: B027
         """Bring what was added up elsewhere into the sums: nothing, as a rule."""
 
     @abstractmethod
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
-    ) -> None:
-        """Add the quads of a tile. inputs: for every token, where its tile begins in x (int32, four int8 each)."""
+    def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
+        """Add the quads of a tile."""
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [lanes] of finished sums, less the codes' shift."""
@@ -83,15 +81,7 @@ class Dot(ABC):
 
 
 class _X86Dot(Dot):
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
-    ) -> None:
+    def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
         k = self.kernel
         for quad in quads:
@@ -123,7 +113,7 @@ class InPlaceDot(_Vpdpbusd):
         self.place = place
         self._partial: list[list[Register]] = []
 
-    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> list[list[Register]]:
+    def new_sums(self, tokens: int, units: int, initial: PerToken | None = None) -> Sums:
         """See `Dot.new_sums`."""
         zero = const(0, f"int32x{self.lanes}")
         self._partial = [[self.kernel.register(zero, "part") for _ in range(self.place.count)] for _ in range(units)]
@@ -139,7 +129,7 @@ class InPlaceDot(_Vpdpbusd):
                 for part, term in zip(parts[self.place.sum_of(quad) :], terms(unit, quad), strict=False):
                     self._multiply(part, reinterpret(term, f"int8x{4 * self.lanes}"), values)
 
-    def collect(self, sums: list[list[Register]]) -> None:
+    def collect(self, sums: Sums) -> None:
         """Add what was added up to the sums of codes, and begin again."""
         for register, parts in zip(sums[0], self._partial, strict=True):
             self.kernel.set(register, register.value + self.place.combined([part.value for part in parts], self.form))
@@ -153,15 +143,7 @@ class _Vpmaddubsw(_X86Dot):
     Codes of 8 bits, two of whose products do not fit, are multiplied in halves of 4.
     """
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
-    ) -> None:
+    def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
         k, shifts, largest = self.kernel, [0], self.form.magnitude
         if self.form.bits == 8:
@@ -214,15 +196,7 @@ class ArmDot(Dot):
         """How many units `add` is best given."""
         return INTERLEAVED if tokens == 1 else 1
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
-    ) -> None:
+    def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
         for u, unit in enumerate(units):
             codes = self.codes([unpack(unit, quad) for quad in quads])
@@ -247,15 +221,7 @@ class ArmDot(Dot):
 class _Sdot(ArmDot):
     """Four signed products into one int32; the quad is picked by lane."""
 
-    def add(
-        self,
-        sums: list[list[Register]],
-        units: Sequence[Any],
-        unpack: Unpack,
-        x: Pointer,
-        inputs: Sequence[Expr],
-        quads: range,
-    ) -> None:
+    def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         if len(inputs) > 1:
             super().add(sums, units, unpack, x, inputs, quads)
             return

@@ -93,10 +93,10 @@ def symbol_name(spec: KernelSpec, level: Level) -> str:
 
 def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
     """Build a kernel; runs in a worker. Writes path.o and, last, path.json."""
-    from smc.codegen.kernels.builder import lower, tvm_target
+    from smc.codegen.kernels.builder import lower
 
     kernel = spec.build(symbol_name(spec, level), level)
-    module = lower(kernel.function(), tvm_target(triple, level))
+    module = lower(kernel, triple, level)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "kernel"
         module.write_to_file(str(partial.with_suffix(".o")))
@@ -118,14 +118,13 @@ def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path
 
 def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:
     """Write one kernel's listings; runs in a worker."""
-    from smc.codegen.kernels.builder import lower, tvm_target
+    from smc.codegen.kernels.builder import lower
 
     kernel = spec.build(symbol_name(spec, level), level)
-    function = kernel.function()
     if "tir" in kinds:
-        (folder / f"{kernel.name}.py").write_text(function.script())
+        (folder / f"{kernel.name}.py").write_text(kernel.function().script())
     if "asm" in kinds:
-        text = lower(function, tvm_target(triple, level)).inspect_source("asm")
+        text = lower(kernel, triple, level).inspect_source("asm")
         (folder / f"{kernel.name}.s").write_text(text)
 
 

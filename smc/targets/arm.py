@@ -10,12 +10,14 @@ _I8MM_FEATURES = (*_DOTPROD_FEATURES, "i8mm")
 
 # Whose pipeline LLVM orders instructions for; what it takes an unknown CPU for makes it spill registers. The first two
 # levels are those of cores that work in order, which lose half their speed with another order (llvm-mca), while the
-# others hardly care; chains left together cost a wide core nothing, and spare registers.
+# others hardly care; chains left together cost a wide core nothing, and spare registers. But for a CPU that it
+# knows to work in order, LLVM also unrolls loops four times: attention becomes three times the code, spills registers
+# and is slower there. So these levels name it for matmuls alone, whose loops are too long for that.
 _IN_ORDER, _WIDE = "cortex-a53", "apple-a7"
 
-NEON = Level("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", schedule=_IN_ORDER)
-DOTPROD = Level("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot", schedule=_IN_ORDER)
-I8MM = Level("i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla", schedule=_WIDE)
+NEON = Level("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", matmul_schedule=_IN_ORDER)
+DOTPROD = Level("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot", matmul_schedule=_IN_ORDER)
+I8MM = Level("i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla", schedule=_WIDE, matmul_schedule=_WIDE)
 
 ARM64 = Target(
     name="arm64",

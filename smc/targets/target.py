@@ -11,7 +11,8 @@ class Level:
 
     family: "x86" or "arm64", which fixes the packed layout of weights.
     features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
-    schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks.
+    schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks; empty
+    for a CPU that LLVM doesn't know. matmul_schedule: the same for matmuls.
     source_order: instructions stay in the order in which kernels are written; with few registers LLVM would finish one
     sum after the other, each waiting for itself.
     dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla"); codegen/kernels/dot.py
@@ -25,6 +26,7 @@ class Level:
     registers: int
     dot: str
     schedule: str = ""
+    matmul_schedule: str = ""
     source_order: bool = False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smc.codegen.kernels.builder import Kernel, lower, tvm_target
+from smc.codegen.kernels.builder import Kernel, lower
 from smc.codegen.kernels.specs import sum_group
 from smc.codegen.layout import MatrixLayout, pack_matrix, padded
 from smc.ir import EncodedTensor, Encoding, encode_float
@@ -35,7 +35,7 @@ def guarded(values: np.ndarray) -> np.ndarray:
 def compiled(kernel: Kernel, level: Level) -> Any:
     """The tvm module of a finished kernel."""
     triple = TARGETS["arm64" if level.family == "arm64" else "x86-64"].llvm_triple
-    return lower(kernel.function(), tvm_target(triple, level))
+    return lower(kernel, triple, level)
 
 
 def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]:

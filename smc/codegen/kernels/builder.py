@@ -127,10 +127,11 @@ def _ramp(index: Expr, lanes: int) -> Expr:
 
 
 class Kernel:
-    """Collects parameters and statements; `function` is the finished TIR function."""
+    """Collects parameters and statements; `function` is the finished TIR function. matmul: of the level's schedule for
+    these."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, matmul: bool = False) -> None:
+        self.name, self.matmul = name, matmul
         self._parameters: list[Any] = []
         self._pointers: dict[str, Pointer] = {}
         self._declarations: list[Any] = []
@@ -244,21 +245,22 @@ class Kernel:
         return f"{name}_{self._names}"
 
 
-def tvm_target(triple: str, level: Level) -> Any:
+def _target(triple: str, level: Level, schedule: str) -> Any:
     """The tvm Target of a triple with exactly a level's features, never a host CPU's."""
     from tvm.target import Target
 
     fields: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]}
-    if level.schedule:
-        fields["mcpu"] = level.schedule
+    if schedule:
+        fields["mcpu"] = schedule
     if level.source_order:
         fields["cl-opt"] = ["-misched-regpressure:bool=false"]
     return Target(fields)
 
 
-def lower(function: Any, target: Any) -> Any:
-    """Compile a finished kernel for a tvm Target; returns a tvm module that can write objects and assembly."""
-    module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
+def lower(kernel: Kernel, triple: str, level: Level) -> Any:
+    """Compile a finished kernel; returns a tvm module that can write objects and assembly."""
+    target = _target(triple, level, level.matmul_schedule if kernel.matmul else level.schedule)
+    module = tvm.IRModule({kernel.name: kernel.function()})
     passes = [
         tirx.transform.BindTarget(target),
         tirx.transform.LowerTVMBuiltin(),

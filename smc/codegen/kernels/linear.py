@@ -106,7 +106,7 @@ class _Linear:
         # x86 has no conversion with a shift; a power of two changes no scale's digits.
         self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not self.row_scale
         self.fractions: dict[_Unit, Fractions] = {}
-        k = self.k = Kernel(name)
+        k = self.k = Kernel(name, matmul=True)
         self.x = k.pointer("x", "int32" if self.integer else "float32")
         self.x_scales, self.x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
         self.codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")

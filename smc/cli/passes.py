@@ -117,9 +117,10 @@ def _explanation(description: dict[str, Any]) -> str:
     lines = [description["name"], "", description["help"], ""]
     if "passes" in description:
         return "\n".join([*lines, *(f"  -p {step}" for step in description["passes"])])
+    width = max(map(len, description["options"]), default=0)
     for name, option in description["options"].items():
         default = "required" if option["default"] is None else f"default {option['default'] or 'empty'}"
-        lines.append(f"  {name:<14} {option['takes']} ({default})")
+        lines.append(f"  {name:<{width}}  {option['takes']} ({default})")
     if description["needs"]:
         lines += ["", f"needs {', '.join(description['needs'])}"]
     return "\n".join(lines).rstrip()

@@ -30,7 +30,7 @@ def test_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["passes", "quantize-rtn"]) == 0
     output = capsys.readouterr().out
     assert "Round weights to the nearest code" in output
-    assert "  group          a whole number or row (default 32)\n" in output
+    assert "  group             a whole number or row (default 32)\n" in output
     assert "needs torch" in output
 
 
@@ -50,7 +50,7 @@ def test_a_pass_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "    def run(self, module, context):\n        return module\n"
     )
     assert main.run(["passes", f"{file}:cli-test-pass"]) == 0
-    assert "times          a whole number (required)" in capsys.readouterr().out
+    assert "times  a whole number (required)" in capsys.readouterr().out
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

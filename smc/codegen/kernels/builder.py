@@ -186,10 +186,18 @@ class Kernel:
         return register
 
     def array(self, dtype: str, count: int, name: str = "array") -> Pointer:
-        """Memory on the stack, less than 1 KiB (tvm takes more from a heap), not initialized."""
-        assert count * int(dtype.lstrip("intfloau")) // 8 < 1024
+        """Memory on the stack, not initialized; whole cache lines are aligned as such, and may be 1 KiB or more."""
+        size = count * int(dtype.lstrip("intfloau")) // 8
         buffer = tirx.decl_buffer((count,), dtype, self._fresh(name))
-        self.emit(tirx.AllocBuffer(buffer))
+        if size % CACHE_LINE:
+            assert size < 1024
+            self.emit(tirx.AllocBuffer(buffer))
+            return Pointer(name, dtype, buffer)
+        # An array's alignment is that of its elements; without the annotation tvm takes so much from a heap.
+        lines = tirx.decl_buffer((size // CACHE_LINE,), "float32x16", self._fresh(name))
+        self.emit(tirx.AllocBuffer(lines, annotations={"disable_lower_builtin": tirx.const(True, "bool")}))
+        buffer = tirx.decl_buffer((count,), dtype, self._fresh(name), data=lines.data)
+        self.emit(tirx.DeclBuffer(buffer, data=lines.data))
         return Pointer(name, dtype, buffer)
 
     def set(self, register: Register, value: Expr) -> None:

@@ -30,6 +30,7 @@ from smc.codegen.kernels.builder import (
     rounded_product,
 )
 from smc.codegen.kernels.dot import ArmDot, InPlaceDot, dot_for
+from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS, Panel, panel_tiles
 from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
@@ -106,6 +107,7 @@ class _Linear:
         # x86 has no conversion with a shift; a power of two changes no scale's digits.
         self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not self.row_scale
         self.fractions: dict[_Unit, Fractions] = {}
+        self.panel: Panel | None = None
         k = self.k = Kernel(name, matmul=True)
         self.x = k.pointer("x", "int32" if self.integer else "float32")
         self.x_scales, self.x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
@@ -136,7 +138,7 @@ class _Linear:
         self.out_first = k.let(tirx.Select(compact, cast(self.begin, "int64") * ROW_BLOCK, zero), "out_first")
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
             first = k.let(cast(block, "int64") * ROW_BLOCK, "first")
-            done = const(0, "int32")
+            done = self._many_tokens(first) if self.tile.panel else const(0, "int32")
             for step in self._steps():
                 count = k.let((self.tokens - done) // const(step, "int32"), "count")
                 if step == TOKEN_BLOCK and self._has_stationary_codes():
@@ -174,8 +176,7 @@ class _Linear:
         self.token_rows = [(token + m) for m in range(count)]
         zero = const(0.0, f"float32x{self.level.lanes}")
         self.accumulators = [[k.register(zero, "acc") for _ in self.units] for _ in range(count)]
-        if self.encoding.storage == "base3" and self.level.family == "x86":
-            self.fractions = {unit: Fractions(k, self.level, self.tiles) for unit in self.units}
+        self._begin_fractions()
         if count > 1 and not self.top and not is_blocked(self.level):
             self._fetch_results()
         if self.encoding.is_float:
@@ -186,10 +187,15 @@ class _Linear:
                 InPlaceDot(k, self.level, self.form, place) if place else dot_for(k, self.level, self.form, count)
             )
             self.source = Source(k, self.level, token, count, self.x_stride)
-            self._integers()
+            self._integers(const(0, "int64"), self.tiles)
         else:
             self._float_inputs()
         self._epilogue()
+
+    def _begin_fractions(self) -> None:
+        """Base 3 on x86: every unit's bytes go from tile to tile."""
+        if self.encoding.storage == "base3" and self.level.family == "x86":
+            self.fractions = {unit: Fractions(self.k, self.level, self.tiles) for unit in self.units}
 
     def _fetch_results(self) -> None:
         """Ask for where the results go: other threads wrote there last, and a residual is read."""
@@ -226,17 +232,18 @@ class _Linear:
 
     # ---- int8 inputs
 
-    def _integers(self) -> None:
-        """Weight groups outside, tiles of a group inside; an integer sum is flushed where either scale changes."""
+    def _integers(self, begin: Expr, tiles: Expr) -> None:
+        """`tiles` tiles from `begin` on: weight groups outside, tiles of a group inside; an integer sum is flushed where
+        either scale changes."""
         if self._flushes_tiles():
-            for tile, half, parts in self._flushed_tiles():
+            for tile, half, parts in self._flushed_tiles(begin, tiles):
                 self._finish_tile(tile, half, parts)
             return
         weights, inputs = self._spans_of_scales()
-        with self._spans(const(0, "int64"), self.tiles, weights) as (group, begin, tiles):
+        with self._spans(begin, tiles, weights) as (group, first, count):
             shorter = inputs if weights is None or (inputs is not None and inputs < weights) else None
-            with self._spans(begin, tiles, shorter) as (_, first, count):
-                self._add_span(first, count, self._group_parts(group))
+            with self._spans(first, count, shorter) as (_, begin_inner, count_inner):
+                self._add_span(begin_inner, count_inner, self._group_parts(group))
 
     def _add_span(self, first: Expr, count: Expr, parts: _GroupParts) -> None:
         """`count` tiles from `first` on, flushed at once: one scale of the weights, one of the inputs."""
@@ -264,15 +271,15 @@ class _Linear:
         """Whether the sums of every tile, or half of one, leave at once: no scale holds for more columns."""
         return 1 in self._spans_of_scales()
 
-    def _flushed_tiles(self) -> Iterator[tuple[Expr, int, _GroupParts]]:
+    def _flushed_tiles(self, begin: Expr, tiles: Expr) -> Iterator[tuple[Expr, int, _GroupParts]]:
         """Loops over tiles; yields the tile, its half (0 where there is but one piece) and the group's parts."""
         k = self.k
         if self.encoding.group == 16:
-            with k.loop(self.tiles, "tile") as tile:
+            with k.loop(tiles, "tile", begin=begin) as tile:
                 for half in range(2):
                     yield tile, half, self._group_parts(k.let(tile * 2 + half, "group"))
             return
-        with self._spans(const(0, "int64"), self.tiles, self._spans_of_scales()[0]) as (group, first, count):
+        with self._spans(begin, tiles, self._spans_of_scales()[0]) as (group, first, count):
             parts = self._group_parts(group)
             with self._each_tile(first, count) as tile:
                 yield tile, 0, parts
@@ -329,6 +336,75 @@ class _Linear:
             return None
         return self.source.per_token(self.x_scales, tile)
 
+    # ---- int8 inputs, many tokens on x86: tiles are unpacked once for all of them (panel.py)
+
+    def _many_tokens(self, first: Expr) -> Expr:
+        """If there are enough tokens: most of them by the 32 rows from `first` on. Returns how many (int32)."""
+        k, step = self.k, self.tile.tokens
+        enough = self.tokens >= const(MANY_TOKENS, "int32")
+        count = k.let(tirx.Select(enough, self.tokens // const(step, "int32"), const(0, "int32")), "count")
+        panel, most, form, shifted = Panel(k, self.encoding, self.level), CHUNK_TOKENS // step, self.form, self.shift_in_scales
+        zero, lanes = const(0.0, f"float32x{self.level.lanes}"), self.level.lanes
+        self.shift_in_scales = False
+        with k.loop((count + const(most - 1, "int32")) // const(most, "int32"), "chunk") as chunk:
+            begin = k.let(chunk * most, "begin")
+            some = k.let(tirx.min(count - begin, const(most, "int32")), "some")
+            with k.loop(cast(some, "int64") * (step * ROW_BLOCK // lanes), "clear") as place:
+                k.store(panel.sums, place * lanes, zero)
+            self._take_rows(first, ROW_BLOCK)
+            self._begin_fractions()
+            with panel.blocks(self.tiles) as (tile, tiles):
+                self.form = replace(form, shift=0)
+                self._take_rows(first, ROW_BLOCK)
+                self._fill(panel, tile, tiles)
+                self.panel, self.form = panel, panel.form
+                for place in self._panel_passes(panel, first, begin, some):
+                    self._integers(tile, tiles)
+                    for m, registers in enumerate(self.accumulators):
+                        for u, register in enumerate(registers):
+                            k.store(panel.sums, place + (m * ROW_BLOCK + u * lanes), register.value)
+                self.panel = None
+            for _ in self._panel_passes(panel, first, begin, some):
+                self._epilogue()
+        self.form, self.shift_in_scales = form, shifted
+        return k.let(count * step, "done")
+
+    def _fill(self, panel: Panel, begin: Expr, tiles: Expr) -> None:
+        """Unpack `tiles` tiles from `begin` on."""
+        k = self.k
+        for tile, half, parts in self._flushed_tiles(begin, tiles):
+            unpack, piece = self._unpack(tile, self._quads(half)), k.let(panel.piece(tile, half), "piece")
+            for u, unit in enumerate(self.units):
+                row = unit.vector * ROW_VECTOR + unit.row
+                arrays = (panel.scales, parts.scales), (panel.zeros, parts.zeros), (panel.offsets, parts.offsets)
+                for array, numbers in arrays:
+                    if array is not None and numbers is not None:
+                        k.store(array, piece + row, numbers[u])
+                for quad in self._quads(half):
+                    place = panel.code_place(tile, quad, const(row, "int64"))
+                    panel.store_codes(place, unpack(unit, quad), parts.zeros and parts.zeros[u])
+
+    def _panel_passes(self, panel: Panel, first: Expr, begin: Expr, some: Expr) -> Iterator[Expr]:
+        """Loops over `some` tiles of tokens from `begin` on and passes of rows; yields where their sums are."""
+        k, step, rows, lanes = self.k, self.tile.tokens, self.tile.rows, self.level.lanes
+        with k.loop(some, "token_tile") as t, k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index:
+            self.panel_row = k.let(index * rows, "row")
+            self._take_rows(first + self.panel_row, rows)
+            token = k.let(cast((begin + t) * step, "int64"), "token")
+            self.token_rows = [token + m for m in range(step)]
+            place = k.let(cast(t, "int64") * (step * ROW_BLOCK) + self.panel_row, "place")
+            self.accumulators = [
+                [k.register(panel.sums.load(place + (m * ROW_BLOCK + u * lanes), lanes), "acc") for u in range(len(self.units))]
+                for m in range(step)
+            ]
+            self.dot = dot_for(k, self.level, panel.form, step)
+            self.source = Source(k, self.level, token, step, self.x_stride)
+            yield place
+
+    def _panel_row(self, unit: _Unit) -> Expr:
+        """A unit's first row in the panel."""
+        return self.panel_row + (unit.vector * ROW_VECTOR + unit.row)
+
     # ---- int8 inputs, many blocks of tokens: a tile's codes stay in registers, the accumulators in the first cache
 
     def _token_blocks(self, first: Expr, blocks: Expr) -> None:
@@ -349,7 +425,7 @@ class _Linear:
                     k.store(array, place * self.level.lanes, zero)
             self.dot = dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
             assert isinstance(dot, ArmDot)
-            for tile, half, parts in self._flushed_tiles():
+            for tile, half, parts in self._flushed_tiles(const(0, "int64"), self.tiles):
                 unpack = self._unpack(tile, self._quads(half))
                 codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
                 with k.loop(count, "block") as block:
@@ -388,17 +464,19 @@ class _Linear:
 
     @contextmanager
     def _spans(self, begin: Expr, tiles: Expr, size: int | None) -> Iterator[tuple[Expr, Expr, Expr]]:
-        """Loop over spans of `size` tiles (None: one span): yields its number, its first tile and how many it has."""
+        """Loop over spans of `size` tiles (None: one span): yields its number in the row, its first tile and how many
+        it has."""
         k = self.k
         if size is None:
             yield const(0, "int64"), begin, tiles
         elif size == 1:
-            with k.loop(tiles, "span") as span:
-                yield span, k.let(begin + span, "first"), const(1, "int64")
+            with k.loop(tiles, "span", begin=begin) as tile:
+                yield tile, tile, const(1, "int64")
         else:
             with k.loop(k.let((tiles + const(size - 1, "int64")) // const(size, "int64"), "spans"), "span") as span:
                 first = k.let(begin + span * size, "first")
-                yield span, first, k.let(tirx.min(begin + tiles - first, const(size, "int64")), "count")
+                number = k.let(first // const(size, "int64"), "number")
+                yield number, first, k.let(tirx.min(begin + tiles - first, const(size, "int64")), "count")
 
     @contextmanager
     def _each_tile(self, first: Expr, count: Expr) -> Iterator[Expr]:
@@ -411,6 +489,8 @@ class _Linear:
 
     def _correction(self) -> int:
         """What every sum has too much, in multiples of its inputs' sum: a constant zero, in the codes' form."""
+        if self.panel is not None:
+            return self.panel.zero
         if self.encoding.zero == "group":
             return 0
         return unpacked_zero(self.encoding, self.level) << self.form.shift
@@ -426,6 +506,10 @@ class _Linear:
 
     def _unpack(self, tile: Expr, quads: range) -> Callable[[_Unit, int], Expr]:
         """unit, quad → the unpacked codes of a tile, of these quads."""
+        if (panel := self.panel) is not None:
+            return lambda unit, quad: self.k.let(
+                panel.codes.load(panel.code_place(tile, quad, self._panel_row(unit)), 4 * self.level.lanes), "code"
+            )
         places = self._tile_places(tile, quads)
 
         @functools.cache  # taking a digit of base 3 moves on to the next
@@ -497,6 +581,13 @@ class _Linear:
 
     def _group_parts(self, group: Expr) -> _GroupParts:
         encoding, zeros = self.encoding, None
+        if (panel := self.panel) is not None:
+            place, rows = self.k.let(panel.piece_of(group), "piece"), [self._panel_row(unit) for unit in self.units]
+            return _GroupParts(
+                None if self.row_scale else [panel.load(panel.scales, place + row, "scale") for row in rows],
+                panel.zeros and [panel.load(panel.zeros, place + row, "zero") for row in rows],
+                panel.offsets and [panel.load(panel.offsets, place + row, "offset") for row in rows],
+            )
         if encoding.zero == "group":
             zeros = [self._stored_zero(unit, group) for unit in self.units]
         scales = None if self.row_scale else [self._scale(unit, group) for unit in self.units]

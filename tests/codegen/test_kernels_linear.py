@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from smc.cli.doctor import read_cpuinfo
 from smc.codegen.kernels.linear import ACCUMULATE, COMPACT, HAS_BIAS, Tile, linear_kernel
+from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS
+from smc.codegen.kernels.tiles import default_tile, panel_tiles
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
@@ -117,7 +119,32 @@ def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encodi
         check(linear, encoding, level, shape, data.draw(st.integers(0, 99)), data.draw(st.booleans()))
 
 
+INTEGERS = [encoding for encoding in ENCODINGS if encoding.activation == "i8"]
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [pytest.param(e, marks=[pytest.mark.slow] if i % 4 else [], id=str(e)) for i, e in enumerate(INTEGERS)],
+)
+def test_products_of_many_tokens(linear: Linear, level: Level, encoding: Encoding) -> None:
+    """With the weights unpacked for all of them, and without; some tokens fill no tile, or no chunk."""
+    if panel_tiles(encoding, level) is None:
+        pytest.skip("weights are not unpacked for all tokens")
+    default = default_tile(encoding, level)
+    other = replace(default, panel=not default.panel)
+    matrix = Matrix(random_tensor(encoding, 40, 600, 1, extreme=True), level.family)
+    for tokens in (MANY_TOKENS - 1, MANY_TOKENS, CHUNK_TOKENS + 7):
+        x = np.random.default_rng(tokens).choice([-1, 1], (tokens, 600)).astype(np.float32)
+        x[tokens // 2] = 1  # as in `check`
+        inputs, _ = kernel_inputs(encoding, level, x)
+        exact = multiply(torch.from_numpy(x), matrix.tensor).numpy()
+        for tile in (default, other):
+            out = linear(linear.kernel(encoding, level, tile), matrix, inputs)
+            np.testing.assert_array_equal(out[:, :40], exact)
+
+
 TILES = [Tile(1, 16), Tile(1, 32), Tile(2, 16), Tile(3, 32), Tile(4, 32), Tile(8, 16)]
+PANEL_TILES = [Tile(1, 16, True), Tile(4, 32, True), Tile(6, 16, True)]
 BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(24, 8), Tile(48, 4), Tile(16, 4)]
 
 
@@ -144,6 +171,7 @@ def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: 
     inputs, _ = kernel_inputs(encoding, level, np.random.default_rng(2).standard_normal((75, 80)).astype(np.float32))
     # Where activations are interleaved, blocks of 8 tokens must not be split.
     tiles = BLOCK_TILES if level.family == "arm64" and encoding.activation == "i8" else TILES
+    tiles = tiles + PANEL_TILES if panel_tiles(encoding, level) else tiles
     results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in tiles]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])

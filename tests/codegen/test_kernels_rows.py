@@ -22,6 +22,7 @@ from tests.codegen.kernels import guarded, interleaved
 
 I8 = Form("i8")
 I8_SUMS_OF_16 = Form("i8", sum_group=16)
+WIDE = Form("i8", 128)
 TOKEN = Form("i8", "token")
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -38,12 +39,14 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         level,
         k,
         rms_norm_kernel("rms_norm", [F32_FORM], level),
-        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16], level),
+        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16, WIDE], level),
+        rms_norm_kernel("rms_norm_wide", [WIDE], level),
         *(elementwise_kernel(op, op, [F32_FORM], level) for op in ("add", "mul", "silu", "gated_silu")),
         elementwise_kernel("quantize", "copy", [I8], level),
         elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16], level),
         elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
         *(chained_kernel(f"chained_{op}", op, [F32_FORM, I8, I8_SUMS_OF_16], level) for op in ("silu", "gated_silu")),
+        chained_kernel("chained_wide", "gated_silu", [WIDE, F32_FORM, Form("i8", 64, 16)], level),
         elementwise_kernel("silu_all", "silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
         elementwise_kernel("gated_silu_all", "gated_silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
         quantize_tokens_kernel("quantize_token", TOKEN, level),
@@ -133,16 +136,21 @@ def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
         np.testing.assert_allclose(out[:, :width], norm(torch.tensor(values)).numpy(), rtol=2e-6, atol=0)
 
 
-def test_rms_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: Rows) -> None:
+@pytest.mark.parametrize("width", [80, 128, 160, 576])
+def test_rms_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: Rows, width: int) -> None:
     rng = np.random.default_rng(1)
-    x, weight = rows(rng.standard_normal((19, 80))), rows(rng.standard_normal((1, 80)))
-    first, [floats], second = (outputs(x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16))
-    kernels["rms_norm_all"](x, weight, *first, floats, *second, len(x), 80, 96, 1e-6, 0, len(x))
+    x, weight = rows(rng.standard_normal((19, width))), rows(rng.standard_normal((1, width)))
+    first, [floats], second, wide = (outputs(x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16, WIDE))
+    numbers = len(x), width, x.shape[1], 1e-6, 0, len(x)
+    kernels["rms_norm_all"](x, weight, *first, floats, *second, *wide, *numbers)
     [plain] = outputs(x, F32_FORM)
-    kernels["rms_norm"](x, weight, plain, len(x), 80, 96, 1e-6, 0, len(x))
+    kernels["rms_norm"](x, weight, plain, *numbers)
     np.testing.assert_array_equal(floats, plain)
-    assert_rounded(first, floats, I8, level)
-    assert_rounded(second, floats, I8_SUMS_OF_16, level)
+    for results, form in ((first, I8), (second, I8_SUMS_OF_16), (wide, WIDE)):
+        assert_rounded(results, floats, form, level)
+    alone = outputs(x, WIDE)
+    kernels["rms_norm_wide"](x, weight, *alone, *numbers)
+    assert_rounded(alone, floats, WIDE, level)
 
 
 # ---- rounding to int8
@@ -249,6 +257,26 @@ def test_chained_ops_are_those_of_whole_rows(kernels: Any, level: Level, rows: R
                 kernels[f"chained_{op}"](*parts, *results, tokens, 160, first, count, begin, end)
     for result, whole in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result, whole)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 19])
+def test_chained_ops_round_groups_of_several_tiles(kernels: Any, level: Level, rows: Rows, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    x = [rows(rng.standard_normal((tokens, 576)) * 10.0 ** rng.integers(-20, 3, (tokens, 1))) for _ in range(2)]
+    [expected] = outputs(x[0], F32_FORM)
+    kernels["gated_silu"](*x, expected, tokens, 576, 0, tokens * 18)
+    forms = [WIDE, F32_FORM, Form("i8", 64, 16)]
+    results = [outputs(x[0], form) for form in forms]
+    for first, count in ((0, min(tokens, 8)), (8, tokens - 8)):
+        for begin, end in ((0, 4), (4, 12), (12, 18)):
+            if count > 0:
+                parts = [guarded(a[first : first + count, 32 * begin : 32 * end]) for a in x]
+                arguments = [*parts, *(a for result in results for a in result), tokens, 576, first, count, begin, end]
+                kernels["chained_wide"](*arguments)
+    np.testing.assert_array_equal(results[1][0], expected)
+    for form, result in zip(forms, results, strict=True):
+        if form.kind == "i8":
+            assert_rounded(result, expected, form, level)
 
 
 def test_exp_is_within_one_ulp(kernels: Any) -> None:

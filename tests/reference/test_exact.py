@@ -127,14 +127,20 @@ def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
         else:
             codes, x_scales = rounded_inputs(x[token], activation_group)
             step = min(group, activation_group)
+            shared = activation_group > group and activation_group != whole
+            part = np.float32(0)
             for start in range(0, columns, step):
                 piece, place = slice(start, min(start + step, columns)), start // group
-                x_scale = np.float32(1) if activation_group == whole else x_scales[start // activation_group]
+                own_scale = np.float32(1) if activation_group == whole else x_scales[start // activation_group]
+                x_scale = np.float32(1) if shared else own_scale
                 factor = x_scale if per_row else np.float32(scales[row, place] * x_scale)
-                total = scalar_fma(np.float32(int(codes[piece] @ integers[row, piece].astype(int))), factor, total)
+                part = scalar_fma(np.float32(int(codes[piece] @ integers[row, piece].astype(int))), factor, part)
                 if encoding.offset:
                     amount = np.float32(np.float32(codes[piece].sum()) * x_scale)
-                    total = scalar_fma(offsets[row, place], amount, total)
+                    part = scalar_fma(offsets[row, place], amount, part)
+                if shared and (piece.stop % activation_group == 0 or piece.stop == columns):
+                    total, part = scalar_fma(part, own_scale, total), np.float32(0)
+            total = total if shared else part
         if per_row and not encoding.is_float:
             total = np.float32(total * scales[row, 0])
         if encoding.activation == "i8" and activation_group == whole:

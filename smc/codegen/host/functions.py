@@ -142,8 +142,8 @@ class _Function:
     def blocks(self, task: Task) -> str:
         """How many blocks a task has."""
         if task.blocks == "rows":
-            assert task.slot is not None
-            return f"L->{c_identifier(task.slot)}.rows / {ROW_BLOCK}"
+            group = task.rows_at_once() // ROW_BLOCK
+            return _row_blocks(task) if group == 1 else f"({_row_blocks(task)} + {group - 1}) / {group}"
         if task.blocks == "chunks":
             return f"({self.calls.row_count(task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
         if task.blocks == "merges":
@@ -186,15 +186,19 @@ class _Function:
     def chain(self, chain: Task) -> None:
         """As many rows at once as a thread's scratch holds the results of, for a few tokens or all."""
         [*linears, last] = chain.parts
+        group = chain.rows_at_once() // ROW_BLOCK
+        tokens = CHAIN_TOKENS // group
         self.emit("          {")
         for linear, offset in zip(linears, chained_places(self.plan, self.function, chain), strict=True):
             assert linear.output is not None
             self.emit(f"            float *{c_identifier(linear.output.value)} = PRIVATE(float, {offset});")
         self.emit(
-            f"            const int32_t most = N < {CHAIN_TOKENS} ? N : {CHAIN_TOKENS};",
-            f"            const int32_t step = {CHAIN_FLOATS // ROW_BLOCK} / most;",
-            "            for (int32_t begin = phase.begin, end; begin < phase.end; begin = end) {",
-            "              end = phase.end - begin < step ? phase.end : begin + step;",
+            f"            const int32_t most = N < {tokens} ? N : {tokens};",
+            f"            const int32_t step = {CHAIN_FLOATS // (group * ROW_BLOCK)} / most * {group};",
+            f"            const int32_t all = {_row_blocks(chain)};",
+            f"            const int32_t last = phase.end * {group} < all ? phase.end * {group} : all;",
+            f"            for (int32_t begin = phase.begin * {group}, end; begin < last; begin = end) {{",
+            "              end = last - begin < step ? last : begin + step;",
             "              for (int32_t t = 0; t < N; t += most) {",
             "                const int32_t n = N - t < most ? N - t : most;",
             *(f"                {self.calls.call(linear, 'begin', 'end')};" for linear in linears),
@@ -203,6 +207,12 @@ class _Function:
             "            }",
             "          }",
         )
+
+
+def _row_blocks(task: Task) -> str:
+    """How many blocks of rows the matrices of a linear, or of a chain, have."""
+    assert task.slot is not None
+    return f"L->{c_identifier(task.slot)}.rows / {ROW_BLOCK}"
 
 
 def _condition(tasks: list[Task]) -> str:

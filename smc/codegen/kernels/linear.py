@@ -31,7 +31,7 @@ from smc.codegen.kernels.builder import (
 )
 from smc.codegen.kernels.dot import ArmDot, InPlaceDot, dot_for
 from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS, Panel
-from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, sum_group
+from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS, has_partial_sums, sum_group
 from smc.codegen.kernels.tiles import Tile, default_tile
 from smc.codegen.kernels.unpack import (
     QUADS,
@@ -233,17 +233,38 @@ class _Linear:
     # ---- int8 inputs
 
     def _integers(self, begin: Expr, tiles: Expr) -> None:
-        """`tiles` tiles from `begin` on: weight groups outside, tiles of a group inside; an integer sum is flushed
-        where either scale changes."""
+        """`tiles` tiles from `begin` on: an integer sum is flushed where either scale changes, to a sum of its own
+        where input groups are larger than the weights'."""
+        _, inputs = self._spans_of_scales()
+        if not has_partial_sums(self.encoding):
+            self._weight_groups(begin, tiles, inputs)
+            return
+        totals, zero = self.accumulators, const(0.0, f"float32x{self.level.lanes}")
+        with self._spans(begin, tiles, inputs) as (_, first, count):
+            self.accumulators = [[self.k.register(zero, "part") for _ in row] for row in totals]
+            self._weight_groups(first, count, None)
+            self._add_parts(totals, self.accumulators, first)
+        self.accumulators = totals
+
+    def _weight_groups(self, begin: Expr, tiles: Expr, inputs: int | None) -> None:
+        """The weight groups of `tiles` tiles from `begin` on; inputs: tiles of an input scale, None if one has all."""
         if self._flushes_tiles():
             for tile, half, parts in self._flushed_tiles(begin, tiles):
                 self._finish_tile(tile, half, parts)
             return
-        weights, inputs = self._spans_of_scales()
+        weights, _ = self._spans_of_scales()
         with self._spans(begin, tiles, weights) as (group, first, count):
             shorter = inputs if weights is None or (inputs is not None and inputs < weights) else None
-            with self._spans(first, count, shorter) as (_, begin_inner, count_inner):
-                self._add_span(begin_inner, count_inner, self._group_parts(group))
+            with self._spans(first, count, shorter) as (_, tile, some):
+                self._add_span(tile, some, self._group_parts(group))
+
+    def _add_parts(self, totals: list[list[Register]], parts: list[list[Register]], tile: Expr) -> None:
+        """total += part * input scale, of the inputs' group that has this tile."""
+        scales = self.source.per_token(self.x_scales, tile)
+        for m, (registers, row) in enumerate(zip(totals, parts, strict=True)):
+            scale = scales.spread(self.dot.tokens_of(m))
+            for total, part in zip(registers, row, strict=True):
+                self.k.set(total, fma(part.value, scale, total.value))
 
     def _add_span(self, first: Expr, count: Expr, parts: _GroupParts) -> None:
         """`count` tiles from `first` on, flushed at once: one scale of the weights, one of the inputs."""
@@ -331,8 +352,8 @@ class _Linear:
         return totals, initial, self._input_scales(tile)
 
     def _input_scales(self, tile: Expr) -> PerToken | None:
-        """Of every token: the scale of a tile's inputs; None where the epilogue applies that of the token."""
-        if self.encoding.activation_group == "token":
+        """Of every token: the scale of a tile's inputs; None where it is applied later, to a larger sum."""
+        if self.encoding.activation_group == "token" or has_partial_sums(self.encoding):
             return None
         return self.source.per_token(self.x_scales, tile)
 
@@ -424,27 +445,56 @@ class _Linear:
             self._take_rows(first + index * rows, rows)
             begin = k.let(chunk * most, "begin")
             count = k.let(tirx.min(blocks - begin, const(most, "int32")), "count")
-            arrays = [
-                k.array("float32", most * ARRAY_TOKENS * rows, "sums") for _ in range(TOKEN_BLOCK // ARRAY_TOKENS)
-            ]
-            zero = const(0.0, f"float32x{self.level.lanes}")
-            with k.loop(count * (ARRAY_TOKENS * rows // self.level.lanes), "clear") as place:
-                for array in arrays:
-                    k.store(array, place * self.level.lanes, zero)
-            self.dot = dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
-            assert isinstance(dot, ArmDot)
-            for tile, half, parts in self._flushed_tiles(const(0, "int64"), self.tiles):
-                unpack = self._unpack(tile, self._quads(half))
-                codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
-                with k.loop(count, "block") as block:
-                    places = self._take_block(arrays, begin, block)
-                    self._add_to_block(codes, tile, half, parts)
-                    for (array, place), registers in zip(places, self.accumulators, strict=True):
-                        for unit, register in enumerate(registers):
-                            k.store(array, place + unit * self.level.lanes, register.value)
+            sums = self._new_block_sums(most)
+            self._clear(sums, count)
+            self.dot = dot_for(k, self.level, self.form, TOKEN_BLOCK)
+            zero, (_, inputs) = const(0, "int64"), self._spans_of_scales()
+            if has_partial_sums(self.encoding):
+                parts = self._new_block_sums(most)
+                with self._spans(zero, self.tiles, inputs) as (_, tile, tiles):
+                    self._clear(parts, count)
+                    self._multiply_blocks(parts, begin, count, tile, tiles)
+                    with k.loop(count, "block") as block:
+                        self._take_block(parts, begin, block)
+                        registers = self.accumulators
+                        places = self._take_block(sums, begin, block)
+                        self._add_parts(self.accumulators, registers, tile)
+                        self._store_block(places)
+            else:
+                self._multiply_blocks(sums, begin, count, zero, self.tiles)
             with k.loop(count, "block") as block:
-                self._take_block(arrays, begin, block)
+                self._take_block(sums, begin, block)
                 self._epilogue()
+
+    def _new_block_sums(self, blocks: int) -> list[Pointer]:
+        """Arrays for the sums of so many blocks of tokens."""
+        size = blocks * ARRAY_TOKENS * self.tile.rows
+        return [self.k.array("float32", size, "sums") for _ in range(TOKEN_BLOCK // ARRAY_TOKENS)]
+
+    def _clear(self, sums: list[Pointer], blocks: Expr) -> None:
+        """All sums of so many blocks = 0."""
+        lanes = self.level.lanes
+        with self.k.loop(blocks * (ARRAY_TOKENS * self.tile.rows // lanes), "clear") as place:
+            for array in sums:
+                self.k.store(array, place * lanes, const(0.0, f"float32x{lanes}"))
+
+    def _multiply_blocks(self, sums: list[Pointer], begin: Expr, count: Expr, first: Expr, tiles: Expr) -> None:
+        """Add `tiles` tiles from `first` on to the sums of `count` blocks of tokens from `begin` on."""
+        k, dot = self.k, self.dot
+        assert isinstance(dot, ArmDot)
+        for tile, half, parts in self._flushed_tiles(first, tiles):
+            unpack = self._unpack(tile, self._quads(half))
+            codes = [dot.codes([unpack(unit, quad) for quad in self._quads(half)]) for unit in self.units]
+            with k.loop(count, "block") as block:
+                places = self._take_block(sums, begin, block)
+                self._add_to_block(codes, tile, half, parts)
+                self._store_block(places)
+
+    def _store_block(self, places: list[tuple[Pointer, Expr]]) -> None:
+        """The accumulators back to where `_take_block` has found them."""
+        for (array, place), registers in zip(places, self.accumulators, strict=True):
+            for unit, register in enumerate(registers):
+                self.k.store(array, place + unit * self.level.lanes, register.value)
 
     def _take_block(self, arrays: list[Pointer], begin: Expr, block: Expr) -> list[tuple[Pointer, Expr]]:
         """Work on one block of tokens, its accumulators loaded; returns where each token's are."""

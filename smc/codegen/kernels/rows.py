@@ -6,6 +6,7 @@ A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -110,13 +111,18 @@ def exp(kernel: Kernel, x: Expr, positive: bool = True) -> Expr:
     return kernel.let(reinterpret(reinterpret(polynomial, f"int32x{LANES}") + exponent, dtype), "exp")
 
 
+Halves = tuple[Expr, Expr]
+"""32 columns of a row: two vectors of 16 floats."""
+
+
 class Sink:
-    """Where a row kernel puts its results: pointer parameters for every form, and the code that stores 32 columns."""
+    """Where a row kernel puts its results: pointer parameters for every form, and the code that stores columns."""
 
     def __init__(self, kernel: Kernel, level: Level, forms: Sequence[Form]) -> None:
         self.kernel, self.level = kernel, level
         self.floats: Pointer | None = None
         self.codes: list[tuple[Form, Pointer, Pointer, Pointer]] = []
+        self.wide = [form for form in forms if form.group != TILE]
         for place, form in enumerate(forms):
             if form.kind == "f32":
                 self.floats = kernel.pointer("out", "float32")
@@ -128,24 +134,80 @@ class Sink:
                 self.codes.append((form, pointers[0], pointers[1], pointers[2]))
         self.tokens = kernel.scalar("tokens")
 
-    def store(self, tokens: Sequence[Expr], stride: Expr, column: Expr, halves: Sequence[tuple[Expr, Expr]]) -> None:
-        """Columns column…column+31 (a multiple of 32, int64) of some tokens' rows of `stride`, as two vectors each."""
+    def store(
+        self,
+        tokens: Sequence[Expr],
+        stride: Expr,
+        first: Expr,
+        count: Expr,
+        values: Callable[[Expr], Sequence[Halves]],
+    ) -> None:
+        """The tiles first…first+count (32 columns each, int64) of some tokens' rows of `stride` floats.
+
+        Groups of codes begin at first. values: a tile's number → its columns in every token's row; called, and so
+        computed, for each way in which results leave.
+        """
+        k = self.kernel
+        if len(self.wide) < len(self.codes) or self.floats is not None:
+            with k.loop(count, "tile", begin=first) as tile:
+                self.store_tile(tokens, stride, tile, values(tile))
+        for form, codes, scales, sums in self.codes:
+            if form.group != TILE:
+                to = [self.destination(form, token, stride) for token in tokens]
+                self._store_groups(form, codes, scales, sums, to, tokens, first, count, values)
+
+    def store_tile(self, tokens: Sequence[Expr], stride: Expr, tile: Expr, halves: Sequence[Halves]) -> None:
+        """One tile, in all forms but those whose groups are wider."""
         k, count = self.kernel, len(tokens)
         if self.floats is not None:
+            column = k.let(tile * TILE, "column")
             for token, (low, high) in zip(tokens, halves, strict=True):
                 place = k.let(token * stride + column, "place")
                 k.store(self.floats, place, low)
                 k.store(self.floats, place + LANES, high)
         for form, codes, scales, sums in self.codes:
-            assert form.group == 32, "token-wise scales are made by the quantize kernel"
+            if form.group != TILE:
+                continue
             largest = [k.let(tirx.max(magnitude(low), magnitude(high)), "largest") for low, high in halves]
             scale, inverse = symmetric_scale(k, horizontal_each(k, largest, tirx.max))
             to = [self.destination(form, token, stride) for token in tokens]
-            tile = k.let(column >> const(5, "int64"), "tile")
             for m in range(count):
                 k.store(scales, to[m].scale(tile), _lane(scale, m, count))
             inverses = [_segment(inverse, m, count) for m in range(count)]
             store_codes(k, self.level, form, codes, sums, to, tile, halves, inverses)
+
+    def _store_groups(
+        self,
+        form: Form,
+        codes: Pointer,
+        scales: Pointer,
+        sums: Pointer,
+        to: Sequence[Destination],
+        tokens: Sequence[Expr],
+        first: Expr,
+        count: Expr,
+        values: Callable[[Expr], Sequence[Halves]],
+    ) -> None:
+        """Codes whose groups are several tiles, or the row: first the largest magnitudes, then the codes."""
+        k = self.kernel
+        size = count if form.group == "token" else const(form.group // TILE, "int64")
+        with k.loop(k.let((count + size - const(1, "int64")) // size, "groups"), "group") as group:
+            begin = k.let(first + group * size, "begin")
+            tiles = k.let(tirx.min(first + count - begin, size), "tiles")
+            largest = [k.register(const(0.0, f"float32x{LANES}"), "largest") for _ in tokens]
+            with k.loop(tiles, "tile", begin=begin) as tile:
+                for register, (low, high) in zip(largest, values(tile), strict=True):
+                    k.set(register, tirx.max(register.value, tirx.max(magnitude(low), magnitude(high))))
+            scale, inverse = symmetric_scale(k, horizontal_each(k, [r.value for r in largest], tirx.max))
+            inverses = [_segment(inverse, m, len(tokens)) for m in range(len(tokens))]
+            if form.group == "token":
+                for m, token in enumerate(tokens):
+                    k.store(scales, token, _lane(scale, m, len(tokens)))
+            with k.loop(tiles, "tile", begin=begin) as tile:
+                if form.group != "token":
+                    for m, place in enumerate(to):
+                        k.store(scales, place.scale(tile), _lane(scale, m, len(tokens)))
+                store_codes(k, self.level, form, codes, sums, to, tile, values(tile), inverses)
 
     def destination(self, form: Form, token: Expr, stride: Expr) -> Destination:
         """Where a token's codes go."""
@@ -173,7 +235,7 @@ def store_codes(
     sums: Pointer,
     to: Sequence[Destination],
     tile: Expr,
-    halves: Sequence[tuple[Expr, Expr]],
+    halves: Sequence[Halves],
     inverses: Sequence[Expr],
 ) -> None:
     """Round the 32 columns of a tile half to even, for some tokens; store the codes and their sums."""
@@ -226,22 +288,19 @@ def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
         total = horizontal(k, squares[0].value + squares[1].value, _add)
         mean = total / cast(width, "float32")
         factor = k.let(const(1.0, "float32") / intrinsic("float32", "llvm.sqrt", mean + eps), "factor")
-        with k.loop(stride64 >> const(5, "int64"), "group") as group:
-            column = k.let(group * TILE, "column")
-            halves = [
-                k.let(
-                    x.load(start + column + o, LANES) * broadcast(factor, LANES) * weight.load(column + o, LANES),
-                    "normed",
-                )
-                for o in (0, LANES)
-            ]
-            sink.store([token], stride64, column, [(halves[0], halves[1])])
+
+        def normed(tile: Expr) -> list[Halves]:
+            places = [k.let(tile * TILE + half, "column") for half in (0, LANES)]
+            values = [x.load(start + p, LANES) * broadcast(factor, LANES) * weight.load(p, LANES) for p in places]
+            return [(k.let(values[0], "normed"), k.let(values[1], "normed"))]
+
+        sink.store([token], stride64, const(0, "int64"), k.let(stride64 >> const(5, "int64"), "tiles"), normed)
     return k
 
 
 @contextmanager
 def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """Parameters stride, begin, end and a loop over tiles, 32 columns a turn: token, stride, column."""
+    """Parameters stride, begin, end and a loop over tiles, 32 columns a turn: token, stride, tile."""
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride >> const(5, "int32"), "tiles")
@@ -250,7 +309,7 @@ def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
         start = k.let(row * tiles, "start")
         low = k.let(tirx.max(begin - start, const(0, "int32")), "low")
         with k.loop(tirx.min(end - start, tiles) - low, "tile", begin=low) as tile:
-            yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64") * TILE, "column")
+            yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64"), "tile")
 
 
 def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
@@ -261,16 +320,18 @@ def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) 
     k = Kernel(name)
     operands = [k.pointer(operand, "float32") for operand in _operands(op)]
     sink = Sink(k, level, forms)
-    with _tiles_of_rows(k) as (token, stride, column):
-        place = k.let(token * stride + column, "place")
+    assert not sink.wide, "tiles of a group may be computed by several calls"
+    with _tiles_of_rows(k) as (token, stride, tile):
+        place = k.let(token * stride + tile * TILE, "place")
         low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
-        sink.store([token], stride, column, [(low, high)])
+        sink.store_tile([token], stride, tile, [(low, high)])
     return k
 
 
 def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
     """int32_t name(a[, b], <forms>, tokens, stride, first, count, begin, end): as `elementwise_kernel`, but for the
-    tiles begin…end of the tokens first…first+count of a step of `tokens`. a and b hold these alone; a is overwritten.
+    tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold these
+    alone; a is overwritten.
 
     The op goes first through all vectors, which don't wait for each other. Then the results are stored; where registers
     allow it several tokens together, so that they share the shuffles of their maxima and sums.
@@ -287,18 +348,21 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     done = const(0, "int32")
     for step in sorted({max(1, level.registers * level.lanes // (4 * TILE)), 1}, reverse=True):
         turns = k.let((count - done) // const(step, "int32"), "turns")
-        with k.loop(turns, "turn") as turn, k.loop(end - begin, "tile") as tile:
+        with k.loop(turns, "turn") as turn:
             rows = [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]
-            column = k.let(cast(tile, "int64") * TILE, "column")
-            places = [k.let(row * width + column, "place") for row in rows]
-            halves = [
-                (k.let(operands[0].load(p, LANES), "low"), k.let(operands[0].load(p + LANES, LANES), "high"))
-                for p in places
-            ]
+            # As if the rows were whole.
+            starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
             tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
-            sink.store(tokens, stride, k.let(cast(begin, "int64") * TILE + column, "column"), halves)
+            load = functools.partial(_tile_of_rows, k, operands[0], starts)
+            sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
         done = k.let(done + turns * step, "done")
     return k
+
+
+def _tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> list[Halves]:
+    """A tile of the rows that begin at `starts`."""
+    places = [k.let(start + tile * TILE, "place") for start in starts]
+    return [(k.let(x.load(p, LANES), "low"), k.let(x.load(p + LANES, LANES), "high")) for p in places]
 
 
 def _operands(op: str) -> str:
@@ -322,30 +386,13 @@ def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
     k = Kernel(name)
     x = k.pointer("x", "float32")
     sink = Sink(k, level, [form])
-    [(_, codes, scales, sums)] = sink.codes
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
+    tiles = k.let(stride64 >> const(5, "int64"), "tiles")
     with k.loop(end - begin, "token", begin=begin) as t:
         token = k.let(cast(t, "int64"), "token")
-        start = k.let(token * stride64, "start")
-        to = sink.destination(form, token, stride64)
-        tiles = k.let(stride64 >> const(5, "int64"), "tiles")
-        per_span = tiles if form.group == "token" else const(form.group // TILE, "int64")
-        with k.loop(k.let((tiles + per_span - const(1, "int64")) // per_span, "spans"), "span") as span:
-            first = k.let(span * per_span, "first")
-            count = k.let(tirx.min(tiles - first, per_span), "count")
-            largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
-            with k.loop(count * 2, "vector", begin=first * 2) as v:
-                k.set(largest, tirx.max(largest.value, magnitude(k.let(x.load(start + v * LANES, LANES)))))
-            scale, inverse = symmetric_scale(k, horizontal(k, largest.value, tirx.max))
-            if form.group == "token":
-                k.store(scales, token, scale)
-            with k.loop(count, "tile", begin=first) as tile:
-                if form.group != "token":
-                    k.store(scales, to.scale(tile), scale)
-                place = k.let(start + tile * TILE, "place")
-                halves = x.load(place, LANES), x.load(place + LANES, LANES)
-                store_codes(k, level, form, codes, sums, [to], tile, [halves], [broadcast(inverse, LANES)])
+        load = functools.partial(_tile_of_rows, k, x, [k.let(token * stride64, "start")])
+        sink.store([token], stride64, const(0, "int64"), tiles, load)
     return k
 
 

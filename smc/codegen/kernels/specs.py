@@ -19,7 +19,8 @@ HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
 has just the rows that the call computes."""
 
 CHAIN_TOKENS = 192
-"""Tokens that go through a chain of linears and an element-wise op together: whole tiles of every level."""
+"""Tokens that go through a chain of linears and an element-wise op together, by 32 rows: whole tiles of every level.
+Fewer go together by more rows."""
 
 CHAIN_FLOATS = 32 * CHAIN_TOKENS
 """Floats of private scratch for what each linear of a chain leaves."""
@@ -61,6 +62,12 @@ F32_FORM = Form("f32")
 def sum_group(encoding: Encoding) -> int:
     """Over how many columns the input sums are taken that correct for zeros."""
     return 16 if encoding.group == 16 else 32
+
+
+def has_partial_sums(encoding: Encoding) -> bool:
+    """Whether a scale of the inputs holds for several weight groups, whose sum it multiplies."""
+    inputs, weights = encoding.activation_group, encoding.group
+    return encoding.activation == "i8" and isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
 
 
 def form_for(encoding: Encoding) -> Form:

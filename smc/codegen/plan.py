@@ -69,9 +69,9 @@ class Task:
     rows through all of them, without a barrier between; the results stay in its scratch.
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
     joins: attention that does this, the write into the cache, itself where no other of its blocks reads what it writes.
-    blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (`rows_at_once` weight rows),
-    "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache), "merges" (tile × query head, but
-    only where the cache is split).
+    blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows; of a chain
+    `rows_at_once` by some tokens), "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache),
+    "merges" (tile × query head, but only where the cache is split).
     """
 
     kind: str
@@ -95,9 +95,9 @@ class Task:
         return self.parts or [self]
 
     def rows_at_once(self) -> int:
-        """Of a linear 32 rows are a block; of a chain as many as share an activation scale."""
-        forms = self.output.forms if self.parts and self.output else [F32_FORM]
-        return max(form.group for form in forms if form.group != "token")
+        """How many rows go through a chain at least: 32, or as many as share an activation scale."""
+        assert self.parts and self.output is not None
+        return max(form.group for form in self.output.forms if form.group != "token")
 
     def moves(self) -> bool:
         """In some steps the task runs in the next phase."""
@@ -316,7 +316,7 @@ class _Planner:
         """
         out = self._new(node)
         wanted = self._reader_forms(node)
-        whole = kind == "rms_norm" or self._joins_linears(node)
+        whole = kind == "rms_norm" or self._will_be_chained(node)
         direct = [form for form in wanted if form.group == 32 or (whole and form.group in DIRECT_GROUPS)]
         if len(direct) < len(wanted) and F32_FORM not in direct:
             direct.insert(0, F32_FORM)
@@ -436,11 +436,15 @@ class _Planner:
     def _chain_linears(self) -> None:
         """Element-wise ops join the linears whose results only they read; a block of rows is a tile of columns."""
         for task in list(self.tasks):
+            makers = [self.producer.get(buffer) for buffer in task.inputs]
             if not isinstance(task.kernel, ElementwiseKernel) or task.kind == "copy" or task.output is None:
                 continue
-            if not self._joins_linears(task.node):
+            linears = [m for m in dict.fromkeys(makers) if m is not None and m.kind == "linear" and not m.accumulate]
+            alone = all(self.readers[buffer] == [task] for buffer in task.inputs)
+            if len(linears) < len(set(makers)) or not alone:
                 continue
-            linears = [self.producer[buffer] for buffer in dict.fromkeys(task.inputs)]
+            if any(linear.output is not None and linear.output.value in self.function.outputs for linear in linears):
+                continue
             parts = [*linears, task]
             task.kernel = replace(task.kernel, chained=True)
             for buffer in task.inputs:
@@ -458,10 +462,10 @@ class _Planner:
             for buffer in inputs:
                 self.readers[buffer] = [chain if t in parts else t for t in self.readers[buffer]]
 
-    def _joins_linears(self, node: Node) -> bool:
-        """Whether an element-wise op works on results of linears (not added to a residual) that nothing else reads."""
-        makers = [self.function.node(value) for value in node.inputs]
-        return all(
+    def _will_be_chained(self, node: Node) -> bool:
+        """Whether `_chain_linears` is sure to find that an element-wise op is the only reader of linears' results."""
+        makers = [self.function.node(value) for value in dict.fromkeys(node.inputs)]
+        return len(makers) == len(node.inputs) and all(
             maker.op == "linear"
             and not maker.attributes["residual"]
             and self.function.users(maker.name) == [node]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.host.calls import FunctionCalls
-from smc.codegen.kernels.specs import CHAIN_FLOATS, CHAIN_TOKENS, CHUNK_TILES, Form, MergeKernel
+from smc.codegen.kernels.specs import CHAIN_FLOATS, CHUNK_TILES, Form, MergeKernel, chain_tokens
 from smc.codegen.layout import ROW_BLOCK
 from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
 from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task
@@ -142,8 +142,10 @@ class _Function:
     def blocks(self, task: Task) -> str:
         """How many blocks a task has."""
         if task.blocks == "rows":
-            group = task.rows_at_once() // ROW_BLOCK
-            return _row_blocks(task) if group == 1 else f"({_row_blocks(task)} + {group - 1}) / {group}"
+            if not task.parts:
+                return _row_blocks(task)
+            group, tokens = task.rows_at_once() // ROW_BLOCK, chain_tokens(task.rows_at_once())
+            return f"({_row_blocks(task)} + {group - 1}) / {group} * ((N + {tokens - 1}) / {tokens})"
         if task.blocks == "chunks":
             return f"({self.calls.row_count(task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
         if task.blocks == "merges":
@@ -184,26 +186,25 @@ class _Function:
             self.emit(f"          {self.calls.call(task, 'phase.begin', 'phase.end')};")
 
     def chain(self, chain: Task) -> None:
-        """As many rows at once as a thread's scratch holds the results of, for a few tokens or all."""
+        """Some rows by some tokens, or as many rows by all tokens as a thread's scratch holds the results of."""
         [*linears, last] = chain.parts
-        group = chain.rows_at_once() // ROW_BLOCK
-        tokens = CHAIN_TOKENS // group
+        rows = chain.rows_at_once()
+        group, tokens = rows // ROW_BLOCK, chain_tokens(rows)
         self.emit("          {")
         for linear, offset in zip(linears, chained_places(self.plan, self.function, chain), strict=True):
             assert linear.output is not None
             self.emit(f"            float *{c_identifier(linear.output.value)} = PRIVATE(float, {offset});")
         self.emit(
-            f"            const int32_t most = N < {tokens} ? N : {tokens};",
-            f"            const int32_t step = {CHAIN_FLOATS // (group * ROW_BLOCK)} / most * {group};",
+            f"            const int32_t pieces = (N + {tokens - 1}) / {tokens}, most = N < {tokens} ? N : {tokens};",
+            f"            const int32_t together = pieces > 1 ? 1 : {CHAIN_FLOATS // rows} / most;",
             f"            const int32_t all = {_row_blocks(chain)};",
-            f"            const int32_t last = phase.end * {group} < all ? phase.end * {group} : all;",
-            f"            for (int32_t begin = phase.begin * {group}, end; begin < last; begin = end) {{",
-            "              end = last - begin < step ? last : begin + step;",
-            "              for (int32_t t = 0; t < N; t += most) {",
-            "                const int32_t n = N - t < most ? N - t : most;",
-            *(f"                {self.calls.call(linear, 'begin', 'end')};" for linear in linears),
-            f"                {self.calls.chained_call(last, 't', 'n', 'begin', 'end')};",
-            "              }",
+            "            for (int32_t b = phase.begin, count; b < phase.end; b += count) {",
+            "              count = phase.end - b < together ? phase.end - b : together;",
+            "              const int32_t t = b % pieces * most, n = N - t < most ? N - t : most;",
+            f"              const int32_t begin = b / pieces * {group}, full = begin + count * {group};",
+            "              const int32_t end = full < all ? full : all;",
+            *(f"              {self.calls.call(linear, 'begin', 'end')};" for linear in linears),
+            f"              {self.calls.chained_call(last, 't', 'n', 'begin', 'end')};",
             "            }",
             "          }",
         )

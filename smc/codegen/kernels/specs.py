@@ -19,11 +19,16 @@ HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
 has just the rows that the call computes."""
 
 CHAIN_TOKENS = 192
-"""Tokens that go through a chain of linears and an element-wise op together, by 32 rows: whole tiles of every level.
-Fewer go together by more rows."""
+"""Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level."""
 
-CHAIN_FLOATS = 32 * CHAIN_TOKENS
-"""Floats of private scratch for what each linear of a chain leaves."""
+CHAIN_FLOATS = 64 * CHAIN_TOKENS
+"""Floats of private scratch for what each linear of a chain leaves: fewer tokens by more than 64 rows."""
+
+
+def chain_tokens(rows: int) -> int:
+    """Tokens that go through a chain together by so many rows (a power of two)."""
+    return min(CHAIN_TOKENS, CHAIN_FLOATS // rows)
+
 
 CHUNK_TILES = 8
 """Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""

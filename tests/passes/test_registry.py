@@ -114,7 +114,7 @@ def test_recipes_that_come_with_smc():
         assert recipe.name == name
         assert recipe.description.endswith(".")
         assert recipe.passes
-    assert load_recipe("int4-plain").passes == (QuantizeRTN(bits=4, group=32),)
+    assert load_recipe("int4-plain").passes == (QuantizeRTN(bits=4, group=32, activation_group=128),)
 
 
 def test_recipe_from_a_file(tmp_path):

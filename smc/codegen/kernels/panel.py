@@ -93,7 +93,7 @@ class Panel:
             # The difference in each of a row's four columns.
             spread = (const(self.zero, vector) - zero) * const(0x01010101, vector)
             code = code + reinterpret(spread, dtype)
-        self.kernel.store(self.codes, place, code)
+        self.kernel.store(self.codes, place, reinterpret(code, f"uint8x{4 * self.level.lanes}"))
 
     def load(self, array: Pointer, place: Expr) -> Expr:
         """Numbers of a unit's rows."""

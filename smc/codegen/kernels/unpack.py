@@ -109,7 +109,9 @@ class CodeForm:
 
 def code_form(encoding: Encoding, level: Level) -> CodeForm:
     """What `unpack_quad` gives on a level."""
-    signed = level.family == "arm64"
+    whole_bytes = encoding.bits == 8 if encoding.levels is None else encoding.grid == "i8"
+    # Sums of pairs in int16 have no room for unsigned bytes (dot.py).
+    signed = level.family == "arm64" or (level.dot == "vpmaddubsw" and encoding.activation == "i8" and whole_bytes)
     if encoding.levels is not None:
         if encoding.grid == "i8":
             return CodeForm(8, 0 if signed else 128, 0, signed)
@@ -123,7 +125,7 @@ def code_form(encoding: Encoding, level: Level) -> CodeForm:
         return CodeForm(encoding.bits, 0, 0, signed=True)
     # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
     shift = 0 if level.dot == "smull" and encoding.activation == "i8" else 8 - encoding.bits
-    return CodeForm(encoding.bits, -stored_bias(encoding, level.family), shift, signed=True)
+    return CodeForm(encoding.bits, -(1 << (encoding.bits - 1)), shift, signed=True)
 
 
 def unpacked_zero(encoding: Encoding, level: Level) -> int:
@@ -160,7 +162,7 @@ def unpack_quad(
     elif encoding.storage == "base3":
         code = _base3_digits(kernel, codes.load(begin + quad * VECTOR_BYTES, lanes), tile.power())
     else:
-        code = _packed_codes(encoding, form, codes, begin, quad, lanes)
+        code = _packed_codes(encoding, form, codes, begin, quad, lanes, stored_bias(encoding, level.family) > 0)
     if encoding.levels is not None and encoding.grid == "i8":
         levels = [int(v) + form.offset for v in encoding.levels]
         code = lookup_bytes(levels, kernel.let(code, "index"), level, form.dtype)
@@ -258,8 +260,10 @@ def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | Non
     return InPlace(8 // encoding.bits, encoding.bits) if masked else None
 
 
-def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int) -> Expr:
-    """Codes of a quad from their planes."""
+def _packed_codes(
+    encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int, biased: bool
+) -> Expr:
+    """Codes of a quad from their planes. biased: they are stored as two's complement."""
     # Sign extension needs the code at the top, an index and an unsigned code need it at the bottom.
     bottom = 8 - encoding.bits if form.signed and encoding.levels is None else 0
     code, base, low = None, 0, 0
@@ -272,6 +276,8 @@ def _packed_codes(encoding: Encoding, form: CodeForm, codes: Pointer, begin: Exp
         low += width
     assert code is not None
     if form.signed and encoding.levels is None:
+        if not biased:
+            code = code + const(128, f"uint8x{lanes}")
         code = reinterpret(code, f"int8x{lanes}")
         if bottom > form.shift:
             code = code >> const(bottom - form.shift, f"int8x{lanes}")

@@ -49,7 +49,9 @@ def panel_tiles(encoding: Encoding, level: Level) -> int | None:
 
 def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     """Whether many tokens had better find weights unpacked, as measured on Zen 4."""
-    if encoding.storage == "base3" or encoding.zero == "group" or len(planes(encoding.bits)) > 1:
+    # Zeros of 8-bit codes are not subtracted beforehand.
+    zeros = encoding.zero == "group" and encoding.bits < 8
+    if encoding.storage == "base3" or zeros or len(planes(encoding.bits)) > 1:
         return True
     if level.registers < 32:  # which unpacking needs, too
         return encoding.bits < 8 or encoding.levels is not None or level.dot == "vpmaddubsw"

@@ -30,6 +30,7 @@ MAX_ROWS = 512
 """Blocks of rows are independent: more of them take longer and show nothing new."""
 
 STANDARD_ENCODINGS = (
+    integer(4, activation_group=128),
     integer(4),
     integer(4, symmetric=False),
     integer(5, group=64, symmetric=False),

@@ -17,11 +17,45 @@ def lookup_bytes(table: Sequence[int], index: Expr, level: Level, dtype: str) ->
     tables = [_byte_table([v & 0xFF for v in table[i : i + 16]], lanes) for i in range(0, len(table), 16)]
     if level.family == "arm64":
         return reinterpret(_table_lookup(tables, index), f"{dtype}x{lanes}")
+    if lanes == 64 and len(table) > 128:
+        return reinterpret(_lookup_pairs(table, index), f"{dtype}x64")
     name = "llvm.x86.avx512.pshuf.b.512" if lanes == 64 else "llvm.x86.avx2.pshuf.b"
     # The instruction gives 0 where the index has its highest bit; of the others it takes the lowest four.
     low = reinterpret(index & const(15, f"uint8x{lanes}") if len(tables) > 8 else index, f"int8x{lanes}")
     found = [intrinsic(f"int8x{lanes}", name, part, low) for part in tables]
     return reinterpret(_select(found, reinterpret(index, f"int8x{lanes}"), 4), f"{dtype}x{lanes}")
+
+
+def _lookup_pairs(table: Sequence[int], index: Expr) -> Expr:
+    """uint16 [32], two bytes of a table of more than 128 in each: AVX-512 looks words up in half as many steps.
+
+    Word i of the table has bytes i and i + 128. The instruction takes the lowest six bits of a word as its index.
+    """
+    words, bytes_ = "uint16x32", [v & 0xFF for v in [*table, *[0] * (256 - len(table))]]
+    pairs = [bytes_[i] | bytes_[i + 128] << 8 for i in range(128)]
+    tables = [_word_table(pairs[i : i + 32]) for i in range(0, 128, 32)]
+    index = reinterpret(index, words)
+
+    def find(place: Expr, bit: int) -> Expr:
+        # bit: of `index`, which says whether the word is among the upper 64.
+        name, place = "llvm.x86.avx512.vpermi2var.hi.512", reinterpret(place, "int16x32")
+        halves = [intrinsic("int16x32", name, tables[i], place, tables[i + 1]) for i in (0, 2)]
+        upper = (index & const(1 << bit, words)) != const(0, words)
+        return reinterpret(tirx.Select(upper, halves[1], halves[0]), words)
+
+    eight, low = const(8, words), const(0xFF, words)
+    even, odd = find(index, 6), find(index >> eight, 14)
+    # The highest bit of an index says which byte of the pair.
+    even = tirx.Select((index & const(0x80, words)) != const(0, words), even >> eight, even & low)
+    odd = tirx.Select(reinterpret(index, "int16x32") < const(0, "int16x32"), odd & const(0xFF00, words), odd << eight)
+    return even | odd
+
+
+def _word_table(values: Sequence[int]) -> Expr:
+    """int16 [32]."""
+    data = b"".join(v.to_bytes(2, "little") for v in values)
+    parts = [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, 64, 8)]
+    return reinterpret(vector_constant(parts, "int64"), "int16x32")
 
 
 def lookup_floats(table: Sequence[float], code: Expr, column: int, level: Level) -> Expr:

@@ -54,6 +54,8 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     if encoding.storage == "base3" or zeros or len(planes(encoding.bits)) > 1:
         return True
     if level.registers < 32:  # which unpacking needs, too
+        if level.dot == "vpdpbusd" and encoding.bits == 2 and encoding.levels is None:
+            return False  # a load brings codes of four columns
         return encoding.bits < 8 or encoding.levels is not None or level.dot == "vpmaddubsw"
     return len(encoding.levels or ()) > 16
 

@@ -87,6 +87,13 @@ class _X86Dot(Dot):
     def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
         k = self.kernel
+        if len(inputs) == 1:  # in the order of memory
+            for u, unit in enumerate(units):
+                for quad in quads:
+                    code = reinterpret(unpack(unit, quad), f"int8x{4 * self.lanes}")
+                    spread = broadcast(k.let(x.load(inputs[0] + quad), "x"), self.lanes)
+                    self._multiply(sums[0][u], code, reinterpret(spread, f"int8x{4 * self.lanes}"))
+            return
         for quad in quads:
             codes = [reinterpret(unpack(unit, quad), f"int8x{4 * self.lanes}") for unit in units]
             for m, start in enumerate(inputs):

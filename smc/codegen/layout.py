@@ -72,12 +72,11 @@ class Span:
     """Tiles with the scales that lie before them; sizes for a block of rows.
 
     tiles: how many share a group; the last span of a row may have fewer. groups: of a span.
-    parts: 2 where every group has offsets, too. scale_bytes: of the scales (and offsets). tile_bytes: codes of a tile.
+    scale_bytes: of the scales (and offsets). tile_bytes: codes of a tile.
     """
 
     tiles: int
     groups: int
-    parts: int
     scale_bytes: int
     tile_bytes: int
 
@@ -92,9 +91,9 @@ def span_of(encoding: Encoding) -> Span | None:
     group = encoding.group
     if encoding.storage != "packed" or not isinstance(group, int) or encoding.super_group is not None:
         return None
-    groups, parts = max(1, TILE // group), 1 + encoding.offset
-    scale_bytes = groups * parts * ROW_BLOCK * FLOAT_BYTES[encoding.scale_dtype]
-    return Span(max(1, group // TILE), groups, parts, scale_bytes, ROW_BLOCK * TILE * encoding.bits // 8)
+    groups = max(1, TILE // group)
+    scale_bytes = groups * (1 + encoding.offset) * ROW_BLOCK * FLOAT_BYTES[encoding.scale_dtype]
+    return Span(max(1, group // TILE), groups, scale_bytes, ROW_BLOCK * TILE * encoding.bits // 8)
 
 
 @dataclass(frozen=True)

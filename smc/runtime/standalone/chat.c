@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/select.h>
 #include <unistd.h>
 
 static const char chat_help[] = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer.";
@@ -32,11 +33,27 @@ static void forget(struct conversation *conversation, int32_t begin, int32_t cou
   if (count) memmove(gone, gone + count, (size_t)(conversation->count - begin) * sizeof *gone);
 }
 
+/* Waits for input; 0 where Ctrl-C came first. SIGINT is blocked but inside of pselect, so that none is missed between the
+ * question whether there was one and the waiting. */
+static int await_input(void) {
+  sigset_t interrupt, before;
+  sigemptyset(&interrupt);
+  sigaddset(&interrupt, SIGINT);
+  sigprocmask(SIG_BLOCK, &interrupt, &before);
+  fd_set inputs;
+  FD_ZERO(&inputs);
+  FD_SET(STDIN_FILENO, &inputs);
+  if (!smc_interrupted) pselect(STDIN_FILENO + 1, &inputs, NULL, NULL, NULL, &before);
+  const int interrupted = smc_interrupted;
+  sigprocmask(SIG_SETMASK, &before, NULL);
+  return !interrupted;
+}
+
 /* The user's next line without the spaces around it, or NULL at the end of the input. Ctrl-C forgets what was typed. */
 static const char *read_line(int terminal, char **line, size_t *capacity, size_t *length) {
   for (;;) {
     if (terminal) smc_print("> ", 2);
-    ssize_t count = getline(line, capacity, stdin);
+    ssize_t count = await_input() ? getline(line, capacity, stdin) : -1;
     if (count < 0 && smc_interrupted) {
       if (!terminal) exit(SMC_EXIT_INTERRUPTED);
       fprintf(stderr, "\n%s\n", chat_help);
@@ -96,6 +113,7 @@ int smc_chat(struct smc_session *session, const struct smc_command *command) {
     add_message(&conversation, SMC_ROLE_SYSTEM, command->system, strlen(command->system));
     conversation.first = 1;
   }
+  setvbuf(stdin, NULL, _IONBF, 0); /* what a buffer holds, await_input would not see */
   if (terminal)
     fprintf(stderr, "%s, %d threads, context %d. %s\n", session->info.name, session->info.threads, session->info.context_length, chat_help);
   for (const char *line; (line = read_line(terminal, &buffer, &capacity, &length)) && strcmp(line, "/exit");) {

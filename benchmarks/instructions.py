@@ -1,6 +1,6 @@
 """A proxy for speed on ARM where there is no board: instructions a token, side by side with llama.cpp.
 
-    python -m benchmarks.instructions [--level dotprod] [--prefill 128] [--by-symbol] [--ours-only]
+    python -m benchmarks.instructions [--level dotprod] [--case decode] [--prefill 128] [--by-symbol] [--ours-only]
 
 Both programs run the same model with one thread under qemu's user emulation, whose plugin counts every instruction
 (`benchmarks.qemu`). Figures are differences of two runs of one program, so start-up and loading drop out: decode is
@@ -137,6 +137,7 @@ def print_functions(title: str, functions: dict[str, float]) -> None:
 @click.option(
     "--level", "levels", multiple=True, type=click.Choice(list(LEVELS)), help="Some of them; may be repeated."
 )
+@click.option("--case", "kinds", multiple=True, type=click.Choice(["decode", "prefill"]), help="One of the two.")
 @click.option("--prefill", default="128", show_default=True, callback=numbers, help="Prompt lengths.")
 @click.option("--by-symbol", is_flag=True, help="Also where the instructions are.")
 @click.option("--ours-only", is_flag=True, help="Without llama.cpp.")
@@ -147,6 +148,7 @@ def main(
     quant: str,
     format: str,
     levels: Sequence[str],
+    kinds: Sequence[str],
     prefill: list[int],
     by_symbol: bool,
     ours_only: bool,
@@ -159,6 +161,7 @@ def main(
     program = None if peer_only else instructions_own.build(model, quant)
     gguf = None if ours_only else peer.convert(model, type, pure=bool(pure))
     cases = [Case("decode", DECODE_TOKENS, DECODE_DEPTH)] + [Case("prefill", tokens) for tokens in prefill]
+    cases = [case for case in cases if not kinds or case.kind in kinds]
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     click.echo(f"{'10⁶ instructions a token':<28}{'smc':>10}{'llama.cpp':>12}{'ratio':>8}")

@@ -95,7 +95,7 @@ class _Runs:
 
 def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool) -> _Runs:
     """Prefill and decode of so many tokens (0: left out) in turns, each at the same depth."""
-    measures = {"prefill": _prefill_seconds, "decode": _decode_seconds}
+    measures = {"prefill": prefill_seconds, "decode": decode_seconds}
     names = [name for name, count in counts.items() if count]
     runs = _Runs({name: [] for name in names}, {name: [] for name in names})
     with ExitStack() as stack:
@@ -106,11 +106,11 @@ def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repea
                 text.truncate(length)
 
         for text in texts:
-            text.extend(_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
-        _decode_seconds(model, texts, 1)
+            text.extend(fixed_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
+        decode_seconds(model, texts, 1)
         truncate(0)
         for text in texts if depth else []:
-            text.extend(_tokens(model, 0, depth), "none")
+            text.extend(fixed_tokens(model, 0, depth), "none")
         for name in names * repeat:
             runs.seconds[name].append(measures[name](model, texts, counts[name]))
             runs.kv_bytes_used = max(runs.kv_bytes_used, model.engine.info().kv_bytes_used)
@@ -162,20 +162,20 @@ def _measure(
     return report
 
 
-def _tokens(model: Model, start: int, count: int) -> list[int]:
+def fixed_tokens(model: Model, start: int, count: int) -> list[int]:
     """Fixed tokens, spread over the vocabulary: the same in every run."""
     return [(start + i) * 7919 % model.vocab_size for i in range(count)]
 
 
-def _prefill_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
+def prefill_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
     """A prompt of the first sequence."""
-    tokens, buffer = _tokens(model, 0, count), model.logits_buffer(1)
+    tokens, buffer = fixed_tokens(model, 0, count), model.logits_buffer(1)
     started = time.perf_counter()
     sequences[0].extend(tokens, out=buffer)
     return time.perf_counter() - started
 
 
-def _decode_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
+def decode_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
     """Steps of one token for each sequence through the engine itself: what a program in C would do."""
     import numpy as np
 
@@ -183,7 +183,7 @@ def _decode_seconds(model: Model, sequences: list[Sequence], count: int) -> floa
 
     width, length = len(sequences), sequences[0].length
     batch = np.zeros((count, width), TOKEN)
-    batch["token"] = np.reshape(_tokens(model, 1, count * width), (count, width))
+    batch["token"] = np.reshape(fixed_tokens(model, 1, count * width), (count, width))
     batch["sequence"] = [sequence.slot for sequence in sequences]
     batch["position"] = batch["index"] = np.arange(length, length + count)[:, None]
     batch["flags"] = WANT_LOGITS

@@ -87,7 +87,8 @@ class Memory:
     """
 
     def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size + HUGE_PAGE)
+        # Private: what processes may share, as Python would have it, gets small pages.
+        self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         first = ctypes.addressof(ctypes.c_char.from_buffer(self._map))

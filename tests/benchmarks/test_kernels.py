@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from benchmarks.encodings import ENCODINGS, errors
@@ -26,3 +29,18 @@ def test_products_are_right_and_counted() -> None:
         if one >= 0:  # single steps are permitted
             assert one == again
             assert one < twice <= 2 * one
+
+
+def test_memory_may_have_huge_pages() -> None:
+    memory = Memory(4 << 20)
+    assert memory.address % (2 << 20) == 0
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]
+    for mapping in mappings:
+        first, end = (int(word, 16) for word in mapping.split()[0].split("-"))
+        if first <= memory.address < end:
+            flags = mapping.partition("VmFlags:")[2].split()
+            assert "hg" in flags, "the kernel was asked for them"
+            assert "sh" not in flags, "shared memory has none on most systems"
+            break
+    else:
+        pytest.fail("the memory is nowhere")

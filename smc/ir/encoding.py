@@ -112,6 +112,17 @@ class Encoding:
         """Plain floats: no codes, no scales."""
         return self.storage in FLOAT_BYTES
 
+    @property
+    def has_row_scale(self) -> bool:
+        """A scale of the whole row multiplies its finished sum; not with offsets, which are in the sum."""
+        return not self.is_float and not isinstance(self.group, int) and not self.offset
+
+    @property
+    def has_partial_sums(self) -> bool:
+        """An activation scale holds for several weight groups: they have a sum of their own, which it multiplies."""
+        inputs, weights = self.activation_group, self.group
+        return self.activation == "i8" and isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
+
     def group_size(self, columns: int) -> int:
         """How many columns share a scale in a row of `columns`."""
         return self.group if isinstance(self.group, int) else columns

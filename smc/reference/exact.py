@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, inverse_frequencies, rotate
+from smc.ir import EncodedTensor, inverse_frequencies, rotate
 from smc.reference.activations import quantize_activations, quantize_heads
 from smc.reference.execution import Reference
 from smc.reference.float32 import LANES, exp, fma, sum_products, tree_sum
@@ -119,7 +119,7 @@ def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
     """Quantized weights and float inputs: products with the codes summed column by column, then one fma a group."""
     assert weight.scales is not None
     encoding = weight.encoding
-    codes, row_scale = _integers(weight), _has_row_scale(encoding)
+    codes, row_scale = _integers(weight), encoding.has_row_scale
     size = codes.shape[-1]
     total = x.new_zeros(len(x), len(codes), dtype=torch.float32)
     for group in range(codes.shape[1]):
@@ -142,10 +142,10 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     """
     assert weight.codes is not None and weight.scales is not None
     encoding = weight.encoding
-    token_scale, row_scale = encoding.activation_group == "token", _has_row_scale(encoding)
+    token_scale, row_scale = encoding.activation_group == "token", encoding.has_row_scale
     group, input_group = encoding.group_size(columns), columns if token_scale else codes.shape[-1]
     size = min(group, input_group)
-    has_parts = not token_scale and isinstance(encoding.group, int) and input_group > group
+    has_parts = encoding.has_partial_sums
     pieces = -(-columns // size)
     inputs = _pieces(codes.flatten(1)[:, :columns], pieces, size)
     weights = _pieces(_integers(weight).flatten(1)[:, :columns], pieces, size)
@@ -165,11 +165,6 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     if row_scale:
         total = total * weight.scales[:, 0]
     return total * scales if token_scale else total
-
-
-def _has_row_scale(encoding: Encoding) -> bool:
-    """One scale a row, which multiplies the finished sum; but offsets, which it must not touch, are in the sum."""
-    return not isinstance(encoding.group, int) and not encoding.offset
 
 
 def _integers(weight: EncodedTensor) -> Tensor:

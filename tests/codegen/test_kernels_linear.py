@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.cli.doctor import read_cpuinfo
-from smc.codegen.kernels.linear import ACCUMULATE, COMPACT, HAS_BIAS, Tile, linear_kernel
-from smc.codegen.kernels.panel import CHUNK_TOKENS, MANY_TOKENS
-from smc.codegen.kernels.tiles import default_tile, panel_tiles
+from smc.codegen.kernels.linear import linear_kernel
+from smc.codegen.kernels.many_tokens import CHUNK_TOKENS, MANY_TOKENS
+from smc.codegen.kernels.specs import ACCUMULATE, COMPACT, HAS_BIAS
+from smc.codegen.kernels.tiles import Tile, default_tile, panel_tiles
 from smc.codegen.layout import ROW_BLOCK, padded
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply

@@ -1,4 +1,4 @@
-"""Where int8 activations lie: written by the kernels of rows.py, read by linear.py.
+"""Where int8 activations lie: written by the kernels of rows.py, read by matmuls.
 
 A tile is 32 columns; a row has stride / 32 of them, each with a scale and one or two sums (of 16 or 32 codes). On x86
 rows follow each other: codes [token][tile][32], scales [token][tile], sums [token][sum].
@@ -104,16 +104,31 @@ class PerToken:
         return shuffle(self.values[tokens[0] // width], [token % width for token in tokens])
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a linear kernel reads of activations.
+
+    codes: int8, four columns of a row in an int32; float32 columns where inputs are floats, which have no scales and
+    sums. scales: float32; sums: int32; stride: columns of a row (int32).
+    """
+
+    codes: Pointer
+    scales: Pointer
+    sums: Pointer
+    stride: Expr
+
+
 class Source:
     """Reads the tokens token…token+count of a step, one alone or full blocks of them where rows are interleaved."""
 
-    def __init__(self, kernel: Kernel, level: Level, token: Expr, count: int, stride: Expr) -> None:
+    def __init__(self, kernel: Kernel, level: Level, inputs: Inputs, token: Expr, count: int) -> None:
         k = self.kernel = kernel
+        self.inputs = inputs
         self.blocked = is_blocked(level) and count > 1
         assert not self.blocked or count % TOKEN_BLOCK == 0
         self.pairs = has_pairs(level) and self.blocked
         self.count = count
-        self.tiles = k.let(cast(stride >> const(5, "int32"), "int64"), "x_tiles")
+        self.tiles = k.let(cast(inputs.stride >> const(5, "int32"), "int64"), "x_tiles")
         # Where rows, or blocks of them, begin, counted in tiles.
         step = TOKEN_BLOCK if self.blocked else 1
         self.rows = [k.let((token + first) * self.tiles, "row") for first in range(0, count, step)]
@@ -126,14 +141,21 @@ class Source:
         places = [m - m % 2 if self.pairs else m for m in range(self.count)]
         return [begins[m // TOKEN_BLOCK] + m % TOKEN_BLOCK * QUADS for m in places]
 
-    def per_token(self, pointer: Pointer, index: Expr, per_tile: int = 1) -> PerToken:
-        """Scales or sums number `index` of each row, of which a tile has `per_tile`."""
+    def scales(self, tile: Expr) -> PerToken:
+        """float32: of every token the scale of a tile."""
+        return self._per_token(self.inputs.scales, tile)
+
+    def sums(self, index: Expr, per_tile: int) -> PerToken:
+        """int32: of every token the row's sum number `index`, of which a tile has `per_tile`."""
+        return self._per_token(self.inputs.sums, index, per_tile)
+
+    def zeros(self) -> list[Expr]:
+        """int32 zeros in the shape of the values of `sums`."""
+        return [const(0, "int32x4")] * (self.count // 4) if self.blocked else [const(0, "int32")] * self.count
+
+    def _per_token(self, pointer: Pointer, index: Expr, per_tile: int = 1) -> PerToken:
         k = self.kernel
         if not self.blocked:
             return PerToken([k.let(pointer.load(row * per_tile + index), "per_token") for row in self.rows])
         begins = [k.let(row * per_tile + index * TOKEN_BLOCK, "begin") for row in self.rows]
         return PerToken([k.let(pointer.load(b + half, 4), "per_token") for b in begins for half in (0, 4)])
-
-    def zeros(self) -> list[Expr]:
-        """int32 zeros in the shape of `per_token`'s values."""
-        return [const(0, "int32x4")] * (self.count // 4) if self.blocked else [const(0, "int32")] * self.count

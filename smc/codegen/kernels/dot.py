@@ -86,21 +86,16 @@ class Dot(ABC):
 class _X86Dot(Dot):
     def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
-        k = self.kernel
-        if len(inputs) == 1:  # in the order of memory
-            for u, unit in enumerate(units):
-                for quad in quads:
-                    code = reinterpret(unpack(unit, quad), f"int8x{4 * self.lanes}")
-                    spread = broadcast(k.let(x.load(inputs[0] + quad), "x"), self.lanes)
-                    self._multiply(sums[0][u], code, reinterpret(spread, f"int8x{4 * self.lanes}"))
-            return
-        for quad in quads:
-            codes = [reinterpret(unpack(unit, quad), f"int8x{4 * self.lanes}") for unit in units]
-            for m, start in enumerate(inputs):
-                spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
-                values = reinterpret(spread, f"int8x{4 * self.lanes}")
-                for u, code in enumerate(codes):
-                    self._multiply(sums[m][u], code, values)
+        k, places = self.kernel, range(len(units))
+        # One token takes codes in the order of memory; several share them, quad by quad.
+        for some in [[u] for u in places] if len(inputs) == 1 else [places]:
+            for quad in quads:
+                codes = [reinterpret(unpack(units[u], quad), f"int8x{4 * self.lanes}") for u in some]
+                for registers, start in zip(sums, inputs, strict=True):
+                    spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
+                    values = reinterpret(spread, f"int8x{4 * self.lanes}")
+                    for u, code in zip(some, codes, strict=True):
+                        self._multiply(registers[u], code, values)
 
     @abstractmethod
     def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:

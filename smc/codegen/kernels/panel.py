@@ -1,38 +1,29 @@
 """Panel: 32 rows by a few tiles, unpacked once for many tokens, on the kernel's stack (x86, int8 inputs).
 
-A tile of a few tokens is soon multiplied, and unpacking it takes as long as that where codes are split into planes,
-looked up or packed in base 3. So a kernel for many tokens cuts its rows into blocks of columns (as in Goto and van de
-Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a block is unpacked into the panel, which stays in the
-first cache, and then multiplied with all tokens of a chunk, whose sums wait on the stack from one block to the next.
-What is multiplied is the same for every encoding: unsigned bytes less one constant, and float32 scales.
+What is multiplied is the same for every encoding: unsigned bytes less one constant, and float32 scales. Who fills
+panels and multiplies with them: many_tokens.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
-import tvm.tirx as tirx
-
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, const, dtype_of, reinterpret
+from smc.codegen.kernels.dot import Unpack
+from smc.codegen.kernels.groups import piece_quads
 from smc.codegen.kernels.tiles import panel_tiles
-from smc.codegen.kernels.unpack import QUADS, code_form, unpacked_zero
+from smc.codegen.kernels.unpack import QUADS, CodeForm, code_form, unpacked_zero
+from smc.codegen.kernels.weights import GroupParts, PackedWeights, RowTile, Unit, Weights
 from smc.codegen.layout import ROW_BLOCK, TILE
 from smc.ir import Encoding
 from smc.targets import Level
-
-MANY_TOKENS = 16
-"""From so many tokens on unpacking into a panel pays."""
-
-CHUNK_TOKENS = 128
-"""Tokens that share a panel: their sums take 16 KiB of stack."""
 
 
 class Panel:
     """The arrays, and how codes lie in them.
 
-    form, zero: what the bytes say, and which byte stands for 0 (0 where zeros are stored beside scales).
+    tiles: how many it has room for. packed_form: of the weights that `fill` wants, not shifted. form, zero: what the
+    panel's bytes say, and which byte stands for 0 (0 where zeros are stored beside scales).
     Scales, offsets (float32 [32]) and zeros (int32 [32]) belong to pieces: tiles, or halves of tiles in groups of 16.
     """
 
@@ -41,48 +32,42 @@ class Panel:
         assert tiles is not None
         self.kernel, self.encoding, self.level, self.tiles = kernel, encoding, level, tiles
         self.pieces_per_tile = 2 if encoding.group == 16 else 1
-        source = replace(code_form(encoding, level), shift=0)
+        source = self.packed_form = replace(code_form(encoding, level), shift=0)
         self.folds_zeros = (
             encoding.zero == "group" and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
         )
-        self.form, self.zero = source, unpacked_zero(encoding, level)
+        self.form: CodeForm = source
+        self.zero = unpacked_zero(encoding, level)
         if self.folds_zeros:
             self.form, self.zero = replace(source, bits=source.bits + 1), (1 << source.bits) - 1
-        self.first = const(0, "int64")
         parts = tiles * self.pieces_per_tile * ROW_BLOCK
         self.codes = kernel.array("uint8", tiles * TILE * ROW_BLOCK, "panel")
         self.scales = kernel.array("float32", parts, "panel_scales")
         self.offsets = kernel.array("float32", parts, "panel_offsets") if encoding.offset else None
         stores_zeros = encoding.zero == "group" and not self.folds_zeros
         self.zeros = kernel.array("int32", parts, "panel_zeros") if stores_zeros else None
-        self.sums = kernel.array("float32", CHUNK_TOKENS * ROW_BLOCK, "panel_sums")
 
-    @contextmanager
-    def blocks(self, tiles: Expr) -> Iterator[tuple[Expr, Expr]]:
-        """Loop over blocks of a row's tiles: yields the first tile and how many there are, and begins a panel."""
-        k, most = self.kernel, const(self.tiles, "int64")
-        with k.loop(k.let((tiles + most - const(1, "int64")) // most, "blocks"), "block_of_tiles") as block:
-            self.first = k.let(block * most, "first")
-            yield self.first, k.let(tirx.min(tiles - self.first, most), "count")
-
-    def piece(self, tile: Expr, half: int = 0) -> Expr:
-        """Where the scales of a tile, or half of one, begin."""
-        return ((tile - self.first) * self.pieces_per_tile + half) * ROW_BLOCK
-
-    def piece_of(self, group: Expr) -> Expr:
-        """Where the scales of a group begin: those of its first piece."""
-        size = self.encoding.group
-        if not isinstance(size, int):
-            return const(0, "int64")
-        if size == 16:
-            return (group - self.first * 2) * ROW_BLOCK
-        return (group * (size // TILE) - self.first) * ROW_BLOCK
+    def fill(self, weights: PackedWeights, begin: Expr, tiles: Expr) -> None:
+        """Unpack `tiles` tiles from `begin` on, of all 32 rows."""
+        k = self.kernel
+        for tile, half, parts in weights.pieces(begin, tiles):
+            quads = piece_quads(self.encoding, half)
+            unpack = weights.unpack(tile, quads)
+            piece = k.let(((tile - begin) * self.pieces_per_tile + half) * ROW_BLOCK, "piece")
+            for u, unit in enumerate(weights.rows.units):
+                arrays = (self.scales, parts.scales), (self.zeros, parts.zeros), (self.offsets, parts.offsets)
+                for array, numbers in arrays:
+                    if array is not None and numbers is not None:
+                        k.store(array, piece + unit.offset, numbers[u])
+                for quad in quads:
+                    place = self.code_place(tile - begin, quad, const(unit.offset, "int64"))
+                    self._store_codes(place, unpack(unit, quad), parts.zeros and parts.zeros[u])
 
     def code_place(self, tile: Expr, quad: int, row: Expr) -> Expr:
-        """Where the codes of a quad of rows from `row` of the block on lie."""
-        return ((tile - self.first) * QUADS + quad) * (4 * ROW_BLOCK) + row * 4
+        """Where the codes of a quad of rows from `row` of the block on lie; tile: counted in the panel."""
+        return (tile * QUADS + quad) * (4 * ROW_BLOCK) + row * 4
 
-    def store_codes(self, place: Expr, code: Expr, zero: Expr | None) -> None:
+    def _store_codes(self, place: Expr, code: Expr, zero: Expr | None) -> None:
         """Unpacked codes in the encoding's form, less a stored zero (int32 [lanes]) where the panel has none."""
         dtype = dtype_of(code)
         shift = code_form(self.encoding, self.level).shift
@@ -95,6 +80,44 @@ class Panel:
             code = code + reinterpret(spread, dtype)
         self.kernel.store(self.codes, place, reinterpret(code, f"uint8x{4 * self.level.lanes}"))
 
-    def load(self, array: Pointer, place: Expr) -> Expr:
-        """Numbers of a unit's rows."""
-        return self.kernel.let(array.load(place, self.level.lanes), "part")
+
+class PanelWeights(Weights):
+    """A row tile's weights in a panel that was filled from tile `begin` on."""
+
+    def __init__(self, panel: Panel, rows: RowTile, begin: Expr) -> None:
+        super().__init__(panel.kernel, panel.encoding, panel.level, rows)
+        self.panel, self.begin = panel, begin
+        self.form, self.zero = panel.form, panel.zero
+
+    def group_parts(self, group: Expr) -> GroupParts:
+        """See `Weights.group_parts`."""
+        panel, place = self.panel, self.kernel.let(self._piece_of(group), "piece")
+        rows = [place + self._row(unit) for unit in self.rows.units]
+
+        def numbers(array: Pointer | None) -> list[Expr] | None:
+            return [self.kernel.let(array.load(row, self.level.lanes), "part") for row in rows] if array else None
+
+        scales = None if self.encoding.has_row_scale else panel.scales
+        return GroupParts(numbers(scales), numbers(panel.zeros), numbers(panel.offsets))
+
+    def unpack(self, tile: Expr, quads: range) -> Unpack:
+        """See `Weights.unpack`."""
+
+        def load(unit: Unit, quad: int) -> Expr:
+            place = self.panel.code_place(tile - self.begin, quad, self._row(unit))
+            return self.kernel.let(self.panel.codes.load(place, 4 * self.level.lanes), "code")
+
+        return load
+
+    def _piece_of(self, group: Expr) -> Expr:
+        """Where the scales of a group begin: those of its first piece."""
+        size = self.encoding.group
+        if not isinstance(size, int):
+            return const(0, "int64")
+        if size == 16:
+            return (group - self.begin * 2) * ROW_BLOCK
+        return (group * (size // TILE) - self.begin) * ROW_BLOCK
+
+    def _row(self, unit: Unit) -> Expr:
+        """A unit's first row in the panel."""
+        return self.rows.offset + unit.offset

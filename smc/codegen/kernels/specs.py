@@ -69,12 +69,6 @@ def sum_group(encoding: Encoding) -> int:
     return 16 if encoding.group == 16 else 32
 
 
-def has_partial_sums(encoding: Encoding) -> bool:
-    """Whether a scale of the inputs holds for several weight groups, whose sum it multiplies."""
-    inputs, weights = encoding.activation_group, encoding.group
-    return encoding.activation == "i8" and isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
-
-
 def form_for(encoding: Encoding) -> Form:
     """The form that a linear with weights in this encoding reads."""
     form = F32_FORM

@@ -126,13 +126,14 @@ class InPlaceDot(_Vpdpbusd):
 
     def add_terms(self, units: Sequence[Any], terms: Terms, x: Pointer, start: Expr, quads: range) -> None:
         """Add the quads of a tile to the sums that `collect` has not taken yet."""
-        k = self.kernel
+        k, dtype = self.kernel, f"int8x{4 * self.lanes}"
         for quad in quads:
-            spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
-            values = reinterpret(spread, f"int8x{4 * self.lanes}")
-            for unit, parts in zip(units, self._partial, strict=True):
-                for part, term in zip(parts[self.place.sum_of(quad) :], terms(unit, quad), strict=False):
-                    self._multiply(part, reinterpret(term, f"int8x{4 * self.lanes}"), values)
+            values = reinterpret(broadcast(k.let(x.load(start + quad), "x"), self.lanes), dtype)
+            # Masks of all units before the products: in turns with them Zen 4 has them wait in each other's pipes.
+            found = [[k.let(reinterpret(term, dtype), "term") for term in terms(unit, quad)] for unit in units]
+            for parts, some in zip(self._partial, found, strict=True):
+                for part, term in zip(parts[self.place.sum_of(quad) :], some, strict=False):
+                    self._multiply(part, term, values)
 
     def collect(self, sums: Sums) -> None:
         """Add what was added up to the sums of codes, and begin again."""

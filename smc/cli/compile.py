@@ -69,8 +69,6 @@ def compile(
     """
     import smc
     from smc.cli.progress import StageProgress
-    from smc.passes import Context
-    from smc.passes import apply as apply_passes
     from smc.targets import find_target
 
     find_target(target)
@@ -78,18 +76,8 @@ def compile(
     kinds = _emit_kinds(emit[0]) if emit else ()
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
-    if out is not None:
-        _check_output(out, model)
     with StageProgress() as progress:
-        progress.update("read checkpoint", 0)
-        module = smc.load_checkpoint(model)
-        if out is None:
-            out = Path(f"{_file_name(module.facts.name)}.smc")
-            _check_output(out, model)
-        progress.update("run passes", 0)
-        module = apply_passes(module, chain, Context(calibration=calib, report=progress.note))
-        progress.update("run passes", 1)
-        _check_space(out, module)
+        module, out = _read_model(model, out, chain, calib, progress)
         report = smc.compile(
             module,
             target,
@@ -102,10 +90,32 @@ def compile(
         )
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
+    summary = _summary(module, out, report, progress)
     if as_json:
-        click.echo(json.dumps(_summary(module, out, report, progress), indent=2))
+        click.echo(json.dumps(summary, indent=2))
     else:
-        _print_summary(_summary(module, out, report, progress))
+        _print_summary(summary)
+
+
+def _read_model(
+    model: str, out: Path | None, chain: list[Pass], calib: Path | None, progress: StageProgress
+) -> tuple[Module, Path]:
+    """The module after its passes, and where the artifact goes: what can't be written there is refused early."""
+    import smc
+    from smc.passes import Context, apply
+
+    if out is not None:
+        _check_output(out, model)
+    progress.update("read checkpoint", 0)
+    module = smc.load_checkpoint(model)
+    if out is None:
+        out = Path(f"{_file_name(module.facts.name)}.smc")
+        _check_output(out, model)
+    progress.update("run passes", 0)
+    module = apply(module, chain, Context(calibration=calib, report=progress.note))
+    progress.update("run passes", 1)
+    _check_space(out, module)
+    return module, out
 
 
 def read_passes(passes: tuple[str, ...], quant: str | None, recipe: Path | None) -> list[Pass]:

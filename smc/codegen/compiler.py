@@ -22,7 +22,7 @@ from smc.codegen.memory import MemoryPlan, plan_memory
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
 from smc.codegen.plan import Plan, make_plan
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
-from smc.codegen.tuning import Choice, load_tuning, records_hash
+from smc.codegen.tuning import Choice, Tuning, load_tuning, records_hash
 from smc.codegen.tuning_kit import plan_matrices, workloads
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.ir import ModelFacts, Module, verify
@@ -76,68 +76,106 @@ def compile_module(
         plan = make_plan(module)
         memory, table = plan_memory(plan), place_weights(plan)
         parts = standalone_parts(module.facts, machine) if standalone else None
-        tuning, work = load_tuning(target, records), workloads(plan_matrices(plan))
+        tuning = load_tuning(target, records)
     with stages("build kernels") as report:
-        kernels = [(spec, level) for level in machine.levels for spec in program_kernels(plan)]
-        choices = [tuning.choose(spec, level, work) for spec, level in kernels]
-        built = build_kernels(
-            [(choice.spec, level) for choice, (_, level) in zip(choices, kernels, strict=True)], machine, report
-        )
-        # The host program knows kernels by what they compute; which candidate does it differs from level to level.
-        objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, kernels, strict=True)]
-    bits_per_weight = 8 * table.total_bytes / module.weight_count()
+        kernels = _build_kernels(plan, machine, tuning, report)
     parent = out.absolute().parent
     with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / "artifact"
-        linker = _Linker(plan, memory, table, objects, machine, Path(folder))
-        front = 0
-        if parts is not None:
-            with stages("link executable"):
-                # It stands before the weights and contains their hash: its size is known from a link with another hash.
-                front = len(linker.executable("0" * 64, parts))
-        writer = ArtifactWriter(partial, front)
-        try:
-            with stages("write weights") as report:
-                weights_hash = writer.stream(
-                    "weights",
-                    table.total_bytes,
-                    lambda member: write_weights(plan, table, machine.family, member, report),
-                )
-            with stages("link"):
-                program = linker.library(weights_hash)
-                executable = linker.executable(weights_hash, parts) if parts else None
-            manifest = _manifest(module, machine, table) | {
-                "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
-                "program": _facts_of(program),
-                "tuning": _tuning_facts(choices, built),
-            }
-            if executable is not None:
-                manifest["executable"] = _facts_of(executable)
-            _add_members(writer, module.facts, manifest, program, parts)
-        finally:
-            writer.close()
-        if executable is not None:
-            writer.write_front(executable)
+        linker = _Linker(plan, memory, table, kernels.objects, machine, Path(folder))
+        written = _write_artifact(partial, linker, kernels, parts, stages)
         if emit is not None:
-            emit.mkdir(parents=True, exist_ok=True)
-            if "c" in emit_kinds:
-                (emit / "program.c").write_text(linker.host(weights_hash))
-            if {"tir", "asm", "obj"} & set(emit_kinds):
-                write_listings(built, machine, emit, emit_kinds)
+            _write_emitted(emit, emit_kinds, linker.host(written.weights_hash), kernels, machine)
         size = partial.stat().st_size
         os.replace(partial, out)
     return CompileReport(
         machine.name,
         [level.name for level in machine.levels],
         size,
-        len(program),
+        written.program_bytes,
         table.total_bytes,
-        bits_per_weight,
-        len(kernels),
-        front,
+        _bits_per_weight(module, table),
+        len(kernels.objects),
+        written.executable_bytes,
         parts.no_chat if parts else None,
         stages.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """A program's kernels of all levels, in one order: what was chosen for each, what was built, and the same objects
+    under the names by which the host program knows them."""
+
+    choices: list[Choice]
+    built: list[KernelObject]
+    objects: list[KernelObject]
+
+
+def _build_kernels(plan: Plan, target: Target, tuning: Tuning, report: Callable[[float], None]) -> _Kernels:
+    wanted = [(spec, level) for level in target.levels for spec in program_kernels(plan)]
+    work = workloads(plan_matrices(plan))
+    choices = [tuning.choose(spec, level, work) for spec, level in wanted]
+    built = build_kernels(
+        [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, report
+    )
+    # The host program knows kernels by what they compute; which candidate does it differs from level to level.
+    objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, wanted, strict=True)]
+    return _Kernels(choices, built, objects)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Facts of a written artifact."""
+
+    weights_hash: str
+    program_bytes: int
+    executable_bytes: int
+
+
+def _write_artifact(
+    path: Path, linker: _Linker, kernels: _Kernels, parts: StandaloneParts | None, stages: _Stages
+) -> _Written:
+    """Weights, the program, which knows their hash, and the executable in front of them, if there is one."""
+    plan, table, target, module = linker.plan, linker.table, linker.target, linker.plan.module
+    front = 0
+    if parts is not None:
+        with stages("link executable"):
+            # It stands before the weights and contains their hash: its size is known from a link with another hash.
+            front = len(linker.executable("0" * 64, parts))
+    writer = ArtifactWriter(path, front)
+    try:
+        with stages("write weights") as report:
+            weights_hash = writer.stream(
+                "weights",
+                table.total_bytes,
+                lambda member: write_weights(plan, table, target.family, member, report),
+            )
+        with stages("link"):
+            program = linker.library(weights_hash)
+            executable = linker.executable(weights_hash, parts) if parts else None
+        manifest = _manifest(module, target, table) | {
+            "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
+            "program": _facts_of(program),
+            "tuning": _tuning_facts(kernels),
+        }
+        if executable is not None:
+            manifest["executable"] = _facts_of(executable)
+        _add_members(writer, module.facts, manifest, program, parts)
+    finally:
+        writer.close()
+    if executable is not None:
+        writer.write_front(executable)
+    return _Written(weights_hash, len(program), front)
+
+
+def _write_emitted(folder: Path, kinds: Sequence[str], host: str, kernels: _Kernels, target: Target) -> None:
+    """Listings of the kinds that were asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if "c" in kinds:
+        (folder / "program.c").write_text(host)
+    if {"tir", "asm", "obj"} & set(kinds):
+        write_listings(kernels.built, target, folder, kinds)
 
 
 @dataclass(frozen=True)
@@ -198,7 +236,7 @@ def _manifest(module: Module, target: Target, table: WeightTable) -> dict[str, A
         "context_length": facts.context_length,
         "vocab_size": facts.vocab_size,
         "parameters": module.weight_count(),
-        "bits_per_weight": 8 * table.total_bytes / module.weight_count(),
+        "bits_per_weight": _bits_per_weight(module, table),
         "special_tokens": facts.special_tokens,
         "generation": facts.generation,
         "provenance": list(facts.provenance),
@@ -206,6 +244,10 @@ def _manifest(module: Module, target: Target, table: WeightTable) -> dict[str, A
         "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
         "versions": {"smc": importlib.metadata.version("smc"), **TVM_PINS},
     }
+
+
+def _bits_per_weight(module: Module, table: WeightTable) -> float:
+    return 8 * table.total_bytes / module.weight_count()
 
 
 def _facts_of(code: bytes) -> dict[str, Any]:
@@ -226,10 +268,11 @@ def _add_members(
     writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _tuning_facts(choices: Sequence[Choice], built: Sequence[KernelObject]) -> dict[str, Any]:
+def _tuning_facts(kernels: _Kernels) -> dict[str, Any]:
     """Which candidates records chose, by the kernel's symbol, and the hash of these records."""
-    names = {o.symbol: choice.name for choice, o in zip(choices, built, strict=True) if choice.records}
-    return {"records": records_hash(choices), "candidates": names}
+    pairs = zip(kernels.choices, kernels.built, strict=True)
+    names = {o.symbol: choice.name for choice, o in pairs if choice.records}
+    return {"records": records_hash(kernels.choices), "candidates": names}
 
 
 class _Stages:

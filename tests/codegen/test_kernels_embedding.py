@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from smc.codegen.kernels.rows import embedding_kernel
+from smc.codegen.kernels.embedding import embedding_kernel
 from smc.codegen.layout import padded
 from smc.ir import Encoding
 from smc.reference.exact import EXACT_OPERATORS

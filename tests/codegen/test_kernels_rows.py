@@ -11,8 +11,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smc.codegen.kernels.builder import Kernel, const
-from smc.codegen.kernels.rows import chained_kernel, elementwise_kernel, exp, quantize_tokens_kernel, rms_norm_kernel
+from smc.codegen.kernels.rows import chained_kernel, elementwise_kernel, quantize_tokens_kernel, rms_norm_kernel
 from smc.codegen.kernels.specs import F32_FORM, Form
+from smc.codegen.kernels.vector_math import exp
 from smc.codegen.layout import padded
 from smc.ir import F32, EncodedTensor
 from smc.reference import float32

@@ -1,4 +1,4 @@
-"""Where int8 activations lie: written by the kernels of rows.py, read by matmuls.
+"""Where int8 activations lie: written by row kernels (sink.py), read by matmuls.
 
 A tile is 32 columns; a row has stride / 32 of them, each with a scale and one or two sums (of 16 or 32 codes). On x86
 rows follow each other: codes [token][tile][32], scales [token][tile], sums [token][sum].

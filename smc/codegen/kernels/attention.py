@@ -28,7 +28,6 @@ from smc.codegen.kernels.builder import (
     shuffle,
     shuffle_pair,
 )
-from smc.codegen.kernels.rows import LANES, exp, horizontal
 from smc.codegen.kernels.specs import (
     MOST_ROWS,
     PAGE_TOKENS,
@@ -37,6 +36,7 @@ from smc.codegen.kernels.specs import (
     AttentionShape,
     rows_per_token,
 )
+from smc.codegen.kernels.vector_math import LANES, exp, horizontal
 from smc.targets import Level
 
 TILE_FIELDS = 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tvm.tirx as tirx
 
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, fma, intrinsic, shuffle
-from smc.codegen.kernels.rows import LANES, horizontal, magnitude, symmetric_scale
+from smc.codegen.kernels.sink import symmetric_scale
 from smc.codegen.kernels.specs import PAGE_TOKENS, AttentionShape
+from smc.codegen.kernels.vector_math import LANES, horizontal, magnitude
 
 
 def rope_kernel(name: str, shape: AttentionShape) -> Kernel:

@@ -189,7 +189,7 @@ class LinearKernel:
 
 @dataclass(frozen=True)
 class EmbeddingKernel:
-    """kernels/rows.py: embedding_kernel"""
+    """kernels/embedding.py"""
 
     encoding: Encoding
 
@@ -199,7 +199,7 @@ class EmbeddingKernel:
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
-        from smc.codegen.kernels.rows import embedding_kernel
+        from smc.codegen.kernels.embedding import embedding_kernel
 
         return embedding_kernel(symbol, self.encoding, level.family)
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,6 +101,24 @@ class Memory:
             chunk[:] = rng.integers(0, 1 << 16, chunk.size, np.uint16) & 0x83FF | 0x2C00
 
 
+def load_c(source: Path, *arguments: str) -> ctypes.CDLL:
+    """A C file, compiled as the engine is and loaded; arguments: more of the compiler's, such as objects to link."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "library.so"
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", X86_64.zig_target, "-shared", *FLAGS]
+        command += ["-fvisibility=default", *arguments, str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
+        return ctypes.CDLL(str(library))
+
+
+def wall_seconds(pool: ThreadPoolExecutor, function: Callable[..., int], parts: Iterable[tuple[Any, ...]]) -> float:
+    """Until all threads have returned from the function, each with its part of the arguments."""
+    begin = time.perf_counter()
+    for future in [pool.submit(function, *part) for part in parts]:
+        future.result()
+    return time.perf_counter() - begin
+
+
 class Kernels:
     """The matmul kernels of encodings on one level, with the tiles that `smc compile` chooses on this machine."""
 
@@ -110,12 +129,8 @@ class Kernels:
         measured = workloads((encoding, shape.rows, shape.columns) for encoding in encodings)
         specs = [tuning.choose(LinearKernel(encoding), level, measured).spec for encoding in encodings]
         objects = build_kernels([(spec, level) for spec in specs], X86_64, progress)
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "kernels.so"
-            command = [sys.executable, "-m", "ziglang", "cc", "-target", X86_64.zig_target, "-shared", *FLAGS]
-            command += ["-fvisibility=default", "-I", str(tuner_folder()), str(DRIVER)]
-            subprocess.run([*command, *(str(o.path) for o in objects), "-o", str(library)], check=True)
-            self._library = ctypes.CDLL(str(library))
+        files = [str(o.path) for o in objects]
+        self._library = load_c(DRIVER, "-I", str(tuner_folder()), *files)
         self._symbols = {encoding: o.symbol for encoding, o in zip(encodings, objects, strict=True)}
         for name, types in {
             "time_products": [POINTER(Product), c_int64],
@@ -160,17 +175,10 @@ class Kernels:
             part = Product.from_buffer_copy(product)
             part.begin, part.end = (product.end * end // threads for end in (thread, thread + 1))
             parts.append((part, calls))
-        return self._timed(pool, self._library.time_products, parts) / calls
+        return wall_seconds(pool, self._library.time_products, parts) / calls
 
     def read_seconds(self, pool: ThreadPoolExecutor, threads: int, memory: Memory, size: int) -> float:
         """Of reading so many bytes once, shared out among threads."""
         part = size // threads // 256 * 256
         parts = [(memory.address + thread * part, part, 1) for thread in range(threads)]
-        return self._timed(pool, self._library.time_reads, parts) * size / (part * threads)
-
-    @staticmethod
-    def _timed(pool: ThreadPoolExecutor, function: Callable[..., int], parts: list[tuple]) -> float:
-        begin = time.perf_counter()
-        for future in [pool.submit(function, *part) for part in parts]:
-            future.result()
-        return time.perf_counter() - begin
+        return wall_seconds(pool, self._library.time_reads, parts) * size / (part * threads)

@@ -116,7 +116,7 @@ def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...
 
 
 def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
-    from smc.codegen.plan import make_plan
+    from smc.codegen.planner import make_plan
     from smc.codegen.tuning_kit import plan_matrices
     from smc.frontend import load_checkpoint
     from smc.passes import FUSIONS, Context

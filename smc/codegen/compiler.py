@@ -20,7 +20,8 @@ from smc.codegen.layout import LAYOUT_VERSION
 from smc.codegen.link import link_program, link_standalone
 from smc.codegen.memory import MemoryPlan, plan_memory
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
-from smc.codegen.plan import Plan, make_plan
+from smc.codegen.plan import Plan
+from smc.codegen.planner import make_plan
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
 from smc.codegen.tuning import Choice, Tuning, load_tuning, records_hash
 from smc.codegen.tuning_kit import plan_matrices, workloads

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import smc
 from smc.codegen.kernels.specs import Form
 from smc.codegen.memory import ARENA_LIMIT, MemoryPlan, plan_memory, width_of
-from smc.codegen.plan import Buffer, FunctionPlan, Plan, make_plan
+from smc.codegen.plan import Buffer, FunctionPlan, Plan
+from smc.codegen.planner import make_plan
 from smc.ir import Function
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from tests.codegen.modules import block_with, different_widths, mixed_bits, random_blocks

@@ -10,7 +10,8 @@ import pytest
 
 import smc
 from smc.codegen.layout import MatrixLayout
-from smc.codegen.plan import Plan, make_plan
+from smc.codegen.plan import Plan
+from smc.codegen.planner import make_plan
 from smc.codegen.profile import TaskProfile, profile_tasks
 from smc.codegen.weights import place_weights
 from smc.ir import Module

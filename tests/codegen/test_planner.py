@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import smc
-from smc.codegen.plan import FunctionPlan, linear_kernels, make_plan
+from smc.codegen.plan import FunctionPlan, linear_kernels
+from smc.codegen.planner import make_plan
 from smc.errors import InputError
 from smc.ir import Module
 from smc.passes import FUSIONS, apply

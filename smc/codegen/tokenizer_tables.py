@@ -1,7 +1,7 @@
 """The native tokenizer's tables, made of a tokenizer.json.
 
-The engine has no JSON, no regular expressions and no normalizers beyond what language models use: a tokenizer that
-needs more is refused by name, never approximated. How the tables look is said in runtime/engine/tokenizer_internal.h.
+The engine has no JSON. What a tokenizer.json says is read in tokenizer_parts.py; how the tables look is said in
+runtime/engine/tokenizer_internal.h.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from smc.codegen.tokenizer_parts import (
+    DECODE_BYTE_FALLBACK,
+    DECODE_BYTE_LEVEL,
+    Step,
+    check_metaspace,
+    read_decoder,
+    read_normalizer,
+    read_post_processor,
+    read_pre_tokenizer,
+    refusal,
+)
 from smc.errors import InputError
 
 MAGIC, VERSION = 0x6B6F7473, 1
@@ -32,79 +42,10 @@ SPACE = "\u2581"
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: multiplying by it spreads keys over the upper bits (Knuth, volume 3, 6.4)."""
 
-# Masks and numbers of tokenizer_internal.h.
-DECODE_BYTE_LEVEL, DECODE_REPLACE, DECODE_DROP_FIRST, DECODE_BYTE_FALLBACK = 1, 2, 4, 8
+# Masks of tokenizer_internal.h.
 MODEL_BYTE_LEVEL, MODEL_BYTE_FALLBACK, MODEL_FUSE_UNKNOWN, MODEL_IGNORE_MERGES = 1, 2, 4, 8
 TOKEN_EXISTS, TOKEN_SPECIAL, TOKEN_BYTE, TOKEN_SKIPPED = 1, 2, 4, 8
 ADDED_NORMALIZED, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_SINGLE_WORD = 1, 2, 4, 8
-NFC, REPLACE, PREPEND = 1, 2, 3
-PREPEND_SPACE, METASPACE = 16, 17
-SPLIT_TEXT, SPLIT_CLASS, SPLIT_LINES, SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K = 32, 33, 34, 35, 36, 37
-PREPEND_SCHEMES = {"never": 0, "always": 1, "first": 2}
-CUTS = {"Isolated": 0, "MergedWithPrevious": 1, "MergedWithNext": 2, "Contiguous": 3}
-WITH_MARKS, CONTRACTIONS, SLASHES = 1, 2, 4
-NUMBER, PUNCTUATION, DIGIT, NUMERIC = 1 << 1, 1 << 5, 1 << 6, 1 << 7  # places in unicode_tables.CLASSES
-
-
-class Step(NamedTuple):
-    """What the normalizer or the pre-tokenizer does, one thing after another."""
-
-    kind: int
-    number: int = 0
-    least: int = 0
-    most: int = 0
-    first: str = ""
-    second: str = ""
-
-
-def _patterns() -> dict[str, Step]:
-    """The regular expressions of language models' pre-tokenizers, in all the ways in which they are written."""
-    space = (r"\s+(?!\S)|\s+",)
-    line = (r"\s*[\r\n]+", r"\s*[\r\n]")  # the same: all that follows the last line break is no line break
-    contractions = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?i:[sdmt]|ll|ve|re)")
-    prefix = (r"[^\r\n\p{L}\p{N}]?", r"[^\r\n\p{L}\p{N}]?+")
-    digits = {r"\p{N}": 1, r"\p{N}{1,2}": 2, r"\p{N}{1,3}": 3, r"\p{N}+": 0}
-    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-    found = {}
-    for start in (r"'s|'t|'re|'ve|'m|'ll|'d", r"'(?:[sdmt]|ll|ve|re)"):
-        found[start + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"] = Step(SPLIT_GPT2)
-    for digit, (letters, others, number) in itertools.product(
-        digits, ((r"\p{L}", r"\p{L}\p{N}", 0), (r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}", WITH_MARKS))
-    ):
-        step = Step(SPLIT_CL100K, number, most=digits[digit])
-        for parts in itertools.product(
-            contractions,
-            [f"{start}{letters}+" for start in prefix],
-            [digit],
-            [rf" ?[^\s{others}]{repeat}[\r\n]*" for repeat in ("+", "++")],
-            line,
-            space,
-        ):
-            found["|".join(parts)] = step
-    for digit, slash, contraction in itertools.product(digits, ("", "/"), ("", *contractions)):
-        step = Step(SPLIT_O200K, (CONTRACTIONS if contraction else 0) | (SLASHES if slash else 0), most=digits[digit])
-        after = contraction if contraction.startswith("(") or not contraction else f"(?:{contraction})"
-        after = f"{after}?" if after else ""
-        for start, ending in itertools.product(prefix, line):
-            words = f"{start}{upper}*{lower}+{after}|{start}{upper}+{lower}*{after}"
-            found[rf"{words}|{digit}| ?[^\s\p{{L}}\p{{N}}]+[\r\n{slash}]*|{ending}|{space[0]}"] = step
-    found |= {digit: Step(SPLIT_CLASS, NUMBER, 1, most) for digit, most in digits.items()}
-    found[r"[\p{P}\$\+<=>\^~\|]+"] = Step(SPLIT_CLASS, PUNCTUATION, 1)
-    found[r"[0-9][0-9][0-9]"] = Step(SPLIT_CLASS, DIGIT, 3, 3)
-    return found
-
-
-PATTERNS = _patterns()
-_LINES = re.compile(r"\\n\|(.)\*\[\^\1\\n\]\+\|\1\+", re.DOTALL)
-_WHOLE = (SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K, SPLIT_LINES)  # what they match is the whole text
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    flags: int
-    replace_from: str = ""
-    replace_to: str = ""
-    strip: int = 0
 
 
 def tokenizer_tables(tokenizer_json: str) -> bytes:
@@ -125,10 +66,6 @@ def tokenizer_tables(tokenizer_json: str) -> bytes:
     return tables.build()
 
 
-def _refuse(what: str) -> InputError:
-    return InputError(f"the native tokenizer can't do {what}: its text would not be cut as the model was trained on")
-
-
 class _Tables:
     """Collects the sections of one tokenizer."""
 
@@ -136,13 +73,13 @@ class _Tables:
         self._data = data
         self._model = data["model"]
         if self._model["type"] != "BPE":
-            raise _refuse(f"models of the kind {self._model['type']} (BPE is supported)")
-        self._normalizer = _normalizer(data["normalizer"])
-        self._splitter, self._byte_level = _splitter(data["pre_tokenizer"])
-        self._decoder = _decoder(data["decoder"])
+            raise refusal(f"models of the kind {self._model['type']} (BPE is supported)")
+        self._normalizer = read_normalizer(data["normalizer"])
+        self._splitter, self._byte_level = read_pre_tokenizer(data["pre_tokenizer"])
+        self._decoder = read_decoder(data["decoder"])
         if self._byte_level != bool(self._decoder.flags & DECODE_BYTE_LEVEL):
-            raise _refuse("a decoder of another kind than its pre-tokenizer")
-        _check_first(self._normalizer, self._splitter)
+            raise refusal("a decoder of another kind than its pre-tokenizer")
+        check_metaspace(self._normalizer, self._splitter)
         self._special = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
         self._normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
         self._tokens = self._vocabulary()
@@ -160,14 +97,14 @@ class _Tables:
         ):
             flags |= flag if model[name] else 0
         if self._byte_level and flags & MODEL_BYTE_FALLBACK:
-            raise _refuse("byte fallback with a byte-level pre-tokenizer")
+            raise refusal("byte fallback with a byte-level pre-tokenizer")
         for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
             if model[name]:
-                raise _refuse(f"BPE with {name}")
+                raise refusal(f"BPE with {name}")
         starts, token_flags = self._token_texts()
         buckets, merges, merged, hash_bits = self._merges()
         word_buckets, words, word_bits = self._words(flags)
-        prefix, suffix = _frame(self._data["post_processor"])
+        prefix, suffix = read_post_processor(self._data["post_processor"])
         decoder = self._decoder
         unknown = -1 if model["unk_token"] is None else self._id(model["unk_token"])
         texts = (decoder.replace_from, decoder.replace_to, self._word_start(unknown))
@@ -207,7 +144,7 @@ class _Tables:
         tokens = {number: text for text, number in self._model["vocab"].items()}
         tokens |= {token["id"]: self._pattern(token) for token in self._data["added_tokens"]}
         if not tokens or max(tokens) >= MOST_TOKENS or len(self._model["merges"]) > MOST_MERGES:
-            raise _refuse(f"{len(tokens)} tokens with ids up to {max(tokens, default=0)} (ids are below {MOST_TOKENS})")
+            raise refusal(f"{len(tokens)} tokens with ids up to {max(tokens, default=0)} (ids are below {MOST_TOKENS})")
         return tokens
 
     def _pattern(self, token: Mapping[str, Any]) -> str:
@@ -244,7 +181,7 @@ class _Tables:
         )
         byte = re.fullmatch(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>", seen) is not None
         if byte and (seen != text or "+" in text):
-            raise _refuse(f"the token {text!r}")
+            raise refusal(f"the token {text!r}")
         return byte
 
     # ---- the model
@@ -291,7 +228,7 @@ class _Tables:
         else:
             data = [text.encode() for _, text in texts]
         if any(self._tokens[number] != text for number, text in texts):
-            raise _refuse("ignore_merges with added tokens that the normalizer changes")
+            raise refusal("ignore_merges with added tokens that the normalizer changes")
         starts, order, bits = _hash(np.array([_fnv1a(text) for text in data], np.uint64))
         return starts, np.array([number for number, _ in texts], "<i4")[order], bits
 
@@ -311,7 +248,7 @@ class _Tables:
             content = token["content"]
             pattern = self._pattern(token)
             if not pattern:
-                raise _refuse(f"the added token {content!r}, of which the normalizer leaves nothing")
+                raise refusal(f"the added token {content!r}, of which the normalizer leaves nothing")
             flags = sum(
                 flag
                 for name, flag in (
@@ -337,153 +274,11 @@ class _Tables:
     def _steps(self, steps: Sequence[Step]) -> bytes:
         for text in itertools.chain.from_iterable((step.first, step.second) for step in steps):
             if len(text.encode()) > MOST_STEP_BYTES:
-                raise _refuse(f"a replacement of more than {MOST_STEP_BYTES} bytes")
+                raise refusal(f"a replacement of more than {MOST_STEP_BYTES} bytes")
         return b"".join(
             struct.pack("<8I", *step[:4], *self._span(step.first.encode()), *self._span(step.second.encode()))
             for step in steps
         )
-
-
-# ---- the parts of a tokenizer.json
-
-
-def _flatten(part: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
-    """A part, or the parts of a Sequence of them."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [step for member in part[members] for step in _flatten(member, members)]
-
-
-def _literal(pattern: Mapping[str, str], where: str) -> str:
-    """The text of a pattern that is no regular expression."""
-    if not pattern.get("String"):
-        raise _refuse(f"{where} of the pattern {next(iter(pattern.values()))!r}")
-    return pattern["String"]
-
-
-def _normalizer(part: Mapping[str, Any] | None) -> list[Step]:
-    steps = []
-    for member in _flatten(part, "normalizers"):
-        match member["type"]:
-            case "NFC":
-                steps.append(Step(NFC))
-            case "Replace":
-                steps.append(Step(REPLACE, first=_literal(member["pattern"], "Replace"), second=member["content"]))
-            case "Prepend":
-                steps.append(Step(PREPEND, first=member["prepend"]))
-            case other:
-                raise _refuse(f"the normalizer {other}")
-    return steps
-
-
-def _splitter(part: Mapping[str, Any] | None) -> tuple[list[Step], bool]:
-    """The steps of a pre-tokenizer, and whether it makes bytes of the text."""
-    steps: list[Step] = []
-    members = _flatten(part, "pretokenizers")
-    for place, member in enumerate(members):
-        match member["type"]:
-            case "ByteLevel":
-                if place + 1 < len(members):
-                    raise _refuse(f"the pre-tokenizer {members[place + 1]['type']} after ByteLevel")
-                if member["add_prefix_space"]:
-                    steps.append(Step(PREPEND_SPACE))
-                if member["use_regex"]:
-                    steps.append(Step(SPLIT_GPT2))
-                return steps, True
-            case "Digits":
-                steps.append(Step(SPLIT_CLASS, NUMERIC, 1, 1 if member["individual_digits"] else 0))
-            case "Metaspace":
-                steps.append(Step(METASPACE, PREPEND_SCHEMES[member["prepend_scheme"]], first=member["replacement"]))
-                if member["split"]:
-                    steps.append(Step(SPLIT_TEXT, CUTS["MergedWithNext"], first=member["replacement"]))
-            case "Split":
-                steps.append(_split(member))
-            case other:
-                raise _refuse(f"the pre-tokenizer {other}")
-    return steps, False
-
-
-def _split(member: Mapping[str, Any]) -> Step:
-    behavior, invert = member["behavior"], member["invert"]
-    if "String" in member["pattern"]:
-        if invert or behavior not in CUTS:
-            raise _refuse(f"a Split that is {behavior}{' and inverted' if invert else ''}")
-        return Step(SPLIT_TEXT, CUTS[behavior], first=_literal(member["pattern"], "a Split"))
-    pattern = member["pattern"]["Regex"]
-    lines = _LINES.fullmatch(pattern)
-    step = Step(SPLIT_LINES, first=lines[1]) if lines else PATTERNS.get(pattern)
-    if step is None or (lines and lines[1] in r"\[](){}*+?.^$|&-"):
-        raise _refuse(f"the regular expression {pattern!r}")
-    # Where everything is matched, keeping the matches and dropping what lies between is the same as Isolated.
-    if (behavior, invert) != ("Isolated", False) and not (
-        (behavior, invert) == ("Removed", True) and step.kind in _WHOLE
-    ):
-        raise _refuse(f"a Split that is {behavior}{' and inverted' if invert else ''}")
-    return step
-
-
-def _check_first(normalizer: Sequence[Step], splitter: Sequence[Step]) -> None:
-    """Metaspace asks where in the original text a piece begins: we know that of the very first piece only."""
-    for place, step in enumerate(splitter):
-        changed = place > 0 or any(step.kind not in (NFC, REPLACE) for step in normalizer)
-        if step.kind == METASPACE and step.number == PREPEND_SCHEMES["first"] and changed:
-            raise _refuse("Metaspace with the prepend scheme first behind other steps")
-
-
-def _decoder(part: Mapping[str, Any] | None) -> _Decoder:
-    """ByteLevel, Metaspace, or of Replace, ByteFallback, Fuse and Strip, in this order, what there is."""
-    members = _flatten(part, "decoders")
-    kinds = [member["type"] for member in members]
-    if kinds == ["ByteLevel"]:
-        return _Decoder(DECODE_BYTE_LEVEL)
-    if kinds == ["Metaspace"]:
-        drop = DECODE_DROP_FIRST if members[0]["prepend_scheme"] != "never" else 0
-        return _Decoder(DECODE_REPLACE | drop, members[0]["replacement"], " ")
-    order = ["Replace", "ByteFallback", "Fuse", "Strip"]
-    if not kinds or [kind for kind in order if kind in kinds] != kinds or ("Strip" in kinds and "Fuse" not in kinds):
-        raise _refuse(f"the decoder {' + '.join(kinds) or 'None'}")
-    flags, replace, strip = 0, ("", ""), 0
-    for member in members:
-        match member["type"]:
-            case "Replace":
-                flags |= DECODE_REPLACE
-                replace = (_literal(member["pattern"], "a decoder's Replace"), member["content"])
-            case "ByteFallback":
-                flags |= DECODE_BYTE_FALLBACK
-            case "Strip":
-                if member["content"] != " " or member["stop"]:
-                    raise _refuse("a Strip of anything but spaces at the start")
-                strip = member["start"]
-    return _Decoder(flags, *replace, strip)
-
-
-def _frame(part: Mapping[str, Any] | None) -> tuple[list[int], list[int]]:
-    """The tokens that the post-processor puts before and after a text."""
-    before: list[int] = []
-    after: list[int] = []
-    for member in _flatten(part, "processors"):
-        match member["type"]:
-            case "ByteLevel":
-                continue
-            case "BertProcessing" | "RobertaProcessing":
-                before, after = [member["cls"][1], *before], [*after, member["sep"][1]]
-            case "TemplateProcessing":
-                ids = {name: token["ids"] for name, token in member["special_tokens"].items()}
-                kinds = ["Sequence" in item for item in member["single"]]
-                if kinds.count(True) != 1:
-                    raise _refuse("a post-processor that takes a text other than once")
-                tokens = [
-                    [] if kind else ids[item["SpecialToken"]["id"]]
-                    for kind, item in zip(kinds, member["single"], strict=True)
-                ]
-                place = kinds.index(True)
-                before = [*itertools.chain.from_iterable(tokens[:place]), *before]
-                after = [*after, *itertools.chain.from_iterable(tokens[place:])]
-            case other:
-                raise _refuse(f"the post-processor {other}")
-    return before, after
 
 
 # ---- bytes, hashes, layout

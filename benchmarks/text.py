@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import click
 
-from benchmarks.models import PackagedFile, fetch
+from benchmarks.packages import PackagedFile, fetch
 
 WIKIPEDIA = PackagedFile(
     "gensim==4.4.0",

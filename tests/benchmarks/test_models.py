@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import models
+from benchmarks.checkpoints import complete_folder
 
 OPENING = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do"
 
@@ -109,7 +110,7 @@ def test_a_random_model_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_nothing_is_left_behind_when_making_a_folder_fails(tmp_path: Path) -> None:
     def fail() -> None:
-        with models.complete_folder(tmp_path / "out") as folder:
+        with complete_folder(tmp_path / "out") as folder:
             (folder / "half").write_text("written")
             raise KeyError("interrupted")
 

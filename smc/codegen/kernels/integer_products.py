@@ -153,6 +153,10 @@ class IntegerProducts:
         """Add the quads of a tile for some units."""
         dot, x, inputs = self.dot, self.source.inputs.codes, self.source.codes(tile)
         some = self.weights.rows.units[units.start : units.stop]
+        if lacking := self.weights.lacking(tile, quads):
+            for registers in sums:
+                for register, amount in zip(registers, lacking[units.start : units.stop], strict=True):
+                    self.kernel.set(register, register.value + amount)
         if isinstance(dot, InPlaceDot):
             assert isinstance(self.weights, PackedWeights)
             dot.add_terms(some, self.weights.terms(tile, quads, dot.place), x, inputs[0], quads)

@@ -6,10 +6,12 @@ panels and multiplies with them: many_tokens.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, const, dtype_of, reinterpret
-from smc.codegen.kernels.dot import Unpack
+from smc.codegen.kernels.builder import Expr, Kernel, Pointer, const, dtype_of, intrinsic, reinterpret
+from smc.codegen.kernels.dot import Unpack, magnitude
 from smc.codegen.kernels.groups import piece_quads
 from smc.codegen.kernels.tiles import panel_tiles
 from smc.codegen.kernels.unpack import QUADS, CodeForm, code_form, unpacked_zero
@@ -24,7 +26,8 @@ class Panel:
 
     tiles: how many it has room for. packed_form: of the weights that `fill` wants, not shifted. form, zero: what the
     panel's bytes say, and which byte stands for 0 (0 where zeros are stored beside scales).
-    Scales, offsets (float32 [32]) and zeros (int32 [32]) belong to pieces: tiles, or halves of tiles in groups of 16.
+    Scales, offsets (float32 [32]), zeros and what split codes lack (int32 [32]) belong to pieces: tiles, or halves of
+    tiles in groups of 16.
     """
 
     def __init__(self, kernel: Kernel, encoding: Encoding, level: Level) -> None:
@@ -40,8 +43,12 @@ class Panel:
         self.zero = unpacked_zero(encoding, level)
         if self.folds_zeros:
             self.form, self.zero = replace(source, bits=source.bits + 1), (1 << source.bits) - 1
+        elif source.signed:  # AVX2, 8 bits
+            self.form = replace(source, split=True)
         parts = tiles * self.pieces_per_tile * ROW_BLOCK
         self.codes = kernel.array("uint8", tiles * TILE * ROW_BLOCK, "panel")
+        self.signs = kernel.array("int8", tiles * TILE * ROW_BLOCK, "panel_signs") if self.form.split else None
+        self.lacking = kernel.array("int32", parts, "panel_lacking") if self.form.split else None
         self.scales = kernel.array("float32", parts, "panel_scales")
         self.offsets = kernel.array("float32", parts, "panel_offsets") if encoding.offset else None
         stores_zeros = encoding.zero == "group" and not self.folds_zeros
@@ -59,9 +66,28 @@ class Panel:
                 for array, numbers in arrays:
                     if array is not None and numbers is not None:
                         k.store(array, piece + unit.offset, numbers[u])
-                for quad in quads:
-                    place = self.code_place(tile - begin, quad, const(unit.offset, "int64"))
-                    self._store_codes(place, unpack(unit, quad), parts.zeros and parts.zeros[u])
+                places = [self.code_place(tile - begin, quad, const(unit.offset, "int64")) for quad in quads]
+                codes = [unpack(unit, quad) for quad in quads]
+                if self.form.split:
+                    self._store_split(places, codes, piece + unit.offset)
+                    continue
+                for place, code in zip(places, codes, strict=True):
+                    self._store_codes(place, code, parts.zeros and parts.zeros[u])
+
+    def _store_split(self, places: Sequence[Expr], codes: Sequence[Expr], piece: Expr) -> None:
+        """A unit's codes in `places`, and what products of this piece lack: the magnitudes of negative ones."""
+        assert self.signs is not None and self.lacking is not None
+        k, lanes = self.kernel, self.level.lanes
+        bytes_, words = f"int8x{4 * lanes}", f"int16x{2 * lanes}"
+        total = const(0, words)
+        for place, code in zip(places, codes, strict=True):
+            sign = k.let(code >> const(7, bytes_), "sign")
+            k.store(self.codes, place, reinterpret(magnitude(code), f"uint8x{4 * lanes}"))
+            k.store(self.signs, place, sign)
+            pairs = intrinsic(words, "llvm.x86.avx2.pmadd.ub.sw", magnitude(code) & sign, const(1, bytes_))
+            total = k.let(total + pairs, "negative")
+        fours = intrinsic(f"int32x{lanes}", "llvm.x86.avx2.pmadd.wd", total, const(1, words))
+        k.store(self.lacking, piece, fours)
 
     def code_place(self, tile: Expr, quad: int, row: Expr) -> Expr:
         """Where the codes of a quad of rows from `row` of the block on lie; tile: counted in the panel."""
@@ -103,11 +129,21 @@ class PanelWeights(Weights):
     def unpack(self, tile: Expr, quads: range) -> Unpack:
         """See `Weights.unpack`."""
 
-        def load(unit: Unit, quad: int) -> Expr:
+        def load(unit: Unit, quad: int) -> Any:
             place = self.panel.code_place(tile - self.begin, quad, self._row(unit))
-            return self.kernel.let(self.panel.codes.load(place, 4 * self.level.lanes), "code")
+            arrays = (self.panel.codes, self.panel.signs) if self.panel.signs else (self.panel.codes,)
+            codes = [self.kernel.let(array.load(place, 4 * self.level.lanes), "code") for array in arrays]
+            return codes if self.form.split else codes[0]
 
         return load
+
+    def lacking(self, tile: Expr, quads: range) -> list[Expr] | None:
+        """See `Weights.lacking`."""
+        array, pieces = self.panel.lacking, self.panel.pieces_per_tile
+        if array is None:
+            return None
+        piece = ((tile - self.begin) * pieces + quads.start * pieces // QUADS) * ROW_BLOCK
+        return [self.kernel.let(array.load(piece + self._row(u), self.level.lanes), "lacking") for u in self.rows.units]
 
     def _piece_of(self, group: Expr) -> Expr:
         """Where the scales of a group begin: those of its first piece."""

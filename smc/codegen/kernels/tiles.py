@@ -63,9 +63,7 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
 def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
-        # Bytes of 8 bits need more registers a row on AVX2: one unit of rows at once.
-        single = level.dot == "vpmaddubsw" and (encoding.bits == 8 or encoding.levels is not None)
-        return Tile(8, level.lanes, panel=True) if single else Tile(4, 2 * level.lanes, panel=True)
+        return Tile(4, 2 * level.lanes, panel=True)
     if level.family == "arm64":
         if encoding.activation == "i8":
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.

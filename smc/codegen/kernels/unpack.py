@@ -89,12 +89,16 @@ def scale_place(encoding: Encoding, vector: Expr, group: Expr, tiles: Expr, offs
 
 @dataclass(frozen=True)
 class CodeForm:
-    """What unpacked bytes say: byte = (code or level + offset) << shift, in `bits` bits, signed or not."""
+    """What unpacked bytes say: byte = (code or level + offset) << shift, in `bits` bits, signed or not.
+
+    split: magnitudes and signs (-1 or 0) are bytes of their own.
+    """
 
     bits: int
     offset: int
     shift: int
     signed: bool
+    split: bool = False
 
     @property
     def dtype(self) -> str:

@@ -108,6 +108,10 @@ class Weights(ABC):
     def unpack(self, tile: Expr, quads: range) -> Unpack:
         """unit, quad → the unpacked codes of a tile, of these quads."""
 
+    def lacking(self, tile: Expr, quads: range) -> list[Expr] | None:
+        """int32 [lanes] of every unit: what sums of a tile's products lack, of these quads; None: nothing."""
+        return None
+
     def pieces(self, begin: Expr, tiles: Expr) -> Iterator[tuple[Expr, int, GroupParts]]:
         """Loops over tiles; yields the tile, its half (0 where there is but one piece) and its group's parts."""
         k = self.kernel

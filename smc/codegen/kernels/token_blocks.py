@@ -82,14 +82,19 @@ class TokenBlocks:
         """Add all tiles: what an input scale holds for to sums of its own, for at `most` so many blocks."""
         _, inputs = tiles_of_scales(self.encoding)
         parts = self._new_sums(most)
+        self._clear(parts, count)
         with spans(self.kernel, const(0, "int64"), self.matrix.tiles, inputs) as (_, tile, tiles):
-            self._clear(parts, count)
             self._add(weights, parts, begin, count, tile, tiles)
             with self.kernel.loop(count, "block") as index:
                 part = self._take(weights, parts, begin, index)
                 block = self._take(weights, sums, begin, index)
                 block.products.add_parts(part.products.accumulators, tile)
                 self._store(block)
+                # For the next scale, here: a loop that does nothing else becomes a call of memset.
+                for array, place in part.places:
+                    for unit in range(len(weights.rows.units)):
+                        zero = const(0.0, f"float32x{self.level.lanes}")
+                        self.kernel.store(array, place + unit * self.level.lanes, zero)
 
     def _add(
         self, weights: PackedWeights, sums: list[Pointer], begin: Expr, count: Expr, first: Expr, tiles: Expr

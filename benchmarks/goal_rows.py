@@ -222,7 +222,7 @@ class Quality(Row):
         size, model = (QUALITY_WINDOWS, QUALITY_CONTEXT, self._threads), self._model
         folder, text = model.folder(), inputs.evaluation_text()
         self._own = _kept_divergence(
-            model.artifact, lambda: quality.measure_recipes(folder, [model.quant], text, *size)[0]
+            model.artifact, lambda: quality.measure_artifacts(folder, [model.artifact], text, *size)[0]
         )
         self._peer = _kept_divergence(model.gguf, lambda: quality.measure_peer(folder, model.format, text, *size))
 

@@ -1,6 +1,7 @@
 """Quality of quantized artifacts: KL divergence and perplexity beside transformers in fp32, and llama.cpp's formats.
 
     python -m benchmarks.quality --quant int8 --quant int4 --peer Q8_0 --peer Q4_0-pure [--windows 100] [--json FILE]
+    python -m benchmarks.quality --artifact smollm2.smc --windows 20
 
 The model is the off-grid SmolLM2 (benchmarks/models.py) unless --model names another folder; the text is Wikipedia
 prose (benchmarks/text.py), cut into windows that don't overlap, each seen alone. The second half of a window is scored,
@@ -93,16 +94,16 @@ def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], thr
     )
 
 
-def measure_recipes(
-    model: Path, quants: Sequence[str], text: Path, windows: int, context: int, threads: int
+def measure_artifacts(
+    model: Path, artifacts: Sequence[Path], text: Path, windows: int, context: int, threads: int
 ) -> list[Quality]:
-    """A model compiled with each of the recipes, beside transformers."""
+    """Artifacts of a model, beside transformers."""
     from tokenizers import Tokenizer
 
     tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
     reference = Fp32Reference(model)
     chosen = text_windows(tokens, context, windows)
-    return [measure(inputs.artifact(model, quant), reference, chosen, threads) for quant in quants]
+    return [measure(artifact, reference, chosen, threads) for artifact in artifacts]
 
 
 def measure_peer(model: Path, format: str, text: Path, windows: int, context: int, threads: int) -> Quality:
@@ -125,6 +126,13 @@ def print_table(rows: list[Quality]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--quant", "quants", multiple=True, help="A recipe to compile and judge; may be repeated.")
+@click.option(
+    "--artifact",
+    "artifacts",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An artifact of the model to judge; may be repeated.",
+)
 @click.option("--peer", "formats", multiple=True, help="A format of llama.cpp; may be repeated.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False))
@@ -134,6 +142,7 @@ def print_table(rows: list[Quality]) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too.")
 def main(
     quants: tuple[str, ...],
+    artifacts: tuple[Path, ...],
     formats: tuple[str, ...],
     model: Path | None,
     text: Path | None,
@@ -147,8 +156,9 @@ def main(
     text = text or inputs.evaluation_text()
     torch.set_num_threads(threads)
     rows = [measure_peer(model, format, text, windows, context, threads) for format in formats]
-    if quants:
-        rows += measure_recipes(model, quants, text, windows, context, threads)
+    files = [*(inputs.artifact(model, quant) for quant in quants), *artifacts]
+    if files:
+        rows += measure_artifacts(model, files, text, windows, context, threads)
     print_table(rows)
     if json_file:
         figures = {"machine": inputs.machine(), "windows": windows, "rows": [asdict(row) for row in rows]}

@@ -28,19 +28,15 @@ class Sink:
     """Where a row kernel puts its results: pointer parameters for every form, and the code that stores columns."""
 
     def __init__(self, kernel: Kernel, level: Level, forms: Sequence[Form]) -> None:
-        self.kernel, self.level = kernel, level
+        self.kernel = kernel
         self.floats: Pointer | None = None
-        self.codes: list[tuple[Form, Pointer, Pointer, Pointer]] = []
-        self.wide = [form for form in forms if form.group != TILE]
+        self.codes: list[_CodesSink] = []
         for place, form in enumerate(forms):
             if form.kind == "f32":
                 self.floats = kernel.pointer("out", "float32")
             else:
-                pointers = [
-                    kernel.pointer(f"{n}_{place}", d)
-                    for n, d in (("codes", "int8"), ("scales", "float32"), ("sums", "int32"))
-                ]
-                self.codes.append((form, pointers[0], pointers[1], pointers[2]))
+                self.codes.append(_CodesSink(kernel, level, form, place))
+        self.wide = [codes for codes in self.codes if codes.form.group != TILE]
         self.tokens = kernel.scalar("tokens")
 
     def store(
@@ -60,10 +56,8 @@ class Sink:
         if len(self.wide) < len(self.codes) or self.floats is not None:
             with k.loop(count, "tile", begin=first) as tile:
                 self.store_tile(tokens, stride, tile, values(tile))
-        for form, codes, scales, sums in self.codes:
-            if form.group != TILE:
-                to = [self.destination(form, token, stride) for token in tokens]
-                self._store_groups(form, codes, scales, sums, to, tokens, first, count, values)
+        for codes in self.wide:
+            codes.store_groups(codes.destinations(self.tokens, tokens, stride), tokens, first, count, values)
 
     def store_tile(self, tokens: Sequence[Expr], stride: Expr, tile: Expr, halves: Sequence[Halves]) -> None:
         """One tile, in all forms but those whose groups are wider."""
@@ -74,32 +68,42 @@ class Sink:
                 place = k.let(token * stride + column, "place")
                 k.store(self.floats, place, low)
                 k.store(self.floats, place + LANES, high)
-        for form, codes, scales, sums in self.codes:
-            if form.group != TILE:
+        for codes in self.codes:
+            if codes in self.wide:
                 continue
             largest = [k.let(tirx.max(magnitude(low), magnitude(high)), "largest") for low, high in halves]
             scale, inverse = symmetric_scale(k, horizontal_each(k, largest, tirx.max))
-            to = [self.destination(form, token, stride) for token in tokens]
+            to = codes.destinations(self.tokens, tokens, stride)
             for m in range(count):
-                k.store(scales, to[m].scale(tile), lane(scale, m, count))
-            inverses = [segment(inverse, m, count) for m in range(count)]
-            store_codes(k, self.level, form, codes, sums, to, tile, halves, inverses)
+                k.store(codes.scales, to[m].scale(tile), lane(scale, m, count))
+            codes.store_codes(to, tile, halves, [segment(inverse, m, count) for m in range(count)])
 
-    def _store_groups(
+
+class _CodesSink:
+    """The results as int8 codes of one form, the kernel's number `place`."""
+
+    def __init__(self, kernel: Kernel, level: Level, form: Form, place: int) -> None:
+        self.kernel, self.level, self.form = kernel, level, form
+        self.codes = kernel.pointer(f"codes_{place}", "int8")
+        self.scales = kernel.pointer(f"scales_{place}", "float32")
+        self.sums = kernel.pointer(f"sums_{place}", "int32")
+
+    def destinations(self, step: Expr, tokens: Sequence[Expr], stride: Expr) -> list[Destination]:
+        """Where some tokens' codes go, of a step of so many tokens (int32)."""
+        per_tile = TILE // self.form.sum_group
+        return [destination(self.kernel, self.level, step, token, stride, per_tile) for token in tokens]
+
+    def store_groups(
         self,
-        form: Form,
-        codes: Pointer,
-        scales: Pointer,
-        sums: Pointer,
         to: Sequence[Destination],
         tokens: Sequence[Expr],
         first: Expr,
         count: Expr,
         values: Callable[[Expr], Sequence[Halves]],
     ) -> None:
-        """Codes whose groups are several tiles, or the row: first the largest magnitudes, then the codes."""
-        k = self.kernel
-        size = count if form.group == "token" else const(form.group // TILE, "int64")
+        """As `Sink.store`, of groups that are several tiles, or the row: first their largest magnitudes, then codes."""
+        k, group_size = self.kernel, self.form.group
+        size = count if group_size == "token" else const(group_size // TILE, "int64")
         with k.loop(k.let((count + size - const(1, "int64")) // size, "groups"), "group") as group:
             begin = k.let(first + group * size, "begin")
             tiles = k.let(tirx.min(first + count - begin, size), "tiles")
@@ -109,18 +113,43 @@ class Sink:
                     k.set(register, tirx.max(register.value, tirx.max(magnitude(low), magnitude(high))))
             scale, inverse = symmetric_scale(k, horizontal_each(k, [r.value for r in largest], tirx.max))
             inverses = [segment(inverse, m, len(tokens)) for m in range(len(tokens))]
-            if form.group == "token":
+            if group_size == "token":
                 for m, token in enumerate(tokens):
-                    k.store(scales, token, lane(scale, m, len(tokens)))
+                    k.store(self.scales, token, lane(scale, m, len(tokens)))
             with k.loop(tiles, "tile", begin=begin) as tile:
-                if form.group != "token":
+                if group_size != "token":
                     for m, place in enumerate(to):
-                        k.store(scales, place.scale(tile), lane(scale, m, len(tokens)))
-                store_codes(k, self.level, form, codes, sums, to, tile, values(tile), inverses)
+                        k.store(self.scales, place.scale(tile), lane(scale, m, len(tokens)))
+                self.store_codes(to, tile, values(tile), inverses)
 
-    def destination(self, form: Form, token: Expr, stride: Expr) -> Destination:
-        """Where a token's codes go."""
-        return destination(self.kernel, self.level, self.tokens, token, stride, TILE // form.sum_group)
+    def store_codes(
+        self, to: Sequence[Destination], tile: Expr, halves: Sequence[Halves], inverses: Sequence[Expr]
+    ) -> None:
+        """Round the 32 columns of a tile half to even, for some tokens; store the codes and their sums."""
+        k, vector, count = self.kernel, f"int32x{LANES}", len(to)
+        rounded: list[list[Expr]] = []
+        for place, columns, inverse in zip(to, halves, inverses, strict=True):
+            rounded.append([])
+            for number, half in enumerate(columns):
+                scaled = half * inverse
+                integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
+                stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
+                if has_pairs(self.level):
+                    for chunk in range(2):
+                        eight = shuffle(stored, range(8 * chunk, 8 * chunk + 8))
+                        k.store(self.codes, place.code(tile, 2 * number + chunk), eight)
+                else:
+                    k.store(self.codes, place.code(tile, 2 * number), stored)
+                rounded[-1].append(integers)
+        if self.form.sum_group == TILE:
+            totals = horizontal_each(k, [low + high for low, high in rounded], add)
+            for m in range(count):
+                k.store(self.sums, to[m].sum(tile), lane(totals, m, count))
+        else:
+            for number in range(2):
+                totals = horizontal_each(k, [integers[number] for integers in rounded], add)
+                for m in range(count):
+                    k.store(self.sums, to[m].sum(tile * 2 + number), lane(totals, m, count))
 
 
 def symmetric_scale(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
@@ -129,41 +158,3 @@ def symmetric_scale(kernel: Kernel, amax: Expr) -> tuple[Expr, Expr]:
     scale = kernel.let(amax / const(127.0, dtype), "scale")
     inverse = tirx.Select(amax > const(SMALLEST, dtype), const(127.0, dtype) / amax, const(0.0, dtype))
     return scale, kernel.let(inverse, "inverse")
-
-
-def store_codes(
-    kernel: Kernel,
-    level: Level,
-    form: Form,
-    codes: Pointer,
-    sums: Pointer,
-    to: Sequence[Destination],
-    tile: Expr,
-    halves: Sequence[Halves],
-    inverses: Sequence[Expr],
-) -> None:
-    """Round the 32 columns of a tile half to even, for some tokens; store the codes and their sums."""
-    k, vector, count = kernel, f"int32x{LANES}", len(to)
-    rounded: list[list[Expr]] = []
-    for place, columns, inverse in zip(to, halves, inverses, strict=True):
-        rounded.append([])
-        for number, half in enumerate(columns):
-            scaled = half * inverse
-            integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
-            stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
-            if has_pairs(level):
-                for chunk in range(2):
-                    eight = shuffle(stored, range(8 * chunk, 8 * chunk + 8))
-                    k.store(codes, place.code(tile, 2 * number + chunk), eight)
-            else:
-                k.store(codes, place.code(tile, 2 * number), stored)
-            rounded[-1].append(integers)
-    if form.sum_group == TILE:
-        totals = horizontal_each(k, [low + high for low, high in rounded], add)
-        for m in range(count):
-            k.store(sums, to[m].sum(tile), lane(totals, m, count))
-    else:
-        for number in range(2):
-            totals = horizontal_each(k, [integers[number] for integers in rounded], add)
-            for m in range(count):
-                k.store(sums, to[m].sum(tile * 2 + number), lane(totals, m, count))

@@ -82,6 +82,11 @@ def test_import_smc_is_nearly_empty() -> None:
     assert not loaded_after("import smc") & {"click", "jinja2", "numpy", "rich", "tokenizers"}
 
 
+def test_the_help_needs_what_commands_are_made_of_only() -> None:
+    loaded = loaded_after("from smc.cli.main import run; run(['--help'])")
+    assert not loaded & {"jinja2", "numpy", "rich", "tokenizers", "urllib"}
+
+
 def test_runtime_works_where_only_the_base_is_installed() -> None:
     blocked = f"sys.modules.update(dict.fromkeys({sorted(COMPILER_ONLY)!r}))\n"  # None: importing it fails
     commands = "from smc.cli.main import run\nassert run(['--help']) == 0\nassert run(['targets', '--json']) == 0\n"

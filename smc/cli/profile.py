@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from smc.runtime.profile import Limits, Profile, TaskProfile
+if TYPE_CHECKING:
+    from smc.runtime.profile import Limits, Profile, TaskProfile
 
 _COLUMNS = ("calls", "µs", "share", "GB/s", "limit", "GMAC/s", "peak", "wait µs")
 _WIDTHS = (7, 10, 8, 8, 8, 9, 8, 9)

@@ -6,8 +6,8 @@ Written by hand as SVG: it needs nothing that a device may lack.
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import Any
-from xml.sax.saxutils import escape
 
 _WIDTH, _PANEL = 960, 520
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 640, 60, 400

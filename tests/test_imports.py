@@ -84,7 +84,7 @@ def test_import_smc_is_nearly_empty() -> None:
 
 def test_the_help_needs_what_commands_are_made_of_only() -> None:
     loaded = loaded_after("from smc.cli.main import run; run(['--help'])")
-    assert not loaded & {"jinja2", "numpy", "rich", "tokenizers", "urllib"}
+    assert not loaded & {"jinja2", "numpy", "rich", "tokenizers"}
 
 
 def test_runtime_works_where_only_the_base_is_installed() -> None:

@@ -99,7 +99,16 @@ def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
             check(linear, encoding, level, shape, seed, extreme)
 
 
-@pytest.mark.parametrize("encoding", [integer(4), integer(8, symmetric=False, group=64), integer(3, group=16)], ids=str)
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        integer(4),
+        integer(8, symmetric=False, group=64),
+        integer(3, group=16),
+        Encoding("base3", group="tensor", activation_group="token"),
+    ],
+    ids=str,
+)
 def test_products_of_avx_vnni_in_the_encoding_of_avx512(linear: Linear, encoding: Encoding) -> None:
     """The same operations on the same registers; more CPUs have this form of the instruction, of those that test."""
     _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
@@ -109,7 +118,8 @@ def test_products_of_avx_vnni_in_the_encoding_of_avx512(linear: Linear, encoding
     evex = ["avx512f", "avx512vl", "avx512vnni"]
     level = replace(level, features=(*(f for f in level.features if f != "avxvnni"), *evex))
     for extreme in (False, True):
-        check(linear, encoding, level, (40, 341, 5), 0, extreme)
+        for tokens in (5, MANY_TOKENS + 3):
+            check(linear, encoding, level, (40, 341, tokens), 0, extreme)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

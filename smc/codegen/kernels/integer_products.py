@@ -112,6 +112,22 @@ class IntegerProducts:
         finished = PerToken([total.value for total in totals])
         self.flush(units, sums, TileInputs(finished, self._input_scales(first)), parts, self.weights.zero)
 
+    def add_unflushed(self, sums: list[list[Register]], begin: Expr, tiles: Expr) -> None:
+        """`tiles` tiles from `begin` on, to integer sums that `finish_rows` flushes: one scale for whole rows."""
+        with self.kernel.loop(tiles, "tile", begin=begin) as tile:
+            self._add_tile(sums, range(len(self.weights.rows.units)), tile, range(QUADS))
+
+    def finish_rows(self, sums: list[list[Register]], tiles: Expr) -> None:
+        """Flush the integer sums of a row's `tiles` tiles."""
+        k, first = self.kernel, const(0, "int64")
+        totals = [k.register(zero, "total") for zero in self.source.zeros()]
+        with k.loop(tiles, "tile") as tile:
+            for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
+                k.set(total, total.value + amount)
+        inputs = TileInputs(PerToken([total.value for total in totals]), self._input_scales(first))
+        units = range(len(self.weights.rows.units))
+        self.flush(units, sums, inputs, self.weights.group_parts(first), self.weights.zero)
+
     # ---- a tile, or half of one, flushed at once
 
     def _add_piece(self, tile: Expr, half: int, parts: GroupParts) -> None:

@@ -19,6 +19,7 @@ from smc.codegen.kernels.activations import Inputs, Source
 from smc.codegen.kernels.builder import Expr, Pointer, Register, cast, const
 from smc.codegen.kernels.dot import Dot, dot_for
 from smc.codegen.kernels.epilogue import Epilogue
+from smc.codegen.kernels.groups import tiles_of_scales
 from smc.codegen.kernels.integer_products import IntegerProducts
 from smc.codegen.kernels.panel import Panel, PanelWeights
 from smc.codegen.kernels.tiles import Tile
@@ -57,25 +58,42 @@ class ManyTokens:
         enough = tokens >= const(MANY_TOKENS, "int32")
         count = k.let(tirx.Select(enough, tokens // const(step, "int32"), const(0, "int32")), "count")
         panel, most = Panel(k, self.matrix.encoding, self.level), CHUNK_TOKENS // step
-        sums = k.array("float32", CHUNK_TOKENS * ROW_BLOCK, "panel_sums")
+        # Where one scale is for whole rows of weights and of inputs, integers wait until the row's end.
+        whole_rows = tiles_of_scales(self.matrix.encoding) == (None, None)
+        dtype = "int32" if whole_rows else "float32"
+        sums = k.array(dtype, CHUNK_TOKENS * ROW_BLOCK, "panel_sums")
         with k.loop((count + const(most - 1, "int32")) // const(most, "int32"), "chunk") as chunk:
             begin = k.let(chunk * most, "begin")
             some = k.let(tirx.min(count - begin, const(most, "int32")), "some")
             with k.loop(cast(some, "int64") * (step * ROW_BLOCK // lanes), "clear") as place:
-                k.store(sums, place * lanes, const(0.0, f"float32x{lanes}"))
+                k.store(sums, place * lanes, const(0, f"{dtype}x{lanes}"))
             rows = row_tile(k, self.level, first, const(0, "int64"), ROW_BLOCK)
             weights = PackedWeights(self.matrix, rows, panel.packed_form)
             with self._blocks(panel) as (tile, tiles):
                 panel.fill(weights, tile, tiles)
                 for one in self._passes(panel, sums, first, begin, some):
-                    unpacked = PanelWeights(panel, one.rows, tile)
-                    IntegerProducts(unpacked, one.dot, one.source, one.accumulators).add(tile, tiles)
+                    products = self._products(panel, one, tile, one.accumulators)
+                    if whole_rows:
+                        products.add_unflushed(one.accumulators, tile, tiles)
+                    else:
+                        products.add(tile, tiles)
                     for m, registers in enumerate(one.accumulators):
                         for u, register in enumerate(registers):
                             k.store(sums, one.place + (m * ROW_BLOCK + u * lanes), register.value)
             for one in self._passes(panel, sums, first, begin, some):
-                self.epilogue.finish(one.rows, one.tokens, one.accumulators, one.dot)
+                finished = one.accumulators
+                if whole_rows:
+                    zero = const(0.0, f"float32x{lanes}")
+                    finished = [[k.register(zero, "acc") for _ in row] for row in one.accumulators]
+                    products = self._products(panel, one, const(0, "int64"), finished)
+                    products.finish_rows(one.accumulators, self.matrix.tiles)
+                self.epilogue.finish(one.rows, one.tokens, finished, one.dot)
         return k.let(count * step, "done")
+
+    @staticmethod
+    def _products(panel: Panel, one: _Pass, begin: Expr, accumulators: list[list[Register]]) -> IntegerProducts:
+        """A pass by the panel's weights, of tile `begin` on."""
+        return IntegerProducts(PanelWeights(panel, one.rows, begin), one.dot, one.source, accumulators)
 
     @contextmanager
     def _blocks(self, panel: Panel) -> Iterator[tuple[Expr, Expr]]:

@@ -34,16 +34,11 @@ class Tile:
 
 
 def panel_tiles(encoding: Encoding, level: Level) -> int | None:
-    """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none.
-
-    Where a whole row has one scale and its inputs have one, the sums are integers to the row's end: they can't wait.
-    """
+    """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none."""
     if level.family != "x86" or encoding.activation != "i8":
         return None
     sizes = [size for size in (encoding.group, encoding.activation_group) if isinstance(size, int)]
-    if not sizes:
-        return None
-    span = -(-max(sizes) // TILE)
+    span = -(-max(sizes, default=TILE) // TILE)
     return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
 
 

@@ -17,7 +17,7 @@ from smc.codegen.kernels.specs import (
     KernelSpec,
     LinearKernel,
 )
-from smc.codegen.layout import padded
+from smc.codegen.layout import ROW_BLOCK, padded
 from smc.errors import InputError
 from smc.ir import Function, Module, Node, Parameter, RopeScaling
 from smc.ir.types import Dim
@@ -84,7 +84,8 @@ class Task:
     def rows_at_once(self) -> int:
         """How many rows go through a chain at least: 32, or as many as share an activation scale."""
         assert self.parts and self.output is not None
-        return max(form.group for form in self.output.forms if form.group != "token")
+        # A result that nobody reads has no form.
+        return max((form.group for form in self.output.forms if form.group != "token"), default=ROW_BLOCK)
 
     def moves(self) -> bool:
         """In some steps the task runs in the next phase."""

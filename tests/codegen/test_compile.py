@@ -149,6 +149,7 @@ BLOCKS: dict[str, Callable[[Function, str], str]] = {
     "a value used twice by one op": lambda b, x: b.add("add", *[linear(b, x)] * 2),
     "the input unchanged": lambda b, x: b.add("add", x, b.add("mul", linear(b, x), linear(b, b.add("silu", x)))),
     "residual that a linear has read": lambda b, x: (lambda s: linear(b, linear(b, s), s))(b.add("silu", x)),
+    "a result that nobody reads": lambda b, x: (lambda _: linear(b, x))(b.add("silu", linear(b, x))),
     "residual made in the block": lambda b, x: linear(b, x, b.add("silu", x)),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import subprocess
 import sys
@@ -77,6 +79,33 @@ def test_equal_layers_are_a_loop(make_checkpoint: MakeCheckpoint, tmp_path: Path
     (table,) = re.findall(r"block_calls\[5\] = \{\n(.*?)\n\};", host, re.DOTALL)
     widths = [96, 96, 64, 64, 64]  # padded to 32
     assert [re.search(r", (\d+), \d+\},$", row).group(1) for row in table.splitlines()] == list(map(str, widths))  # type: ignore[union-attr]
+
+
+def test_phases_know_where_the_next_ones_read(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Streams of weights: of the next phase that has any, up to the head, behind which there is none."""
+    module = smc.apply(smc.load_checkpoint(make_checkpoint(num_hidden_layers=2)[0]), ["quantize-rtn:bits=4"])
+    host = host_of(apply(module, FUSIONS), tmp_path)
+    calls = {}
+    for name, rows in re.findall(r"_call (\w+)_calls\[\d+\] = \{\n(.*?),\n\};", host, re.DOTALL):
+        calls[name] = json.loads(f"[{rows.translate(str.maketrans('{}', '[]'))}]")
+
+    def streams(call: list[Any]) -> list[list[list[int]]]:
+        return [[stream for stream in phase if any(stream)] for phase in call[0]]
+
+    def stream(matrix: list[int]) -> list[int]:
+        codes, _, _, _, rows, columns, _ = matrix
+        return [codes, rows // 32, 32 * -(-columns // 32) * 32 // 2 + 64 * -(-columns // 32)]
+
+    read = []  # what the phases with weights read
+    for call in [*calls["block"], *calls["head"]]:
+        matrices = [stream(value) for value in call[1:] if isinstance(value, list)]
+        if len(matrices) == 1:
+            read.append(matrices)
+        else:
+            q, k, v, o, gate, _, down = matrices
+            read += [[q, k, v], [o], [gate], [down]]
+    told = [phase for name in ("embed", "block", "head") for call in calls[name] for phase in streams(call)]
+    assert [phase for phase, _ in itertools.groupby(told)] == [*read, []]
 
 
 def test_layers_of_other_kinds_come_in_their_order(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

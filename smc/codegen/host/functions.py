@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.host.calls import FunctionCalls
+from smc.codegen.host.tables import most_streams
 from smc.codegen.kernels.specs import CHAIN_FLOATS, CHUNK_TILES, Form, MergeKernel, chain_tokens
 from smc.codegen.layout import ROW_BLOCK
 from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
-from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task, attention_shapes
 from smc.codegen.profile import GATHER
 
 JOINED = "S->alone && S->splits == 1"
@@ -114,6 +115,7 @@ class _Function:
             f"  {_condition(tasks)}{{ /* phase {number}: {names} */",
             f"    const int32_t blocks[] = {{{', '.join(self.blocks(task) for task in tasks)}}};",
             f"    smc_phase_begin(thread, &phase, {first_task}, {len(tasks)}, blocks);",
+            f"    smc_phase_ahead(thread, &phase, W, L->ahead[{number}], {most_streams(self.plan)});",
         )
         makes_private = bool(earlier) and earlier[0].private
         if makes_private:
@@ -122,6 +124,7 @@ class _Function:
                 f"    int ready = N > {PRIVATE_TOKENS};",
                 "    while (smc_phase_claim(thread, &phase)) {",
                 "      if (!ready) {",
+                *self.cache_ahead(number),
                 f"        {call};",
                 "        ready = 1;",
                 "      }",
@@ -138,6 +141,13 @@ class _Function:
             self.emit("          break;")
         self.emit("      }", *(["    }"] if makes_private else []))
         self.emit("    if (smc_phase_end(thread, &phase)) return 1;", "  }")
+
+    def cache_ahead(self, number: int) -> list[str]:
+        """Before a phase makes keys and values of one token: their place in the cache is asked for."""
+        if not any(task.kind == "rope_cache" for phase in self.function.phases[number + 1 :][:1] for task in phase):
+            return []
+        shape = attention_shapes(self.plan)[0]
+        return [f"        if (N == 1) smc_kv_ahead(thread, S, L->cache, {self.plan.kv_heads}, {shape.padded_dim});"]
 
     def blocks(self, task: Task) -> str:
         """How many blocks a task has."""

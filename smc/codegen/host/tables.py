@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from smc.codegen.c_literals import c_float, c_identifier, c_string
 from smc.codegen.host.kernel_table import top_kernel
 from smc.codegen.kernels.specs import AttentionShape
-from smc.codegen.layout import ROW_BLOCK, padded
+from smc.codegen.layout import ROW_BLOCK, MatrixLayout, padded
 from smc.codegen.memory import MemoryPlan, symbol_values
 from smc.codegen.plan import (
     FunctionPlan,
     Plan,
+    Task,
     attention_shapes,
     embedding_kernels,
     linear_kernels,
@@ -24,12 +25,14 @@ from smc.targets import Target
 
 
 def call_table(plan: Plan, table: WeightTable, function: FunctionPlan) -> list[str]:
-    """What differs between the calls of a function: places of weights, widths, its part of the KV cache."""
+    """What differs between the calls of a function: places of weights, widths, its part of the KV cache, and where the
+    weights of the next phases are."""
     symbols = function.symbols()
     slots = [slot for slot in function.function.parameters() if function.function.users(slot.name)]
     matrices = {slot.name for slot in slots if len(slot.tensor.shape) == 2}
     name = f"{function.name}_call"
-    lines = [f"struct {name} {{"]
+    sizes = f"[{len(function.phases)}][{most_streams(plan)}]"
+    lines = [f"struct {name} {{", f"  struct smc_stream ahead{sizes}; /* by phase: of the next one with weights */"]
     for slot in slots:
         kind = "struct matrix" if slot.name in matrices else "uint64_t"
         lines.append(f"  {kind} {c_identifier(slot.name)};")
@@ -48,8 +51,44 @@ def call_table(plan: Plan, table: WeightTable, function: FunctionPlan) -> list[s
         values += [str(padded_width(dims[symbol])) for symbol in symbols]
         if function.attends():
             values.append(str(layers[call.name] * plan.kv_heads))
+        ahead = _braces(_braces(streams or ["{0}"]) for streams in _streams_ahead(plan, table, function, index))
+        values.insert(0, ahead)
         lines.append(f"    {{{', '.join(values)}}},")
     return [*lines, "};", ""]
+
+
+def _braces(values: Iterable[str]) -> str:
+    """An initializer."""
+    return f"{{{', '.join(values)}}}"
+
+
+def most_streams(plan: Plan) -> int:
+    """How many tasks with weights a phase has at most."""
+    return max(sum(task.blocks == "rows" for task in phase) for f in plan.functions() for phase in f.phases)
+
+
+def _streams_ahead(plan: Plan, table: WeightTable, function: FunctionPlan, index: int) -> list[list[str]]:
+    """Of every phase of a call: the initializers of `struct smc_stream` of the next phase with weights, in this call or
+    the one after it; none where there is no such phase."""
+    call = function.calls[index]
+    position = next(i for i, (_, other) in enumerate(plan.order) if other is call)
+    phases = [
+        [_stream(plan, table, other.attributes["parameters"], task) for task in phase if task.blocks == "rows"]
+        for function, other in plan.order[position : position + 2]
+        for phase in function.phases
+    ]
+    return [next(filter(None, phases[number + 1 :]), []) for number in range(len(function.phases))]
+
+
+def _stream(plan: Plan, table: WeightTable, names: Mapping[str, str], task: Task) -> str:
+    """Where a linear, or the first one of a chain, has its codes. Blocks are those of a step of one token."""
+    assert task.slot is not None
+    name = names[task.slot]
+    place, encoding = table.matrices[name], plan.module.parameters[name].encoding
+    row_blocks = place.rows // ROW_BLOCK
+    together = task.rows_at_once() // ROW_BLOCK if task.parts else 1
+    block_bytes = MatrixLayout(encoding, place.rows, place.columns).codes_bytes // row_blocks
+    return f"{{{place.codes}, {-(-row_blocks // together)}, {block_bytes * together}}}"
 
 
 def _matrix(plan: Plan, table: WeightTable, function: FunctionPlan, name: str) -> str:

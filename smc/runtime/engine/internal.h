@@ -25,6 +25,18 @@ int smc_fail(char *error, int status, const char *format, ...) __attribute__((fo
 
 static inline uint64_t smc_round_up(uint64_t value, uint64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+/* ---- phase.c: blocks and barriers */
+
+/* Thread t's share of a phase: `size` blocks from block `first` on. */
+struct smc_share {
+  int64_t first, size;
+};
+
+static inline struct smc_share smc_share_of(int64_t total, int32_t threads, int32_t t) {
+  const int64_t each = (int64_t)((uint32_t)total / (uint32_t)threads), more = total - each * threads;
+  return (struct smc_share){each * t + (t < more ? t : more), each + (t < more)};
+}
+
 /* ---- pool.c: the threads */
 
 /* What the threads run together. `cancel` is the model's flag, looked at by smc_cancelled. */

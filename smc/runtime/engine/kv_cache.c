@@ -13,6 +13,7 @@
 
 #define MEBIBYTE (1024.0 * 1024.0)
 #define PAGE_ROUNDING 4096 /* so that a page can be given back */
+#define LINE 64
 #if defined(__APPLE__)
 #define GIVE_BACK MADV_FREE
 #else
@@ -268,4 +269,20 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
   }
   entry->length = header.length;
   return sequence;
+}
+
+/* ---- in a step */
+
+void smc_kv_ahead(const struct smc_thread *thread, const struct smc_step *step, int64_t head, int32_t kv_heads,
+                  int32_t head_dim_padded) {
+  const uint64_t row = (uint64_t)head_dim_padded * smc_kv_element_bytes(step->kv_dtype), half = SMC_PAGE_TOKENS * row;
+  const uint64_t scales = step->kv_dtype == SMC_KV_I8 ? 2 * SMC_PAGE_TOKENS * sizeof(float) : 0;
+  const uint64_t page = (uint64_t)step->cache_slots[0] / SMC_PAGE_TOKENS, token = (uint64_t)step->cache_slots[0] % SMC_PAGE_TOKENS;
+  const struct smc_share share = smc_share_of(kv_heads, thread->count, thread->index);
+  for (int64_t i = 0; i < share.size; i++) {
+    const uint8_t *k = step->kv + page * step->kv_page_bytes + (uint64_t)(head + share.first + i) * (2 * half + scales);
+    const uint8_t *group = k + token / 16 * 16 * row, *v = k + half + token * row; /* K's lines each have 16 tokens */
+    for (uint64_t at = 0; at < 16 * row; at += LINE) __builtin_prefetch(group + at, 1);
+    for (uint64_t at = 0; at < row; at += LINE) __builtin_prefetch(v + at, 1);
+  }
 }

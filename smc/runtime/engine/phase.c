@@ -16,15 +16,11 @@
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
-/* Thread t's share of a phase: `size` blocks from block `first` on. */
-struct share {
-  int64_t first, size;
-};
-
-static struct share share_of(int64_t total, int32_t threads, int32_t t) {
-  const int64_t each = (int64_t)((uint32_t)total / (uint32_t)threads), more = total - each * threads;
-  return (struct share){each * t + (t < more ? t : more), each + (t < more)};
-}
+/* A thread that waits asks for so much of the next phase's weights, a few lines a spin: memory would idle while the last
+ * thread finishes, but that thread must not wait behind what the others ask for. */
+#define AHEAD_BYTES 16384
+#define LINES_A_SPIN 4
+#define LINE 64
 
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks) {
@@ -32,6 +28,23 @@ void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t
   int64_t total = 0;
   for (int32_t i = 0; i < task_count; i++) total += blocks[i];
   *phase = (struct smc_phase){.first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total};
+}
+
+void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
+                     const struct smc_stream *streams, int32_t count) {
+  int64_t total = 0;
+  for (int32_t i = 0; i < count; i++) total += streams[i].blocks;
+  const struct smc_share share = smc_share_of(total, thread->count, thread->index);
+  if (share.size == 0) return;
+  int64_t block = share.first;
+  while (block >= streams->blocks) block -= streams++->blocks;
+  const int64_t left = (streams->blocks - block) * streams->block_bytes;
+  phase->ahead = weights + streams->begin + (uint64_t)block * (uint64_t)streams->block_bytes;
+  phase->ahead_end = phase->ahead + (left < AHEAD_BYTES ? left : AHEAD_BYTES);
+}
+
+static void ask_ahead(struct smc_phase *phase) {
+  for (int i = 0; i < LINES_A_SPIN && phase->ahead < phase->ahead_end; i++, phase->ahead += LINE) __builtin_prefetch(phase->ahead);
 }
 
 /* Sets phase->task and ->begin to where block `block` of the phase lies; returns how many blocks its task still has. */
@@ -45,7 +58,7 @@ static int64_t locate(struct smc_phase *phase, int64_t block) {
 
 /* Takes the next piece of a thread's share, if there is one. */
 static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_t owner) {
-  const struct share share = share_of(phase->total, thread->count, owner);
+  const struct smc_share share = smc_share_of(phase->total, thread->count, owner);
   _Atomic int64_t *claimed = &thread->pool->counters[owner].claimed;
   int64_t value = atomic_load_explicit(claimed, memory_order_relaxed);
   for (;;) {
@@ -91,6 +104,7 @@ static int claim(struct smc_thread *thread, struct smc_phase *phase) {
     publish(thread, phase);
     for (int turns = 0; turns < GRACE; turns++) {
       if (is_finished(thread, thread->done + phase->total) || is_aborted(thread)) return 0;
+      ask_ahead(phase);
       smc_relax(turns);
     }
     phase->victim = 1;
@@ -111,9 +125,10 @@ int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
 
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
   thread->done += phase->total;
-  for (int32_t t = 0; t < thread->count; t++) thread->claimed[t] += share_of(phase->total, thread->count, t).size;
+  for (int32_t t = 0; t < thread->count; t++) thread->claimed[t] += smc_share_of(phase->total, thread->count, t).size;
   for (int turns = 0; !is_finished(thread, thread->done); turns++) {
     if (is_aborted(thread)) return 1;
+    ask_ahead(phase);
     smc_relax(turns);
   }
   if (thread->profile) smc_profile_pass(thread->profile, phase);

@@ -123,6 +123,12 @@ struct smc_step {
 
 /* ---- phases */
 
+/* The weights of a task, in bytes of the weights member: what its first block reads, then what the second one reads, … */
+struct smc_stream {
+  uint64_t begin;
+  int32_t blocks, block_bytes;
+};
+
 struct smc_thread {
   int32_t index, count;
   uint8_t *scratch;                /* thread_scratch_bytes, 64-byte aligned */
@@ -136,6 +142,7 @@ struct smc_phase {
   int32_t task, begin, end; /* what smc_phase_claim handed out */
   /* the rest belongs to the engine */
   int32_t first_task, task_count, victim;
+  const uint8_t *ahead, *ahead_end; /* what a thread that waits asks for */
   const int32_t *blocks;
   int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet told */
 };
@@ -143,6 +150,14 @@ struct smc_phase {
 /* first_task: of the phase's tasks in smc_program.tasks; only profiles look at it. */
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks);
+/* Tells after smc_phase_begin what the next tasks with weights read: a thread that waits for the others asks for the
+ * beginning of its share there. Phases between the two may be left out; streams without blocks count for nothing. */
+void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
+                     const struct smc_stream *streams, int32_t count);
+/* In a step of one token, inside a block of an earlier phase: asks for where the thread's share of the KV heads, the first
+ * of which is `head` of a page, will have its K and V. They were used a whole step ago, and lie in memory. */
+void smc_kv_ahead(const struct smc_thread *thread, const struct smc_step *step, int64_t head, int32_t kv_heads,
+                  int32_t head_dim_padded);
 int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase);
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase);
 int smc_cancelled(const struct smc_thread *thread); /* call once a layer: makes a pending cancel() take effect */

@@ -3,6 +3,7 @@
  *   phases stress THREADS STEPS SEED   random phases: every block exactly once, each after all of the phase before
  *   phases late THREADS                workers that hold no block are not waited for
  *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
+ *   phases ahead THREADS               what a thread asks for is where its share of the next phase begins
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
@@ -151,6 +152,44 @@ static void cancel_steps(struct smc_pool *pool, int steps) {
   }
 }
 
+/* ---- what is asked for ahead */
+
+static uint8_t weights[1 << 17];
+static const struct smc_stream streams[] = {{1024, 5, 4096}, {0, 0, 0}, {65536, 4, 64}};
+static const uint8_t *asked[SMC_MAX_THREADS], *asked_end[SMC_MAX_THREADS];
+
+static void ahead_run(struct smc_thread *thread, const struct smc_step *step) {
+  (void)step;
+  const int32_t t = thread->index, blocks[] = {thread->count};
+  atomic_fetch_add(&entered, 1);
+  while (atomic_load(&entered) < thread->count) usleep(10); /* nobody comes too late */
+  struct smc_phase phase;
+  smc_phase_begin(thread, &phase, 0, 1, blocks);
+  smc_phase_ahead(thread, &phase, weights, streams, 3);
+  asked[t] = phase.ahead, asked_end[t] = phase.ahead_end;
+  while (smc_phase_claim(thread, &phase)) usleep(100 * (useconds_t)t); /* all but the last wait, and ask */
+  CHECK(phase.ahead <= phase.ahead_end);
+  if (smc_phase_end(thread, &phase)) return;
+  CHECK(phase.ahead <= phase.ahead_end);
+}
+
+static void ahead(struct smc_pool *pool) {
+  const struct smc_job job = job_of(ahead_run, 0);
+  CHECK(smc_pool_run(pool, &job) == SMC_OK);
+  smc_pool_await(pool);
+  const int64_t total = 9;
+  for (int32_t t = 0; t < pool->threads; t++) {
+    const struct smc_share share = smc_share_of(total, pool->threads, t);
+    if (share.size == 0) {
+      CHECK(asked[t] == NULL && asked_end[t] == NULL);
+      continue;
+    }
+    const uint64_t begin = share.first < 5 ? 1024 + (uint64_t)share.first * 4096 : 65536 + (uint64_t)(share.first - 5) * 64;
+    const uint64_t end = share.first < 5 ? 1024 + 5 * 4096 : 65536 + 4 * 64; /* of the stream */
+    CHECK(asked[t] == weights + begin && asked_end[t] > asked[t] && asked_end[t] <= weights + end);
+  }
+}
+
 /* ---- placement */
 
 static void idle_run(struct smc_thread *thread, const struct smc_step *step) {
@@ -229,6 +268,7 @@ int main(int count, char **arguments) {
   if (count == 5 && !strcmp(arguments[1], "stress")) stress(pool, atoi(arguments[3]), (uint32_t)atoi(arguments[4]));
   else if (count == 3 && !strcmp(arguments[1], "late")) late(pool);
   else if (count == 4 && !strcmp(arguments[1], "cancel")) cancel_steps(pool, atoi(arguments[3]));
+  else if (count == 3 && !strcmp(arguments[1], "ahead")) ahead(pool);
   else if (count == 3 && !strcmp(arguments[1], "place")) place(pool);
   else if (count == 5 && !strcmp(arguments[1], "bench")) bench(pool, atoi(arguments[3]), atoi(arguments[4]));
   else return 2;

@@ -151,11 +151,16 @@ class IntegerProducts:
         k, vector = self.kernel, f"int32x{self.lanes}"
         name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
         words = f"int16x{2 * self.lanes}"
-        for registers, total in zip(sums, totals.values, strict=True):
-            # The upper half of a pair is 0.
-            amount = broadcast(k.let((const(0, "int32") - total) & const(0xFFFF, "int32"), "amount"), self.lanes)
+        amounts = list(totals.values)
+        # One upper half of each product is 0: that of the negative factor, of which there had better be few.
+        if len(amounts) == 1:
+            amounts = [k.let((const(0, "int32") - amounts[0]) & const(0xFFFF, "int32"), "amount")]
+        else:
+            zeros = [k.let((const(0, vector) - zero) & const(0xFFFF, vector), "pairs") for zero in zeros]
+        for registers, amount in zip(sums, amounts, strict=True):
+            pair = reinterpret(broadcast(amount, self.lanes), words)
             for register, zero in zip(registers, zeros, strict=True):
-                k.set(register, intrinsic(vector, name, reinterpret(zero, words), reinterpret(amount, words)))
+                k.set(register, intrinsic(vector, name, reinterpret(zero, words), pair))
 
     def tile_inputs(self, tile: Expr, half: int) -> TileInputs:
         """What a tile's sums begin and end with."""

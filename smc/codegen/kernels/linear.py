@@ -29,6 +29,10 @@ from smc.codegen.layout import ROW_BLOCK
 from smc.ir import Encoding
 from smc.targets import Level
 
+PREFETCH_TURNS = 4
+"""From so many tiles of tokens on, the next block's weights are asked for while one is multiplied: its first tile would
+wait for them. A token or two read them as a stream, which the CPU sees coming."""
+
 
 def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None, top: bool = False) -> Kernel:
     """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out,
@@ -84,6 +88,9 @@ class _Linear:
                     rows = self.tile.rows if step > 1 else ROW_BLOCK
                     with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
                         token = k.let(cast(done + t * step, "int64"), "token")
+                        if step > 1 and self.integer and self.level.family == "x86":
+                            with k.when(count >= const(PREFETCH_TURNS, "int32")):
+                                self.matrix.prefetch_next(block, t, count)
                         self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step)
                 done = k.let(done + count * step, "done")
         return k

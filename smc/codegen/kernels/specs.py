@@ -21,8 +21,8 @@ has just the rows that the call computes."""
 CHAIN_TOKENS = 192
 """Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level."""
 
-CHAIN_FLOATS = 64 * CHAIN_TOKENS
-"""Floats of private scratch for what each linear of a chain leaves: fewer tokens by more than 64 rows."""
+CHAIN_FLOATS = 128 * 128
+"""Floats of private scratch for what each linear of a chain leaves: fewer tokens by 128 rows and more."""
 
 
 def chain_tokens(rows: int) -> int:

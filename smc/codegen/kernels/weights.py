@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const
+from smc.codegen.kernels.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const
 from smc.codegen.kernels.dot import Terms, Unpack
 from smc.codegen.kernels.groups import each_tile, spans, tiles_of_scales
 from smc.codegen.kernels.unpack import (
@@ -28,7 +28,7 @@ from smc.codegen.kernels.unpack import (
     unpack_quad,
     unpacked_zero,
 )
-from smc.codegen.layout import ROW_VECTOR, TILE, span_of
+from smc.codegen.layout import ROW_BLOCK, ROW_VECTOR, TILE, span_of
 from smc.ir import Encoding
 from smc.targets import Level
 
@@ -156,6 +156,16 @@ class PackedMatrix:
         if self.encoding.is_float or not isinstance(group, int):
             return const(1, "int64")
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
+
+    def prefetch_next(self, block: Expr, turn: Expr, turns: Expr) -> None:
+        """Ask for the codes of the 32 rows behind `block`, another part in each of so many turns (all int32)."""
+        k, line, tile = self.kernel, const(CACHE_LINE, "int64"), const(0, "int64")
+        vectors = [(cast(block, "int64") + ahead) * (ROW_BLOCK // ROW_VECTOR) for ahead in range(2)]
+        here, there = (tile_place(k, self.encoding, vector, tile, self.tiles).begin for vector in vectors)
+        turn, turns = cast(turn, "int64"), cast(turns, "int64")
+        lines = k.let(((there - here) // line + turns - const(1, "int64")) // turns, "lines")
+        with k.loop(lines, "line") as index:
+            k.prefetch(self.codes, there + (turn * lines + index) * line)
 
     def scale(self, rows: RowTile, unit: Unit, group: Expr, offset: bool = False) -> Expr:
         """float32 [lanes]: the scales, or offsets, of a unit's rows."""

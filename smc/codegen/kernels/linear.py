@@ -88,7 +88,7 @@ class _Linear:
                     rows = self.tile.rows if step > 1 else ROW_BLOCK
                     with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
                         token = k.let(cast(done + t * step, "int64"), "token")
-                        if step > 1 and self.integer and self.level.family == "x86":
+                        if self._prefetches(step):
                             with k.when(count >= const(PREFETCH_TURNS, "int32")):
                                 self.matrix.prefetch_next(block, t, count)
                         self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step)
@@ -102,6 +102,11 @@ class _Linear:
             return sorted({TOKEN_BLOCK if self.integer else step, 1}, reverse=True)
         # A third of a tile: one token alone takes almost as long as two.
         return sorted({step, max(1, step // 3), 1}, reverse=True)
+
+    def _prefetches(self, step: int) -> bool:
+        """Whether there may be so many turns of this step; of what a panel or larger tiles leave there are fewer."""
+        whole = step == self.tile.tokens > 1 and not self.tile.panel
+        return whole and self.integer and self.level.family == "x86"
 
     def _multiply(self, rows: RowTile, token: Expr, count: int) -> None:
         """`count` tokens from `token` on by a row tile, whose sums are in registers."""

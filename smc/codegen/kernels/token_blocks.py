@@ -6,6 +6,7 @@ kernel's stack, in the first cache. So the sums of every tile, or half of one, l
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import tvm.tirx as tirx
@@ -91,10 +92,9 @@ class TokenBlocks:
                 block.products.add_parts(part.products.accumulators, tile)
                 self._store(block)
                 # For the next scale, here: a loop that does nothing else becomes a call of memset.
-                for array, place in part.places:
-                    for unit in range(len(weights.rows.units)):
-                        zero = const(0.0, f"float32x{self.level.lanes}")
-                        self.kernel.store(array, place + unit * self.level.lanes, zero)
+                for register in itertools.chain(*part.products.accumulators):
+                    self.kernel.set(register, const(0.0, f"float32x{self.level.lanes}"))
+                self._store(part)
 
     def _add(
         self, weights: PackedWeights, sums: list[Pointer], begin: Expr, count: Expr, first: Expr, tiles: Expr

@@ -18,6 +18,7 @@ typedef struct cpu_set { char none; } cpu_set_t; /* elsewhere no program may say
 #endif
 
 #define SMC_ERROR_BYTES 512
+#define SMC_PREFETCHED 64 /* bytes that one prefetch brings, at least */
 #define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
 
 /* Writes the sentence into error[SMC_ERROR_BYTES] and returns status. */

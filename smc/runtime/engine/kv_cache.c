@@ -13,7 +13,6 @@
 
 #define MEBIBYTE (1024.0 * 1024.0)
 #define PAGE_ROUNDING 4096 /* so that a page can be given back */
-#define LINE 64
 #if defined(__APPLE__)
 #define GIVE_BACK MADV_FREE
 #else
@@ -282,7 +281,7 @@ void smc_kv_ahead(const struct smc_thread *thread, const struct smc_step *step, 
   for (int64_t i = 0; i < share.size; i++) {
     const uint8_t *k = step->kv + page * step->kv_page_bytes + (uint64_t)(head + share.first + i) * (2 * half + scales);
     const uint8_t *group = k + token / 16 * 16 * row, *v = k + half + token * row; /* K's lines each have 16 tokens */
-    for (uint64_t at = 0; at < 16 * row; at += LINE) __builtin_prefetch(group + at, 1);
-    for (uint64_t at = 0; at < row; at += LINE) __builtin_prefetch(v + at, 1);
+    for (uint64_t at = 0; at < 16 * row; at += SMC_PREFETCHED) __builtin_prefetch(group + at, 1);
+    for (uint64_t at = 0; at < row; at += SMC_PREFETCHED) __builtin_prefetch(v + at, 1);
   }
 }

@@ -20,7 +20,6 @@
  * thread finishes, but that thread must not wait behind what the others ask for. */
 #define AHEAD_BYTES 16384
 #define LINES_A_SPIN 4
-#define LINE 64
 
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks) {
@@ -44,7 +43,7 @@ void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, c
 }
 
 static void ask_ahead(struct smc_phase *phase) {
-  for (int i = 0; i < LINES_A_SPIN && phase->ahead < phase->ahead_end; i++, phase->ahead += LINE) __builtin_prefetch(phase->ahead);
+  for (int i = 0; i < LINES_A_SPIN && phase->ahead < phase->ahead_end; i++, phase->ahead += SMC_PREFETCHED) __builtin_prefetch(phase->ahead);
 }
 
 /* Sets phase->task and ->begin to where block `block` of the phase lies; returns how many blocks its task still has. */

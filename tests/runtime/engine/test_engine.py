@@ -456,15 +456,24 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_pages_get_memory_when_written_and_give_it_back(open_model: Open) -> None:
+def test_pages_get_memory_when_written_and_give_most_of_it_back(artifact: Path, tmp_path: Path) -> None:
+    program = compile_fake_program(tmp_path / "program.so", "-DFAKE_LAYERS=768")  # 6 MiB a page, two of which are kept
     before = resident_bytes()
-    engine = open_model(context_length=1 << 20, sequences=16)
-    assert resident_bytes() - before < 8 << 20  # 6 GiB are reserved
-    sequence = engine.sequence_create()
-    feed(engine, [(sequence, tokens_of(640))])
-    with_pages = resident_bytes()
-    engine.sequence_drop(sequence)
-    assert resident_bytes() < with_pages - 8 * page_bytes(engine)
+    with Engine(artifact, program.read_bytes(), context_length=1 << 14, sequences=16, threads=2) as engine:
+        assert page_bytes(engine) == 6 << 20
+        assert resident_bytes() - before < 8 << 20  # 24 GiB are reserved
+        sequence = engine.sequence_create()
+        feed(engine, [(sequence, tokens_of(6 * PAGE))])
+        with_pages = resident_bytes()
+        engine.sequence_drop(sequence)
+        assert with_pages - 5 * page_bytes(engine) < resident_bytes() < with_pages - 3 * page_bytes(engine)
+        kept, sequence = resident_bytes(), engine.sequence_create()
+        feed(engine, [(sequence, tokens_of(2 * PAGE))])
+        assert resident_bytes() < kept + (1 << 20)
+        feed(engine, [(sequence, tokens_of(PAGE))])
+        assert resident_bytes() > kept + page_bytes(engine) // 2
+        engine.sequence_drop(sequence)
+        assert resident_bytes() < kept + (1 << 20)
 
 
 # ---- threads

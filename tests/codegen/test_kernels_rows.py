@@ -118,12 +118,13 @@ WIDTHS = [8, 32, 80, 341, 576, 577]
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
     rng, eps = np.random.default_rng(width), 1e-5
-    values = (rng.standard_normal((5, width)) * [[1], [1e-4], [300], [1], [0]]).astype(np.float32)
+    sizes = [[1], [1e-4], [300], [1], [0], [1e-20], [1e15]]
+    values = (rng.standard_normal((7, width)) * sizes).astype(np.float32)
     weight = rng.standard_normal((1, width)).astype(np.float32)
     x, w = rows(values), rows(weight)
     [out] = outputs(x, F32_FORM)
-    kernels["rms_norm"](x, w, out, 5, width, x.shape[1], eps, 0, 3)
-    kernels["rms_norm"](x, w, out, 5, width, x.shape[1], eps, 3, 5)
+    for begin, end in ((0, 1), (1, 7)):
+        kernels["rms_norm"](x, w, out, 7, width, x.shape[1], eps, begin, end)
     exact = values.astype(np.float64)
     exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + np.float32(eps)) * weight
     np.testing.assert_allclose(out[:, :width], exact, rtol=1e-6, atol=0)
@@ -162,8 +163,8 @@ def quantize(kernels: Any, x: np.ndarray, form: Form) -> list[np.ndarray]:
     tokens, stride = x.shape
     name = "quantize" + ("" if form.group == 32 else f"_{form.group}") + ("_16" if form.sum_group == 16 else "")
     blocks = tokens * stride // 32 if form.group == 32 else tokens
-    for begin in range(blocks):
-        kernels[name](x, *results, tokens, stride, begin, begin + 1)
+    for begin, end in ((0, 1), (1, blocks)):
+        kernels[name](x, *results, tokens, stride, begin, end)
     return results
 
 

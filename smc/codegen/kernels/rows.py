@@ -12,10 +12,21 @@ from contextlib import contextmanager
 
 import tvm.tirx as tirx
 
-from smc.codegen.kernels.builder import Expr, Kernel, Pointer, broadcast, cast, const, fma, intrinsic
+from smc.codegen.kernels.builder import (
+    Expr,
+    Kernel,
+    Pointer,
+    broadcast,
+    cast,
+    const,
+    dtype_of,
+    fma,
+    intrinsic,
+    lanes_of,
+)
 from smc.codegen.kernels.sink import Halves, Sink
 from smc.codegen.kernels.specs import Form
-from smc.codegen.kernels.vector_math import LANES, add, exp, horizontal
+from smc.codegen.kernels.vector_math import LANES, add, exp, horizontal_each, segment
 from smc.codegen.layout import TILE
 from smc.targets import Level
 
@@ -32,25 +43,50 @@ def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
     width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps", "float32")
     begin, end = k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
-    with k.loop(end - begin, "token", begin=begin) as t:
-        token = k.let(cast(t, "int64"), "token")
-        start = k.let(token * stride64, "start")
-        squares = [k.register(const(0.0, f"float32x{LANES}"), "squares") for _ in range(2)]
-        with k.loop(stride64 >> const(5, "int64"), "group") as group:
-            for half in range(2):
-                value = k.let(x.load(start + group * TILE + half * LANES, LANES), "x")
-                k.set(squares[half], fma(value, value, squares[half].value))
-        total = horizontal(k, squares[0].value + squares[1].value, add)
-        mean = total / cast(width, "float32")
-        factor = k.let(const(1.0, "float32") / intrinsic("float32", "llvm.sqrt", mean + eps), "factor")
-
-        def normed(tile: Expr) -> list[Halves]:
-            places = [k.let(tile * TILE + half, "column") for half in (0, LANES)]
-            values = [x.load(start + p, LANES) * broadcast(factor, LANES) * weight.load(p, LANES) for p in places]
-            return [(k.let(values[0], "normed"), k.let(values[1], "normed"))]
-
-        sink.store([token], stride64, const(0, "int64"), k.let(stride64 >> const(5, "int64"), "tiles"), normed)
+    tiles = k.let(stride64 >> const(5, "int64"), "tiles")
+    for tokens in _rows_together(k, level, begin, end):
+        starts = [k.let(token * stride64, "start") for token in tokens]
+        factors = _rms_factors(k, x, starts, tiles, width, eps)
+        load = functools.partial(_normed_tile, k, x, weight, starts, factors)
+        sink.store(tokens, stride64, const(0, "int64"), tiles, load)
     return k
+
+
+def _rms_factors(k: Kernel, x: Pointer, starts: Sequence[Expr], tiles: Expr, width: Expr, eps: Expr) -> list[Expr]:
+    """1 / sqrt(mean square + eps) of the rows that begin at `starts`, each in every lane of a vector."""
+    squares = [[k.register(const(0.0, f"float32x{LANES}"), "squares") for _ in range(2)] for _ in starts]
+    with k.loop(tiles, "tile") as tile:
+        for registers, halves in zip(squares, _tile_of_rows(k, x, starts, tile), strict=True):
+            for register, value in zip(registers, halves, strict=True):
+                k.set(register, fma(value, value, register.value))
+    totals = horizontal_each(k, [low.value + high.value for low, high in squares], add)
+    dtype = dtype_of(totals)
+    mean = totals / broadcast(cast(width, "float32"), lanes_of(totals))
+    root = intrinsic(dtype, "llvm.sqrt", mean + broadcast(eps, lanes_of(totals)))
+    factors = k.let(const(1.0, dtype) / root, "factors")
+    return [k.let(segment(factors, m, len(starts)), "factor") for m in range(len(starts))]
+
+
+def _normed_tile(
+    k: Kernel, x: Pointer, weight: Pointer, starts: Sequence[Expr], factors: Sequence[Expr], tile: Expr
+) -> list[Halves]:
+    """A tile of the rows that begin at `starts`, times their factors, times the weights of its columns."""
+    low, high = (k.let(weight.load(tile * TILE + half, LANES), "weight") for half in (0, LANES))
+    return [
+        (k.let(first * factor * low, "normed"), k.let(second * factor * high, "normed"))
+        for (first, second), factor in zip(_tile_of_rows(k, x, starts, tile), factors, strict=True)
+    ]
+
+
+def _rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
+    """Loops over the rows begin…end (int32), whose numbers (int64) are those of one turn: where registers allow it of
+    several rows, so that they share the shuffles of their maxima and sums, and then of the rest one by one."""
+    done = begin
+    for step in sorted({max(1, level.registers * level.lanes // (4 * TILE)), 1}, reverse=True):
+        turns = k.let((end - done) // const(step, "int32"), "turns")
+        with k.loop(turns, "turn") as turn:
+            yield [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]
+        done = k.let(done + turns * step, "done")
 
 
 @contextmanager
@@ -88,8 +124,7 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold these
     alone; a is overwritten.
 
-    The op goes first through all vectors, which don't wait for each other. Then the results are stored; where registers
-    allow it several tokens together, so that they share the shuffles of their maxima and sums.
+    The op goes first through all vectors, which don't wait for each other. Then the results are stored.
     """
     k = Kernel(name)
     operands = [k.pointer(operand, "float32") for operand in _operands(op)]
@@ -100,17 +135,12 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     width = k.let(cast(end - begin, "int64") * TILE, "width")
     with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
         k.store(operands[0], vector * LANES, _values(k, op, operands, vector * LANES))
-    done = const(0, "int32")
-    for step in sorted({max(1, level.registers * level.lanes // (4 * TILE)), 1}, reverse=True):
-        turns = k.let((count - done) // const(step, "int32"), "turns")
-        with k.loop(turns, "turn") as turn:
-            rows = [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]
-            # As if the rows were whole.
-            starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
-            tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
-            load = functools.partial(_tile_of_rows, k, operands[0], starts)
-            sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
-        done = k.let(done + turns * step, "done")
+    for rows in _rows_together(k, level, const(0, "int32"), count):
+        # As if the rows were whole.
+        starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
+        tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
+        load = functools.partial(_tile_of_rows, k, operands[0], starts)
+        sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
     return k
 
 
@@ -144,8 +174,7 @@ def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride64 >> const(5, "int64"), "tiles")
-    with k.loop(end - begin, "token", begin=begin) as t:
-        token = k.let(cast(t, "int64"), "token")
-        load = functools.partial(_tile_of_rows, k, x, [k.let(token * stride64, "start")])
-        sink.store([token], stride64, const(0, "int64"), tiles, load)
+    for tokens in _rows_together(k, level, begin, end):
+        load = functools.partial(_tile_of_rows, k, x, [k.let(token * stride64, "start") for token in tokens])
+        sink.store(tokens, stride64, const(0, "int64"), tiles, load)
     return k

@@ -34,8 +34,8 @@ def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Exp
 
 
 def horizontal_each(kernel: Kernel, vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """All lanes of every vector combined, in any order: one vector with a segment of equal lanes for each (a power of
-    two of them), or the number itself if there is but one."""
+    """All lanes of every vector combined, in `horizontal`'s tree: one vector with a segment of equal lanes for each (a
+    power of two of them), or the number itself if there is but one."""
     if len(vectors) == 1:
         return horizontal(kernel, vectors[0], combine)
     segment = LANES

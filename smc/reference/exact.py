@@ -7,6 +7,7 @@ bit. It is sequential only where the contract orders sums, and vectorized over a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from smc.errors import InputError
 from smc.ir import EncodedTensor, inverse_frequencies, rotate
 from smc.reference.activations import quantize_activations, quantize_heads
 from smc.reference.execution import Reference
-from smc.reference.float32 import LANES, exp, fma, sum_products, tree_sum
+from smc.reference.float32 import LANES, exp, exp2, fma, sum_products, tree_sum
 from smc.reference.operators import OPERATORS, Attributes, Operand
 
 COLUMNS = 32
@@ -238,7 +239,7 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
     """Split by split a softmax, merged in order; tokens that a query does not see weigh exactly nothing."""
     head_dim, heads, kv_heads = (attributes[name] for name in ("head_dim", "heads", "kv_heads"))
     count = len(inputs[0])
-    q = inputs[0].view(count, heads, head_dim)
+    q = inputs[0].view(count, heads, head_dim) * (attributes["scale"] * math.log2(math.e))
     # Every KV head repeated for its group of heads: all are [n, heads, head_dim].
     keys, values = (x.view(count, kv_heads, head_dim).repeat_interleave(heads // kv_heads, dim=1) for x in inputs[1:3])
     scales = [x.repeat_interleave(heads // kv_heads, dim=1).T for x in inputs[3:]]  # [heads, n] of int8 codes
@@ -249,9 +250,9 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
         split, queries = slice(begin, begin + SPLIT_TOKENS), slice(begin, count)
         seen = _seen(count, split, queries, attributes["window"])
         scores = _scores(q[queries], keys[split])
-        scores = (scores * scales[0][:, split] if scales else scores) * attributes["scale"]
+        scores = scores * scales[0][:, split] if scales else scores
         maximum = torch.where(seen, scores, MASKED).amax(-1).clamp(min=LOWEST)
-        weights = torch.where(seen, exp(scores - maximum[..., None]), 0)
+        weights = torch.where(seen, exp2(scores - maximum[..., None]), 0)
         split_sums, split_outputs = torch.zeros_like(sums[queries]), torch.zeros_like(outputs[queries])
         for vector in torch.split(torch.nn.functional.pad(weights, (0, -weights.shape[-1] % LANES)), LANES, dim=-1):
             split_sums += vector
@@ -259,7 +260,7 @@ def _attention(inputs: Sequence[Operand], attributes: Attributes) -> Tensor:
         for weight, value in zip(weights.unbind(-1), values[split], strict=True):
             split_outputs = fma(value, weight[..., None], split_outputs)
         new = torch.maximum(maxima[queries], maximum)
-        old_factor, factor = (exp(m - new)[..., None] for m in (maxima[queries], maximum))
+        old_factor, factor = (exp2(m - new)[..., None] for m in (maxima[queries], maximum))
         maxima[queries] = new
         sums[queries] = fma(split_sums, factor, sums[queries] * old_factor)
         outputs[queries] = fma(split_outputs, factor, outputs[queries] * old_factor)

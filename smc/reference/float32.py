@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ LANES = 16
 # A float64 number lies halfway between two of float32 where the 29 bits that float32 lacks are 1 and 28 zeros: shifted
 # to the top of a signed integer, that is the smallest there is.
 _LOW_BITS, _HALF = 64 - 29, -(1 << 63)
+
+# Numbers of this size have no fractions, so adding it rounds; 2**r on [-1/2, 1/2] as powers of r.
+_ROUNDER = torch.tensor(1.5 * 2**23)
+_EXP2 = (1.0, 0.6931470036506653, 0.24022246897220612, 0.0555071085691452, 0.009671291336417198, 0.0013269521296024323)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -52,15 +58,25 @@ def _off_the_middle(total: Tensor, product: Tensor, addend: Tensor) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """e**x of float32: 2**n times the Taylor polynomial of degree 7 on [-ln2/2, ln2/2], x clamped to [-87, 88]."""
-    x = x.clamp(-87, 88)
-    n = torch.round(x * _constant(1.4426950408889634))
-    r = fma(n, _constant(-0.693145751953125), x)
-    r = fma(n, _constant(-1.428606765330187e-06), r)
-    polynomial = _constant(1 / 5040).expand_as(r)
-    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        polynomial = fma(polynomial, r, _constant(coefficient))
-    return polynomial * ((n.int() + 127) << 23).view(torch.float32)
+    """e**x of float32, x clamped to [-87, 88]: 2**(x · log2(e)), the product not rounded."""
+    x, log2_e = x.clamp(-87, 88), _constant(math.log2(math.e))
+    shifted = fma(x, log2_e, _ROUNDER)
+    return _power(shifted, fma(x, log2_e, _ROUNDER - shifted))
+
+
+def exp2(x: Tensor) -> Tensor:
+    """2**x of float32, for x up to 127; 0 from -127 on."""
+    x = x.clamp(min=-127)
+    shifted = x + _ROUNDER
+    return _power(shifted, x + (_ROUNDER - shifted))
+
+
+def _power(shifted: Tensor, r: Tensor) -> Tensor:
+    """2**n · 2**r by a polynomial on [-1/2, 1/2]; n: `shifted` less _ROUNDER, added to the exponent's bits."""
+    *rest, polynomial = map(_constant, _EXP2)
+    for coefficient in reversed(rest):
+        polynomial = fma(polynomial, r, coefficient)
+    return (polynomial.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
 
 
 def tree_sum(lanes: Tensor) -> Tensor:

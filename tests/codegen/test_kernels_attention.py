@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -178,7 +179,7 @@ class Attention:
         for begin, end in halves(len(tiles) * shape.kv_heads * splits):
             self.kernel(
                 q_buffer, cache.memory, cache.memory, cache.tables, table, out, partials, scratch,
-                self.stride, cache.page, cache.layer, scale, window, splits, begin, end,
+                self.stride, cache.page, cache.layer, scale * math.log2(math.e), window, splits, begin, end,
             )  # fmt: skip
         if splits > 1:
             for begin, end in halves(len(tiles) * shape.heads):

@@ -23,7 +23,7 @@ from smc.ir import EncodedTensor, Encoding, Parameter
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.reference.exact import EXACT_OPERATORS, multiply
-from smc.reference.float32 import exp, fma, sum_products, tree_sum
+from smc.reference.float32 import exp, exp2, fma, sum_products, tree_sum
 from tests.codegen.encodings import ENCODINGS
 from tests.codegen.kernels import random_tensor
 
@@ -90,9 +90,19 @@ def test_sums_of_products_go_column_by_column():
 def test_exp():
     x = torch.linspace(-87, 88, 20001)
     exact = np.exp(x.double().numpy())
-    np.testing.assert_array_less(np.abs(exp(x).numpy() - exact), np.spacing(exact.astype(np.float32)) * 1.01)
+    np.testing.assert_array_less(np.abs(exp(x).numpy() / exact - 1), 1.6e-7 + 1.4e-8 * np.abs(x.numpy()))
     assert exp(torch.zeros(1)).item() == 1
     assert exp(torch.tensor([-3e38, 1e30])).tolist() == exp(torch.tensor([-87.0, 88.0])).tolist()
+
+
+def test_exp2():
+    x = torch.linspace(-126, 127, 20001)
+    exact = np.exp2(x.double().numpy())
+    np.testing.assert_array_less(np.abs(exp2(x).numpy() / exact - 1), 1.6e-7)
+    whole = torch.arange(-126.0, 128)
+    assert exp2(whole).tolist() == [2.0**n for n in range(-126, 128)]
+    assert not exp2(torch.tensor([-127.0, -3e38])).any()
+    assert (torch.diff(exp2(torch.linspace(-127.5, -125.5, 20001))) >= 0).all()
 
 
 def test_trees_add_halves():

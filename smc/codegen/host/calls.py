@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -212,7 +213,7 @@ class FunctionCalls:
             self.width(task.output),
             "(int64_t)S->kv_page_bytes",
             "L->cache",
-            c_float(task.node.attributes["scale"]),
+            c_float(task.node.attributes["scale"] * math.log2(math.e)),
             str(task.node.attributes["window"] or 0),
             "S->splits",
         ]

@@ -36,12 +36,12 @@ from smc.codegen.kernels.specs import (
     AttentionShape,
     rows_per_token,
 )
-from smc.codegen.kernels.vector_math import LANES, exp, horizontal
+from smc.codegen.kernels.vector_math import LANES, exp2, horizontal
 from smc.targets import Level
 
 TILE_FIELDS = 4
 MASKED, LOWEST = -3.0e38, -1.0e30
-"""Score of a masked token, and a split's least maximum: their difference underflows to 0 in exp."""
+"""Score of a masked token, and a split's least maximum: 2 to the power of their difference is exactly 0."""
 
 VECTOR = f"float32x{LANES}"
 
@@ -54,7 +54,8 @@ def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
     block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
     scales: the same memory as cache, for those of an int8 cache. tiles: int32 [n][4] token, count, table, index
     (program.h); tables: page numbers. q, out: float32 [tokens, stride]; a token at cache index i sees indices
-    i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of this layer's.
+    i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of this layer's; scale: what q is
+    multiplied with, log2(e) included, for the softmax is one of powers of 2.
     Writing `out`, the last KV head's block also clears its padding.
     """
     return _Attention(name, shape, level).build()
@@ -104,7 +105,7 @@ def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> tuple[Expr, Expr]:
     """What two states are multiplied with where they meet, by their maxima and the new one."""
     halves = [broadcast(maximum - new, LANES) for maximum in (old, other)]
     difference = k.let(shuffle_pair(halves, range(LANES // 2, LANES // 2 + LANES)), "difference")
-    both = exp(k, difference, positive=False)
+    both = exp2(k, difference)
     return k.let(shuffle(both, [0] * LANES), "factor"), k.let(shuffle(both, [LANES - 1] * LANES), "factor")
 
 
@@ -224,7 +225,7 @@ class _Attention:
         return k
 
     def _gather(self) -> None:
-        """Copies the tile's queries to rows [count, token_rows] and clears their states; padding repeats a head."""
+        """Rows [count, token_rows]: the tile's queries times the scale, states cleared; padding repeats a head."""
         k, shape = self.k, self.shape
         with k.loop(self.count, "t") as t, k.loop(const(self.token_rows, "int64"), "h") as h:
             row = k.let(t * self.token_rows + h, "row")
@@ -233,9 +234,9 @@ class _Attention:
             place = k.let(self.queries + row * shape.padded_dim, "place")
             for d in range(0, shape.head_dim, LANES):
                 if d + LANES <= shape.head_dim:
-                    k.store(self.scratch, place + d, self.q.load(start + d, LANES))
+                    k.store(self.scratch, place + d, self.q.load(start + d, LANES) * broadcast(self.scale, LANES))
             for d in range(shape.head_dim // LANES * LANES, shape.head_dim):
-                k.store(self.scratch, place + d, self.q.load(start + d))
+                k.store(self.scratch, place + d, self.q.load(start + d) * self.scale)
             _clear_state(k, self.scratch, k.let(self.states + row * shape.state_floats, "state"), shape)
 
     def _finish(self) -> None:
@@ -361,8 +362,6 @@ class _Attention:
             if shape.kv_dtype == "i8":
                 self._apply_scales(keys, page, place, column)
             place = k.let(page * PAGE_TOKENS + place, "place")
-            for score in column:
-                k.set(score, score.value * broadcast(self.scale, LANES))
             with k.when(all_seen != const(0, "int32")):
                 for r, score in enumerate(column):
                     k.store(self.scratch, place + r * SPLIT_TOKENS, score.value)
@@ -414,10 +413,7 @@ class _Attention:
             sums = k.register(const(0.0, VECTOR), "sums")
             with k.loop(vectors, "vector") as v:
                 place = k.let(start + v * LANES, "place")
-                score = k.let(self.scratch.load(place, LANES), "score")
-                p = exp(k, score - maximum, positive=False)
-                # Masked tokens must weigh exactly nothing, but exp is clamped.
-                p = k.let(tirx.Select(score <= const(LOWEST, VECTOR), const(0.0, VECTOR), p), "p")
+                p = exp2(k, self.scratch.load(place, LANES) - maximum)
                 k.set(sums, sums.value + p)
                 if shape.kv_dtype == "i8":
                     p = p * self.scratch.load(self.value_scales + v * LANES, LANES)

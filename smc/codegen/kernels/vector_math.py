@@ -14,6 +14,7 @@ from smc.codegen.kernels.builder import (
     const,
     fma,
     intrinsic,
+    lanes_of,
     reinterpret,
     shuffle,
     shuffle_pair,
@@ -23,9 +24,9 @@ LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
 
 
-def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int = LANES) -> Expr:
+def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """All lanes combined in a fixed tree: halves with halves."""
-    half = lanes // 2
+    half = lanes_of(vector) // 2
     while half >= 1:
         vector = kernel.let(vector, "tree")
         vector = combine(shuffle(vector, range(half)), shuffle(vector, range(half, 2 * half)))
@@ -38,10 +39,10 @@ def horizontal_each(kernel: Kernel, vectors: Sequence[Expr], combine: Callable[[
     power of two of them), or the number itself if there is but one."""
     if len(vectors) == 1:
         return horizontal(kernel, vectors[0], combine)
-    segment = LANES
+    lanes = segment = lanes_of(vectors[0])
     while len(vectors) > 1:
         segment //= 2
-        low = [i for i in range(2 * LANES) if i // segment % 2 == 0]
+        low = [i for i in range(2 * lanes) if i // segment % 2 == 0]
         pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
         vectors = [
             kernel.let(combine(shuffle_pair(p, low), shuffle_pair(p, [i + segment for i in low])), "tree")
@@ -50,7 +51,7 @@ def horizontal_each(kernel: Kernel, vectors: Sequence[Expr], combine: Callable[[
     [vector] = vectors
     while segment > 1:
         segment //= 2
-        vector = kernel.let(combine(vector, shuffle(vector, [i ^ segment for i in range(LANES)])), "tree")
+        vector = kernel.let(combine(vector, shuffle(vector, [i ^ segment for i in range(lanes)])), "tree")
     return vector
 
 
@@ -64,7 +65,7 @@ def segment(value: Expr, number: int, count: int) -> Expr:
 
 def lane(value: Expr, number: int, count: int) -> Expr:
     """What `horizontal_each` gave for one of `count` vectors, as a number."""
-    return value if count == 1 else shuffle(value, [number * LANES // count])
+    return value if count == 1 else shuffle(value, [number * lanes_of(value) // count])
 
 
 def add(a: Expr, b: Expr) -> Expr:

@@ -178,7 +178,9 @@ class _Attention:
         most = min(MOST_ROWS, self.budget // self.units)
         self.token_rows = rows_per_token(shape.group, most)
         self.pieces = -(-shape.group // most)  # passes of a single token
-        self.pass_tokens = max(1, most // self.token_rows)
+        # A power of two, as a tile's tokens are, so that none is left over.
+        tokens = min(TILE_TOKENS, max(1, most // self.token_rows))
+        self.pass_tokens = 1 << (tokens.bit_length() - 1)
         k = self.k = Kernel(name)
         self.q = k.pointer("q", "float32")
         self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")

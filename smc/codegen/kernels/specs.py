@@ -77,7 +77,7 @@ def form_for(encoding: Encoding) -> Form:
     return replace(form, permuted=encoding.permuted, rotation=encoding.rotation)
 
 
-MOST_ROWS = 8
+MOST_ROWS = 24
 """Query rows that attention has in registers at once, at most."""
 
 

@@ -76,7 +76,7 @@ def shuffle(value: Expr, indices: Sequence[int]) -> Expr:
 
 
 def shuffle_pair(pair: Sequence[Expr], indices: Sequence[int]) -> Expr:
-    """Lanes of two vectors alike, those of the second counted after those of the first."""
+    """Lanes of two vectors alike, or of more, those of the second counted after those of the first."""
     return tirx.Shuffle(list(pair), [tirx.IntImm("int32", i) for i in indices])
 
 

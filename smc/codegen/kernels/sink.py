@@ -12,7 +12,7 @@ import tvm.tirx as tirx
 from smc.codegen.kernels.activations import Destination, destination, has_pairs
 from smc.codegen.kernels.builder import Expr, Kernel, Pointer, cast, const, dtype_of, intrinsic, shuffle
 from smc.codegen.kernels.specs import Form
-from smc.codegen.kernels.vector_math import LANES, add, horizontal_each, lane, magnitude, segment
+from smc.codegen.kernels.vector_math import LANES, add, horizontal_each, lane, magnitude, nearest, segment
 from smc.codegen.layout import TILE
 from smc.targets import Level
 
@@ -126,14 +126,13 @@ class _CodesSink:
         self, to: Sequence[Destination], tile: Expr, halves: Sequence[Halves], inverses: Sequence[Expr]
     ) -> None:
         """Round the 32 columns of a tile half to even, for some tokens; store the codes and their sums."""
-        k, vector = self.kernel, f"int32x{LANES}"
+        k = self.kernel
         halves_per_sum = self.form.sum_group // LANES
         sums: list[list[Expr]] = [[] for _ in range(TILE // self.form.sum_group)]
         for place, columns, inverse in zip(to, halves, inverses, strict=True):
             total = None
             for number, half in enumerate(columns):
-                scaled = half * inverse
-                integers = k.let(cast(intrinsic(f"float32x{LANES}", "llvm.nearbyint", scaled), vector), "code")
+                integers = k.let(nearest(self.level, half * inverse), "code")
                 stored = k.let(cast(integers, f"int8x{LANES}"), "bytes")
                 if has_pairs(self.level):
                     for chunk in range(2):

@@ -14,11 +14,11 @@ from smc.codegen.kernels.builder import (
     const,
     fma,
     intrinsic,
-    lanes_of,
     reinterpret,
     shuffle,
     shuffle_pair,
 )
+from smc.targets import Level
 
 LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
@@ -76,6 +76,16 @@ def add(a: Expr, b: Expr) -> Expr:
 def magnitude(x: Expr) -> Expr:
     """|x| of 16 floats."""
     return intrinsic(f"float32x{LANES}", "llvm.fabs", x)
+
+
+def nearest(level: Level, x: Expr) -> Expr:
+    """16 floats rounded to int32, halves to even, by one instruction for each of a level's vectors."""
+    if level.family == "x86":
+        return intrinsic(f"int32x{LANES}", "llvm.lrint", x)
+    # LLVM would take two instructions for lrint, which may signal that it was inexact.
+    quarters = [shuffle(x, range(first, first + 4)) for first in range(0, LANES, 4)]
+    integers = [intrinsic("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", quarter) for quarter in quarters]
+    return shuffle_pair(integers, range(LANES))
 
 
 EXP2_COEFFICIENTS = (

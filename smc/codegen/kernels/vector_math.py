@@ -14,6 +14,7 @@ from smc.codegen.kernels.builder import (
     const,
     fma,
     intrinsic,
+    lanes_of,
     reinterpret,
     shuffle,
     shuffle_pair,

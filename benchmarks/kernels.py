@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, c_int32, c_int64, c_uint64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from smc.cli.doctor import read_cpuinfo
 from smc.codegen.kernels.specs import LinearKernel
 from smc.codegen.layout import ROW_BLOCK, MatrixLayout
 from smc.codegen.link import FLAGS
-from smc.codegen.objects import build_kernels
+from smc.codegen.objects import KernelObject, build_kernels, write_listings
 from smc.codegen.plan import padded_width
 from smc.codegen.tuning import load_tuning
 from smc.codegen.tuning_kit import tuner_folder, workloads
@@ -67,17 +67,29 @@ class Shape:
         return self.rows * self.columns * self.tokens
 
 
+def _cpu_features() -> set[str]:
+    """What this CPU has, in LLVM's names."""
+    return set(read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1])
+
+
 def measurable_levels() -> list[Level]:
-    """The levels that this CPU has; AVX-VNNI in the encoding of AVX-512, which does the same on the same registers."""
-    _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    levels = []
-    for level in X86_64.levels:
-        if level.name == "avxvnni" and "avxvnni" not in features:
-            others = (name for name in level.features if name != "avxvnni")
-            level = replace(level, features=(*others, "avx512f", "avx512vl", "avx512vnni"))
-        if set(level.features) <= features:
-            levels.append(level)
-    return levels
+    """The levels that this CPU has; of AVX-VNNI only the instructions need to be there, in AVX-512's encoding."""
+    features = _cpu_features()
+    if features >= {"avx512vl", "avx512vnni"}:
+        features.add("avxvnni")
+    return [level for level in X86_64.levels if set(level.features) <= features]
+
+
+def _measurable_files(objects: Sequence[KernelObject], level: Level, folder: Path) -> list[Path]:
+    """What to link: the objects, or, where AVX-VNNI is not there, their listings in `folder` with the same instructions
+    on the same registers in AVX-512's encoding."""
+    if "avxvnni" not in level.features or "avxvnni" in _cpu_features():
+        return [o.path for o in objects]
+    write_listings(objects, X86_64, folder, ["asm"])
+    files = [folder / f"{o.symbol}.s" for o in objects]
+    for file in files:
+        file.write_text(file.read_text(encoding="utf-8").replace("{vex}", "{evex}"), encoding="utf-8")
+    return files
 
 
 class Memory:
@@ -129,8 +141,11 @@ class Kernels:
         measured = workloads((encoding, shape.rows, shape.columns) for encoding in encodings)
         specs = [tuning.choose(LinearKernel(encoding), level, measured).spec for encoding in encodings]
         objects = build_kernels([(spec, level) for spec in specs], X86_64, progress)
-        files = [str(o.path) for o in objects]
-        self._library = load_c(DRIVER, "-I", str(tuner_folder()), *files)
+        with tempfile.TemporaryDirectory() as folder:
+            files = _measurable_files(objects, level, Path(folder))
+            # Of C's options listings take few.
+            options = ["-I", str(tuner_folder()), "-Wno-unused-command-line-argument"]
+            self._library = load_c(DRIVER, *options, *map(str, files))
         self._symbols = {encoding: o.symbol for encoding, o in zip(encodings, objects, strict=True)}
         for name, types in {
             "time_products": [POINTER(Product), c_int64],

@@ -110,7 +110,7 @@ def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
     ids=str,
 )
 def test_products_of_avx_vnni_in_the_encoding_of_avx512(linear: Linear, encoding: Encoding) -> None:
-    """The same operations on the same registers; more CPUs have this form of the instruction, of those that test."""
+    """The same operations; more CPUs have this form of the instruction, of those that test."""
     _, features = read_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     if "avx512vnni" not in features:
         pytest.skip("this CPU has no AVX-512 VNNI")

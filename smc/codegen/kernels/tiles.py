@@ -55,10 +55,28 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     return len(encoding.levels or ()) > 16
 
 
+def _panel_tile(encoding: Encoding, level: Level) -> Tile:
+    """How many of a panel's rows meet how many tokens at once, as measured on Zen 4."""
+    if (
+        level.registers < 32
+        and encoding.storage != "base3"
+        and encoding.levels is None
+        and len(planes(encoding.bits)) == 1
+    ):
+        if encoding.group == 16 and level.dot == "vpdpbusd":
+            return Tile(2, 2 * level.lanes, panel=True)  # sums, and those of an input scale, in registers
+        # Codes of 8 bits have signs beside them there, and zeros are not subtracted beforehand: loads for every row.
+        by_row = level.dot == "vpmaddubsw" and (encoding.bits == 8 or encoding.zero == "group")
+        if not by_row:
+            return Tile(2, ROW_BLOCK, panel=True)  # half the pointers to inputs, of which 16 registers spill some
+    # Unpacking takes long for the tokens of a batch, too, that are too few for a panel.
+    return Tile(4, 2 * level.lanes, panel=True)
+
+
 def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
-        return Tile(4, 2 * level.lanes, panel=True)
+        return _panel_tile(encoding, level)
     if level.family == "arm64":
         if encoding.activation == "i8":
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.

@@ -175,9 +175,7 @@ def _print_description(description: dict[str, Any]) -> None:
     rows = []
     for row in description["slots"]:
         size = f"tied to {row['tied_to']}" if row["tied_to"] else f"{row['bytes'] / 1e6:,.2f}"
-        rows.append(
-            [row["slot"], str(row["tensors"]), _shapes_text(row["shapes"]), ", ".join(row["encodings"]), size]
-        )
+        rows.append([row["slot"], str(row["tensors"]), _shapes_text(row["shapes"]), ", ".join(row["encodings"]), size])
     _print_table(["slot", "tensors", "shape", "encoding", "MB"], rows)
 
 

@@ -57,8 +57,8 @@ class Task:
     private: in short steps not a phase of its own; who reads the result makes it first, every thread for itself.
     joins: attention that does this, the write into the cache, itself where no other of its blocks reads what it writes.
     blocks: what its blocks are: "tokens", "chunks" (256 columns, token by token), "rows" (32 weight rows; of a chain
-    `rows_at_once` by some tokens), "kv" (token × KV head), "tiles" (attention tile × KV head × split of the cache),
-    "merges" (tile × query head, but only where the cache is split).
+    `rows_at_once` by some tokens), "kv" (attention tile × KV head), "tiles" (attention tile × KV head × split of
+    the cache), "merges" (tile × query head, but only where the cache is split).
     """
 
     kind: str

@@ -222,7 +222,7 @@ class _Planner:
         self._task(task, in_place=residual)
 
     def _rope(self, node: Node) -> None:
-        """Done together with the cache write by the attention that reads it."""
+        """Done by who reads it: the write of k into the cache, and attention."""
         self.buffers[node.name] = self.buffers[node.inputs[0]]
 
     def _attention(self, node: Node) -> None:
@@ -240,7 +240,7 @@ class _Planner:
         q, k, v = (self.buffers[i] for i in node.inputs)
         shape = AttentionShape(attributes["heads"], attributes["kv_heads"], attributes["head_dim"], "f16", rotary[0])
         self.shapes.append(shape)
-        write = self._task(Task("rope_cache", node, "kv", RopeKernel(shape), inputs=[q, k, v]), in_place=q)
+        write = self._task(Task("rope_cache", node, "kv", RopeKernel(shape), inputs=[k, v]))
         out = self._new(node)
         out.need(F32_FORM)
         task = Task("attention", node, "tiles", AttentionKernel(shape), inputs=[q], output=out, after=[write])

@@ -90,7 +90,6 @@ def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Ta
         both = 2 * shape.kv_heads * shape.padded_dim
         if isinstance(task.kernel, RopeKernel):
             profile.cache_writes += both
-            profile.token_bytes += _form_bytes(Form("f32"), _width(task.inputs[0], symbols))  # q, rotated in place
         else:
             profile.cache_reads += both
             profile.cache_macs += 2 * shape.heads * shape.head_dim

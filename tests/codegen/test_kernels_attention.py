@@ -13,9 +13,10 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from smc.codegen.kernels.attention import attention_kernel, merge_kernel
-from smc.codegen.kernels.rope import rope_kernel
+from smc.codegen.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.kernels.specs import SPLIT_TOKENS, AttentionShape
 from smc.codegen.layout import padded
+from smc.ir import inverse_frequencies
 from smc.reference.exact import EXACT_OPERATORS
 from smc.targets import Level
 from tests.codegen.kernels import guarded
@@ -97,47 +98,56 @@ def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # ---- rope
 
+THETA = 1e4
+
+
+def cosines_and_sines(shape: AttentionShape, positions: Sequence[int]) -> np.ndarray:
+    """The engine's table of some tokens: [tokens][2][head_dim/2]."""
+    frequencies = inverse_frequencies(shape.head_dim, THETA, None)
+    angles = (np.array(positions, np.float32)[:, None] * frequencies).astype(np.float64)
+    return guarded(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+
+
+def rotated(x: np.ndarray, shape: AttentionShape, positions: Sequence[int]) -> np.ndarray:
+    """The exact reference's rotation of float32 [tokens, heads * head_dim], close to that of transformers."""
+    if not shape.rotary:
+        return x
+    attributes = {"head_dim": shape.head_dim, "theta": THETA, "scaling": None}
+    result = EXACT_OPERATORS["rope"]([torch.from_numpy(x), torch.tensor(positions)], attributes).numpy()
+    rope = torch.from_numpy(cosines_and_sines(shape, positions))
+    cosines, sines = (torch.cat([rope[:, i], rope[:, i]], -1)[None] for i in (0, 1))
+    heads = torch.from_numpy(x).view(len(x), -1, shape.head_dim).transpose(0, 1)[None]
+    theirs, _ = apply_rotary_pos_emb(heads, heads, cosines, sines)
+    np.testing.assert_allclose(result, theirs[0].transpose(0, 1).reshape(x.shape).numpy(), rtol=0, atol=1e-6)
+    return result
+
+
+WRITTEN_TILES = [(0, 8), (8, 8), (20, 8), (62, 3), (72, 1), (80, 7), (125, 8), (184, 8)]
+"""Cache index and tokens: whole tiles that lie together in a page, and others: across pages, short, or unaligned."""
+
 
 @pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str)
-def test_rope_rotates_and_fills_the_cache(build: Any, level: Level, shape: AttentionShape) -> None:
-    kernel = build(level, rope_kernel("rope", shape))["rope"]
-    tokens, rng = 5, np.random.default_rng(1)
+def test_keys_are_rotated_and_written(build: Any, level: Level, shape: AttentionShape) -> None:
+    kernel, rng = build(level, rope_cache_kernel("write", shape))["write"], np.random.default_rng(1)
     cache = Cache(shape, [200], 2)
     expected_memory = cache.memory.copy()
-    indices = [0, 15, 63, 64, 130]
-    slots = guarded(np.array([cache.tables[i // PAGE] * PAGE + i % PAGE for i in indices], np.int32))
-    angles = np.outer([3, 0, 1, 70, 2000], 1e4 ** (-np.arange(shape.head_dim // 2) / (shape.head_dim // 2)))
-    rope = guarded(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-    q_stride, kv_stride = (padded(n * shape.head_dim, 32) for n in (shape.heads, shape.kv_heads))
-    q, k, v = (guarded(rng.standard_normal((tokens, n)).astype(np.float32)) for n in (q_stride, kv_stride, kv_stride))
-    expected_q, expected_k = rotated(q, k, rope, shape) if shape.rotary else (q.copy(), k.copy())
-    blocks = tokens * shape.kv_heads
-    for begin, end in ((0, 1), (1, blocks)):
-        kernel(
-            q, k, v, rope, slots, cache.memory, cache.memory, q_stride, kv_stride, cache.page, cache.layer, begin, end
-        )
-    np.testing.assert_allclose(q, expected_q, rtol=0, atol=5e-7)
-    np.testing.assert_allclose(k, expected_k, rtol=0, atol=5e-7)
-    width, heads = shape.kv_heads * shape.head_dim, (shape.kv_heads, shape.head_dim)
-    for token, slot in enumerate(slots):
-        key, value = (rows[token, :width].reshape(heads) for rows in (k, v))
-        cache.write(slot // PAGE, slot % PAGE, key, value, expected_memory)
+    indices = [index for first, count in WRITTEN_TILES for index in range(first, first + count)]
+    tokens, positions = len(indices), [3 * index for index in indices]
+    first_tokens = np.cumsum([0, *(count for _, count in WRITTEN_TILES)])
+    rows = [[first_tokens[n], count, 0, index] for n, (index, count) in enumerate(WRITTEN_TILES)]
+    slots = np.array([cache.tables[i // PAGE] * PAGE + i % PAGE for i in indices], np.int32)
+    width = shape.kv_heads * shape.head_dim
+    k, v = (rng.standard_normal((tokens, width)).astype(np.float32) for _ in range(2))
+    stride = padded(width, 32)
+    k_rows, v_rows = (guarded(np.pad(x, ((0, 0), (0, stride - width)), constant_values=np.nan)) for x in (k, v))
+    arrays = [k_rows, v_rows, cosines_and_sines(shape, positions), guarded(slots), guarded(np.array(rows, np.int32))]
+    for begin, end in ((0, 1), (1, len(rows) * shape.kv_heads)):
+        kernel(*arrays, cache.memory, cache.memory, stride, cache.page, cache.layer, begin, end)
+    heads = (shape.kv_heads, shape.head_dim)
+    for token, key in enumerate(rotated(k, shape, positions)):
+        place = (slots[token] // PAGE, slots[token] % PAGE)
+        cache.write(*place, key.reshape(heads), v[token].reshape(heads), expected_memory)
     np.testing.assert_array_equal(cache.memory, expected_memory)
-
-
-def rotated(q: np.ndarray, k: np.ndarray, rope: np.ndarray, shape: AttentionShape) -> list[np.ndarray]:
-    """What transformers makes of q and k."""
-    tokens, dim = len(q), shape.head_dim
-    cosines, sines = (torch.tensor(np.concatenate([rope[:, i], rope[:, i]], -1))[None] for i in (0, 1))
-    heads = [
-        torch.tensor(x[:, : n * dim]).view(tokens, n, dim).transpose(0, 1)[None]
-        for x, n in ((q, shape.heads), (k, shape.kv_heads))
-    ]
-    results = []
-    for result, x in zip(apply_rotary_pos_emb(*heads, cosines, sines), (q, k), strict=True):
-        flat = result[0].transpose(0, 1).reshape(tokens, -1).numpy()
-        results.append(np.concatenate([flat, x[:, flat.shape[1] :]], 1))
-    return results
 
 
 # ---- attention
@@ -160,10 +170,11 @@ class Attention:
         window: int = 0,
         scale: float = 0.2,
         split: bool = False,
+        rope: np.ndarray | None = None,
     ) -> np.ndarray:
         """tiles: (sequence, index of its first token, count); q: [tokens, heads, head_dim]. Result like q.
 
-        split: every split of the cache in a block of its own.
+        split: every split of the cache in a block of its own. rope: cosines and sines; by default q stays as it is.
         """
         shape = self.shape
         full = np.full((len(q), self.stride), np.nan, np.float32)
@@ -176,9 +187,10 @@ class Attention:
         out = guarded(np.full_like(full, np.nan))
         scratch = guarded(np.full(shape.scratch_floats, np.nan, np.float32))
         q_buffer, table = guarded(full), guarded(np.array(rows, np.int32))
+        rope = cosines_and_sines(shape, [0] * len(q)) if rope is None else rope
         for begin, end in halves(len(tiles) * shape.kv_heads * splits):
             self.kernel(
-                q_buffer, cache.memory, cache.memory, cache.tables, table, out, partials, scratch,
+                q_buffer, rope, cache.memory, cache.memory, cache.tables, table, out, partials, scratch,
                 self.stride, cache.page, cache.layer, scale * math.log2(math.e), window, splits, begin, end,
             )  # fmt: skip
         if splits > 1:
@@ -275,6 +287,26 @@ def test_attention_has_the_bits_of_the_exact_reference(attention: Any, level: Le
     for window in (0, 20):
         result = attention(level, shape)(cache, q, tiles, window)
         np.testing.assert_array_equal(result.reshape(length, -1), exact_attention(shape, length, window))
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[8]], ids=str)
+@pytest.mark.parametrize("split", [False, True])
+def test_queries_are_rotated(attention: Any, level: Level, shape: AttentionShape, split: bool) -> None:
+    cache, tiles = Cache(shape, [300, 20], 9), [[0, 290, 8], [1, 17, 3]]
+    q, positions = queries(shape, 11), [5, 6, 7, 8, 9, 10, 11, 12, 0, 1, 2000]
+    kernel, rope = attention(level, shape), cosines_and_sines(shape, positions)
+    turned = rotated(q.reshape(11, -1), shape, positions).reshape(q.shape)
+    np.testing.assert_array_equal(
+        kernel(cache, q, tiles, split=split, rope=rope), kernel(cache, turned, tiles, split=split)
+    )
+
+
+def test_without_rotation_queries_stay(attention: Any, level: Level) -> None:
+    shape = AttentionShape(4, 2, 20, "f16", rotary=False)
+    cache, tiles, q = Cache(shape, [70], 9), [[0, 65, 5]], queries(shape, 5)
+    nowhere = guarded(np.full((5, 2, 10), np.nan, np.float32))
+    result = attention(level, shape)(cache, q, tiles, rope=nowhere)
+    np.testing.assert_allclose(result, expected(cache, q, tiles, 0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])

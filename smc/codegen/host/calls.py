@@ -182,27 +182,32 @@ class FunctionCalls:
 
     def _rope_cache(self, task: Task) -> Call:
         assert isinstance(task.kernel, RopeKernel)
-        q, key, value = task.inputs
-        rotated = self.function.function.node(task.node.inputs[0])
-        index = self.plan.rope_tables.index(rope_table(rotated)) if rotated.op == "rope" else 0
-        rope = f"S->rope + (size_t){index} * N * {self.plan.head_dim}" if index else "S->rope"
+        key, value = task.inputs
         arguments = [
-            *(self.name(b) for b in (q, key, value)),
-            rope,
+            self.name(key),
+            self.name(value),
+            self._rope_rows(task),
             "S->cache_slots",
+            "S->tiles",
             "S->kv",
             "S->kv",
-            self.width(q),
             self.width(key),
             "(int64_t)S->kv_page_bytes",
             "L->cache",
         ]
         return f"{kernel_member(task.kernel)}[S->kv_dtype]", arguments
 
+    def _rope_rows(self, task: Task) -> str:
+        """The cosines and sines of the step's tokens in the table of an attention."""
+        q = self.function.function.node(task.node.inputs[0])
+        index = self.plan.rope_tables.index(rope_table(q)) if q.op == "rope" else 0
+        return f"S->rope + (size_t){index} * N * {self.plan.head_dim}" if index else "S->rope"
+
     def _attention(self, task: Task) -> Call:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None
         arguments = [
             self.name(task.inputs[0]),
+            self._rope_rows(task),
             "S->kv",
             "S->kv",
             "S->tables",

@@ -163,7 +163,7 @@ class _Function:
             return f"S->splits > 1 ? S->tile_count * {task.kernel.shape.heads} : 0"
         return {
             "tokens": "N",
-            "kv": f"N * {self.plan.kv_heads}",
+            "kv": f"S->tile_count * {self.plan.kv_heads}",
             "tiles": f"S->tile_count * {self.plan.kv_heads} * S->splits",
         }[task.blocks]
 
@@ -171,16 +171,7 @@ class _Function:
 
     def join(self, write: Task) -> None:
         """The write into the cache for the blocks of attention that follow: a tile's tokens by a KV head."""
-        heads = self.plan.kv_heads
-        call = self.calls.call(write, f"t * {heads} + b % {heads}", f"t * {heads} + b % {heads} + 1")
-        self.emit(
-            f"          if ({JOINED})",
-            "            for (int32_t b = phase.begin; b < phase.end; b++) {",
-            f"              const struct smc_tile *tile = &S->tiles[b / {heads}];",
-            "              for (int32_t t = tile->token; t < tile->token + tile->count; t++)",
-            f"                {call};",
-            "            }",
-        )
+        self.emit(f"          if ({JOINED}) {self.calls.call(write, 'phase.begin', 'phase.end')};")
 
     def task(self, task: Task) -> None:
         """The kernel's call, or the calls of a chain."""

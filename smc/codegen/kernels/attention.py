@@ -24,10 +24,13 @@ from smc.codegen.kernels.builder import (
     cast,
     const,
     fma,
+    lanes_of,
     rounded_product,
     shuffle,
     shuffle_pair,
 )
+from smc.codegen.kernels.kv_cache import read_tile
+from smc.codegen.kernels.rope import rotated_head
 from smc.codegen.kernels.specs import (
     MOST_ROWS,
     PAGE_TOKENS,
@@ -39,7 +42,6 @@ from smc.codegen.kernels.specs import (
 from smc.codegen.kernels.vector_math import LANES, exp2, horizontal
 from smc.targets import Level
 
-TILE_FIELDS = 4
 MASKED, LOWEST = -3.0e38, -1.0e30
 """Score of a masked token, and a split's least maximum: 2 to the power of their difference is exactly 0."""
 
@@ -47,13 +49,14 @@ VECTOR = f"float32x{LANES}"
 
 
 def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(q, cache, scales, tables, tiles, out, partials, scratch, stride, page, layer, scale, window, splits,
-    begin, end)
+    """int32_t name(q, rope, cache, scales, tables, tiles, out, partials, scratch, stride, page, layer, scale, window,
+    splits, begin, end)
 
     Blocks are (tile, KV head, split). splits: 1 for blocks that do all splits of their tile and write `out`; otherwise
     block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
     scales: the same memory as cache, for those of an int8 cache. tiles: int32 [n][4] token, count, table, index
-    (program.h); tables: page numbers. q, out: float32 [tokens, stride]; a token at cache index i sees indices
+    (program.h); tables: page numbers. q, out: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines
+    and sines, by which q is rotated; a token at cache index i sees indices
     i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of this layer's; scale: what q is
     multiplied with, log2(e) included, for the softmax is one of powers of 2.
     Writing `out`, the last KV head's block also clears its padding.
@@ -74,8 +77,8 @@ def merge_kernel(name: str, shape: AttentionShape) -> Kernel:
     splits = k.let(cast(k.scalar("splits"), "int64"), "splits")
     begin, end = k.scalar("begin"), k.scalar("end")
     with k.loop(end - begin, "block", begin=begin) as block:
-        tile, head = block // shape.heads * TILE_FIELDS, k.let(cast(block % shape.heads, "int64"), "head")
-        token, count, _, index = _tile(k, tiles, k.let(tile, "tile"))
+        head = k.let(cast(block % shape.heads, "int64"), "head")
+        token, count, _, index = read_tile(k, tiles, k.let(block // shape.heads, "tile"))
         with k.loop(count, "t") as t:
             first, last = _split_range(k, index + t, index + t, window)
             _clear_state(k, scratch, const(0, "int64"), shape)
@@ -138,13 +141,6 @@ def _partial(shape: AttentionShape, token: Expr, splits: Expr, split: Expr, head
     return ((token * splits + split) * shape.heads + head) * shape.state_floats
 
 
-def _tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, Expr]:
-    """Token, count, table and index of a tile."""
-    names = ("token", "count", "table", "index")
-    token, count, table, index = (k.let(cast(tiles.load(tile + f), "int64"), n) for f, n in enumerate(names))
-    return token, count, table, index
-
-
 def _split_range(k: Kernel, first: Expr, last: Expr, window: Expr) -> tuple[Expr, Expr]:
     """The splits that tokens at the cache indices first…last see anything of: from, to."""
     begin = k.let(_first_seen(first, window) // SPLIT_TOKENS, "first_split")
@@ -182,7 +178,7 @@ class _Attention:
         tokens = min(TILE_TOKENS, max(1, most // self.token_rows))
         self.pass_tokens = 1 << (tokens.bit_length() - 1)
         k = self.k = Kernel(name)
-        self.q = k.pointer("q", "float32")
+        self.q, self.rope = k.pointer("q", "float32"), k.pointer("rope", "float32")
         self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
         self.tables, self.tiles = k.pointer("tables", "int32"), k.pointer("tiles", "int32")
         self.out, self.partials = k.pointer("out", "float32"), k.pointer("partials", "float32")
@@ -208,9 +204,9 @@ class _Attention:
         with k.loop(self.end - self.begin, "block", begin=self.begin) as block:
             block = k.let(cast(block, "int64"), "block")
             pair = k.let(tirx.truncdiv(block, self.splits), "pair")
-            tile = k.let(cast(pair // shape.kv_heads * TILE_FIELDS, "int32"), "tile")
+            tile = k.let(cast(pair // shape.kv_heads, "int32"), "tile")
             self.head = k.let(pair % shape.kv_heads, "head")
-            self.token, self.count, self.table, self.index = _tile(k, self.tiles, tile)
+            self.token, self.count, self.table, self.index = read_tile(k, self.tiles, tile)
             first, last = _split_range(k, self.index, self.index + self.count - 1, self.window)
             alone = k.let(tirx.truncmod(block, self.splits), "split")  # the block's only split, unless it does all
             one = const(1, "int64")
@@ -227,18 +223,18 @@ class _Attention:
         return k
 
     def _gather(self) -> None:
-        """Rows [count, token_rows]: the tile's queries times the scale, states cleared; padding repeats a head."""
+        """Rows [count, token_rows]: the tile's queries, rotated, times the scale; states are cleared.
+
+        Padding repeats a head.
+        """
         k, shape = self.k, self.shape
         with k.loop(self.count, "t") as t, k.loop(const(self.token_rows, "int64"), "h") as h:
             row = k.let(t * self.token_rows + h, "row")
             head = k.let(self.head * shape.group + tirx.min(h, const(shape.group - 1, "int64")), "q_head")
             start = k.let((self.token + t) * self.stride + head * shape.head_dim, "start")
             place = k.let(self.queries + row * shape.padded_dim, "place")
-            for d in range(0, shape.head_dim, LANES):
-                if d + LANES <= shape.head_dim:
-                    k.store(self.scratch, place + d, self.q.load(start + d, LANES) * broadcast(self.scale, LANES))
-            for d in range(shape.head_dim // LANES * LANES, shape.head_dim):
-                k.store(self.scratch, place + d, self.q.load(start + d) * self.scale)
+            for d, values in rotated_head(k, shape, self.q, start, self.rope, self.token + t):
+                k.store(self.scratch, place + d, values * broadcast(self.scale, lanes_of(values)))
             _clear_state(k, self.scratch, k.let(self.states + row * shape.state_floats, "state"), shape)
 
     def _finish(self) -> None:

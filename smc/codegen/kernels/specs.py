@@ -277,7 +277,7 @@ class TransformKernel:
 
 @dataclass(frozen=True)
 class RopeKernel:
-    """kernels/rope.py: rope_kernel"""
+    """kernels/kv_cache.py: rope_cache_kernel"""
 
     shape: AttentionShape
 
@@ -287,9 +287,9 @@ class RopeKernel:
 
     def build(self, symbol: str, level: Level) -> Kernel:
         """The kernel for a level."""
-        from smc.codegen.kernels.rope import rope_kernel
+        from smc.codegen.kernels.kv_cache import rope_cache_kernel
 
-        return rope_kernel(symbol, self.shape)
+        return rope_cache_kernel(symbol, self.shape)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from smc.errors import InputError
 from smc.ir import Function, Module, Node
 
 DIRECT_GROUPS = (32, 64, 128)
-"""Columns that may share a scale in codes that a norm or a chain of linears makes."""
+"""Columns that may share a scale in codes that a chain of linears makes."""
 
 
 def make_plan(module: Module) -> Plan:
@@ -151,12 +151,13 @@ class _Planner:
     def _produce(self, node: Node, kind: str, blocks: str, inputs: list[str]) -> None:
         """An op that can hand out its result in several forms at once.
 
-        Token-wise codes need a task of their own, and wider groups than a tile wherever blocks of work may cut them.
+        Norms have whole tokens. Elsewhere token-wise codes need a task of their own, and wider groups than a tile wherever
+        blocks of work may cut them.
         """
         out = self._new(node)
         wanted = self._reader_forms(node)
-        whole = kind == "rms_norm" or self._will_be_chained(node)
-        direct = [form for form in wanted if form.group == 32 or (whole and form.group in DIRECT_GROUPS)]
+        groups = DIRECT_GROUPS if self._will_be_chained(node) else (32,)
+        direct = [form for form in wanted if kind == "rms_norm" or form.group in groups]
         if len(direct) < len(wanted) and F32_FORM not in direct:
             direct.insert(0, F32_FORM)
         for form in direct:

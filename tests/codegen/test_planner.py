@@ -66,6 +66,20 @@ def test_every_form_that_is_read_is_made(make_checkpoint: MakeCheckpoint) -> Non
     ]
 
 
+def test_who_rounds_whole_tokens(make_checkpoint: MakeCheckpoint) -> None:
+    """A norm has a token's columns together, attention and a chain of linears have not."""
+    (block,) = planned(smc.load_checkpoint(make_checkpoint()[0]), ["quantize-rtn:bits=8,activation_group=token"]).blocks
+    assert [phase for phase in text(block) if not phase.startswith("linear")] == [
+        "rms_norm input_layernorm i8_gtoken_s32 private",
+        "rope_cache",
+        "attention",
+        "merge",
+        "quantize of i8_gtoken_s32 private",
+        "rms_norm post_attention_layernorm i8_gtoken_s32 private",
+        "quantize of i8_gtoken_s32 private",
+    ]
+
+
 def test_unfused_layers_have_more_phases(make_checkpoint: MakeCheckpoint) -> None:
     module = smc.load_checkpoint(make_checkpoint()[0])
     plain, fused = make_plan(module).blocks[0], planned(module).blocks[0]

@@ -105,6 +105,16 @@ class PerToken:
 
 
 @dataclass(frozen=True)
+class SpreadPerToken(PerToken):
+    """A vector for every token of a register tile, all lanes of which are its number."""
+
+    def spread(self, tokens: Sequence[int]) -> Expr:
+        """See `PerToken.spread`."""
+        assert len(set(tokens)) == 1
+        return self.values[tokens[0]]
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a linear kernel reads of activations.
 

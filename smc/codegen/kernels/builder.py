@@ -55,6 +55,12 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     return intrinsic(dtype_of(c), "llvm.fma", a, b, c)
 
 
+def fence(value: Expr) -> Expr:
+    """The same vector of int16 or int32, which LLVM makes as it is spelled: neither reordered nor of scalars."""
+    floats = f"float32x{lanes_of(value) * int(dtype_of(value).partition('x')[0].lstrip('int')) // 32}"
+    return reinterpret(intrinsic(floats, "llvm.arithmetic.fence", reinterpret(value, floats)), dtype_of(value))
+
+
 def rounded_product(a: Expr, b: Expr) -> Expr:
     """a * b, rounded even where it is added to something next: LLVM fuses a plain product with the sum it goes into."""
     return fma(a, b, const(0.0, dtype_of(a)))

@@ -23,6 +23,7 @@ from smc.codegen.kernels.builder import (
     cast,
     const,
     dtype_of,
+    fence,
     intrinsic,
     reinterpret,
     shuffle,
@@ -173,9 +174,7 @@ class _Vpmaddubsw(_X86Dot):
 
     def _add_in_order(self, register: Register, value: Expr) -> None:
         """The fence keeps the order of sums: as LLVM's trees they are a third slower."""
-        total = reinterpret(register.value + value, f"float32x{self.lanes}")
-        total = intrinsic(f"float32x{self.lanes}", "llvm.arithmetic.fence", total)
-        self.kernel.set(register, reinterpret(total, dtype_of(value)))
+        self.kernel.set(register, fence(register.value + value))
 
 
 class _Vpsignb(_Vpmaddubsw):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from smc.codegen.kernels.activations import PerToken, Source
+from smc.codegen.kernels.activations import PerToken, Source, SpreadPerToken
 from smc.codegen.kernels.builder import (
     Expr,
     Kernel,
@@ -14,6 +14,7 @@ from smc.codegen.kernels.builder import (
     cast,
     const,
     dtype_of,
+    fence,
     fma,
     intrinsic,
     reinterpret,
@@ -165,8 +166,17 @@ class IntegerProducts:
     def tile_inputs(self, tile: Expr, half: int) -> TileInputs:
         """What a tile's sums begin and end with."""
         zero, totals = self.weights.zero, self._input_sums(tile, half)
-        initial = self._times(totals, -zero) if zero else None
+        initial = self._negated(totals, zero) if zero else None
         return TileInputs(totals, self._input_scales(tile), initial)
+
+    def _negated(self, totals: PerToken, zero: int) -> PerToken:
+        """- zero * total of every token."""
+        if self.weights.level.family != "x86" or self.lanes == 16:
+            return self._times(totals, -zero)
+        # LLVM would multiply scalars and move them between registers, which takes longer than another two of these
+        # instructions; 512-bit ones are dear.
+        spread = [fence(broadcast(total, self.lanes)) for total in totals.values]
+        return SpreadPerToken([self.kernel.let(v * const(-zero, dtype_of(v)), "initial") for v in spread])
 
     # ---- both
 

@@ -12,6 +12,8 @@ that what is read and widened of K and V serves all of these rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tvm.tirx as tirx
 
 from smc.codegen.kernels.builder import (
@@ -23,6 +25,7 @@ from smc.codegen.kernels.builder import (
     broadcast,
     cast,
     const,
+    dtype_of,
     fma,
     lanes_of,
     rounded_product,
@@ -39,7 +42,7 @@ from smc.codegen.kernels.specs import (
     AttentionShape,
     rows_per_token,
 )
-from smc.codegen.kernels.vector_math import LANES, exp2, horizontal
+from smc.codegen.kernels.vector_math import LANES, exp2, horizontal, horizontal_each
 from smc.targets import Level
 
 MASKED, LOWEST = -3.0e38, -1.0e30
@@ -85,7 +88,8 @@ def merge_kernel(name: str, shape: AttentionShape) -> Kernel:
             with k.loop(last - first, "split", begin=first) as split:
                 row = k.let(_partial(shape, token + t, splits, split, head), "row")
                 new = k.let(tirx.max(scratch.load(LANES), partials.load(row + LANES)), "new")
-                factors = _factors(k, scratch.load(LANES), partials.load(row + LANES), new)
+                both = _factors(k, scratch.load(LANES), partials.load(row + LANES), new)
+                factors = [broadcast(k.let(shuffle(both, [number]), "factor"), LANES) for number in range(2)]
                 k.store(scratch, LANES, broadcast(new, LANES))
                 for v in [0, *range(2, shape.state_floats // LANES)]:
                     _fold(k, scratch, const(v * LANES, "int64"), partials.load(row + v * LANES, LANES), factors)
@@ -104,15 +108,13 @@ def _clear_state(k: Kernel, scratch: Pointer, place: Expr, shape: AttentionShape
         k.store(scratch, place + v * LANES, const(LOWEST if v == 1 else 0.0, VECTOR))
 
 
-def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> tuple[Expr, Expr]:
-    """What two states are multiplied with where they meet, by their maxima and the new one."""
-    halves = [broadcast(maximum - new, LANES) for maximum in (old, other)]
-    difference = k.let(shuffle_pair(halves, range(LANES // 2, LANES // 2 + LANES)), "difference")
-    both = exp2(k, difference)
-    return k.let(shuffle(both, [0] * LANES), "factor"), k.let(shuffle(both, [LANES - 1] * LANES), "factor")
+def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> Expr:
+    """What states are multiplied with where they meet, by their maxima and the new ones, numbers or vectors: first the
+    old states' factors, then the others'."""
+    return exp2(k, k.let(shuffle_pair([old - new, other - new], range(2 * lanes_of(new))), "difference"))
 
 
-def _fold(k: Kernel, scratch: Pointer, place: Expr, other: Expr, factors: tuple[Expr, Expr]) -> None:
+def _fold(k: Kernel, scratch: Pointer, place: Expr, other: Expr, factors: Sequence[Expr]) -> None:
     """state = other · its factor + state · its factor."""
     old = rounded_product(scratch.load(place, LANES), factors[0])
     k.store(scratch, place, fma(other, factors[1], old))
@@ -191,13 +193,15 @@ class _Attention:
             k.let(cast(s, "int64"), n) for s, n in ((stride, "stride"), (window, "window"), (splits, "splits"))
         )
         self.page = k.let(page // shape.element_bytes, "page_elements")
-        # The scratch: a pass's probabilities, the scales of its values, two factors and a maximum a row; queries and
-        # states.
+        # The scratch: a pass's probabilities, the scales of its values; a tile's queries, states and their maxima; a
+        # pass's two factors and its split's maximum a row.
+        tile_rows = TILE_TOKENS * self.token_rows
         self.value_scales = MOST_ROWS * SPLIT_TOKENS
-        self.factors = self.value_scales + SPLIT_TOKENS
-        self.maxima = self.factors + MOST_ROWS * 2 * LANES
-        self.queries = self.maxima + MOST_ROWS * LANES
-        self.states = self.queries + TILE_TOKENS * self.token_rows * shape.padded_dim
+        self.queries = self.value_scales + SPLIT_TOKENS
+        self.states = self.queries + tile_rows * shape.padded_dim
+        self.maxima = self.states + tile_rows * shape.state_floats
+        self.factors = self.maxima + tile_rows
+        self.split_maxima = self.factors + 2 * MOST_ROWS
 
     def build(self) -> Kernel:
         k, shape = self.k, self.shape
@@ -236,6 +240,7 @@ class _Attention:
             for d, values in rotated_head(k, shape, self.q, start, self.rope, self.token + t):
                 k.store(self.scratch, place + d, values * broadcast(self.scale, lanes_of(values)))
             _clear_state(k, self.scratch, k.let(self.states + row * shape.state_floats, "state"), shape)
+            k.store(self.scratch, self.maxima + row, const(LOWEST, "float32"))
 
     def _finish(self) -> None:
         k, shape = self.k, self.shape
@@ -250,9 +255,11 @@ class _Attention:
     def _store_partials(self, split: Expr) -> None:
         k, shape = self.k, self.shape
         with k.loop(self.count, "t") as t, k.loop(const(shape.group, "int64"), "h") as h:
-            state = k.let(self.states + (t * self.token_rows + h) * shape.state_floats, "state")
+            row = k.let(t * self.token_rows + h, "row")
+            state = k.let(self.states + row * shape.state_floats, "state")
             head = self.head * shape.group + h
             place = k.let(_partial(shape, self.token + t, self.splits, split, head), "place")
+            k.store(self.scratch, state + LANES, broadcast(self.scratch.load(self.maxima + row), LANES))
             for v in range(shape.state_floats // LANES):
                 k.store(self.partials, place + v * LANES, self.scratch.load(state + v * LANES, LANES))
 
@@ -390,24 +397,14 @@ class _Attention:
         """Scores → probabilities against the split's own maximum; new sums and maxima, and the factors of the merge."""
         k, shape = self.k, self.shape
         vectors = k.let((rows.tokens + (LANES - 1)) // LANES, "vectors")
-        with k.loop(const(rows.rows, "int64"), "r") as r:
-            # The maxima of all rows first: the trees don't wait for each other.
-            start = k.let(r * SPLIT_TOKENS, "start")
-            largest = k.register(const(MASKED, VECTOR), "largest")
-            with k.loop(vectors, "vector") as v:
-                k.set(largest, tirx.max(largest.value, self.scratch.load(start + v * LANES, LANES)))
-            lowest = const(LOWEST, "float32")
-            maximum = k.let(tirx.max(lowest, horizontal(k, largest.value, tirx.max)), "maximum")
-            k.store(self.scratch, self.maxima + r * LANES, broadcast(maximum, LANES))
-            state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
-            old = k.let(self.scratch.load(state + LANES), "old")
-            new = k.let(tirx.max(old, maximum), "new")
-            k.store(self.scratch, state + LANES, broadcast(new, LANES))
-            for number, factor in enumerate(_factors(k, old, maximum, new)):
-                k.store(self.scratch, self.factors + (2 * r + number) * LANES, factor)
+        first = 0
+        for count in (16, 8, 4, 2, 1):
+            while count * self.units <= self.budget and first + count <= rows.rows:
+                self._maxima(rows, vectors, first, count)
+                first += count
         with k.loop(const(rows.rows, "int64"), "r") as r:
             start = k.let(r * SPLIT_TOKENS, "start")
-            maximum = k.let(self.scratch.load(self.maxima + r * LANES, LANES), "maximum")
+            maximum = k.let(broadcast(self.scratch.load(self.split_maxima + r), LANES), "maximum")
             sums = k.register(const(0.0, VECTOR), "sums")
             with k.loop(vectors, "vector") as v:
                 place = k.let(start + v * LANES, "place")
@@ -417,8 +414,33 @@ class _Attention:
                     p = p * self.scratch.load(self.value_scales + v * LANES, LANES)
                 k.store(self.scratch, place, p)
             state = k.let(self.states + (rows.row + r) * shape.state_floats, "state")
-            first, second = (self.scratch.load(self.factors + (2 * r + n) * LANES, LANES) for n in range(2))
-            _fold(k, self.scratch, state, sums.value, (first, second))
+            _fold(k, self.scratch, state, sums.value, self._row_factors(r))
+
+    def _maxima(self, rows: _Pass, vectors: Expr, first: int, count: int) -> None:
+        """The split's maxima of `count` rows of a pass, a power of two, from row `first` on; the states' new ones and
+        the factors of the merge. The rows share the shuffles and the powers."""
+        k = self.k
+        largest = [k.register(const(MASKED, VECTOR), "largest") for _ in range(count)]
+        with k.loop(vectors, "vector") as v:
+            for r, register in enumerate(largest, first):
+                k.set(register, tirx.max(register.value, self.scratch.load(v * LANES + r * SPLIT_TOKENS, LANES)))
+        totals = horizontal_each(k, [register.value for register in largest], tirx.max)
+        totals = totals if count == 1 else shuffle(totals, range(0, LANES, LANES // count))
+        maxima = k.let(tirx.max(totals, const(LOWEST, dtype_of(totals))), "maxima")
+        place = k.let(rows.row + (self.maxima + first), "place")
+        old = k.let(self.scratch.load(place, count), "old")
+        new = k.let(tirx.max(old, maxima), "new")
+        k.store(self.scratch, place, new)
+        k.store(self.scratch, const(self.split_maxima + first, "int64"), maxima)
+        factors = _factors(k, old, maxima, new)
+        for number in range(2):
+            lanes = shuffle(factors, range(number * count, (number + 1) * count))
+            k.store(self.scratch, const(self.factors + number * MOST_ROWS + first, "int64"), lanes)
+
+    def _row_factors(self, row: Expr) -> list[Expr]:
+        """What the state of a pass's row is multiplied with, and then its split."""
+        places = [self.factors + row, self.factors + MOST_ROWS + row]
+        return [broadcast(self.k.let(self.scratch.load(place), "factor"), LANES) for place in places]
 
     def _values(self, rows: _Pass, pages: Expr) -> None:
         """Σ p[token] · V[token], merged into the states' outputs: some channels at a time in registers."""
@@ -446,7 +468,7 @@ class _Attention:
                         for output, value in zip(outputs[r], row, strict=True):
                             k.set(output, fma(value, broadcast(p, LANES), output.value))
             for r in range(rows.rows):
-                factors = [self.scratch.load(self.factors + (2 * r + n) * LANES, LANES) for n in range(2)]
+                factors = self._row_factors(const(r, "int64"))
                 for v, output in zip(block, outputs[r], strict=True):
                     state = (rows.row + r) * shape.state_floats + (self.states + (2 + v) * LANES)
-                    _fold(k, self.scratch, k.let(state, "state"), output.value, (factors[0], factors[1]))
+                    _fold(k, self.scratch, k.let(state, "state"), output.value, factors)

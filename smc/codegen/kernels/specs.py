@@ -143,7 +143,7 @@ class AttentionShape:
     def scratch_floats(self) -> int:
         """Floats of private scratch that attention needs: the queries and states of a tile, probabilities of a pass."""
         rows = max(TILE_TOKENS * rows_per_token(self.group, most) for most in range(1, MOST_ROWS + 1))
-        return rows * (self.padded_dim + self.state_floats) + MOST_ROWS * (SPLIT_TOKENS + 3 * 16) + SPLIT_TOKENS
+        return rows * (self.padded_dim + self.state_floats + 1) + MOST_ROWS * (SPLIT_TOKENS + 3) + SPLIT_TOKENS
 
     def __str__(self) -> str:
         return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"

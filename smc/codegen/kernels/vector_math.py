@@ -12,6 +12,7 @@ from smc.codegen.kernels.builder import (
     Kernel,
     broadcast,
     const,
+    dtype_of,
     fma,
     intrinsic,
     lanes_of,
@@ -108,11 +109,12 @@ ROUNDER = 1.5 * 2**23
 
 
 def exp(kernel: Kernel, x: Expr) -> Expr:
-    """e**x of a float32 vector, x clamped to [-87, 88], where float32 neither vanishes nor overflows; exp(0) is 1.
+    """e**x of float32, a vector or a number; exp(0) is exactly 1.
 
-    The relative error is below 1.6e-7 + 1.4e-8 |x|: that of `exp2`, and that of log2(e) as a float32.
+    x is clamped to [-87, 88], where float32 neither vanishes nor overflows. The relative error is below 1.6e-7 +
+    1.4e-8 |x|: that of `exp2`, and that of log2(e) as a float32.
     """
-    dtype = f"float32x{LANES}"
+    dtype = dtype_of(x)
     x = kernel.let(tirx.max(tirx.min(x, const(88.0, dtype)), const(-87.0, dtype)), "x")
     log2_e, rounder = const(math.log2(math.e), dtype), const(ROUNDER, dtype)
     shifted = kernel.let(fma(x, log2_e, rounder), "shifted")
@@ -120,11 +122,12 @@ def exp(kernel: Kernel, x: Expr) -> Expr:
 
 
 def exp2(kernel: Kernel, x: Expr) -> Expr:
-    """2**x of a float32 vector, for x up to 127; exp2(0) is exactly 1, and 0 is what comes of -127 and all below.
+    """2**x of float32, a vector or a number; exp2(0) is exactly 1.
 
-    The relative error is below 1.6e-7 down to 2**-126, the absolute one 2**-127 below that.
+    x is at most 127; from -127 down the result is exactly 0. The relative error is below 1.6e-7 down to 2**-126, the
+    absolute one 2**-127 below that.
     """
-    dtype = f"float32x{LANES}"
+    dtype = dtype_of(x)
     x = kernel.let(tirx.max(x, const(-127.0, dtype)), "x")
     rounder = const(ROUNDER, dtype)
     shifted = kernel.let(x + rounder, "shifted")
@@ -133,7 +136,8 @@ def exp2(kernel: Kernel, x: Expr) -> Expr:
 
 def _power(kernel: Kernel, shifted: Expr, r: Expr) -> Expr:
     """2**n · 2**r: n, an integer, are the low bits of `shifted`; r: in [-1/2, 1/2]."""
-    dtype, integers = f"float32x{LANES}", f"int32x{LANES}"
+    dtype = dtype_of(r)
+    integers = dtype.replace("float", "int")
     r = kernel.let(r, "r")
     *rest, polynomial = (const(c, dtype) for c in EXP2_COEFFICIENTS)
     for coefficient in reversed(rest):

@@ -44,15 +44,18 @@ def panel_tiles(encoding: Encoding, level: Level) -> int | None:
 
 def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     """Whether many tokens had better find weights unpacked, as measured on Zen 4."""
+    if encoding.storage == "base3":
+        return True
     # Zeros of 8-bit codes are not subtracted beforehand.
     zeros = encoding.zero == "group" and encoding.bits < 8
-    if encoding.storage == "base3" or zeros or len(planes(encoding.bits)) > 1:
-        return True
     if level.registers < 32:  # which unpacking needs, too
+        if zeros or len(planes(encoding.bits)) > 1:
+            return True
         if level.dot == "vpdpbusd" and encoding.bits == 2 and encoding.levels is None:
             return False  # a load brings codes of four columns
         return encoding.bits < 8 or encoding.levels is not None or level.dot == "vpmaddubsw"
-    return len(encoding.levels or ()) > 16
+    every_tile = isinstance(encoding.group, int) and encoding.group <= TILE
+    return (zeros and every_tile) or len(encoding.levels or ()) > 16
 
 
 def _panel_tile(encoding: Encoding, level: Level) -> Tile:
@@ -92,7 +95,11 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
         return Tile(8, 32)
     if not integers:
         return Tile(8, 16)
-    return Tile(8, 16) if encoding.storage == "base3" or len(encoding.levels or ()) > 16 else Tile(4, 32)
+    if encoding.storage == "base3" or len(encoding.levels or ()) > 16:
+        return Tile(8, 16)
+    # A panel would keep much of the first cache, which a neighbour of the core may need.
+    shared = len(planes(encoding.bits)) > 1 or (encoding.zero == "group" and encoding.bits < 8)
+    return Tile(6 if shared and not encoding.has_partial_sums else 4, 32)
 
 
 def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:

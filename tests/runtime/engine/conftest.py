@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import smc.runtime
+from smc.runtime.binding import Engine
+
+Open = Callable[..., Engine]
 
 ENGINE = Path(smc.runtime.__file__).parent / "engine"
 HERE = Path(__file__).parent
@@ -79,6 +82,20 @@ def write_artifact(path: Path, weights: bytes = WEIGHTS, *, align: int = ALIGNME
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_artifact(tmp_path_factory.mktemp("artifact") / "fake.smc")
+
+
+@pytest.fixture
+def open_model(fake_program: Path, artifact: Path) -> Iterator[Open]:
+    """Opens the fake model; closes what is still open in the end."""
+    opened: list[Engine] = []
+
+    def open_one(path: Path = artifact, **options: object) -> Engine:
+        opened.append(Engine(path, fake_program.read_bytes(), **{"threads": 2, **options}))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_one
+    for engine in opened:
+        engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from smc.runtime.binding import Engine
 from smc.runtime.profile import Profile
 
 from .conftest import VOCAB
-from .test_engine import HEAD_DIM, HEADS, LAYERS, MAX_STEP, Reference, batch_of, expected, feed, tokens_of
+from .fake_model import HEAD_DIM, HEADS, LAYERS, MAX_STEP, Reference, batch_of, expected, feed, tokens_of
 
 VALUES = 2 * HEADS * HEAD_DIM * LAYERS  # K and V of a token in all layers
 

@@ -79,10 +79,10 @@ def _normed_tile(
 
 
 def _rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
-    """Loops over the rows begin…end (int32), whose numbers (int64) are those of one turn: where registers allow it of
-    several rows, so that they share the shuffles of their maxima and sums, and then of the rest one by one."""
+    """Loops over the rows begin…end (int32), yields the numbers (int64) of a turn's: several, so that they share the
+    shuffles of their maxima and sums, and then the rest one by one. A vector of each takes four registers."""
     done = begin
-    for step in sorted({max(1, level.registers * level.lanes // (4 * TILE)), 1}, reverse=True):
+    for step in sorted({4 * level.lanes // LANES, 1}, reverse=True):
         turns = k.let((end - done) // const(step, "int32"), "turns")
         with k.loop(turns, "turn") as turn:
             yield [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]

@@ -151,8 +151,8 @@ class _Planner:
     def _produce(self, node: Node, kind: str, blocks: str, inputs: list[str]) -> None:
         """An op that can hand out its result in several forms at once.
 
-        Norms have whole tokens. Elsewhere token-wise codes need a task of their own, and wider groups than a tile wherever
-        blocks of work may cut them.
+        Norms have whole tokens. Elsewhere token-wise codes need a task of their own, and wider groups than a tile
+        wherever blocks of work may cut them.
         """
         out = self._new(node)
         wanted = self._reader_forms(node)

@@ -52,6 +52,7 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16], level),
         elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
         *(chained_kernel(f"chained_{op}", op, [F32_FORM, I8, I8_SUMS_OF_16], level) for op in ("silu", "gated_silu")),
+        chained_kernel("chained_floats", "gated_silu", [F32_FORM], level),
         chained_kernel("chained_wide", "gated_silu", [WIDE, F32_FORM, Form("i8", 64, 16)], level),
         elementwise_kernel("silu_all", "silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
         elementwise_kernel("gated_silu_all", "gated_silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
@@ -273,14 +274,16 @@ def test_chained_ops_round_groups_of_several_tiles(kernels: Any, level: Level, r
     [expected] = outputs(x[0], F32_FORM)
     kernels["gated_silu"](*x, expected, tokens, 576, 0, tokens * 18)
     forms = [WIDE, F32_FORM, Form("i8", 64, 16)]
-    results = [outputs(x[0], form) for form in forms]
+    results, [floats] = [outputs(x[0], form) for form in forms], outputs(x[0], F32_FORM)
     for first, count in ((0, min(tokens, 8)), (8, tokens - 8)):
         for begin, end in ((0, 4), (4, 12), (12, 18)):
             if count > 0:
                 parts = [guarded(a[first : first + count, 32 * begin : 32 * end]) for a in x]
+                kernels["chained_floats"](*parts, floats, tokens, 576, first, count, begin, end)
                 arguments = [*parts, *(a for result in results for a in result), tokens, 576, first, count, begin, end]
                 kernels["chained_wide"](*arguments)
-    np.testing.assert_array_equal(results[1][0], expected)
+    for result in (floats, results[1][0]):
+        np.testing.assert_array_equal(result, expected)
     for form, result in zip(forms, results, strict=True):
         if form.kind == "i8":
             assert_rounded(result, expected, form, level)

@@ -124,7 +124,8 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold these
     alone; a is overwritten.
 
-    The op goes first through all vectors, which don't wait for each other. Then the results are stored.
+    Floats alone are stored at once. Else the op goes first through all vectors, which don't wait for each other, and
+    then the results are stored.
     """
     k = Kernel(name)
     operands = [k.pointer(operand, "float32") for operand in _operands(op)]
@@ -133,6 +134,12 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     first, count = (k.scalar(name) for name in ("first", "count"))
     begin, end = k.scalar("begin"), k.scalar("end")
     width = k.let(cast(end - begin, "int64") * TILE, "width")
+    if not sink.codes:
+        with k.loop(cast(count, "int64"), "row") as row, k.loop(width >> const(5, "int64"), "tile") as tile:
+            place = k.let(row * width + tile * TILE, "place")
+            low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+            sink.store_tile([cast(first, "int64") + row], stride, tile + cast(begin, "int64"), [(low, high)])
+        return k
     with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
         k.store(operands[0], vector * LANES, _values(k, op, operands, vector * LANES))
     for rows in _rows_together(k, level, const(0, "int32"), count):

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from smc.codegen.kernels.specs import LinearKernel
+from smc.codegen.kernels.specs import LinearKernel, sum_group
 from smc.codegen.layout import MatrixLayout, check_packable
 from smc.codegen.link import compile_executable, engine_folder
 from smc.codegen.objects import KernelObject, build_kernels
@@ -140,8 +140,9 @@ def _table(
         lines += [f"    {{{_workload(kernel, dict(workload))}}}," for workload in measured[kernel]]
         lines += ["};"]
         features = ",".join(level.features)
+        input_sum = sum_group(kernel.encoding) // 4 if kernel.encoding.activation == "i8" else 0
         rows.append(
-            f'    {{"{kernel.name()}", "{level.name}", "{features}", candidates_{index}, {len(specs)}, '
+            f'    {{"{kernel.name()}", "{level.name}", "{features}", {input_sum}, candidates_{index}, {len(specs)}, '
             f"workloads_{index}, {len(measured[kernel])}}},"
         )
     lines += ["", "const struct tuner_kernel tuner_kernels[] = {", *rows, "};"]

@@ -56,6 +56,16 @@ def test_measuring_a_model(make_checkpoint: MakeCheckpoint, folder: Path, capsys
     assert len(read_records(folder / "users.jsonl")) == 4
 
 
+@pytest.mark.parametrize(
+    "options", ["bits=5,group=64,symmetric=false", "bits=8,group=16,symmetric=false", "bits=4,super_group=4", "bits=8"]
+)
+def test_candidates_agree_on_what_they_are_given(make_checkpoint: MakeCheckpoint, folder: Path, options: str) -> None:
+    """Sums of inputs, and zeros that panels subtract beforehand: the tuner's must be such as models have."""
+    model, _ = make_checkpoint()
+    passes = ["--pass", f"quantize-rtn:{options}"]
+    assert main.run(["tune", str(model), *passes, "--seconds", "1", "-o", str(folder / "records.jsonl")]) == 0
+
+
 def test_records_change_the_program_and_no_bit_of_the_logits(make_checkpoint: MakeCheckpoint, folder: Path) -> None:
     model, _ = make_checkpoint()
     module = smc.apply(smc.load_checkpoint(str(model)), ["convert:dtype=f32"])

@@ -27,6 +27,7 @@ int smc_cpu_missing(const char *features, char *missing, size_t size); /* the en
 #define BATCH_NANOSECONDS 4e6 /* at least so long runs what is timed at once, or one call */
 #define HOPELESS 1.25         /* so much slower than the best after MIN_ROUNDS: not measured any more */
 #define ALIGNMENT 64
+#define SUMMED 16 /* columns, at least, that a sum of inputs is of */
 #define HUGE_PAGE (2u << 20)
 #define NAME_BYTES 128
 #define PREFIX_BYTES 1024
@@ -127,19 +128,36 @@ static void *allocate(uint64_t bytes) {
   return region;
 }
 
-/* Random words that are harmless in every role: as codes and integers they are anything; read as f16, bf16 or f32 they are
- * normal numbers of both signs whose products are normal, too, for subnormal ones would take longer. */
-static void fill(uint16_t *words, uint64_t count) {
+/* Random words: these bits, and any of the others. */
+static void fill(void *memory, uint64_t bytes, uint16_t bits, uint16_t others) {
+  uint16_t *words = memory;
   uint64_t state = 0x9e3779b97f4a7c15;
-  for (uint64_t i = 0; i < count; i++) {
+  for (uint64_t i = 0; i < bytes / 2; i++) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    words[i] = 0x2c00 | (state & 0x83ff);
+    words[i] = (uint16_t)(bits | (state & others));
   }
 }
 
+/* Words that are harmless in every role but one: as codes and integers they are anything; read as f16, bf16 or f32 they are
+ * normal numbers of both signs whose products are normal, too, for subnormal ones would take longer. */
+static void fill_numbers(void *memory, uint64_t bytes) { fill(memory, bytes, 0x2c00, 0x83ff); }
+
+/* The other role: zeros are codes of weights, of 2 bits and more, two of 4 bits or one in a byte. */
+static void fill_zeros(void *memory, uint64_t bytes) { fill(memory, bytes, 0, 0x1111); }
+
+/* int8 inputs: whatever the order of fours of columns, the sums that a kernel is given are those of the codes. */
+static void fill_codes(int8_t *codes, uint64_t bytes) {
+  fill(codes, bytes, 0, 0x3f3f);
+  for (uint64_t i = 0; i < bytes; i += 4) codes[i + 1] = (int8_t)(1 - codes[i]), codes[i + 3] = (int8_t)-codes[i + 2];
+}
+
 struct memory {
-  uint8_t *weights, *inputs, *out, *expected;
-  uint64_t weight_bytes, out_bytes;
+  uint8_t *weights, *out, *expected;
+  void *numbers;   /* floats: inputs, or the scales of inputs */
+  int8_t *codes;   /* inputs */
+  int32_t *sums;   /* of codes */
+  uint64_t weight_bytes, sum_count;
+  const struct tuner_workload *zeros_of; /* whose zeros there are among the weights */
 };
 
 static uint64_t largest(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -150,37 +168,54 @@ static struct memory allocate_all(void) {
     for (int32_t i = 0; i < tuner_kernels[k].workload_count; i++) {
       const struct tuner_workload *w = &tuner_kernels[k].workloads[i];
       matrix = largest(matrix, w->bytes);
-      inputs = largest(inputs, (uint64_t)w->tokens * w->x_stride * sizeof(float));
+      inputs = largest(inputs, (uint64_t)w->tokens * w->x_stride);
       out = largest(out, (uint64_t)w->tokens * w->padded_rows * sizeof(float));
     }
   const uint64_t limit = available_memory() / 4;
-  struct memory m;
-  m.weight_bytes = largest(matrix, tuner_weight_bytes < limit ? tuner_weight_bytes : limit);
-  m.out_bytes = out;
+  struct memory m = {.weight_bytes = largest(matrix, tuner_weight_bytes < limit ? tuner_weight_bytes : limit)};
+  m.sum_count = inputs / SUMMED;
   m.weights = allocate(m.weight_bytes);
-  m.inputs = allocate(inputs);
+  m.numbers = allocate(inputs * sizeof(float));
+  m.codes = allocate(inputs);
+  m.sums = allocate(m.sum_count * sizeof *m.sums);
   m.out = allocate(out);
   m.expected = allocate(out);
-  fill((uint16_t *)m.weights, m.weight_bytes / 2);
-  fill((uint16_t *)m.inputs, inputs / 2);
+  fill_numbers(m.weights, m.weight_bytes);
+  fill_numbers(m.numbers, inputs * sizeof(float));
+  fill_codes(m.codes, inputs);
   return m;
+}
+
+/* What lies behind the scales of every matrix of a workload. */
+static void fill_ends(const struct memory *m, const struct tuner_workload *w, void (*words)(void *memory, uint64_t bytes)) {
+  for (uint64_t end = w->bytes; end <= m->weight_bytes; end += w->bytes)
+    words(m->weights + end - (w->bytes - w->zeros_offset), w->bytes - w->zeros_offset);
+}
+
+/* Zeros and sums as a workload has them. */
+static void prepare(struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w) {
+  if (m->zeros_of) fill_ends(m, m->zeros_of, fill_numbers);
+  fill_ends(m, w, fill_zeros);
+  m->zeros_of = w;
+  for (uint64_t i = 0; i < m->sum_count; i++) m->sums[i] = k->input_sum;
 }
 
 /* ---- measuring */
 
 static uint64_t turn; /* of calls: which matrix is next */
 
-static void call(const struct memory *m, const struct tuner_workload *w, tuner_linear *linear, uint64_t matrix) {
+static void call(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, int32_t candidate, uint64_t matrix) {
   const uint8_t *codes = m->weights + matrix * w->bytes;
-  linear(m->inputs, m->inputs, m->inputs, codes, codes + w->scales_offset, codes + w->zeros_offset, m->inputs, m->out, w->tokens,
-         w->columns, w->x_stride, w->padded_rows, 0, 0, w->padded_rows / 32);
+  const void *x = k->input_sum ? (const void *)m->codes : m->numbers;
+  k->candidates[candidate].linear(x, m->numbers, m->sums, codes, codes + w->scales_offset, codes + w->zeros_offset, m->numbers, m->out,
+                                  w->tokens, w->columns, w->x_stride, w->padded_rows, 0, 0, w->padded_rows / 32);
 }
 
 /* Nanoseconds of one call, of so many. */
-static double timed(const struct memory *m, const struct tuner_workload *w, tuner_linear *linear, int64_t calls) {
+static double timed(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, int32_t candidate, int64_t calls) {
   const uint64_t matrices = m->weight_bytes / w->bytes;
   const double begin = now(CLOCK_THREAD_CPUTIME_ID);
-  for (int64_t i = 0; i < calls; i++) call(m, w, linear, turn++ % matrices);
+  for (int64_t i = 0; i < calls; i++) call(m, k, w, candidate, turn++ % matrices);
   return (now(CLOCK_THREAD_CPUTIME_ID) - begin) / (double)calls;
 }
 
@@ -207,7 +242,7 @@ static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, cons
   int wrong = 0;
   for (int32_t c = 0; c < k->candidate_count; c++) {
     memset(m->out, 0xff, bytes);
-    call(m, w, k->candidates[c].linear, 0);
+    call(m, k, w, c, 0);
     if (c == 0) memcpy(m->expected, m->out, bytes);
     timings[c].dropped = memcmp(m->expected, m->out, bytes) != 0;
     if (!timings[c].dropped) continue;
@@ -230,14 +265,14 @@ static void drop_hopeless(struct timing *timings, int count) {
 /* Takes the rounds, until `deadline` on the monotonic clock or until there are enough. */
 static void take_rounds(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, struct timing *timings,
                         double deadline) {
-  const double one = timed(m, w, k->candidates[0].linear, 1);
+  const double one = timed(m, k, w, 0, 1);
   const int64_t calls = one >= BATCH_NANOSECONDS ? 1 : (int64_t)(BATCH_NANOSECONDS / (one > 1 ? one : 1)) + 1;
   for (int round = 0; round < MAX_ROUNDS; round++) {
     if (round >= MIN_ROUNDS && deadline && now(CLOCK_MONOTONIC) > deadline) break;
     if (round == MIN_ROUNDS) drop_hopeless(timings, k->candidate_count);
     for (int32_t i = 0; i < k->candidate_count; i++) {
       const int32_t c = (i + round) % k->candidate_count;
-      if (!timings[c].dropped) timings[c].rounds[timings[c].count++] = timed(m, w, k->candidates[c].linear, calls);
+      if (!timings[c].dropped) timings[c].rounds[timings[c].count++] = timed(m, k, w, c, calls);
     }
   }
 }
@@ -294,7 +329,7 @@ static int wanted(const struct options *options, const struct tuner_kernel *k) {
 }
 
 /* How many workloads there are to measure; with `measure`, measures them. */
-static int go_through(const struct options *options, const char *cpu, const char *done, const struct memory *measure, int total, int *wrong) {
+static int go_through(const struct options *options, const char *cpu, const char *done, struct memory *measure, int total, int *wrong) {
   const double began = now(CLOCK_MONOTONIC);
   int count = 0;
   for (int32_t i = 0; i < tuner_kernel_count; i++) {
@@ -311,6 +346,7 @@ static int go_through(const struct options *options, const char *cpu, const char
       if (!measure) continue;
       fprintf(stderr, "%d/%d  %s  %s  %d x %d, %d tokens\n", count, total, k->level, k->name, w->rows, w->columns, w->tokens);
       memset(timings, 0, k->candidate_count * sizeof *timings);
+      prepare(measure, k, w);
       *wrong += drop_wrong(measure, k, w, timings);
       take_rounds(measure, k, w, timings, options->seconds ? began + options->seconds * 1e9 * count / total : 0);
       print_record(prefix, k, timings);
@@ -371,7 +407,7 @@ int main(int count, char **arguments) {
     return 2;
   }
   if (total) {
-    const struct memory memory = allocate_all();
+    struct memory memory = allocate_all();
     go_through(&options, cpu, done, &memory, total, &wrong);
   }
   return wrong ? 1 : 0;

@@ -26,6 +26,7 @@ struct tuner_kernel {
   const char *name;     /* "linear_int4_g32" */
   const char *level;    /* "avx2" */
   const char *features; /* comma-separated LLVM feature names, all of which the CPU must have */
+  int32_t input_sum;    /* inputs are int8 codes, in fours whose sum is 1; the kernel is given sums of so many of those. 0: floats */
   const struct tuner_candidate *candidates; /* the default first */
   int32_t candidate_count;
   const struct tuner_workload *workloads;

@@ -38,10 +38,10 @@ static const struct tuner_candidate partly_wrong[] = {{"1x32", slow}, {"2x32", w
 static const struct tuner_workload workloads[] = {{40, 96, 3, 64, 96, 4096, 5120, 6208}, {33, 33, 1, 64, 64, 4096, 4096, 4160}};
 
 const struct tuner_kernel tuner_kernels[] = {
-    {"linear_future", "holodeck", "quantum", right, 3, workloads, 2},
-    {"linear_right", "plain", PLAIN, right, 3, workloads, 2},
+    {"linear_future", "holodeck", "quantum", 0, right, 3, workloads, 2},
+    {"linear_right", "plain", PLAIN, 8, right, 3, workloads, 2},
 #ifdef WRONG
-    {"linear_wrong", "plain", PLAIN, partly_wrong, 3, workloads, 1},
+    {"linear_wrong", "plain", PLAIN, 0, partly_wrong, 3, workloads, 1},
 #endif
 };
 const int32_t tuner_kernel_count = sizeof tuner_kernels / sizeof *tuner_kernels;

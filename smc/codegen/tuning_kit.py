@@ -71,7 +71,7 @@ def weight_bytes(matrices: Iterable[Matrix]) -> int:
 def workloads(matrices: Iterable[Matrix]) -> Workloads:
     """Kernels with what they do: matrices with the same number of columns are one shape class.
 
-    Each number of tokens weighs the same, and within it each class by its multiplications.
+    They weigh what they multiply: a long prompt more than a short one.
     """
     rows: dict[tuple[LinearKernel, int], list[int]] = {}
     for encoding, count, columns in matrices:
@@ -81,7 +81,7 @@ def workloads(matrices: Iterable[Matrix]) -> Workloads:
     for (kernel, columns), counts in rows.items():
         for tokens in TOKENS:
             shape = (("rows", min(max(counts), MAX_ROWS)), ("columns", columns), ("tokens", tokens))
-            found.setdefault(kernel, {})[shape] = float(sum(counts) * columns)
+            found.setdefault(kernel, {})[shape] = float(sum(counts) * columns * tokens)
     return found
 
 

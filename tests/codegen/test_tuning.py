@@ -289,6 +289,6 @@ def test_matrices_with_as_many_columns_are_one_class() -> None:
     found = workloads(matrices)
     assert list(found) == [KERNEL, LinearKernel(F16)]
     assert found[KERNEL] == {
-        **{shape(576, tokens, 512): (192 + 49152) * 576.0 for tokens in TOKENS},
-        **{shape(1536, tokens, 512): 576 * 1536.0 for tokens in TOKENS},
+        **{shape(576, tokens, 512): (192 + 49152) * 576.0 * tokens for tokens in TOKENS},
+        **{shape(1536, tokens, 512): 576 * 1536.0 * tokens for tokens in TOKENS},
     }

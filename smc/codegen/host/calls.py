@@ -51,7 +51,7 @@ class LinearArguments:
 
 class FunctionCalls:
     """The calls that a function makes. In them stand its own variables (functions.py): N tokens, its call's places L in
-    the weights W, the step S, the thread, and its buffers."""
+    the weights W, the step S, the thread, and its buffers; for matmuls n tokens from t on."""
 
     def __init__(self, plan: Plan, function: FunctionPlan) -> None:
         self.plan, self.function = plan, function
@@ -137,7 +137,7 @@ class FunctionCalls:
         assert task.slot is not None and task.output is not None
         m, source = f"L->{c_identifier(task.slot)}", task.inputs[0]
         chained = task.output.chained
-        x, x_scales, x_sums = self._rows_from(source, task.input_form, "t" if chained else "0")
+        x, x_scales, x_sums = self._rows_from(source, task.input_form, "t")
         flags = (HAS_BIAS if task.bias else 0) | (ACCUMULATE if task.accumulate else 0) | (COMPACT if chained else 0)
         return LinearArguments(
             x=x,
@@ -147,8 +147,8 @@ class FunctionCalls:
             scales=f"W + {m}.scales",
             zeros=f"W + {m}.zeros",
             bias=f"W + L->{c_identifier(task.bias)}" if task.bias else "0",
-            out=self.name(task.output),
-            tokens="n" if chained else "N",
+            out=self.name(task.output) + ("" if chained else f" + (size_t)t * {m}.rows"),
+            tokens="n",
             columns=f"{m}.columns",
             x_stride=self.width(source),
             out_stride=f"{m}.rows",

@@ -47,9 +47,10 @@ class _Function:
             "  const struct kernels *K = S->kernels;",
             "  const uint8_t *W = S->weights;",
             f"  const int32_t N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
+            f"  const int32_t piece = {'N' if head else 'smc_piece_tokens(thread, N)'};",
         )
         self.buffers()
-        self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W;")
+        self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W, (void)piece;")
         if head:
             self.gather()
         for number, phase in enumerate(function.phases):
@@ -113,9 +114,10 @@ class _Function:
         earlier = self.function.phases[number - 1] if number else []
         self.emit(
             f"  {_condition(tasks)}{{ /* phase {number}: {names} */",
-            f"    const int32_t blocks[] = {{{', '.join(self.blocks(task) for task in tasks)}}};",
+            f"    const int32_t blocks[] = {{{', '.join(self.blocks(task, _piece(tasks)) for task in tasks)}}};",
             f"    smc_phase_begin(thread, &phase, {first_task}, {len(tasks)}, blocks);",
-            f"    smc_phase_ahead(thread, &phase, W, L->ahead[{number}], {most_streams(self.plan)});",
+            *([f"    smc_phase_pieces(&phase, N, {_piece(tasks)});"] if _has_rows(tasks) else []),
+            f"    if (piece == N) smc_phase_ahead(thread, &phase, W, L->ahead[{number}], {most_streams(self.plan)});",
         )
         makes_private = bool(earlier) and earlier[0].private
         if makes_private:
@@ -137,7 +139,7 @@ class _Function:
             for write in earlier:
                 if write.joins is task:
                     self.join(write)
-            self.task(task)
+            self.task(task, _piece(tasks))
             self.emit("          break;")
         self.emit("      }", *(["    }"] if makes_private else []))
         self.emit("    if (smc_phase_end(thread, &phase)) return 1;", "  }")
@@ -149,13 +151,13 @@ class _Function:
         shape = attention_shapes(self.plan)[0]
         return [f"        if (N == 1) smc_kv_ahead(thread, S, L->cache, {self.plan.kv_heads}, {shape.padded_dim});"]
 
-    def blocks(self, task: Task) -> str:
-        """How many blocks a task has."""
+    def blocks(self, task: Task, piece: str) -> str:
+        """How many blocks a task has; of rows, for a piece of so many tokens."""
         if task.blocks == "rows":
             if not task.parts:
                 return _row_blocks(task)
             group, tokens = task.rows_at_once() // ROW_BLOCK, chain_tokens(task.rows_at_once())
-            return f"({_row_blocks(task)} + {group - 1}) / {group} * ((N + {tokens - 1}) / {tokens})"
+            return f"({_row_blocks(task)} + {group - 1}) / {group} * (({piece} + {tokens - 1}) / {tokens})"
         if task.blocks == "chunks":
             return f"({self.calls.row_count(task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
         if task.blocks == "merges":
@@ -173,20 +175,23 @@ class _Function:
         """The write into the cache for the blocks of attention that follow: a tile's tokens by a KV head."""
         self.emit(f"          if ({JOINED}) {self.calls.call(write, 'phase.begin', 'phase.end')};")
 
-    def task(self, task: Task) -> None:
-        """The kernel's call, or the calls of a chain."""
+    def task(self, task: Task, piece: str) -> None:
+        """The kernel's call, or the calls of a chain; piece: how many tokens a piece of the phase has."""
         if task.blocks == "chunks":
             count = self.calls.row_count(task)
             end = f"phase.end * {CHUNK_TILES} < {count} ? phase.end * {CHUNK_TILES} : {count}"
             self.emit(f"          {self.calls.call(task, f'phase.begin * {CHUNK_TILES}', end)};")
         elif task.parts:
-            self.chain(task)
-        else:
+            self.chain(task, piece)
+        elif task.blocks == "rows":
+            self.emit("          {", "            const int32_t t = phase.token, n = phase.tokens;")
             if top := self.calls.top_call(task, "phase.begin", "phase.end"):
-                self.emit(f"          if (top) {top};", "          else")
+                self.emit(f"            if (top) {top};", "            else")
+            self.emit(f"            {self.calls.call(task, 'phase.begin', 'phase.end')};", "          }")
+        else:
             self.emit(f"          {self.calls.call(task, 'phase.begin', 'phase.end')};")
 
-    def chain(self, chain: Task) -> None:
+    def chain(self, chain: Task, piece: str) -> None:
         """Some rows by some tokens, or as many rows by all tokens as a thread's scratch holds the results of."""
         [*linears, last] = chain.parts
         rows = chain.rows_at_once()
@@ -196,19 +201,32 @@ class _Function:
             assert linear.output is not None
             self.emit(f"            float *{c_identifier(linear.output.value)} = PRIVATE(float, {offset});")
         self.emit(
-            f"            const int32_t pieces = (N + {tokens - 1}) / {tokens}, most = N < {tokens} ? N : {tokens};",
-            f"            const int32_t together = pieces > 1 ? 1 : {CHAIN_FLOATS // rows} / most;",
+            f"            const int32_t chunks = ({piece} + {tokens - 1}) / {tokens};",
+            f"            const int32_t most = {piece} < {tokens} ? {piece} : {tokens};",
+            f"            const int32_t together = chunks > 1 ? 1 : {CHAIN_FLOATS // rows} / most;",
             f"            const int32_t all = {_row_blocks(chain)};",
             "            for (int32_t b = phase.begin, count; b < phase.end; b += count) {",
             "              count = phase.end - b < together ? phase.end - b : together;",
-            "              const int32_t t = b % pieces * most, n = N - t < most ? N - t : most;",
-            f"              const int32_t begin = b / pieces * {group}, full = begin + count * {group};",
+            "              const int32_t t = phase.token + b % chunks * most, rest = phase.token + phase.tokens - t;",
+            "              const int32_t n = rest < most ? rest : most;",
+            "              if (n <= 0) continue; /* the last piece has less */",
+            f"              const int32_t begin = b / chunks * {group}, full = begin + count * {group};",
             "              const int32_t end = full < all ? full : all;",
             *(f"              {self.calls.call(linear, 'begin', 'end')};" for linear in linears),
             f"              {self.calls.chained_call(last, 't', 'n', 'begin', 'end')};",
             "            }",
             "          }",
         )
+
+
+def _has_rows(tasks: list[Task]) -> bool:
+    """Whether there are matmuls, which pieces of a step's tokens go through one after the other."""
+    return any(task.blocks == "rows" for task in tasks)
+
+
+def _piece(tasks: list[Task]) -> str:
+    """How many tokens a piece of a phase has: all, where not all blocks are of rows."""
+    return "piece" if all(task.blocks == "rows" for task in tasks) else "N"
 
 
 def _row_blocks(task: Task) -> str:

@@ -16,6 +16,10 @@
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
+/* So many tokens at least has a piece, which reads all weights; and pieces begin at a block of interleaved activations. */
+#define LEAST_PIECE 32
+#define TOKEN_BLOCK 8
+
 /* A thread that waits asks for so much of the next phase's weights, a few lines a spin: memory would idle while the last
  * thread finishes, but that thread must not wait behind what the others ask for. */
 #define AHEAD_BYTES 16384
@@ -26,7 +30,22 @@ void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t
   (void)thread;
   int64_t total = 0;
   for (int32_t i = 0; i < task_count; i++) total += blocks[i];
-  *phase = (struct smc_phase){.first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total};
+  *phase = (struct smc_phase){
+    .first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total, .piece_blocks = total};
+}
+
+int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens) {
+  const int32_t most = tokens / LEAST_PIECE, pieces = most < thread->count ? most : thread->count;
+  if (pieces <= 1) return tokens;
+  const int32_t even = (tokens + pieces - 1) / pieces;
+  return (even + TOKEN_BLOCK - 1) / TOKEN_BLOCK * TOKEN_BLOCK;
+}
+
+void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens) {
+  if (tokens == 0) return;
+  phase->all_tokens = tokens;
+  phase->piece_tokens = piece_tokens;
+  phase->total = phase->piece_blocks * ((tokens + piece_tokens - 1) / piece_tokens);
 }
 
 void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
@@ -46,9 +65,14 @@ static void ask_ahead(struct smc_phase *phase) {
   for (int i = 0; i < LINES_A_SPIN && phase->ahead < phase->ahead_end; i++, phase->ahead += SMC_PREFETCHED) __builtin_prefetch(phase->ahead);
 }
 
-/* Sets phase->task and ->begin to where block `block` of the phase lies; returns how many blocks its task still has. */
+/* Sets phase->task and ->begin to where block `block` of the phase lies, and its piece's tokens; returns how many blocks the
+ * task still has there. */
 static int64_t locate(struct smc_phase *phase, int64_t block) {
   int32_t task = 0;
+  phase->token = (int32_t)(block / phase->piece_blocks) * phase->piece_tokens;
+  const int32_t rest = phase->all_tokens - phase->token;
+  phase->tokens = rest < phase->piece_tokens ? rest : phase->piece_tokens;
+  block %= phase->piece_blocks;
   while (block >= phase->blocks[task]) block -= phase->blocks[task++];
   phase->task = task;
   phase->begin = (int32_t)block;

@@ -139,17 +139,26 @@ struct smc_thread {
 };
 
 struct smc_phase {
-  int32_t task, begin, end; /* what smc_phase_claim handed out */
+  int32_t task, begin, end; /* what smc_phase_claim handed out, … */
+  int32_t token, tokens;    /* … for so many tokens from this one on, in a phase that is cut into pieces */
   /* the rest belongs to the engine */
   int32_t first_task, task_count, victim;
   const uint8_t *ahead, *ahead_end; /* what a thread that waits asks for */
   const int32_t *blocks;
   int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet told */
+  int64_t piece_blocks;    /* blocks of a piece */
+  int32_t piece_tokens, all_tokens;
 };
 
 /* first_task: of the phase's tasks in smc_program.tasks; only profiles look at it. */
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks);
+/* A step of many tokens is cut into pieces, as many as there are threads if each has enough tokens: then a thread works on the
+ * same tokens in every phase, and finds what it made of them in its own caches. smc_piece_tokens says how many tokens a piece
+ * has, a multiple of 8 but for the last, or all of them. smc_phase_pieces tells after smc_phase_begin that the phase's blocks
+ * are those of one piece, and the phase has them for each. */
+int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens);
+void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens);
 /* Tells after smc_phase_begin what the next tasks with weights read: a thread that waits for the others asks for the
  * beginning of its share there. Phases between the two may be left out; streams without blocks count for nothing. */
 void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,

@@ -46,10 +46,12 @@ static struct smc_job job_of(void (*run)(struct smc_thread *, const struct smc_s
 
 static int32_t shapes[PHASES][TASKS];
 static int32_t task_counts[PHASES];
-static int hits[PHASES][TASKS][BLOCKS];
+static int32_t token_counts[PHASES]; /* of phases in pieces, else 0 */
+static atomic_int hits[PHASES][TASKS][BLOCKS]; /* pieces have the same blocks */
 
-/* Whether every block of a phase was run `wanted` times. */
+/* Whether every block of a phase was run `wanted` times, for every token. */
 static void check_phase(int phase, int wanted) {
+  if (token_counts[phase]) wanted *= token_counts[phase];
   for (int task = 0; task < task_counts[phase]; task++)
     for (int block = 0; block < shapes[phase][task]; block++) CHECK(hits[phase][task][block] == wanted);
 }
@@ -58,10 +60,13 @@ static void stress_run(struct smc_thread *thread, const struct smc_step *step) {
   for (int i = 0; i < PHASES; i++) {
     struct smc_phase phase;
     smc_phase_begin(thread, &phase, 0, task_counts[i], shapes[i]);
+    const int32_t tokens = token_counts[i], piece = smc_piece_tokens(thread, tokens);
+    if (tokens) smc_phase_pieces(&phase, tokens, piece);
     while (smc_phase_claim(thread, &phase)) {
       CHECK(phase.begin >= 0 && phase.begin < phase.end && phase.end <= shapes[i][phase.task]);
+      if (tokens) CHECK(phase.token % piece == 0 && (piece == tokens || piece % 8 == 0) && phase.token + phase.tokens <= tokens);
       if (i > 0) check_phase(i - 1, step->count); /* the phase before is over and visible */
-      for (int block = phase.begin; block < phase.end; block++) hits[i][phase.task][block]++;
+      for (int block = phase.begin; block < phase.end; block++) atomic_fetch_add(&hits[i][phase.task][block], tokens ? phase.tokens : 1);
     }
     if (smc_phase_end(thread, &phase)) return;
   }
@@ -70,6 +75,7 @@ static void stress_run(struct smc_thread *thread, const struct smc_step *step) {
 static void stress(struct smc_pool *pool, int steps, uint32_t seed) {
   for (int i = 0; i < PHASES; i++) {
     task_counts[i] = (int32_t)(next_random(&seed) % TASKS) + 1;
+    token_counts[i] = next_random(&seed) % 2 ? (int32_t)(next_random(&seed) % 300) : 0;
     for (int task = 0; task < task_counts[i]; task++) /* some tasks are empty, some phases too */
       shapes[i][task] = next_random(&seed) % 4 ? (int32_t)(next_random(&seed) % BLOCKS) : 0;
   }

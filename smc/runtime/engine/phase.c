@@ -17,7 +17,7 @@
 #define GRACE 32
 
 /* So many tokens at least has a piece, which reads all weights; and pieces begin at a block of interleaved activations. */
-#define LEAST_PIECE 32
+#define LEAST_PIECE 64
 #define TOKEN_BLOCK 8
 
 /* A thread that waits asks for so much of the next phase's weights, a few lines a spin: memory would idle while the last

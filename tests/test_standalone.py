@@ -27,8 +27,8 @@ from tests.emulation import CPUS, emulated
 from tests.levels import usable_levels
 
 PROMPT = "The Queen of Hearts"
-MAX_CODE_BYTES = 800_000
-"""The executable and program.so together."""
+MAX_CODE_BYTES = 850_000
+"""The executable and program.so together: growth should be noticed, and be worth it."""
 
 
 Compiled = Callable[..., tuple[Path, dict[str, object]]]

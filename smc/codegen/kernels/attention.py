@@ -59,9 +59,9 @@ def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
     block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
     scales: the same memory as cache, for those of an int8 cache. tiles: int32 [n][4] token, count, table, index
     (program.h); tables: page numbers. q, out: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines
-    and sines, by which q is rotated; a token at cache index i sees indices
-    i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of this layer's; scale: what q is
-    multiplied with, log2(e) included, for the softmax is one of powers of 2.
+    and sines, by which q is rotated; a token at cache index i sees indices i-window < j <= i (window 0: all). page:
+    bytes of a page; layer: KV heads in front of this layer's; scale: what q is multiplied with, log2(e) included, for
+    the softmax is one of powers of 2.
     Writing `out`, the last KV head's block also clears its padding.
     """
     return _Attention(name, shape, level).build()

@@ -1,8 +1,8 @@
 /* The KV cache: pages of SMC_PAGE_TOKENS tokens for all layers and KV heads, reached through a block table a sequence.
  *
  * The region is reserved once for the worst case and gets memory when it is first written; pages that nobody uses go
- * back to the operating system, but for the few that are taken next. Sequences share pages (fork) until one writes to a partly filled last page: it gets a
- * copy of its own first. Full pages are never written again, so they need no copy. */
+ * back to the operating system, but for the few that are taken next. Sequences share pages (fork) until one writes to a
+ * partly filled last page: it gets a copy of its own first. Full pages are never written again, so they need no copy. */
 #include "internal.h"
 
 #include <stdio.h>

@@ -17,11 +17,12 @@ import torch
 import smc
 from benchmarks.models import glassllm, smollm2
 from smc.cli import main
+from smc.codegen import compile_module
 from smc.ir import EncodedTensor, Encoding, Module, Parameter, rotate
 from smc.passes import QuantizeRTN, load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
-from smc.runtime.binding import TOKEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.binding import TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from tests.levels import usable_levels
 
 RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")
@@ -287,6 +288,48 @@ def test_bits_do_not_depend_on_which_logits_are_wanted(models: tuple[Model, Mode
     with two.new_sequence() as sequence:
         assert sequence.extend(tokens[:60], logits="none").shape == (0, two.vocab_size)
         assert np.array_equal(sequence.extend(tokens[60:], logits="last"), whole[-1:])
+
+
+def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], tokens: list[int]) -> None:
+    """Two texts in one batch: the last layer ends with the wanted tokens' rows, however many of how many these are."""
+    one, two = models
+    texts, rng = [tokens, tokens[::-1]], np.random.default_rng(3)
+    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_TOP, 0)
+
+    def run(model: Model, choice: np.ndarray) -> list[np.ndarray]:
+        slots = [model.engine.sequence_create() for _ in texts]
+        batch = np.zeros(2 * len(tokens), TOKEN)
+        batch["token"], batch["sequence"] = np.concatenate(texts), np.repeat(slots, len(tokens))
+        batch["index"] = batch["position"] = np.tile(np.arange(len(tokens)), 2)
+        batch["flags"] = choice
+        logits = model.logits_buffer(int(np.count_nonzero(choice & WANT_LOGITS)))
+        hidden = np.empty((int(np.count_nonzero(choice & WANT_HIDDEN)), model.engine.facts.hidden_size), np.float32)
+        top = model.engine.step(batch, logits=logits, hidden=hidden)
+        for slot in slots:
+            model.engine.sequence_drop(slot)
+        return [logits[:, : model.vocab_size], hidden, top]
+
+    everything, hidden, _ = run(one, np.full(2 * len(tokens), flags[0]))
+    for share in (0.01, 0.05, 0.5, 0.95):  # of tokens that want nothing
+        choice = rng.choice(flags, 2 * len(tokens), p=[(1 - share) / 4] * 4 + [share])
+        for model in models:
+            results = run(model, choice)
+            assert np.array_equal(results[0], everything[(choice & WANT_LOGITS) > 0])
+            assert np.array_equal(results[1], hidden[(choice & WANT_HIDDEN) > 0])
+            assert np.array_equal(results[2], everything[choice == WANT_TOP].argmax(1))
+    nothing = np.zeros(2 * len(tokens), np.uint32)
+    assert [len(result) for result in run(two, nothing)[:2]] == [0, 0]
+
+
+def test_the_last_layer_of_blocks_that_are_not_fused(folder: Path, tokens: list[int], tmp_path: Path) -> None:
+    """Their results lie elsewhere than their inputs."""
+    compile_module(smc.load_checkpoint(folder), out=tmp_path / "plain.smc")
+    with smc.load(tmp_path / "plain.smc", threads=2) as model:
+        whole = model.logits(tokens)
+        with model.new_sequence() as sequence:
+            assert np.array_equal(sequence.extend(tokens[:60], logits="last"), whole[59:60])
+            assert sequence.extend(tokens[60:100], logits="none").shape == (0, model.vocab_size)
+            assert np.array_equal(sequence.extend(tokens[100:], logits="all"), whole[100:])
 
 
 def test_the_largest_logit_is_found_without_the_others(models: tuple[Model, Model], tokens: list[int]) -> None:

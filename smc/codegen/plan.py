@@ -91,9 +91,24 @@ class Task:
         """In some steps the task runs in the next phase."""
         return self.private or self.joins is not None
 
+    def is_by_token(self) -> bool:
+        """Whether it takes the rows of any tokens for itself, and nothing else of the step."""
+        return self.blocks in ("tokens", "chunks", "rows") and self.kind != "embedding"
+
     def buffers(self) -> list[Buffer]:
         """Everything that is read or written."""
         return [b for task in self.kernels() for b in [*task.inputs, *([task.output] if task.output else [])]]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a block, where each token is by itself: the last block's is left out for unwanted tokens.
+
+    phase: its first one, or how many there are. buffers: of floats, what it, or who is next, reads of earlier phases.
+    """
+
+    phase: int
+    buffers: list[Buffer]
 
 
 @dataclass
@@ -112,6 +127,20 @@ class FunctionPlan:
     def in_place(self) -> bool:
         """The result lies where the input was."""
         return self.x is self.result
+
+    def tail(self) -> Tail:
+        """From the phase on that is as early as can be."""
+        tail = Tail(len(self.phases), [self.result])
+        for number in reversed(range(len(self.phases))):
+            if not all(task.is_by_token() for task in self.phases[number]):
+                break
+            before = {b for phase in self.phases[:number] for task in phase for b in task.buffers()} | {self.x}
+            tasks = [part for phase in self.phases[number:] for task in phase for part in task.kernels()]
+            read = [b for t in tasks for b in [*t.inputs, *([t.output] if t.output and t.accumulate else [])]]
+            buffers = [b for b in dict.fromkeys([*read, self.result]) if b in before]
+            if all(buffer.forms == [F32_FORM] for buffer in buffers):
+                tail = Tail(number, buffers)
+        return tail
 
     def symbols(self) -> list[str]:
         """Names of the dims that differ between calls, sorted."""
@@ -149,6 +178,11 @@ class Plan:
     def functions(self) -> list[FunctionPlan]:
         """All function plans, each once."""
         return [self.embed, *self.blocks, self.head]
+
+    @property
+    def last(self) -> FunctionPlan:
+        """The function whose last call is the one before the head."""
+        return self.order[-2][0]
 
     @property
     def vocab_size(self) -> int:

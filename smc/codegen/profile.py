@@ -12,7 +12,19 @@ from smc.codegen.weights import WeightTable
 from smc.ir import Parameter, matrix_shape
 
 GATHER = -1
-"""The phase in front of the head's own: it gathers the tokens that want logits."""
+"""A phase of the last block and of the head: it gathers the rows of the tokens that something is asked of."""
+
+
+@dataclass
+class Work:
+    """The members of `struct smc_work` in the engine's program.h."""
+
+    weight_bytes: int = 0
+    token_bytes: int = 0
+    token_macs: int = 0
+
+    def __str__(self) -> str:
+        return f"{{{self.weight_bytes}, {self.token_bytes}, {self.token_macs}}}"
 
 
 @dataclass
@@ -23,9 +35,8 @@ class TaskProfile:
     phase: int
     name: str
     kernel: str
-    weight_bytes: int = 0
-    token_bytes: int = 0
-    token_macs: int = 0
+    all: Work = field(default_factory=Work)
+    wanted: Work = field(default_factory=Work)
     cache_writes: int = 0
     cache_reads: int = 0
     cache_macs: int = 0
@@ -38,11 +49,10 @@ class TaskProfile:
         """The members that are text: function, name, and the kernel with the encodings that it meets."""
         return [self.function, self.name, f"{self.kernel} {', '.join(self.encodings)}".rstrip()]
 
-    def numbers(self) -> list[int]:
-        """The members after the texts."""
-        weights = [self.weight_bytes, self.token_bytes, self.token_macs]
+    def numbers(self) -> list[str]:
+        """The members after the texts, as C."""
         cache = [self.cache_writes, self.cache_reads, self.cache_macs, self.window]
-        return [*weights, *cache, int(self.head), int(self.integer)]
+        return [str(self.all), str(self.wanted), *map(str, [*cache, int(self.head), int(self.integer)])]
 
 
 def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
@@ -50,41 +60,40 @@ def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
     profiles = []
     for function in plan.functions():
         head = function is plan.head
-        if head:
-            assert function.x is not None
-            row = 4 * _width(function.x, {})
-            profiles.append(TaskProfile(function.name, GATHER, "gather", "copy", token_bytes=2 * row, head=True))
-        for number, phase in enumerate(function.phases):
+        tail = function.tail().phase if function is plan.last else len(function.phases)
+        gathers = 0 if head else tail if function is plan.last else None
+        for number, phase in enumerate([*function.phases, []]):
+            if number == gathers:  # in some steps, and it moves little
+                profiles.append(TaskProfile(function.name, GATHER, "gather", "copy", head=head))
             for task in phase:
                 kinds = "+".join(dict.fromkeys(part.kind for part in task.kernels()))
                 name = "+".join(part.slot or part.node.name for part in task.kernels() if part.slot or not task.parts)
                 profile = TaskProfile(function.name, number, name, kinds, head=head)
-                for index in range(len(function.calls)):
+                for index, call in enumerate(function.calls):
+                    some = head or (number >= tail and call is plan.order[-2][1])
                     for part in task.kernels():
-                        _add_call(profile, plan, function, part, index)
+                        _add_call(profile, profile.wanted if some else profile.all, plan, function, part, index)
                 profiles.append(profile)
     return profiles
 
 
-def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Task, index: int) -> None:
+def _add_call(profile: TaskProfile, work: Work, plan: Plan, function: FunctionPlan, task: Task, index: int) -> None:
     if isinstance(task.kernel, MergeKernel):
         return  # runs in some steps only, and what it moves is in cache
     symbols = symbol_values(plan, function, index)
     names = function.calls[index].attributes["parameters"]
     read = task.input_form if task.kind == "linear" else Form("f32")
-    profile.token_bytes += sum(
-        _form_bytes(read, _width(buffer, symbols)) for buffer in task.inputs if not buffer.chained
-    )
+    work.token_bytes += sum(_form_bytes(read, _width(buffer, symbols)) for buffer in task.inputs if not buffer.chained)
     if task.output is not None and not task.output.chained:
         width = _width(task.output, symbols)
         forms = [task.input_form] if task.kind == "quantize" else task.output.forms
         if task.kind in ("linear", "embedding"):
             forms = [Form("f32")]
-        profile.token_bytes += sum(_form_bytes(form, width) for form in forms) + (4 * width if task.accumulate else 0)
+        work.token_bytes += sum(_form_bytes(form, width) for form in forms) + (4 * width if task.accumulate else 0)
     if task.slot is not None:
-        _add_weights(profile, task, plan.module.parameters[names[task.slot]])
+        _add_weights(profile, work, task, plan.module.parameters[names[task.slot]])
     if task.bias is not None:
-        profile.weight_bytes += 4 * padded_width(plan.module.parameters[names[task.bias]].shape[0])
+        work.weight_bytes += 4 * padded_width(plan.module.parameters[names[task.bias]].shape[0])
     if isinstance(task.kernel, (RopeKernel, AttentionKernel)):
         shape = task.kernel.shape
         both = 2 * shape.kv_heads * shape.padded_dim
@@ -96,22 +105,22 @@ def _add_call(profile: TaskProfile, plan: Plan, function: FunctionPlan, task: Ta
             profile.window = task.node.attributes["window"] or 0
 
 
-def _add_weights(profile: TaskProfile, task: Task, parameter: Parameter) -> None:
+def _add_weights(profile: TaskProfile, work: Work, task: Task, parameter: Parameter) -> None:
     if task.kind == "rms_norm":
-        profile.weight_bytes += 4 * padded_width(parameter.shape[0])
+        work.weight_bytes += 4 * padded_width(parameter.shape[0])
         return
     rows, columns = matrix_shape(parameter.shape)
     if task.kind == "transform":
-        profile.weight_bytes += 4 * padded_width(columns) * parameter.encoding.permuted
+        work.weight_bytes += 4 * padded_width(columns) * parameter.encoding.permuted
         return
     total = MatrixLayout(parameter.encoding, rows, columns).total_bytes
     if str(parameter.encoding) not in profile.encodings:
         profile.encodings.append(str(parameter.encoding))
     if task.kind == "embedding":
-        profile.token_bytes += total // rows
+        work.token_bytes += total // rows
     else:
-        profile.weight_bytes += total
-        profile.token_macs += rows * columns
+        work.weight_bytes += total
+        work.token_macs += rows * columns
         profile.integer = task.input_form.kind == "i8"
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from smc.errors import InputError
 from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED = -1, -2, -3, -4, -5, -6
 _USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}

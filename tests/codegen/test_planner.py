@@ -56,6 +56,29 @@ def test_the_phases_of_a_layer(make_checkpoint: MakeCheckpoint) -> None:
     assert block.in_place
 
 
+def test_where_tokens_are_by_themselves(make_checkpoint: MakeCheckpoint) -> None:
+    """What follows attention needs its result and the residual of the tokens that count, not of the others."""
+    module = smc.load_checkpoint(make_checkpoint()[0])
+    for plan in (planned(module, ["quantize-rtn:bits=4"]), planned(module), make_plan(module)):
+        (block,) = plan.blocks
+        tail = block.tail()
+        assert plan.last is block
+        assert [task.kind for task in block.phases[tail.phase - 1]] == ["merge"]
+        assert [buffer.value for buffer in tail.buffers] == ["attention", block.x.value]
+        assert plan.embed.tail().phase == 1  # it reads the step's ids
+
+
+def test_a_tail_begins_with_floats(make_checkpoint: MakeCheckpoint) -> None:
+    """Codes are not moved, arm64 interleaves them: where a norm's are read behind attention, too, the tail is later."""
+    (block,) = make_plan(block_with(lambda b, x: b.add("mul", linear(b, b.add("silu", x), x), x))).blocks
+    assert (block.tail().phase, block.tail().buffers) == (0, [block.x])
+    (block,) = planned(smc.load_checkpoint(make_checkpoint()[0]), ["quantize-rtn:bits=4"]).blocks
+    norm, down = block.phases[0][0].output, block.phases[-1][0]
+    assert norm is not None
+    down.inputs.append(norm)
+    assert (block.tail().phase, block.tail().buffers) == (len(block.phases), [block.result])
+
+
 def test_every_form_that_is_read_is_made(make_checkpoint: MakeCheckpoint) -> None:
     """One norm for readers of floats, and of codes with sums over 16 and over 32."""
     chain = ["quantize-rtn:bits=8,group=16,include=v_proj", "quantize-rtn:bits=8,exclude=k_proj"]

@@ -12,7 +12,7 @@ import smc
 from smc.codegen.layout import MatrixLayout
 from smc.codegen.plan import Plan
 from smc.codegen.planner import make_plan
-from smc.codegen.profile import TaskProfile, profile_tasks
+from smc.codegen.profile import TaskProfile, Work, profile_tasks
 from smc.codegen.weights import place_weights
 from smc.ir import Module
 from smc.passes import FUSIONS, apply
@@ -49,10 +49,31 @@ def test_every_task_in_the_order_of_phases(module: Module) -> None:
 
 def test_all_weights_that_a_token_multiplies(module: Module) -> None:
     plan, tasks = tasks_of(module)
-    assert sum(t.weight_bytes for t in tasks) == place_weights(plan).token_bytes
+    works = [work for t in tasks for work in (t.all, t.wanted)]
+    assert sum(work.weight_bytes for work in works) == place_weights(plan).token_bytes
     matrices = [p for p in plan.matrices() if "embed" not in p.name]
-    assert sum(t.token_macs for t in tasks) == sum(p.shape[0] * p.shape[1] for p in matrices)
-    assert all(t.integer == (t.token_macs > 0) for t in tasks)
+    assert sum(work.token_macs for work in works) == sum(p.shape[0] * p.shape[1] for p in matrices)
+    assert all(t.integer == (t.all.token_macs + t.wanted.token_macs > 0) for t in tasks)
+
+
+def test_what_the_last_layer_does_for_wanted_tokens_only(make_checkpoint: MakeCheckpoint) -> None:
+    """Behind attention; before it, and in the other layers, all tokens are worked on."""
+    path, _ = make_checkpoint(num_hidden_layers=4)
+    _, tasks = tasks_of(smc.apply(smc.load_checkpoint(path), ["quantize-rtn"]))
+    names = [t.name for t in tasks if t.function == "block"]
+    assert names[names.index("gather") - 1 :][:2] == ["attention", "gather"]
+    found = by_name(tasks)
+    for slot in ("q_proj", "k_proj", "v_proj"):
+        assert found[f"{slot} linear"].wanted == Work()
+    for name in ("o_proj linear", "post_attention_layernorm rms_norm", "gate_proj+up_proj linear+gated_silu"):
+        every, wanted = found[name].all, found[name].wanted
+        assert wanted.weight_bytes > 0
+        assert [n // 3 for n in (every.weight_bytes, every.token_bytes, every.token_macs)] == [
+            wanted.weight_bytes,
+            wanted.token_bytes,
+            wanted.token_macs,
+        ]
+    assert found["lm_head linear"].all == Work()
 
 
 def test_numbers_of_layers_of_different_widths(make_checkpoint: MakeCheckpoint) -> None:
@@ -62,16 +83,18 @@ def test_numbers_of_layers_of_different_widths(make_checkpoint: MakeCheckpoint) 
     found = by_name(tasks)
     hidden = plan.hidden
     up = found["gate_proj+up_proj linear+gated_silu"]
-    assert up.token_macs == 2 * hidden * sum(widths)
+    assert up.all.token_macs == 2 * hidden * sum(widths[:2])
+    assert up.wanted.token_macs == 2 * hidden * widths[2]
     padded = [96, 96, 64]
     # The input's codes, scales and sums, twice a layer; what is made of the outputs, which stay in scratch, in
     # the form that the next linear reads.
     row = -(-hidden // 32) * 32
     linears = 2 * 3 * (row + 4 * row // 32 + 4 * row // 32)
-    assert up.token_bytes == linears + sum(w + 4 * w // 32 + 4 * w // 32 for w in padded)
+    assert up.all.token_bytes + up.wanted.token_bytes == linears + sum(w + 4 * w // 32 + 4 * w // 32 for w in padded)
     names = [name for name in plan.module.parameters if name.endswith(("gate_proj.weight", "up_proj.weight"))]
     parameters = [plan.module.parameters[name] for name in names]
-    assert up.weight_bytes == sum(MatrixLayout(p.encoding, *p.shape).total_bytes for p in parameters)
+    packed = sum(MatrixLayout(p.encoding, *p.shape).total_bytes for p in parameters)
+    assert up.all.weight_bytes + up.wanted.weight_bytes == packed
     assert up.encodings == list(dict.fromkeys(str(p.encoding) for p in parameters))
     assert up.texts() == ["block", "gate_proj+up_proj", f"linear+gated_silu {', '.join(up.encodings)}"]
 
@@ -85,7 +108,7 @@ def test_attention(make_checkpoint: MakeCheckpoint) -> None:
     head_dim = config.hidden_size // heads
     cached = 3 * 2 * kv_heads * -(-head_dim // 16) * 16
     attention, write = found["attention attention"], found["attention rope_cache"]
-    assert (attention.cache_reads, attention.cache_writes, attention.weight_bytes) == (cached, 0, 0)
+    assert (attention.cache_reads, attention.cache_writes, attention.all.weight_bytes) == (cached, 0, 0)
     assert attention.cache_macs == 3 * 2 * heads * head_dim  # q · k, then p · v
     assert (write.cache_reads, write.cache_writes) == (0, cached)
     assert not attention.integer

@@ -30,13 +30,18 @@ static void write_logits(const struct smc_step *step, const struct smc_tile *til
 
 static void run(struct smc_thread *thread, const struct smc_step *step) {
   struct smc_phase phase;
-  const int32_t tokens[] = {step->count}, rows[] = {step->logits_count};
+  const int32_t tokens[] = {step->count}, wanted[] = {step->wanted_count}, rows[] = {step->logits_count};
   smc_phase_begin(thread, &phase, 0, 1, tokens);
   while (smc_phase_claim(thread, &phase))
     for (int32_t i = phase.begin; i < phase.end; i++) {
       *key(step, step->cache_slots[i]) = (uint16_t)step->tokens[i];
+    }
+  if (smc_phase_end(thread, &phase)) return;
+  smc_phase_begin(thread, &phase, 0, 1, wanted);
+  while (smc_phase_claim(thread, &phase))
+    for (int32_t i = phase.begin; i < phase.end; i++) {
       float *hidden = (float *)(void *)step->arena + i * HIDDEN;
-      for (int32_t j = 0; j < HIDDEN; j++) hidden[j] = (float)(step->tokens[i] + j);
+      for (int32_t j = 0; j < HIDDEN; j++) hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
     }
   if (smc_phase_end(thread, &phase)) return;
   for (int32_t layer = 0; step->tokens[0] == SLOW && layer < LAYERS; layer++) {
@@ -46,17 +51,18 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
   smc_phase_begin(thread, &phase, 1, 1, rows);
   while (smc_phase_claim(thread, &phase))
     for (int32_t row = phase.begin; row < phase.end; row++) {
+      const int32_t token = step->wanted_tokens[step->logits_tokens[row]];
       const struct smc_tile *tile = step->tiles;
-      while (step->logits_tokens[row] >= tile->token + tile->count) tile++;
-      write_logits(step, tile, step->logits_tokens[row], step->logits + (uint64_t)row * STRIDE);
+      while (token >= tile->token + tile->count) tile++;
+      write_logits(step, tile, token, step->logits + (uint64_t)row * STRIDE);
     }
   smc_phase_end(thread, &phase);
 }
 
 static const float frequencies[8];
 static const struct smc_task tasks[] = {
-    {.function = "all", .name = "hidden", .kernel = "copy", .token_bytes = 16, .cache_writes = 2 * HEAD},
-    {.function = "all", .name = "logits", .kernel = "sum", .weight_bytes = 48, .token_macs = VOCAB, .head = 1},
+    {.function = "all", .name = "hidden", .kernel = "copy", .all = {.token_bytes = 16}, .cache_writes = 2 * HEAD},
+    {.function = "all", .name = "logits", .kernel = "sum", .wanted = {.weight_bytes = 48, .token_macs = VOCAB}, .head = 1},
 };
 static const struct smc_level levels[] = {{"best", "", NULL}, {"floor", "", NULL}, {"never", "no-such-feature", NULL}};
 

@@ -10,7 +10,7 @@ from smc.codegen.host.tables import most_streams
 from smc.codegen.kernels.specs import CHAIN_FLOATS, CHUNK_TILES, Form, MergeKernel, chain_tokens
 from smc.codegen.layout import ROW_BLOCK
 from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
-from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task, attention_shapes
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Tail, Task, attention_shapes
 from smc.codegen.profile import GATHER
 
 JOINED = "S->alone && S->splits == 1"
@@ -38,40 +38,52 @@ class _Function:
     def source(self) -> list[str]:
         plan, function = self.plan, self.function
         head = function is plan.head
-        x = "const float *X_all, int top" if head else "float *X" if function.in_place else "const float *X, float *Y"
+        x = "float *X_all, int top" if head else "float *X" if function.in_place else "float *X, float *Y"
         if function is plan.embed:
             x = "float *Y"
+        tail = function.tail() if function is plan.last else None
+        if tail:
+            x += ", int last"
+        kind = "int32_t" if tail else "const int32_t"
         self.emit(
             f"static int {function.name}(struct smc_thread *thread, const struct smc_step *S, "
             f"const struct {function.name}_call *L, {x}) {{",
             "  const struct kernels *K = S->kernels;",
             "  const uint8_t *W = S->weights;",
-            f"  const int32_t N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
-            f"  const int32_t piece = {'N' if head else 'smc_piece_tokens(thread, N)'};",
+            f"  {kind} N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
+            f"  {kind} piece = {'N' if head else 'smc_piece_tokens(thread, N)'};",
         )
         self.buffers()
+        self.private_buffers()
         self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W, (void)piece;")
         if head:
             self.gather()
         for number, phase in enumerate(function.phases):
+            if tail and number == tail.phase:
+                self.leave_out(tail)
             self.phase(number, phase)
+        if tail and tail.phase == len(function.phases):
+            self.leave_out(tail)
         self.emit("  return 0;", "}", "")
         return self.lines
 
     # ---- buffers
 
     def buffers(self) -> None:
-        """They lie in the arena; in short steps those that are private lie in the thread's scratch."""
+        """They lie in the arena."""
         function = self.function
         gathered = [function.x] if function is self.plan.head and function.x is not None else []
         for buffer in [*function.buffers, *gathered]:
             for form in buffer.forms:
                 for kind, name, offset in self.pointers(buffer, form, self.memory.places[function.name, buffer, form]):
                     self.emit(f"  {kind} *{name} = ARENA({kind}, {offset});")
-        for buffer in function.buffers:
+
+    def private_buffers(self) -> None:
+        """In short steps they lie in the thread's scratch."""
+        for buffer in self.function.buffers:
             if not buffer.private:
                 continue
-            places, _ = private_places(self.plan, function, buffer)
+            places, _ = private_places(self.plan, self.function, buffer)
             self.emit(f"  if (N <= {PRIVATE_TOKENS}) {{")
             for form, place in places.items():
                 for kind, name, offset in self.pointers(buffer, form, place):
@@ -91,12 +103,40 @@ class _Function:
 
     # ---- phases
 
+    def leave_out(self, tail: Tail) -> None:
+        """The tail of the last block is for the wanted tokens alone: their rows move to the front, in order."""
+        rows = []
+        for buffer in tail.buffers:
+            name, width = self.calls.name(buffer), self.calls.width(buffer)
+            to, size = f"{name} + (size_t)i * {width}", f"sizeof(float) * {width}"
+            rows.append(f"        memcpy({to}, {name} + from * {width}, {size});")
+        self.emit(
+            "  if (last && S->wanted_count < N) { /* go on with the wanted tokens only */",
+            "    if (S->wanted_count == 0) return 0;",
+            "    const int32_t blocks[] = {1};",
+            f"    smc_phase_begin(thread, &phase, {self.first_tasks[self.function.name, GATHER]}, 1, blocks);",
+            "    while (smc_phase_claim(thread, &phase))",
+            "      for (int32_t i = 0; i < S->wanted_count; i++) {",
+            "        const size_t from = (size_t)S->wanted_tokens[i];",
+            "        if (from == (size_t)i) continue;",
+            *rows,
+            "      }",
+            "    if (smc_phase_end(thread, &phase)) return 1;",
+            "    N = S->wanted_count;",
+            "    piece = smc_piece_tokens(thread, N);",
+            "  }",
+        )
+        self.private_buffers()
+
     def gather(self) -> None:
-        """The head works on the tokens only that want logits, or that want to know the largest."""
+        """The head works on the tokens only that want logits, or that want to know the largest: all wanted ones, which
+        its phases leave as they are, or copies of some."""
         assert self.function.x is not None
+        assert not any(task.output is self.function.x for phase in self.function.phases for task in phase)
         width = width_of(self.plan, self.function, self.function.x.width)
         self.emit(
-            "  { /* gather the tokens that are asked for */",
+            "  if (N == S->wanted_count) X = X_all;",
+            "  else { /* gather the tokens that are asked for */",
             "    const int32_t *tokens = top ? S->top_tokens : S->logits_tokens;",
             "    const int32_t blocks[] = {N};",
             f"    smc_phase_begin(thread, &phase, {self.first_tasks[self.function.name, GATHER]}, 1, blocks);",

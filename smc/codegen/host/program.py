@@ -63,10 +63,12 @@ def _run(plan: Plan, memory: MemoryPlan) -> list[str]:
     lines = [
         "static void run(struct smc_thread *thread, const struct smc_step *S) {",
         *(f"  float *{name} = ARENA(float, {offset});" for name, offset in zip("XY", memory.x, strict=False)),
-        f"  if ({plan.embed.name}(thread, S, {plan.embed.name}_calls, X)) return;",
+        f"  if ({plan.embed.name}(thread, S, {plan.embed.name}_calls, X{', 1' * (plan.last is plan.embed)})) return;",
     ]
     for function, begin, end in _equal_neighbours(plan):
         arguments = "X" if function.in_place else "X, Y"
+        if function is plan.last:
+            arguments += f", i == {len(function.calls) - 1}"
         lines += [
             f"  for (int32_t i = {begin}; i < {end}; i++) {{",
             "    if (smc_cancelled(thread)) return;",

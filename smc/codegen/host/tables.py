@@ -109,7 +109,7 @@ def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> l
         lines.append(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
     lines += ["};", "", "static const struct smc_task tasks[] = {"]
     for task in tasks:
-        lines.append(f"    {{{', '.join([*map(c_string, task.texts()), *map(str, task.numbers())])}}},")
+        lines.append(f"    {{{', '.join([*map(c_string, task.texts()), *task.numbers()])}}},")
     return [*lines, "};", ""]
 
 

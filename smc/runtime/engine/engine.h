@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMC_ABI_VERSION 4
+#define SMC_ABI_VERSION 5
 
 typedef enum smc_status {
   SMC_OK = 0,

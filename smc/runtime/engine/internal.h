@@ -253,7 +253,7 @@ struct smc_model {
   uint8_t *memory;
   uint64_t memory_bytes, scratch_stride;
   uint8_t *arena, *scratch;
-  int32_t *tokens, *cache_slots, *logits_tokens, *top_tokens;
+  int32_t *tokens, *cache_slots, *wanted_tokens, *logits_tokens, *top_tokens;
   struct smc_top *tops;
   struct smc_tile *tiles;
   float *rope, *bounce; /* bounce: NULL until it is needed */

@@ -102,15 +102,20 @@ void smc_profile_step_end(struct smc_profiler *profiler) {
 
 static uint64_t least(int64_t a, int64_t b) { return (uint64_t)(a < b ? a : b); }
 
+static void count_work(smc_profile_task *total, const struct smc_work *work, int32_t tokens) {
+  if (tokens == 0) return;
+  total->bytes += work->weight_bytes + (uint64_t)tokens * work->token_bytes;
+  total->macs += (uint64_t)tokens * work->token_macs;
+}
+
 void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step) {
   profiler->tokens += (uint64_t)step->count;
   for (int32_t i = 0; i < profiler->program->task_count; i++) {
     const struct smc_task *task = &profiler->program->tasks[i];
-    const uint64_t tokens = (uint64_t)(task->head ? step->logits_count + step->top_count : step->count);
-    if (!tokens) continue;
     smc_profile_task *total = &profiler->tasks[i];
-    total->bytes += task->weight_bytes + tokens * (task->token_bytes + smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes));
-    total->macs += tokens * task->token_macs;
+    count_work(total, &task->all, step->count);
+    count_work(total, &task->wanted, task->head ? step->logits_count + step->top_count : step->wanted_count);
+    total->bytes += (uint64_t)step->count * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes);
     if (!task->cache_reads) continue;
     const int64_t window = task->window ? task->window : INT64_MAX;
     for (const struct smc_tile *tile = step->tiles; tile < step->tiles + step->tile_count; tile++) {

@@ -29,13 +29,18 @@ struct smc_level {
   const void *kernels;  /* the table of this level's kernels; the host program knows its type */
 };
 
-/* A task as profiles tell of it, the calls of its function (its layers) together. A step of n tokens (in the head: of n
- * rows of logits) moves weight_bytes + n * token_bytes + the part of the KV cache, and does n * token_macs + … . */
-struct smc_task {
-  const char *function, *name, *kernel;
+/* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes, and n * token_macs. */
+struct smc_work {
   uint64_t weight_bytes;   /* read once a step */
   uint64_t token_bytes;    /* activations read and written, and rows of the embedding table */
   uint64_t token_macs;     /* multiply-adds */
+};
+
+/* A task as profiles tell of it, the calls of its function (its layers) together. */
+struct smc_task {
+  const char *function, *name, *kernel;
+  struct smc_work all;     /* of the calls that work on all tokens of a step, … */
+  struct smc_work wanted;  /* … and of those that work on the wanted ones only; in the head, on rows of logits */
   uint64_t cache_writes;   /* elements that a token adds to the KV cache */
   uint64_t cache_reads;    /* elements for every cached token that a tile sees */
   uint64_t cache_macs;     /* multiply-adds for every pair of a token and a cached token that it sees */
@@ -61,8 +66,8 @@ struct smc_program {
   uint64_t arena_bytes;          /* activations of max_step_tokens tokens */
   uint64_t thread_scratch_bytes; /* private scratch of every thread */
   uint64_t partial_bytes;        /* what attention leaves of a token in a split of the cache */
-  uint64_t hidden_offset;        /* where in the arena the last hidden states lie after a step, and … */
-  uint64_t hidden_stride;        /* … the floats from one token's to the next */
+  uint64_t hidden_offset;        /* where in the arena the wanted tokens' last hidden states lie after a step, and … */
+  uint64_t hidden_stride;        /* … the floats from one of them to the next */
   int32_t level_count;
   const struct smc_level *levels; /* best first */
   int32_t task_count;
@@ -105,11 +110,14 @@ struct smc_step {
   int32_t alone;                 /* every tile is the only one of its sequence: it reads no K and V of another's */
   int32_t splits;                /* into how many blocks attention cuts what a tile sees; 1: it does all in one block */
   float *partials;               /* [count][splits], of partial_bytes: where a token's splits wait to be merged */
+  int32_t wanted_count;
+  const int32_t *wanted_tokens;  /* [wanted_count] of which tokens of the step something is asked: the others end with their K
+                                    and V of the last layer, and the last block leaves the rows of these, one after the other */
   int32_t logits_count;
-  const int32_t *logits_tokens;  /* [logits_count] which tokens of the step want logits */
+  const int32_t *logits_tokens;  /* [logits_count] which of the wanted tokens want logits */
   float *logits;                 /* [logits_count][logits_stride], 64-byte aligned */
   int32_t top_count;
-  const int32_t *top_tokens;     /* [top_count] which tokens of the step want the id of their largest logit only */
+  const int32_t *top_tokens;     /* [top_count] which of the wanted tokens want the id of their largest logit only */
   struct smc_top *tops;          /* [threads][top_count] what every thread has found, at the step's begin nothing */
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */

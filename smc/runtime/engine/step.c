@@ -31,7 +31,8 @@ int smc_step_allocate(smc_model *model, char *error) {
   const uint64_t arena = place(&end, program->arena_bytes);
   const uint64_t scratch = place(&end, model->scratch_stride * (uint64_t)model->pool->threads);
   const uint64_t tokens = place(&end, step * sizeof *model->tokens), slots = place(&end, step * sizeof *model->cache_slots);
-  const uint64_t wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
+  const uint64_t wanted = place(&end, step * sizeof *model->wanted_tokens);
+  const uint64_t logits_wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
   const uint64_t tops = place(&end, (uint64_t)model->pool->threads * MOST_TOPS * sizeof *model->tops), tiles = place(&end, step * sizeof *model->tiles);
   const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
   const int32_t most = splits_for(model->cache.context_length); /* of one token */
@@ -46,7 +47,8 @@ int smc_step_allocate(smc_model *model, char *error) {
   model->scratch = model->memory + scratch;
   model->tokens = (int32_t *)(void *)(model->memory + tokens);
   model->cache_slots = (int32_t *)(void *)(model->memory + slots);
-  model->logits_tokens = (int32_t *)(void *)(model->memory + wanted);
+  model->wanted_tokens = (int32_t *)(void *)(model->memory + wanted);
+  model->logits_tokens = (int32_t *)(void *)(model->memory + logits_wanted);
   model->top_tokens = (int32_t *)(void *)(model->memory + tops_wanted);
   model->tops = (struct smc_top *)(void *)(model->memory + tops);
   model->tiles = (struct smc_tile *)(void *)(model->memory + tiles);
@@ -125,19 +127,20 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
   const struct smc_kv_cache *cache = &model->cache;
   if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
   int32_t longest = 0;
-  step->tile_count = step->logits_count = step->top_count = step->count = 0;
+  step->tile_count = step->wanted_count = step->logits_count = step->top_count = step->count = 0;
   step->alone = 1;
   for (; step->count < count; step->count++) {
     const smc_token *token = &tokens[step->count];
     const int32_t i = step->count, table = token->sequence * cache->table_pages;
     if (token->flags & SMC_WANT_LOGITS) {
       if (step->logits_count == most_logits) break;
-      model->logits_tokens[step->logits_count++] = i;
+      model->logits_tokens[step->logits_count++] = step->wanted_count;
     }
     if (token->flags & SMC_WANT_TOP) {
       if (step->top_count == MOST_TOPS) break;
-      model->top_tokens[step->top_count++] = i;
+      model->top_tokens[step->top_count++] = step->wanted_count;
     }
+    if (token->flags) model->wanted_tokens[step->wanted_count++] = i;
     model->tokens[i] = token->token;
     model->cache_slots[i] = cache->tables[table + token->index / SMC_PAGE_TOKENS] * SMC_PAGE_TOKENS + token->index % SMC_PAGE_TOKENS;
     const int first = i == 0 || token[-1].sequence != token->sequence;
@@ -168,7 +171,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
-               .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
+               .wanted_tokens = model->wanted_tokens, .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
                .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;
   float *logits = batch->logits, *hidden = batch->hidden;
@@ -184,8 +187,8 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
     logits += (uint64_t)step->logits_count * stride;
     for (int32_t i = 0; i < step->top_count; i++) *top++ = smc_top_of(step, model->pool->threads, i);
     const float *states = (const float *)(const void *)(model->arena + program->hidden_offset);
-    for (int32_t i = 0; i < step->count; i++) {
-      if (!(tokens[i].flags & SMC_WANT_HIDDEN)) continue;
+    for (int32_t i = 0; i < step->wanted_count; i++) {
+      if (!(tokens[step->wanted_tokens[i]].flags & SMC_WANT_HIDDEN)) continue;
       memcpy(hidden, states + (uint64_t)i * program->hidden_stride, (uint64_t)program->hidden_size * sizeof(float));
       hidden += program->hidden_size;
     }

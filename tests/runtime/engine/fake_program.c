@@ -94,8 +94,9 @@ static void attend(const struct smc_step *step, int layer, int block) {
   }
 }
 
-static void finish_hidden(const struct smc_thread *thread, const struct smc_step *step, int token) {
-  float *hidden = (float *)(void *)step->arena + token * 8;
+static void finish_hidden(const struct smc_thread *thread, const struct smc_step *step, int row) {
+  const int token = step->wanted_tokens[row];
+  float *hidden = (float *)(void *)step->arena + row * 8;
   const float *rope = step->rope + ((1 * step->count + token) * 2) * PAIRS;
   thread->scratch[0] = 42; /* private: no other thread writes it */
   hidden[0] = (float)states_of(step)[token];
@@ -105,8 +106,8 @@ static void finish_hidden(const struct smc_thread *thread, const struct smc_step
 }
 
 static void write_logits(const struct smc_step *step, int row) {
-  for (int v = 0; v < VOCAB; v++)
-    step->logits[row * STRIDE + v] = (float)((states_of(step)[step->logits_tokens[row]] * v + 7) % PRIME);
+  const int token = step->wanted_tokens[step->logits_tokens[row]];
+  for (int v = 0; v < VOCAB; v++) step->logits[row * STRIDE + v] = (float)((states_of(step)[token] * v + 7) % PRIME);
 }
 
 /* One phase of one task; `layer` only matters for the first three. */
@@ -142,18 +143,18 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
     if (run_phase(thread, step, ATTEND, layer, step->tile_count * HEADS)) return;
     if (run_phase(thread, step, ADD, layer, step->count)) return;
   }
-  if (run_phase(thread, step, HIDDEN_STATE, 0, step->count)) return;
+  if (run_phase(thread, step, HIDDEN_STATE, 0, step->wanted_count)) return;
   run_phase(thread, step, LOGITS, 0, step->logits_count);
 }
 
 /* In the order of `enum work`. */
 static const struct smc_task tasks[] = {
-    {.function = "embed", .name = "state", .kernel = "embedding", .token_bytes = 5},
+    {.function = "embed", .name = "state", .kernel = "embedding", .all = {.token_bytes = 5}},
     {.function = "layer", .name = "cache", .kernel = "cache", .cache_writes = 2 * HEADS * HEAD_DIM * LAYERS},
     {.function = "layer", .name = "attention", .kernel = "attention", .cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS},
-    {.function = "layer", .name = "add", .kernel = "add", .token_bytes = 8 * LAYERS, .weight_bytes = 3},
+    {.function = "layer", .name = "add", .kernel = "add", .all = {.token_bytes = 8 * LAYERS, .weight_bytes = 3}},
     {.function = "head", .name = "hidden", .kernel = "hidden"},
-    {.function = "head", .name = "logits", .kernel = "linear", .weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB, .head = 1, .integer = 1},
+    {.function = "head", .name = "logits", .kernel = "linear", .wanted = {.weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB}, .head = 1, .integer = 1},
 };
 
 static const struct smc_level levels[] = {

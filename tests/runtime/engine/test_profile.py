@@ -45,7 +45,7 @@ def test_counts_bytes_and_multiply_adds(engine: Engine) -> None:
     assert (profile.threads, profile.steps, profile.tokens) == (engine.facts.threads, 2, 31)
     tasks = {task.name: task for task in profile.tasks}
     assert list(tasks) == ["state", "cache", "attention", "add", "hidden", "logits"]
-    assert [task.calls for task in profile.tasks] == [3, 3 * LAYERS, 3 * LAYERS, 3 * LAYERS, 3, 2]
+    assert [task.calls for task in profile.tasks] == [3, 3 * LAYERS, 3 * LAYERS, 3 * LAYERS, 2, 2]
     assert [task.function for task in profile.tasks] == ["embed", "layer", "layer", "layer", "head", "head"]
     assert tasks["state"].bytes == 31 * 5
     assert tasks["cache"].bytes == 31 * VALUES * 2  # f16

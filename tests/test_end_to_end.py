@@ -321,6 +321,20 @@ def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], 
     assert [len(result) for result in run(two, nothing)[:2]] == [0, 0]
 
 
+def test_who_decodes_beside_others_may_want_nothing(models: tuple[Model, Model], tokens: list[int]) -> None:
+    """Attention of one token a sequence writes the cache itself, also that of tokens without logits."""
+    for model in models:
+        expected = model.logits(tokens)
+        slots = [model.engine.sequence_create() for _ in range(3)]
+        for index, token in enumerate(tokens[:12]):
+            batch = np.zeros(3, TOKEN)
+            batch["token"], batch["sequence"], batch["index"], batch["position"] = token, slots, index, index
+            batch["flags"][index % 4 : index % 4 + 1] = WANT_LOGITS  # in every fourth step of none
+            assert np.array_equal(model.step(batch), expected[[index] * (index % 4 < 3)])
+        for slot in slots:
+            model.engine.sequence_drop(slot)
+
+
 def test_the_last_layer_of_blocks_that_are_not_fused(folder: Path, tokens: list[int], tmp_path: Path) -> None:
     """Their results lie elsewhere than their inputs."""
     compile_module(smc.load_checkpoint(folder), out=tmp_path / "plain.smc")

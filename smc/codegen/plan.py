@@ -142,6 +142,22 @@ class FunctionPlan:
                 tail = Tail(number, buffers)
         return tail
 
+    def before_tail(self) -> list[Task]:
+        """What is made in front of the tail for it alone: attention, and queries. In the last block it is made for the
+        tiles that have wanted tokens."""
+        tail = self.tail().phase
+        readers: dict[Buffer, list[Task]] = {}
+        for number, phase in enumerate(self.phases):
+            for task in phase:
+                for buffer in task.inputs:
+                    readers.setdefault(buffer, []).extend([task] if number < tail else [])
+        found: list[Task] = []
+        for task in (task for phase in reversed(self.phases[:tail]) for task in phase):
+            by_tile = task.kind in ("attention", "merge") or (task.kind == "linear" and not task.accumulate)
+            if by_tile and task.output in readers and all(reader in found for reader in readers[task.output]):
+                found.append(task)
+        return found
+
     def symbols(self) -> list[str]:
         """Names of the dims that differ between calls, sorted."""
         dims = (d for node in self.function.parameters() for d in node.tensor.shape)

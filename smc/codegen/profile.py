@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from smc.codegen.kernels.specs import AttentionKernel, Form, MergeKernel, RopeKernel
 from smc.codegen.layout import MatrixLayout
@@ -22,9 +22,11 @@ class Work:
     weight_bytes: int = 0
     token_bytes: int = 0
     token_macs: int = 0
+    cache_reads: int = 0
+    cache_macs: int = 0
 
     def __str__(self) -> str:
-        return f"{{{self.weight_bytes}, {self.token_bytes}, {self.token_macs}}}"
+        return f"{{{', '.join(map(str, astuple(self)))}}}"
 
 
 @dataclass
@@ -38,8 +40,6 @@ class TaskProfile:
     all: Work = field(default_factory=Work)
     wanted: Work = field(default_factory=Work)
     cache_writes: int = 0
-    cache_reads: int = 0
-    cache_macs: int = 0
     window: int = 0
     head: bool = False
     integer: bool = False
@@ -51,8 +51,8 @@ class TaskProfile:
 
     def numbers(self) -> list[str]:
         """The members after the texts, as C."""
-        cache = [self.cache_writes, self.cache_reads, self.cache_macs, self.window]
-        return [str(self.all), str(self.wanted), *map(str, [*cache, int(self.head), int(self.integer)])]
+        rest = [self.cache_writes, self.window, int(self.head), int(self.integer)]
+        return [str(self.all), str(self.wanted), *map(str, rest)]
 
 
 def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
@@ -61,6 +61,7 @@ def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
     for function in plan.functions():
         head = function is plan.head
         tail = function.tail().phase if function is plan.last else len(function.phases)
+        narrow = function.before_tail() if function is plan.last else []
         gathers = 0 if head else tail if function is plan.last else None
         for number, phase in enumerate([*function.phases, []]):
             if number == gathers:  # in some steps, and it moves little
@@ -70,7 +71,7 @@ def profile_tasks(plan: Plan, table: WeightTable) -> list[TaskProfile]:
                 name = "+".join(part.slot or part.node.name for part in task.kernels() if part.slot or not task.parts)
                 profile = TaskProfile(function.name, number, name, kinds, head=head)
                 for index, call in enumerate(function.calls):
-                    some = head or (number >= tail and call is plan.order[-2][1])
+                    some = head or ((number >= tail or task in narrow) and call is plan.order[-2][1])
                     for part in task.kernels():
                         _add_call(profile, profile.wanted if some else profile.all, plan, function, part, index)
                 profiles.append(profile)
@@ -100,8 +101,8 @@ def _add_call(profile: TaskProfile, work: Work, plan: Plan, function: FunctionPl
         if isinstance(task.kernel, RopeKernel):
             profile.cache_writes += both
         else:
-            profile.cache_reads += both
-            profile.cache_macs += 2 * shape.heads * shape.head_dim
+            work.cache_reads += both
+            work.cache_macs += 2 * shape.heads * shape.head_dim
             profile.window = task.node.attributes["window"] or 0
 
 

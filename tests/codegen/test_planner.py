@@ -65,6 +65,7 @@ def test_where_tokens_are_by_themselves(make_checkpoint: MakeCheckpoint) -> None
         assert plan.last is block
         assert [task.kind for task in block.phases[tail.phase - 1]] == ["merge"]
         assert [buffer.value for buffer in tail.buffers] == ["attention", block.x.value]
+        assert [task.slot or task.kind for task in block.before_tail()] == ["merge", "attention", "q_proj"]
         assert plan.embed.tail().phase == 1  # it reads the step's ids
 
 
@@ -77,6 +78,7 @@ def test_a_tail_begins_with_floats(make_checkpoint: MakeCheckpoint) -> None:
     assert norm is not None
     down.inputs.append(norm)
     assert (block.tail().phase, block.tail().buffers) == (len(block.phases), [block.result])
+    assert block.before_tail() == []
 
 
 def test_every_form_that_is_read_is_made(make_checkpoint: MakeCheckpoint) -> None:

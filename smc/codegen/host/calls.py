@@ -51,7 +51,7 @@ class LinearArguments:
 
 class FunctionCalls:
     """The calls that a function makes. In them stand its own variables (functions.py): N tokens, its call's places L in
-    the weights W, the step S, the thread, and its buffers; for matmuls n tokens from t on."""
+    the weights W, the step S, the thread, its buffers, and the tiles of attention; for matmuls n tokens from t on."""
 
     def __init__(self, plan: Plan, function: FunctionPlan) -> None:
         self.plan, self.function = plan, function
@@ -211,7 +211,7 @@ class FunctionCalls:
             "S->kv",
             "S->kv",
             "S->tables",
-            "S->tiles",
+            "tiles",
             self.name(task.output),
             "S->partials",
             "thread->scratch",
@@ -227,7 +227,7 @@ class FunctionCalls:
     def _merge(self, task: Task) -> Call:
         assert task.kernel is not None and task.output is not None
         arguments = [
-            "S->tiles",
+            "tiles",
             "S->partials",
             self.name(task.output),
             "thread->scratch",

@@ -30,6 +30,7 @@ class _Function:
     ) -> None:
         self.plan, self.memory, self.function, self.first_tasks = plan, memory, function, first_tasks
         self.calls = FunctionCalls(plan, function)
+        self.narrow: list[Task] = []
         self.lines: list[str] = []
 
     def emit(self, *lines: str) -> None:
@@ -44,6 +45,7 @@ class _Function:
         tail = function.tail() if function is plan.last else None
         if tail:
             x += ", int last"
+            self.narrow = function.before_tail()
         kind = "int32_t" if tail else "const int32_t"
         self.emit(
             f"static int {function.name}(struct smc_thread *thread, const struct smc_step *S, "
@@ -56,6 +58,11 @@ class _Function:
         self.buffers()
         self.private_buffers()
         self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W, (void)piece;")
+        if function.attends():
+            choice = "last ? S->wanted_tiles : S->tiles" if self.narrow else "S->tiles"
+            count = "last ? S->wanted_tile_count : S->tile_count" if self.narrow else "S->tile_count"
+            self.emit(f"  const struct smc_tile *tiles = {choice}; /* that attention has */")
+            self.emit(f"  const int32_t tile_count = {count};")
         if head:
             self.gather()
         for number, phase in enumerate(function.phases):
@@ -202,11 +209,11 @@ class _Function:
             return f"({self.calls.row_count(task)} + {CHUNK_TILES - 1}) / {CHUNK_TILES}"
         if task.blocks == "merges":
             assert isinstance(task.kernel, MergeKernel)
-            return f"S->splits > 1 ? S->tile_count * {task.kernel.shape.heads} : 0"
+            return f"S->splits > 1 ? tile_count * {task.kernel.shape.heads} : 0"
         return {
             "tokens": "N",
             "kv": f"S->tile_count * {self.plan.kv_heads}",
-            "tiles": f"S->tile_count * {self.plan.kv_heads} * S->splits",
+            "tiles": f"tile_count * {self.plan.kv_heads} * S->splits",
         }[task.blocks]
 
     # ---- what a thread does with the blocks that it has claimed
@@ -224,12 +231,23 @@ class _Function:
         elif task.parts:
             self.chain(task, piece)
         elif task.blocks == "rows":
-            self.emit("          {", "            const int32_t t = phase.token, n = phase.tokens;")
+            self.emit("          {", *self.tokens(task))
             if top := self.calls.top_call(task, "phase.begin", "phase.end"):
                 self.emit(f"            if (top) {top};", "            else")
             self.emit(f"            {self.calls.call(task, 'phase.begin', 'phase.end')};", "          }")
         else:
             self.emit(f"          {self.calls.call(task, 'phase.begin', 'phase.end')};")
+
+    def tokens(self, task: Task) -> list[str]:
+        """The tokens of a linear's call: n from t on, the phase's or, for the tail alone, those of wanted tiles."""
+        if task not in self.narrow:
+            return ["            const int32_t t = phase.token, n = phase.tokens;"]
+        return [
+            "            const int32_t begin = last ? S->wanted_begin : 0, end = last ? S->wanted_end : N;",
+            "            const int32_t t = phase.token > begin ? phase.token : begin;",
+            "            const int32_t rest = phase.token + phase.tokens, n = (rest < end ? rest : end) - t;",
+            "            if (n <= 0) break;",
+        ]
 
     def chain(self, chain: Task, piece: str) -> None:
         """Some rows by some tokens, or as many rows by all tokens as a thread's scratch holds the results of."""

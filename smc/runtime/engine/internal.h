@@ -255,7 +255,7 @@ struct smc_model {
   uint8_t *arena, *scratch;
   int32_t *tokens, *cache_slots, *wanted_tokens, *logits_tokens, *top_tokens;
   struct smc_top *tops;
-  struct smc_tile *tiles;
+  struct smc_tile *tiles, *wanted_tiles;
   float *rope, *bounce; /* bounce: NULL until it is needed */
   float *partials;
   int32_t partial_count; /* for how many pairs of a token and a split there is room */

@@ -16,9 +16,8 @@
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
-/* So many tokens at least has a piece, which reads all weights; and pieces begin at a block of interleaved activations. */
+/* So many tokens at least has a piece, which reads all weights. */
 #define LEAST_PIECE 64
-#define TOKEN_BLOCK 8
 
 /* A thread that waits asks for so much of the next phase's weights, a few lines a spin: memory would idle while the last
  * thread finishes, but that thread must not wait behind what the others ask for. */
@@ -38,7 +37,7 @@ int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens) {
   const int32_t most = tokens / LEAST_PIECE, pieces = most < thread->count ? most : thread->count;
   if (pieces <= 1) return tokens;
   const int32_t even = (tokens + pieces - 1) / pieces;
-  return (even + TOKEN_BLOCK - 1) / TOKEN_BLOCK * TOKEN_BLOCK;
+  return (even + SMC_TOKEN_BLOCK - 1) / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
 }
 
 void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens) {

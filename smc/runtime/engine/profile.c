@@ -108,6 +108,16 @@ static void count_work(smc_profile_task *total, const struct smc_work *work, int
   total->macs += (uint64_t)tokens * work->token_macs;
 }
 
+static void count_cache(smc_profile_task *total, const struct smc_work *work, uint64_t read_bytes, int64_t window,
+                        const struct smc_tile *tiles, int32_t tile_count) {
+  for (const struct smc_tile *tile = tiles; tile < tiles + tile_count; tile++) {
+    /* From what the first token sees to the last token. */
+    const int64_t first = (int64_t)tile->index + 1, read = (int64_t)least(first, window) + tile->count - 1;
+    total->bytes += (uint64_t)read * read_bytes;
+    for (int32_t t = 0; t < tile->count; t++) total->macs += least(first + t, window) * work->cache_macs;
+  }
+}
+
 void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step) {
   profiler->tokens += (uint64_t)step->count;
   for (int32_t i = 0; i < profiler->program->task_count; i++) {
@@ -115,15 +125,13 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
     smc_profile_task *total = &profiler->tasks[i];
     count_work(total, &task->all, step->count);
     count_work(total, &task->wanted, task->head ? step->logits_count + step->top_count : step->wanted_count);
-    total->bytes += (uint64_t)step->count * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes);
-    if (!task->cache_reads) continue;
+    const uint64_t kv[] = {task->cache_writes, task->all.cache_reads, task->wanted.cache_reads};
+    uint64_t bytes[3];
+    for (int j = 0; j < 3; j++) bytes[j] = smc_kv_bytes(profiler->program, step->kv_dtype, kv[j]);
+    total->bytes += (uint64_t)step->count * bytes[0];
     const int64_t window = task->window ? task->window : INT64_MAX;
-    for (const struct smc_tile *tile = step->tiles; tile < step->tiles + step->tile_count; tile++) {
-      /* From what the first token sees to the last token. */
-      const int64_t first = (int64_t)tile->index + 1, read = (int64_t)least(first, window) + tile->count - 1;
-      total->bytes += (uint64_t)read * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_reads);
-      for (int32_t t = 0; t < tile->count; t++) total->macs += least(first + t, window) * task->cache_macs;
-    }
+    count_cache(total, &task->all, bytes[1], window, step->tiles, step->tile_count);
+    count_cache(total, &task->wanted, bytes[2], window, step->wanted_tiles, step->wanted_tile_count);
   }
 }
 

@@ -19,6 +19,7 @@
 
 #define SMC_MAX_THREADS 64
 #define SMC_PAGE_TOKENS 64 /* tokens of a KV page; attention kernels work page by page */
+#define SMC_TOKEN_BLOCK 8  /* tokens whose int8 activations may be interleaved: matmuls begin with the first of so many */
 #define SMC_SPLIT_TOKENS 256 /* cached tokens that may be a block of attention: splits have softmaxes of their own */
 
 /* ---- constants that codegen writes */
@@ -29,11 +30,14 @@ struct smc_level {
   const void *kernels;  /* the table of this level's kernels; the host program knows its type */
 };
 
-/* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes, and n * token_macs. */
+/* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes + what it reads of the KV cache, and
+ * n * token_macs + … . */
 struct smc_work {
   uint64_t weight_bytes;   /* read once a step */
   uint64_t token_bytes;    /* activations read and written, and rows of the embedding table */
   uint64_t token_macs;     /* multiply-adds */
+  uint64_t cache_reads;    /* elements for every cached token that a tile sees */
+  uint64_t cache_macs;     /* multiply-adds for every pair of a token and a cached token that it sees */
 };
 
 /* A task as profiles tell of it, the calls of its function (its layers) together. */
@@ -42,8 +46,6 @@ struct smc_task {
   struct smc_work all;     /* of the calls that work on all tokens of a step, … */
   struct smc_work wanted;  /* … and of those that work on the wanted ones only; in the head, on rows of logits */
   uint64_t cache_writes;   /* elements that a token adds to the KV cache */
-  uint64_t cache_reads;    /* elements for every cached token that a tile sees */
-  uint64_t cache_macs;     /* multiply-adds for every pair of a token and a cached token that it sees */
   int32_t window;          /* how many cached tokens a token sees; 0: all */
   int32_t head, integer;   /* whether it works on rows of logits; whether its multiply-adds are of int8 */
 };
@@ -113,6 +115,9 @@ struct smc_step {
   int32_t wanted_count;
   const int32_t *wanted_tokens;  /* [wanted_count] of which tokens of the step something is asked: the others end with their K
                                     and V of the last layer, and the last block leaves the rows of these, one after the other */
+  int32_t wanted_tile_count;
+  const struct smc_tile *wanted_tiles; /* the tiles that have any; all where a tile may write what it reads (alone, one split) */
+  int32_t wanted_begin, wanted_end;    /* the tokens from the first to the last of these tiles, in whole blocks of 8 */
   int32_t logits_count;
   const int32_t *logits_tokens;  /* [logits_count] which of the wanted tokens want logits */
   float *logits;                 /* [logits_count][logits_stride], 64-byte aligned */

@@ -34,6 +34,7 @@ int smc_step_allocate(smc_model *model, char *error) {
   const uint64_t wanted = place(&end, step * sizeof *model->wanted_tokens);
   const uint64_t logits_wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
   const uint64_t tops = place(&end, (uint64_t)model->pool->threads * MOST_TOPS * sizeof *model->tops), tiles = place(&end, step * sizeof *model->tiles);
+  const uint64_t wanted_tiles = place(&end, step * sizeof *model->wanted_tiles);
   const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
   const int32_t most = splits_for(model->cache.context_length); /* of one token */
   if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
@@ -52,6 +53,7 @@ int smc_step_allocate(smc_model *model, char *error) {
   model->top_tokens = (int32_t *)(void *)(model->memory + tops_wanted);
   model->tops = (struct smc_top *)(void *)(model->memory + tops);
   model->tiles = (struct smc_tile *)(void *)(model->memory + tiles);
+  model->wanted_tiles = (struct smc_tile *)(void *)(model->memory + wanted_tiles);
   model->rope = (float *)(void *)(model->memory + rope);
   model->partials = (float *)(void *)(model->memory + partials);
   return SMC_OK;
@@ -122,6 +124,23 @@ static int32_t choose_splits(const smc_model *model, const struct smc_step *step
   return few && (int64_t)step->count * splits <= model->partial_count ? splits : 1;
 }
 
+/* Which tiles the last layer's attention has: those with wanted tokens. A tile that is alone may write its K and V itself. */
+static void choose_wanted_tiles(const smc_model *model, struct smc_step *step) {
+  int32_t done = 0;
+  step->wanted_tile_count = 0;
+  for (const struct smc_tile *tile = model->tiles; tile < model->tiles + step->tile_count; tile++) {
+    const int32_t first = done;
+    while (done < step->wanted_count && model->wanted_tokens[done] < tile->token + tile->count) done++;
+    if (done > first || (step->alone && step->splits == 1)) model->wanted_tiles[step->wanted_tile_count++] = *tile;
+  }
+  step->wanted_begin = step->wanted_end = 0;
+  if (step->wanted_tile_count == 0) return;
+  const struct smc_tile *last = &model->wanted_tiles[step->wanted_tile_count - 1];
+  const int32_t end = (last->token + last->count + SMC_TOKEN_BLOCK - 1) / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
+  step->wanted_begin = model->wanted_tiles[0].token / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
+  step->wanted_end = end < step->count ? end : step->count;
+}
+
 /* Fills the step's tables for as many of the tokens as go into one step; returns how many. */
 static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_token *tokens, int32_t count, int32_t most_logits) {
   const struct smc_kv_cache *cache = &model->cache;
@@ -152,6 +171,7 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
     if (token->index >= longest) longest = token->index + 1;
   }
   step->splits = choose_splits(model, step, longest);
+  choose_wanted_tiles(model, step);
   fill_rope(model, tokens, step->count);
   return step->count;
 }
@@ -171,7 +191,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
-               .wanted_tokens = model->wanted_tokens, .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
+               .wanted_tokens = model->wanted_tokens, .wanted_tiles = model->wanted_tiles, .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
                .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;
   float *logits = batch->logits, *hidden = batch->hidden;

@@ -151,7 +151,7 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
 static const struct smc_task tasks[] = {
     {.function = "embed", .name = "state", .kernel = "embedding", .all = {.token_bytes = 5}},
     {.function = "layer", .name = "cache", .kernel = "cache", .cache_writes = 2 * HEADS * HEAD_DIM * LAYERS},
-    {.function = "layer", .name = "attention", .kernel = "attention", .cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS},
+    {.function = "layer", .name = "attention", .kernel = "attention", .all = {.cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS}},
     {.function = "layer", .name = "add", .kernel = "add", .all = {.token_bytes = 8 * LAYERS, .weight_bytes = 3}},
     {.function = "head", .name = "hidden", .kernel = "hidden"},
     {.function = "head", .name = "logits", .kernel = "linear", .wanted = {.weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB}, .head = 1, .integer = 1},

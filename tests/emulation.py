@@ -16,14 +16,14 @@ import pytest
 import smc
 from smc.codegen.link import FLAGS, cached_objects, compile_executable, engine_folder
 from smc.ir import Module
-from smc.runtime.binding import KV_DTYPES, TOKEN, WANT_LOGITS
+from smc.runtime.binding import KV_DTYPES, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from smc.targets import TARGETS, find_target
 
 CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max", "avx2": "Haswell"}
 """An emulated CPU that has a level's features, and (but for `max`) no more that matter."""
 
 DRIVER = Path(__file__).parent / "arm64" / "driver.c"
-HEADER = struct.Struct("<32s2i")
+HEADER = struct.Struct("<32s3i")
 
 
 def emulator(machine: str) -> str:
@@ -79,20 +79,27 @@ class EmulatedModel:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            name, self.vocab_size, self.threads = HEADER.unpack(self._read(HEADER.size))
+            name, self.vocab_size, self.hidden_size, self.threads = HEADER.unpack(self._read(HEADER.size))
         except RuntimeError:
             self.close()
             raise
         self.level = name.rstrip(b"\0").decode()
 
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Run a batch of `TOKEN`: float32 [tokens that want logits, vocab_size]."""
+    def run(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Run a batch of `TOKEN`: float32 [tokens that want logits, vocab_size], float32 [tokens that want hidden
+        states, hidden_size], int32 [tokens that want the id of their largest logit]."""
         assert self._process.stdin is not None
         self._process.stdin.write(struct.pack("<i", len(tokens)) + tokens.tobytes())
         self._process.stdin.flush()
-        rows = int((tokens["flags"] & WANT_LOGITS).astype(bool).sum())
-        data = self._read(4 * rows * self.vocab_size)
-        return np.frombuffer(data, np.float32).reshape(rows, self.vocab_size)
+        shapes = ((WANT_LOGITS, self.vocab_size), (WANT_HIDDEN, self.hidden_size), (WANT_TOP, 1))
+        counts = [(int(np.count_nonzero(tokens["flags"] & flag)), width) for flag, width in shapes]
+        data = [self._read(4 * count * width) for count, width in counts]
+        logits, hidden = (np.frombuffer(data[i], np.float32).reshape(counts[i]) for i in range(2))
+        return logits, hidden, np.frombuffer(data[2], np.int32)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Run a batch of `TOKEN` for its logits: float32 [tokens that want logits, vocab_size]."""
+        return self.run(tokens)[0]
 
     def logits(self, tokens: Sequence[int], sequence: int = 0, sizes: Sequence[int] = ()) -> np.ndarray:
         """All logits of a new sequence, run in steps of these sizes (default: in one)."""

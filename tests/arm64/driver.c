@@ -2,8 +2,8 @@
  *
  *   driver ARTIFACT THREADS KV_DTYPE SEQUENCES [LEVEL]
  *
- * Writes a header, then for every batch on stdin (its count, then its tokens) the logits that it asks for. A failure is a
- * sentence on stderr and status 2. */
+ * Writes a header, then for every batch on stdin (its count, then its tokens) what its tokens ask for: all logits, then all
+ * hidden states, then the ids of largest logits. A failure is a sentence on stderr and status 2. */
 #include "engine.h"
 
 #include <stdio.h>
@@ -31,8 +31,8 @@ int main(int count, char **arguments) {
     if (smc_engine.sequence_create(model) != i) return fail(smc_engine.error(model));
   struct {
     char level[32];
-    int32_t vocab_size, threads;
-  } header = {.vocab_size = info.vocab_size, .threads = info.threads};
+    int32_t vocab_size, hidden_size, threads;
+  } header = {.vocab_size = info.vocab_size, .hidden_size = info.hidden_size, .threads = info.threads};
   snprintf(header.level, sizeof header.level, "%s", info.level);
   fwrite(&header, sizeof header, 1, stdout);
   fflush(stdout);
@@ -40,16 +40,28 @@ int main(int count, char **arguments) {
   while (fread(&length, sizeof length, 1, stdin) == 1) {
     smc_token *tokens = calloc((size_t)length, sizeof *tokens);
     if (!tokens || fread(tokens, sizeof *tokens, (size_t)length, stdin) != (size_t)length) return fail("the batch is cut short");
-    size_t rows = 0;
-    for (int32_t i = 0; i < length; i++) rows += (tokens[i].flags & SMC_WANT_LOGITS) != 0;
-    float *logits = calloc(rows + 1, (size_t)info.logits_stride * sizeof *logits);
-    if (!logits || smc_engine.step(model, &(smc_batch){.count = length, .tokens = tokens, .logits = logits}))
-      return fail(smc_engine.error(model));
+    size_t rows = 0, states = 0, tops = 0;
+    for (int32_t i = 0; i < length; i++) {
+      rows += (tokens[i].flags & SMC_WANT_LOGITS) != 0;
+      states += (tokens[i].flags & SMC_WANT_HIDDEN) != 0;
+      tops += (tokens[i].flags & SMC_WANT_TOP) != 0;
+    }
+    /* Aligned, as smc's own callers have it: else a step would take no more than 32 tokens that want logits. */
+    float *logits = aligned_alloc(64, (rows + 1) * (size_t)info.logits_stride * sizeof *logits);
+    float *hidden = calloc(states + 1, (size_t)info.hidden_size * sizeof *hidden);
+    int32_t *top = calloc(tops + 1, sizeof *top);
+    if (!logits || !hidden || !top) return fail("cannot allocate the results");
+    const smc_batch batch = {.count = length, .tokens = tokens, .logits = logits, .hidden = hidden, .top = top};
+    if (smc_engine.step(model, &batch)) return fail(smc_engine.error(model));
     for (size_t row = 0; row < rows; row++)
       fwrite(logits + row * (size_t)info.logits_stride, sizeof *logits, (size_t)info.vocab_size, stdout);
+    fwrite(hidden, (size_t)info.hidden_size * sizeof *hidden, states, stdout);
+    fwrite(top, sizeof *top, tops, stdout);
     fflush(stdout);
     free(tokens);
     free(logits);
+    free(hidden);
+    free(top);
   }
   smc_engine.close(model);
   return 0;

@@ -16,6 +16,7 @@ from benchmarks.models import smollm2
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference
+from smc.runtime.binding import WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from tests.arm64.conftest import Built
 from tests.emulation import CPUS, EmulatedModel, batch, link_driver
 
@@ -73,6 +74,48 @@ def test_bits_do_not_depend_on_threads_chunks_or_batches(build: Build, recipe: s
             rest = [model.step(batch(texts[0][i : i + 7], i)) for i in range(34, len(TOKENS), 7)]
         assert np.array_equal(np.concatenate([first[:33], second[1:], *rest]), whole[0])
         assert np.array_equal(np.concatenate([first[33:], second[:1]]), whole[1])
+
+
+@pytest.mark.arm64
+@pytest.mark.parametrize("recipe", ["f16", "int4"])
+def test_bits_do_not_depend_on_pieces(make_checkpoint: MakeCheckpoint, tmp_path: Path, recipe: str) -> None:
+    """Two threads cut a prompt of 130 tokens into pieces of 72 and 58; three cut 200 into two of 72 and one of 56."""
+    folder, _ = make_checkpoint(intermediate_size=200)
+    module = smc.apply(smc.load_checkpoint(folder), load_recipe(recipe).passes)
+    driver = link_driver(module, "arm64", tmp_path)
+    prompts = [[(7 * i * i + start) % 96 for i in range(length)] for start, length in ((3, 130), (5, 200))]
+    expected = [exact_logits(module, prompt) for prompt in prompts]
+    for level in LEVELS:
+        for threads in (1, 2, 3):
+            with EmulatedModel(driver, "arm64", CPUS[level], sequences=2, threads=threads) as model:
+                for sequence, prompt in enumerate(prompts):
+                    logits = model.logits(prompt, sequence)
+                    np.testing.assert_array_equal(logits, expected[sequence], err_msg=f"{level}, {threads} threads")
+
+
+@pytest.mark.arm64
+@pytest.mark.parametrize("level", LEVELS)
+def test_bits_do_not_depend_on_what_else_is_wanted(build: Build, level: str) -> None:
+    """Of 180 tokens of two texts, which two and three threads cut into pieces, the last layer ends for some only."""
+    _, driver = build("int4", "arm64")
+    texts, rng = [TOKENS, TOKENS[::-1]], np.random.default_rng(3)
+    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_TOP, 0)
+
+    def run(choice: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tokens = np.concatenate([batch(text, sequence=sequence) for sequence, text in enumerate(texts)])
+        tokens["flags"] = choice
+        with EmulatedModel(driver, "arm64", CPUS[level], sequences=2, threads=threads) as model:
+            return model.run(tokens)
+
+    everything, hidden, _ = run(np.full(2 * len(TOKENS), flags[0]), 1)
+    assert len(set(everything.argmax(1).tolist())) > 5
+    for share in (0.01, 0.5, 0.95):  # of tokens that want nothing
+        choice = rng.choice(flags, 2 * len(TOKENS), p=[(1 - share) / 4] * 4 + [share])
+        for threads in (1, 2, 3):
+            logits, states, top = run(choice, threads)
+            np.testing.assert_array_equal(logits, everything[(choice & WANT_LOGITS) > 0])
+            np.testing.assert_array_equal(states, hidden[(choice & WANT_HIDDEN) > 0])
+            np.testing.assert_array_equal(top, everything[choice == WANT_TOP].argmax(1))
 
 
 def heads(heads: int, kv_heads: int, head_dim: int) -> dict[str, int]:

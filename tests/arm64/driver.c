@@ -2,8 +2,8 @@
  *
  *   driver ARTIFACT THREADS KV_DTYPE SEQUENCES [LEVEL]
  *
- * Writes a header, then for every batch on stdin (its count, then its tokens) what its tokens ask for: all logits, then all
- * hidden states, then the ids of largest logits. A failure is a sentence on stderr and status 2. */
+ * Writes a header, then for every batch on stdin (its count, then its tokens) what its tokens ask for: logits, then
+ * hidden states, then ids of largest logits. A failure is a sentence on stderr and status 2. */
 #include "engine.h"
 
 #include <stdio.h>

@@ -30,18 +30,13 @@ static void write_logits(const struct smc_step *step, const struct smc_tile *til
 
 static void run(struct smc_thread *thread, const struct smc_step *step) {
   struct smc_phase phase;
-  const int32_t tokens[] = {step->count}, wanted[] = {step->wanted_count}, rows[] = {step->logits_count};
+  const int32_t tokens[] = {step->count}, rows[] = {step->logits_count};
   smc_phase_begin(thread, &phase, 0, 1, tokens);
   while (smc_phase_claim(thread, &phase))
     for (int32_t i = phase.begin; i < phase.end; i++) {
       *key(step, step->cache_slots[i]) = (uint16_t)step->tokens[i];
-    }
-  if (smc_phase_end(thread, &phase)) return;
-  smc_phase_begin(thread, &phase, 0, 1, wanted);
-  while (smc_phase_claim(thread, &phase))
-    for (int32_t i = phase.begin; i < phase.end; i++) {
       float *hidden = (float *)(void *)step->arena + i * HIDDEN;
-      for (int32_t j = 0; j < HIDDEN; j++) hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
+      for (int32_t j = 0; i < step->wanted_count && j < HIDDEN; j++) hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
     }
   if (smc_phase_end(thread, &phase)) return;
   for (int32_t layer = 0; step->tokens[0] == SLOW && layer < LAYERS; layer++) {

@@ -128,7 +128,7 @@ WRITTEN_TILES = [(0, 8), (8, 8), (20, 8), (62, 3), (72, 1), (80, 7), (125, 8), (
 
 @pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str)
 def test_keys_are_rotated_and_written(build: Any, level: Level, shape: AttentionShape) -> None:
-    kernel, rng = build(level, rope_cache_kernel("write", shape))["write"], np.random.default_rng(1)
+    kernel, rng = build(level, rope_cache_kernel("write", shape, level))["write"], np.random.default_rng(1)
     cache = Cache(shape, [200], 2)
     expected_memory = cache.memory.copy()
     indices = [index for first, count in WRITTEN_TILES for index in range(first, first + count)]

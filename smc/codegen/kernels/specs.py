@@ -289,7 +289,7 @@ class RopeKernel:
         """The kernel for a level."""
         from smc.codegen.kernels.kv_cache import rope_cache_kernel
 
-        return rope_cache_kernel(symbol, self.shape)
+        return rope_cache_kernel(symbol, self.shape, level)
 
 
 @dataclass(frozen=True)

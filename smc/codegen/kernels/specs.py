@@ -18,8 +18,9 @@ HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
 """Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it; `out`
 has just the rows that the call computes."""
 
-CHAIN_TOKENS = 192
-"""Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level."""
+CHAIN_TOKENS = 96
+"""Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level, and
+for 32 rows what the first cache has room for."""
 
 CHAIN_FLOATS = 128 * 128
 """Floats of private scratch for what each linear of a chain leaves: fewer tokens by 128 rows and more."""

@@ -444,31 +444,41 @@ class _Attention:
 
     def _values(self, rows: _Pass, pages: Expr) -> None:
         """Σ p[token] · V[token], merged into the states' outputs: some channels at a time in registers."""
-        k, shape = self.k, self.shape
-        total = shape.padded_dim // LANES
+        k = self.k
+        total = self.shape.padded_dim // LANES
         width = -(-total // -(-total // max(1, self.budget // (rows.rows * self.units))))
-        for begin in range(0, total, width):
-            block = range(begin, min(begin + width, total))
-            outputs = [[k.register(const(0.0, VECTOR), "output") for _ in block] for _ in range(rows.rows)]
-            with k.loop(pages, "page") as page:
-                start, tokens = self._page(rows, page)
-                values = k.let(start + PAGE_TOKENS * shape.padded_dim, "values")
-                ahead = None
-                if rows.fetches and begin == 0:
-                    ahead = self._page_ahead(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
-                with k.loop(tokens, "t") as t:
-                    if ahead is not None:
-                        self._fetch(ahead, t, shape.padded_dim)
-                    row = [
-                        k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
-                        for v in block
-                    ]
-                    for r in range(rows.rows):
-                        p = k.let(self.scratch.load(page * PAGE_TOKENS + t + r * SPLIT_TOKENS), "p")
-                        for output, value in zip(outputs[r], row, strict=True):
-                            k.set(output, fma(value, broadcast(p, LANES), output.value))
-            for r in range(rows.rows):
-                factors = self._row_factors(const(r, "int64"))
-                for v, output in zip(block, outputs[r], strict=True):
-                    state = (rows.row + r) * shape.state_floats + (self.states + (2 + v) * LANES)
-                    _fold(k, self.scratch, k.let(state, "state"), output.value, factors)
+        blocks, rest = divmod(total, width)
+        with k.loop(const(blocks, "int64"), "channels") as block:
+            self._value_block(rows, pages, k.let(block * width, "first_vector"), width)
+        if rest:
+            self._value_block(rows, pages, const(blocks * width, "int64"), rest)
+
+    def _value_block(self, rows: _Pass, pages: Expr, first: Expr, width: int) -> None:
+        """`_values` of `width` vectors of channels from vector `first` on."""
+        k, shape = self.k, self.shape
+        channels = k.let(first * LANES, "channels")
+        outputs = [[k.register(const(0.0, VECTOR), "output") for _ in range(width)] for _ in range(rows.rows)]
+        with k.loop(pages, "page") as page:
+            start, tokens = self._page(rows, page)
+            values = k.let(start + (channels + PAGE_TOKENS * shape.padded_dim), "values")
+            ahead = None
+            if rows.fetches:
+                # Every block asks for a share.
+                ahead = self._page_ahead(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
+                ahead = k.let(ahead + channels * PAGE_TOKENS, "ahead")
+            with k.loop(tokens, "t") as t:
+                if ahead is not None:
+                    self._fetch(ahead, t, width * LANES)
+                row = [
+                    k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
+                    for v in range(width)
+                ]
+                for r in range(rows.rows):
+                    p = k.let(self.scratch.load(page * PAGE_TOKENS + t + r * SPLIT_TOKENS), "p")
+                    for output, value in zip(outputs[r], row, strict=True):
+                        k.set(output, fma(value, broadcast(p, LANES), output.value))
+        for r in range(rows.rows):
+            factors = self._row_factors(const(r, "int64"))
+            state = (rows.row + r) * shape.state_floats + (channels + (self.states + 2 * LANES))
+            for v, output in enumerate(outputs[r]):
+                _fold(k, self.scratch, k.let(state + v * LANES, "state"), output.value, factors)

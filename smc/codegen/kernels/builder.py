@@ -259,11 +259,14 @@ class Kernel:
         return f"{name}_{self._names}"
 
 
-def _target(triple: str, level: Level, schedule: str) -> Any:
+def _target(triple: str, level: Level, matmul: bool) -> Any:
     """The tvm Target of a triple with exactly a level's features, never a host CPU's."""
     from tvm.target import Target
 
     fields: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]}
+    schedule = level.matmul_schedule if matmul else level.schedule
+    if not matmul:
+        fields["opt-level"] = 2  # at 3, the default, more loops are unrolled wholly: larger, and not faster
     if schedule:
         fields["mcpu"] = schedule
     if level.source_order:
@@ -273,7 +276,7 @@ def _target(triple: str, level: Level, schedule: str) -> Any:
 
 def lower(kernel: Kernel, triple: str, level: Level) -> Any:
     """Compile a finished kernel; returns a tvm module that can write objects and assembly."""
-    target = _target(triple, level, level.matmul_schedule if kernel.matmul else level.schedule)
+    target = _target(triple, level, kernel.matmul)
     module = tvm.IRModule({kernel.name: kernel.function()})
     passes = [
         tirx.transform.BindTarget(target),

@@ -37,7 +37,7 @@ int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens) {
   const int32_t most = tokens / LEAST_PIECE, pieces = most < thread->count ? most : thread->count;
   if (pieces <= 1) return tokens;
   const int32_t even = (tokens + pieces - 1) / pieces;
-  return (even + SMC_TOKEN_BLOCK - 1) / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
+  return (int32_t)smc_round_up((uint64_t)even, SMC_TOKEN_BLOCK);
 }
 
 void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens) {

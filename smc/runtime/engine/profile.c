@@ -110,6 +110,7 @@ static void count_work(smc_profile_task *total, const struct smc_work *work, int
 
 static void count_cache(smc_profile_task *total, const struct smc_work *work, uint64_t read_bytes, int64_t window,
                         const struct smc_tile *tiles, int32_t tile_count) {
+  if (!work->cache_reads) return;
   for (const struct smc_tile *tile = tiles; tile < tiles + tile_count; tile++) {
     /* From what the first token sees to the last token. */
     const int64_t first = (int64_t)tile->index + 1, read = (int64_t)least(first, window) + tile->count - 1;
@@ -125,13 +126,12 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
     smc_profile_task *total = &profiler->tasks[i];
     count_work(total, &task->all, step->count);
     count_work(total, &task->wanted, task->head ? step->logits_count + step->top_count : step->wanted_count);
-    const uint64_t kv[] = {task->cache_writes, task->all.cache_reads, task->wanted.cache_reads};
-    uint64_t bytes[3];
-    for (int j = 0; j < 3; j++) bytes[j] = smc_kv_bytes(profiler->program, step->kv_dtype, kv[j]);
-    total->bytes += (uint64_t)step->count * bytes[0];
+    total->bytes += (uint64_t)step->count * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes);
     const int64_t window = task->window ? task->window : INT64_MAX;
-    count_cache(total, &task->all, bytes[1], window, step->tiles, step->tile_count);
-    count_cache(total, &task->wanted, bytes[2], window, step->wanted_tiles, step->wanted_tile_count);
+    const uint64_t all_bytes = smc_kv_bytes(profiler->program, step->kv_dtype, task->all.cache_reads);
+    const uint64_t wanted_bytes = smc_kv_bytes(profiler->program, step->kv_dtype, task->wanted.cache_reads);
+    count_cache(total, &task->all, all_bytes, window, step->tiles, step->tile_count);
+    count_cache(total, &task->wanted, wanted_bytes, window, step->wanted_tiles, step->wanted_tile_count);
   }
 }
 

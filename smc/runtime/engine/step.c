@@ -136,7 +136,7 @@ static void choose_wanted_tiles(const smc_model *model, struct smc_step *step) {
   step->wanted_begin = step->wanted_end = 0;
   if (step->wanted_tile_count == 0) return;
   const struct smc_tile *last = &model->wanted_tiles[step->wanted_tile_count - 1];
-  const int32_t end = (last->token + last->count + SMC_TOKEN_BLOCK - 1) / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
+  const int32_t end = (int32_t)smc_round_up((uint64_t)(last->token + last->count), SMC_TOKEN_BLOCK);
   step->wanted_begin = model->wanted_tiles[0].token / SMC_TOKEN_BLOCK * SMC_TOKEN_BLOCK;
   step->wanted_end = end < step->count ? end : step->count;
 }

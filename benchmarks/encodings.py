@@ -26,6 +26,7 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.kernels import Kernels, Memory, Shape, measurable_levels
+from benchmarks.reads import Reads
 from smc.codegen.layout import MatrixLayout
 from smc.ir import BF16, F16, Encoding, integer
 from smc.passes.quantize_nf4 import QuantizeNF4
@@ -135,6 +136,7 @@ def measure(rows: Sequence[Row], kernels: Kernels, memories: Sequence[Memory], t
     """Add a figure of every round to all rows."""
     shapes = ONE_TOKEN, CACHED_TOKEN, MANY_TOKENS
     products = {row.encoding: [kernels.product(ENCODINGS[row.encoding], s, *memories) for s in shapes] for row in rows}
+    reads = Reads()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: os.getpid(), range(threads)))
 
@@ -146,9 +148,9 @@ def measure(rows: Sequence[Row], kernels: Kernels, memories: Sequence[Memory], t
         for row in itertools.chain.from_iterable([rows] * rounds):
             one, cached, many = products[row.encoding]
             size = one.matrices * one.workload.bytes
-            before = kernels.read_seconds(pool, threads, memories[0], size)
+            before = reads.seconds(pool, threads, memories[0], size)
             row.memory.append(size / (kernels.seconds(pool, threads, one, one.matrices) * one.matrices))
-            after = kernels.read_seconds(pool, threads, memories[0], size)
+            after = reads.seconds(pool, threads, memories[0], size)
             row.reads.append(2 * size / (before + after))
             row.cached.append(seconds(cached, cached.matrices))
             row.macs.append(MANY_TOKENS.macs / seconds(many, 1))

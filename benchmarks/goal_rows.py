@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import inputs, peer
 from benchmarks.goal_results import Result
@@ -140,12 +141,34 @@ class Speed(Row):
                 run(file, self._threads, self._level)
 
 
-class _Profiled(Row):
-    """A percentage out of the profile of decoding."""
+class Bandwidth(Row):
+    """Weight bytes that decoding multiplies a second, as a share of what plain reads beside it get."""
 
-    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float | None, at_most: bool) -> None:
-        name = f"{what}, {model.name} decode, {threads} threads"
-        super().__init__(key, name, unit="%", goal=goal, at_most=at_most)
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
+        name = f"share of the memory's bandwidth, {model.name} decode, {threads} threads"
+        super().__init__(key, name, unit="%", goal=goal)
+        self._model, self._threads = model, threads
+
+    def prepare(self) -> None:
+        """Make the artifact."""
+        self._model.make()
+
+    def measure(self, *, swapped: bool) -> None:
+        """Five turns of benchmarks.bandwidth: their median."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "bandwidth.json"
+            command = [sys.executable, "-m", "benchmarks.bandwidth", str(self._model.artifact), "--turns", "5"]
+            peer.run([*command, "--threads", str(self._threads), "--json", str(file)], quiet=True)
+            turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
+        self.smc.append(100 * statistics.median(turn["share"] for turn in turns))
+
+
+class OutsideKernels(Row):
+    """The share of a decoding step that no kernel runs in: barriers, handing out work, the step's own start and end."""
+
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
+        name = f"time outside kernels, {model.name} decode, {threads} threads"
+        super().__init__(key, name, unit="%", goal=goal, at_most=True)
         self._model, self._threads = model, threads
 
     def prepare(self) -> None:
@@ -156,33 +179,7 @@ class _Profiled(Row):
         """Take one profile."""
         command = [*inputs.SMC, "bench", str(self._model.artifact), "--threads", str(self._threads), "--profile"]
         report = run_json([*command, "--prompt-tokens", "0", "--decode-tokens", "32", "--json"])
-        self.smc.append(100 * self._share(report))
-
-    @abstractmethod
-    def _share(self, report: dict[str, Any]) -> float:
-        """The share in what `smc bench --profile --json` printed."""
-
-
-class Bandwidth(_Profiled):
-    """Weight bytes that a token multiplies, times tokens a second, as a share of what memory gives at best."""
-
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
-        super().__init__(key, "share of the memory's bandwidth", model, threads, goal=goal, at_most=False)
-
-    def _share(self, report: dict[str, Any]) -> float:
-        limit = report["limits"][-1]
-        best = max(limit["memory_gb_per_s"], limit["weights_gb_per_s"])
-        return float(report["token_weight_bytes"] * report["decode"]["tokens_per_s"] / 1e9 / best)
-
-
-class OutsideKernels(_Profiled):
-    """The share of a step that no kernel runs in: barriers, handing out work, the step's own start and end."""
-
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
-        super().__init__(key, "time outside kernels", model, threads, goal=goal, at_most=True)
-
-    def _share(self, report: dict[str, Any]) -> float:
-        return float(report["profile"]["decode"]["outside_kernels_share"])
+        self.smc.append(100 * float(report["profile"]["decode"]["outside_kernels_share"]))
 
 
 class TernaryGemv(Row):

@@ -149,7 +149,6 @@ class Kernels:
         self._symbols = {encoding: o.symbol for encoding, o in zip(encodings, objects, strict=True)}
         for name, types in {
             "time_products": [POINTER(Product), c_int64],
-            "time_reads": [c_void_p, c_uint64, c_int64],
             "count_instructions": [POINTER(Product)],
         }.items():
             function = getattr(self._library, name)
@@ -191,9 +190,3 @@ class Kernels:
             part.begin, part.end = (product.end * end // threads for end in (thread, thread + 1))
             parts.append((part, calls))
         return wall_seconds(pool, self._library.time_products, parts) / calls
-
-    def read_seconds(self, pool: ThreadPoolExecutor, threads: int, memory: Memory, size: int) -> float:
-        """Of reading so many bytes once, shared out among threads."""
-        part = size // threads // 256 * 256
-        parts = [(memory.address + thread * part, part, 1) for thread in range(threads)]
-        return wall_seconds(pool, self._library.time_reads, parts) * size / (part * threads)

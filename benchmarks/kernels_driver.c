@@ -39,23 +39,6 @@ int64_t time_products(const struct product *p, int64_t calls) {
   return now() - begin;
 }
 
-typedef uint64_t vector __attribute__((vector_size(64)));
-
-/* Nanoseconds of reading `bytes`, a multiple of 256, so many times. */
-int64_t time_reads(const void *memory, uint64_t bytes, int64_t times) {
-  const vector *data = memory;
-  vector sums[4] = {{0}};
-  const int64_t begin = now();
-  for (int64_t i = 0; i < times; i++) {
-    for (uint64_t v = 0; v < bytes / sizeof(vector); v += 4)
-      for (int j = 0; j < 4; j++) sums[j] += data[v + (uint64_t)j];
-    __asm__ __volatile__("" ::: "memory"); /* read it again */
-  }
-  const vector sum = sums[0] + sums[1] + sums[2] + sums[3];
-  __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7]));
-  return now() - begin;
-}
-
 /* Instructions of one product: a child process goes through it in single steps. -1 where that is not permitted. */
 int64_t count_instructions(const struct product *p) {
   const pid_t child = fork();

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import click
 import pytest
 
-from benchmarks import goal_results, goals
+from benchmarks import goal_results, goal_rows, goals
 from benchmarks.goal_results import Result
-from benchmarks.goal_rows import OutsideKernels, Speed, busy_programs
+from benchmarks.goal_rows import Bandwidth, OutsideKernels, Speed, busy_programs
 from benchmarks.speed import Case
 
 SPEED = Result(
@@ -151,9 +152,23 @@ def test_rounds_may_be_added_to_those_of_the_same_commit(monkeypatch: pytest.Mon
     assert goals.merged(found, kept, [measured], add=True)["batch-1"].smc == [7.0]
 
 
-def test_outside_kernels_is_a_percentage_of_the_profile() -> None:
+def test_outside_kernels_is_a_percentage_of_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"profile": {"decode": {"outside_kernels_share": 0.0736}}}
+    monkeypatch.setattr(goal_rows, "run_json", lambda command: report)
     row = OutsideKernels("outside", goals.SMOLLM2, 2, goal=8)
-    assert 100 * row._share({"profile": {"decode": {"outside_kernels_share": 0.0736}}}) == pytest.approx(7.36)
+    row.measure(swapped=False)
+    assert row.smc == pytest.approx([7.36])
+
+
+def test_a_share_of_the_bandwidth_is_the_median_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, quiet: bool) -> None:
+        turns = [{"share": share} for share in (0.9, 0.5, 0.8)]
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"turns": turns}), encoding="utf-8")
+
+    monkeypatch.setattr(goal_rows.peer, "run", run)
+    row = Bandwidth("bandwidth", goals.SMOLLM2, 2, goal=85)
+    row.measure(swapped=True)
+    assert row.smc == pytest.approx([80.0])
 
 
 def test_sequences_are_part_of_a_cases_name() -> None:

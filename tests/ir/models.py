@@ -9,9 +9,7 @@ from smc.ir import F16, F32, EncodedTensor, Encoding, Function, ModelFacts, Modu
 TOKENS, STATE = TensorType(("n",), "i32"), TensorType(("n", 4))
 
 
-def parameter(
-    name: str, *shape: int, encoding: Encoding = F32, values: torch.Tensor | None = None
-) -> Parameter:
+def parameter(name: str, *shape: int, encoding: Encoding = F32, values: torch.Tensor | None = None) -> Parameter:
     """A parameter of these values, or of ones."""
 
     def load() -> EncodedTensor:

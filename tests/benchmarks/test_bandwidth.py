@@ -1,0 +1,45 @@
+"""benchmarks.bandwidth and the plain reads beside it: what is reported, and one short run. No time is judged."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.bandwidth import Turn, main, print_table
+from benchmarks.kernels import Memory
+from benchmarks.reads import STEP, Reads
+
+
+def test_turns_are_listed_by_what_memory_gave(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([Turn(decode=45e9, reads=60e9), Turn(decode=27e9, reads=30e9), Turn(decode=20e9, reads=40e9)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:4] == [["30.0", "27.0", "90.0%"], ["40.0", "20.0", "50.0%"], ["60.0", "45.0", "75.0%"]]
+    assert lines[4][-1] == "75.0%"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reads_take_some_time(threads: int) -> None:
+    memory, reads = Memory(7 * STEP), Reads()
+    with ThreadPoolExecutor(threads) as pool:
+        assert reads.seconds(pool, threads, memory, 7 * STEP, 2) > 0
+
+
+def test_a_short_run(artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--threads", "1", "--decode-tokens", "3", "--turns", "2", "--json", str(file)]
+    result = CliRunner().invoke(main, [str(artifact), *arguments], catch_exceptions=False)
+    assert result.exit_code == 0 and "the median share" in result.output
+    turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
+    assert len(turns) == 2
+    for turn in turns:
+        assert turn["share"] == pytest.approx(turn["decode_bytes_per_s"] / turn["read_bytes_per_s"])
+
+
+def test_an_artifact_that_is_not_there_is_said() -> None:
+    result = CliRunner().invoke(main, ["nowhere.smc"])
+    assert result.exit_code != 0
+    assert "Error: " in result.output and "nowhere.smc" in result.output and "Traceback" not in result.output

@@ -53,6 +53,7 @@ struct smc_job {
 /* What one thread counts in blocks since the step began, on lines of their own. */
 struct smc_counters {
   alignas(SMC_CACHE_LINE) _Atomic int64_t claimed;  /* of the thread's shares, by whomever: others only touch it to steal */
+  int64_t waited;                                   /* the thread's own: nanoseconds of long waits in this job */
   alignas(SMC_CACHE_LINE) _Atomic int64_t finished; /* by the thread, of whosesoever shares: others watch it */
 };
 
@@ -72,6 +73,8 @@ struct smc_pool {
   int32_t placing;    /* whether workers are kept off the caller's CPU, … */
   int32_t caller_cpu; /* … which was this one at the last look */
   cpu_set_t allowed;  /* CPUs that the pool may use */
+  int64_t job_time;   /* nanoseconds of the last job */
+  int32_t uneven_jobs; /* for so many jobs to come threads leave, of their shares, to others what they have not begun */
   /* Which job runs: epoch << 32 | open << 31 | number of workers inside. */
   alignas(SMC_CACHE_LINE) _Atomic uint64_t ticket;
   alignas(SMC_CACHE_LINE) atomic_int abort;

@@ -13,6 +13,14 @@
  * can be stolen, and the last pieces, for which the others wait, are small. */
 #define PIECE_OF_REST 3
 #define PIECE_OF_SHARE 32
+/* In a step of so few tokens a thread takes a share of so few blocks at once, unless threads are uneven. Weights are read as
+ * streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin anew in every piece: that
+ * costs more than could be stolen. */
+#define WHOLE_TOKENS 8
+#define WHOLE_BLOCKS 16
+/* Who waits for more spins than these, 2 µs, takes the time. */
+#define LONG_WAIT 64
+
 /* A thread that is through waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
@@ -78,6 +86,13 @@ static int64_t locate(struct smc_phase *phase, int64_t block) {
   return phase->blocks[task] - block;
 }
 
+/* How many blocks to take of a share of `size`, of which `rest` are left: the thread's own share or another's. */
+static int64_t piece_of(const struct smc_pool *pool, int is_own, int64_t size, int64_t rest) {
+  if (is_own && size <= WHOLE_BLOCKS && pool->job.step.count <= WHOLE_TOKENS && pool->uneven_jobs == 0) return rest;
+  const int64_t part = rest / PIECE_OF_REST, least = size / PIECE_OF_SHARE, piece = part > least ? part : least;
+  return piece < 1 ? 1 : piece < rest ? piece : rest;
+}
+
 /* Takes the next piece of a thread's share, if there is one. */
 static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_t owner) {
   const struct smc_share share = smc_share_of(phase->total, thread->count, owner);
@@ -86,10 +101,7 @@ static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_
   for (;;) {
     const int64_t taken = value - thread->claimed[owner];
     if (taken >= share.size) return 0;
-    const int64_t rest = share.size - taken, least = share.size / PIECE_OF_SHARE;
-    int64_t piece = rest / PIECE_OF_REST > least ? rest / PIECE_OF_REST : least;
-    if (piece < 1) piece = 1;
-    if (piece > rest) piece = rest;
+    const int64_t piece = piece_of(thread->pool, owner == thread->index, share.size, share.size - taken);
     const int64_t same_task = locate(phase, share.first + taken);
     const int64_t count = piece < same_task ? piece : same_task;
     if (!atomic_compare_exchange_weak_explicit(claimed, &value, value + count, memory_order_relaxed, memory_order_relaxed)) continue;
@@ -148,11 +160,14 @@ int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
   thread->done += phase->total;
   for (int32_t t = 0; t < thread->count; t++) thread->claimed[t] += smc_share_of(phase->total, thread->count, t).size;
+  int64_t start = 0;
   for (int turns = 0; !is_finished(thread, thread->done); turns++) {
     if (is_aborted(thread)) return 1;
+    if (turns == LONG_WAIT) start = smc_nanoseconds();
     ask_ahead(phase);
     smc_relax(turns);
   }
+  if (start) thread->pool->counters[thread->index].waited += smc_nanoseconds() - start;
   if (thread->profile) smc_profile_pass(thread->profile, phase);
   return is_aborted(thread);
 }

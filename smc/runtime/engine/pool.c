@@ -15,6 +15,9 @@
 #define INSIDE (OPEN - 1)
 #define SPINS 256                 /* 5 µs; then the scheduler is asked: a pure spinner loses whole time slices in company */
 #define IDLE_NANOSECONDS 200000 /* a worker looks for the next job this long before it sleeps: waking costs 5–50 µs */
+/* Threads are uneven for so many jobs after one of them has waited for more than this part of a job. */
+#define UNEVEN_JOBS 16
+#define LONG_PART 4
 
 void smc_relax(int turns) {
   if (turns >= SPINS) {
@@ -95,10 +98,23 @@ static uint64_t await_leaving(struct smc_pool *pool) {
   return ticket;
 }
 
+/* Whether threads are uneven, after every job: one of them has waited long for others, which have less of a CPU than it has. */
+static void look_for_waits(struct smc_pool *pool) {
+  int64_t longest = 0;
+  for (int32_t t = 0; t < pool->threads; t++) {
+    if (pool->counters[t].waited > longest) longest = pool->counters[t].waited;
+    pool->counters[t].waited = 0;
+  }
+  if (longest > pool->job_time / LONG_PART) pool->uneven_jobs = UNEVEN_JOBS;
+  else if (pool->uneven_jobs > 0) pool->uneven_jobs--;
+}
+
 int smc_pool_run(struct smc_pool *pool, const struct smc_job *job) {
   pthread_mutex_lock(&pool->running);
   const uint64_t last = await_leaving(pool);
+  look_for_waits(pool);
   if (pool->threads > 1) smc_follow_caller(pool);
+  const int64_t start = smc_nanoseconds();
   pool->job = *job;
   atomic_store_explicit(&pool->abort, 0, memory_order_relaxed);
   for (int32_t t = 0; t < pool->threads; t++) {
@@ -111,6 +127,7 @@ int smc_pool_run(struct smc_pool *pool, const struct smc_job *job) {
     wake_all(pool);
   }
   run_job(pool, 0);
+  pool->job_time = smc_nanoseconds() - start;
   atomic_fetch_and_explicit(&pool->ticket, ~OPEN, memory_order_acq_rel);
   const int cancelled = atomic_load_explicit(&pool->abort, memory_order_relaxed);
   if (cancelled) await_leaving(pool); /* a worker may still be inside a block and write */

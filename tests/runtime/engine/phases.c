@@ -2,6 +2,7 @@
  *
  *   phases stress THREADS STEPS SEED   random phases: every block exactly once, each after all of the phase before
  *   phases late THREADS                workers that hold no block are not waited for
+ *   phases uneven THREADS              a short share is taken at once, and in pieces when a thread was slow of late
  *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
  *   phases ahead THREADS               what a thread asks for is where its share of the next phase begins
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
@@ -115,6 +116,47 @@ static void late(struct smc_pool *pool) {
   stress(pool, 3, 7); /* and the late ones do no harm */
 }
 
+/* ---- uneven threads */
+
+static atomic_int held;
+
+/* step->count: 0 to look at what threads take of their shares, else milliseconds that the last thread is at it. */
+static void uneven_run(struct smc_thread *thread, const struct smc_step *step) {
+  const int32_t each = 9, blocks[] = {thread->count * each}, end = (thread->index + 1) * each;
+  const int uneven = thread->pool->uneven_jobs > 0, last = thread->index == thread->count - 1;
+  while (step->count && !last && !atomic_load(&held)) usleep(100); /* or they would steal what it has */
+  for (int i = 0; i < 10; i++) {
+    struct smc_phase phase;
+    smc_phase_begin(thread, &phase, 0, 1, blocks);
+    smc_phase_pieces(&phase, 1, 1);
+    while (smc_phase_claim(thread, &phase)) {
+      if (last) atomic_store(&held, 1);
+      if (last) usleep(1000 * (useconds_t)step->count);
+      if (phase.begin < end - each || phase.begin >= end) continue; /* another's */
+      const int32_t rest = end - phase.begin;
+      CHECK(uneven ? phase.end - phase.begin <= (rest < 3 ? 1 : rest / 3) : phase.end == end);
+    }
+    if (smc_phase_end(thread, &phase)) return;
+  }
+}
+
+static void idle_run(struct smc_thread *thread, const struct smc_step *step) {
+  (void)thread;
+  (void)step;
+}
+
+static void uneven(struct smc_pool *pool) {
+  const struct smc_job look = job_of(uneven_run, 0), slow = job_of(uneven_run, 5), idle = job_of(idle_run, 0);
+  CHECK(pool->uneven_jobs == 0);
+  CHECK(smc_pool_run(pool, &look) == SMC_OK);
+  CHECK(smc_pool_run(pool, &slow) == SMC_OK);
+  CHECK(smc_pool_run(pool, &look) == SMC_OK);
+  CHECK((pool->uneven_jobs > 0) == (pool->threads > 1));
+  for (int i = 0; i < 100 && pool->uneven_jobs > 0; i++) CHECK(smc_pool_run(pool, &idle) == SMC_OK);
+  CHECK(pool->uneven_jobs == 0); /* forgotten */
+  CHECK(smc_pool_run(pool, &look) == SMC_OK);
+}
+
 /* ---- cancel */
 
 static int blocks_run[SMC_MAX_THREADS];
@@ -198,11 +240,6 @@ static void ahead(struct smc_pool *pool) {
 
 /* ---- placement */
 
-static void idle_run(struct smc_thread *thread, const struct smc_step *step) {
-  (void)thread;
-  (void)step;
-}
-
 static void check_placement(const struct smc_pool *pool, int caller) {
   cpu_set_t all = {0}, mask;
   for (int t = 1; t < pool->threads; t++) {
@@ -273,6 +310,7 @@ int main(int count, char **arguments) {
   if (smc_pool_create(atoi(arguments[2]), &pool)) return 2;
   if (count == 5 && !strcmp(arguments[1], "stress")) stress(pool, atoi(arguments[3]), (uint32_t)atoi(arguments[4]));
   else if (count == 3 && !strcmp(arguments[1], "late")) late(pool);
+  else if (count == 3 && !strcmp(arguments[1], "uneven")) uneven(pool);
   else if (count == 4 && !strcmp(arguments[1], "cancel")) cancel_steps(pool, atoi(arguments[3]));
   else if (count == 3 && !strcmp(arguments[1], "ahead")) ahead(pool);
   else if (count == 3 && !strcmp(arguments[1], "place")) place(pool);

@@ -45,6 +45,11 @@ def test_nobody_waits_for_a_thread_that_holds_no_block(driver: Driver, threads: 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+def test_short_shares_are_taken_whole_unless_threads_are_uneven(driver: Driver, threads: int) -> None:
+    run(driver("phases", *FILES, sanitizer="thread"), "uneven", threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_cancelled_step_ends_and_the_next_one_is_whole(driver: Driver, threads: int) -> None:
     run(driver("phases", *FILES, sanitizer="thread"), "cancel", threads, 20)
 

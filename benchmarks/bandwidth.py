@@ -5,7 +5,9 @@
 What memory gives changes within seconds where other machines share it, so a limit that was measured sooner says little.
 Here a read comes before and behind every decoding: threads read as many bytes as a token multiplies, again and again
 for about as long, each its own part, and nothing else. The share is of the mean of the two reads beside it. Turns are
-listed by what memory gave, the slowest first.
+listed by what memory gave, the slowest first, with how long a message takes from a CPU to another and back: where it is
+much longer than at other times, the CPUs of a virtual machine are on different parts of the chip, with more memory
+channels or caches between them, and barriers cost more.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from smc.errors import InputError
 
 @dataclass(frozen=True)
 class Turn:
-    """Bytes/s of the weights that decoding multiplied, and of the reads beside it."""
+    """Bytes/s of the weights that decoding multiplied, and of the reads beside it; seconds between two CPUs and back,
+    None for one thread."""
 
     decode: float
     reads: float
+    round_trip: float | None = None
 
     @property
     def share(self) -> float:
@@ -61,16 +65,17 @@ def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]
             decode = tokens * size / decode_seconds(model, [text], tokens)
             text.truncate(0)
             after = read_rate()
-            found.append(Turn(decode, (before + after) / 2))
+            found.append(Turn(decode, (before + after) / 2, reads.round_trip(pool) if threads > 1 else None))
             before = after
     return found[1:]
 
 
 def print_table(turns: Sequence[Turn]) -> None:
     """A line a turn, then the medians."""
-    click.echo(f"{'GB/s of reads':<16}{'decode':>8}{'share':>9}")
+    click.echo(f"{'GB/s of reads':<16}{'decode':>8}{'share':>9}{'round trip':>14}")
     for turn in sorted(turns, key=lambda turn: turn.reads):
-        click.echo(f"{turn.reads / 1e9:<16.1f}{turn.decode / 1e9:>8.1f}{turn.share:>9.1%}")
+        trip = f"{1e9 * turn.round_trip:>11.0f} ns" if turn.round_trip is not None else ""
+        click.echo(f"{turn.reads / 1e9:<16.1f}{turn.decode / 1e9:>8.1f}{turn.share:>9.1%}{trip}")
     click.echo(f"the median share is {statistics.median(turn.share for turn in turns):.1%}")
 
 
@@ -89,7 +94,15 @@ def main(artifact: Path, threads: int, decode_tokens: int, turns: int, json_file
     click.echo(f"{inputs.machine()}; {threads} threads")
     print_table(found)
     if json_file:
-        figures = [{"decode_bytes_per_s": t.decode, "read_bytes_per_s": t.reads, "share": t.share} for t in found]
+        figures = [
+            {
+                "decode_bytes_per_s": turn.decode,
+                "read_bytes_per_s": turn.reads,
+                "share": turn.share,
+                "round_trip_seconds": turn.round_trip,
+            }
+            for turn in found
+        ]
         report = {"machine": inputs.machine(), "threads": threads, "decode_tokens": decode_tokens, "turns": figures}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

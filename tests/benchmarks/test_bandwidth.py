@@ -15,9 +15,11 @@ from benchmarks.reads import STEP, Reads
 
 
 def test_turns_are_listed_by_what_memory_gave(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([Turn(decode=45e9, reads=60e9), Turn(decode=27e9, reads=30e9), Turn(decode=20e9, reads=40e9)])
+    print_table(
+        [Turn(decode=45e9, reads=60e9), Turn(decode=27e9, reads=30e9, round_trip=1e-7), Turn(decode=20e9, reads=40e9)]
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:4] == [["30.0", "27.0", "90.0%"], ["40.0", "20.0", "50.0%"], ["60.0", "45.0", "75.0%"]]
+    assert lines[1:4] == [["30.0", "27.0", "90.0%", "100", "ns"], ["40.0", "20.0", "50.0%"], ["60.0", "45.0", "75.0%"]]
     assert lines[4][-1] == "75.0%"
 
 
@@ -28,14 +30,21 @@ def test_reads_take_some_time(threads: int) -> None:
         assert reads.seconds(pool, threads, memory, 7 * STEP, 2) > 0
 
 
-def test_a_short_run(artifact: Path, tmp_path: Path) -> None:
+def test_messages_are_answered() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert Reads().round_trip(pool) > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_short_run(artifact: Path, threads: int, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    arguments = ["--threads", "1", "--decode-tokens", "3", "--turns", "2", "--json", str(file)]
+    arguments = ["--threads", str(threads), "--decode-tokens", "3", "--turns", "2", "--json", str(file)]
     result = CliRunner().invoke(main, [str(artifact), *arguments], catch_exceptions=False)
     assert result.exit_code == 0 and "the median share" in result.output
     turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
     assert len(turns) == 2
     for turn in turns:
+        assert (turn["round_trip_seconds"] is None) == (threads == 1)
         assert turn["share"] == pytest.approx(turn["decode_bytes_per_s"] / turn["read_bytes_per_s"])
 
 

@@ -15,8 +15,8 @@ SOURCE = Path(__file__).with_name("reads.c")
 STEP = 256
 """Bytes of one turn of the loop."""
 
-MESSAGES = 2000
-"""Many enough that threads which are not awake yet count for nothing."""
+MESSAGES = 50_000
+"""So many that threads which are still asleep count for nothing."""
 
 
 class Reads:

@@ -85,7 +85,7 @@ def markdown(rows: Sequence[Row], found: dict[str, dict[str, Figures]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        goal = "" if row.goal is None else f"{row.goal:g}" + ("×" if row.llama_cpp else " %")
+        goal = "" if row.goal is None else f"{row.goal:g}" + ("×" if row.unit == "tokens/s" else " %")
         lines.append(f"| {row.case} | {' '.join(found[row.key][name].cells() for name in PLACES)} {goal} |")
     return "\n".join(lines)
 

@@ -141,17 +141,24 @@ class Speed(Row):
                 run(file, self._threads, self._level)
 
 
-class Bandwidth(Row):
-    """Weight bytes that decoding multiplies a second, as a share of what plain reads beside it get."""
+class _Share(Row):
+    """A percentage that is measured while an artifact decodes."""
 
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
-        name = f"share of the memory's bandwidth, {model.name} decode, {threads} threads"
-        super().__init__(key, name, unit="%", goal=goal)
+    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float | None, at_most: bool) -> None:
+        name = f"{what}, {model.name} decode, {threads} threads"
+        super().__init__(key, name, unit="%", goal=goal, at_most=at_most)
         self._model, self._threads = model, threads
 
     def prepare(self) -> None:
         """Make the artifact."""
         self._model.make()
+
+
+class Bandwidth(_Share):
+    """Weight bytes that decoding multiplies a second, as a share of what plain reads beside it get."""
+
+    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
+        super().__init__(key, "share of the memory's bandwidth", model, threads, goal=goal, at_most=False)
 
     def measure(self, *, swapped: bool) -> None:
         """Five turns of benchmarks.bandwidth: their median."""
@@ -163,17 +170,11 @@ class Bandwidth(Row):
         self.smc.append(100 * statistics.median(turn["share"] for turn in turns))
 
 
-class OutsideKernels(Row):
+class OutsideKernels(_Share):
     """The share of a decoding step that no kernel runs in: barriers, handing out work, the step's own start and end."""
 
     def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
-        name = f"time outside kernels, {model.name} decode, {threads} threads"
-        super().__init__(key, name, unit="%", goal=goal, at_most=True)
-        self._model, self._threads = model, threads
-
-    def prepare(self) -> None:
-        """Make the artifact."""
-        self._model.make()
+        super().__init__(key, "time outside kernels", model, threads, goal=goal, at_most=True)
 
     def measure(self, *, swapped: bool) -> None:
         """Take one profile."""

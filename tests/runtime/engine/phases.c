@@ -128,7 +128,6 @@ static void uneven_run(struct smc_thread *thread, const struct smc_step *step) {
   for (int i = 0; i < 10; i++) {
     struct smc_phase phase;
     smc_phase_begin(thread, &phase, 0, 1, blocks);
-    smc_phase_pieces(&phase, 1, 1);
     while (smc_phase_claim(thread, &phase)) {
       if (last) atomic_store(&held, 1);
       if (last) usleep(1000 * (useconds_t)step->count);

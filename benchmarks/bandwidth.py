@@ -3,11 +3,13 @@
     python -m benchmarks.bandwidth ARTIFACT [--threads 2] [--decode-tokens 32] [--turns 15] [--json FILE]
 
 What memory gives changes within seconds where other machines share it, so a limit that was measured sooner says little.
-Here a read comes before and behind every decoding: threads read as many bytes as a token multiplies, again and again
-for about as long, each its own part, and nothing else. The share is of the mean of the two reads beside it. Turns are
-listed by what memory gave, the slowest first, with how long a message takes from a CPU to another and back: where it is
-much longer than at other times, the CPUs of a virtual machine are on different parts of the chip, with more memory
-channels or caches between them, and barriers cost more.
+Here reads come before and behind every decoding: threads read as many bytes as a token multiplies, again and again for
+about as long, each its own part, and nothing else. Then they read the same number in the phases of a decoding step,
+each after a barrier and a vector from the other threads: what is left is all that no program with these phases does
+without. Shares are of the mean of the two reads beside a decoding. Turns are listed by what memory gave, the slowest
+first, with how long a message takes from a CPU to another and back: where it is much longer than at other times, the
+CPUs of a virtual machine are on different parts of the chip, with more memory channels or caches between them, and
+barriers cost more.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,20 +30,43 @@ from benchmarks.kernels import Memory
 from benchmarks.reads import STEP, Reads
 from smc.errors import InputError
 
+if TYPE_CHECKING:
+    from smc.runtime.profile import Profile
+
 
 @dataclass(frozen=True)
 class Turn:
-    """Bytes/s of the weights that decoding multiplied, and of the reads beside it; seconds between two CPUs and back,
-    None for one thread."""
+    """Bytes/s of the weights that decoding multiplied, of the reads beside it and of those in phases; seconds between
+    two CPUs and back, None for one thread."""
 
     decode: float
     reads: float
+    phases: float
     round_trip: float | None = None
 
     @property
     def share(self) -> float:
         """What decoding reached of the reads."""
         return self.decode / self.reads
+
+    @property
+    def phase_share(self) -> float:
+        """What decoding reached of the reads in phases."""
+        return self.decode / self.phases
+
+
+def phase_bytes(profile: Profile, token_bytes: int) -> list[int]:
+    """Bytes that each phase of a decoding step reads, in order: `token_bytes` in all, so that weights count alone."""
+    found: list[float] = []
+    for function in dict.fromkeys(task.function for task in profile.tasks):
+        tasks = [task for task in profile.tasks if task.function == function and task.calls]
+        phases: list[float] = []
+        for task in tasks:
+            if task.wait_seconds or not phases:  # only a phase's first task tells how long threads waited
+                phases.append(0)
+            phases[-1] += task.bytes / task.calls
+        found += phases * round(max((task.calls for task in tasks), default=0) / profile.steps)
+    return [round(bytes * token_bytes / sum(found)) for bytes in found]
 
 
 def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]:
@@ -55,28 +81,38 @@ def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]
         ThreadPoolExecutor(threads) as pool,
     ):
         size = model.engine.info().token_weight_bytes
-        memory = Memory(max(size, threads * STEP))
+        model.engine.profile_start()
+        decode_seconds(model, [text], tokens)
+        phases = phase_bytes(model.engine.profile_stop(), size)
+        text.truncate(0)
+        memory = Memory(size + threads * STEP * len(phases))
+        width = 4 * model.engine.facts.hidden_size
 
-        def read_rate() -> float:
-            return size / reads.seconds(pool, threads, memory, size, tokens)
+        def read_rates() -> tuple[float, float]:
+            plain = reads.seconds(pool, threads, memory, size, tokens)
+            return size / plain, size / reads.step_seconds(pool, threads, memory, phases, width, tokens)
 
-        before = read_rate()
+        before = read_rates()
         for _ in range(turns + 1):
             decode = tokens * size / decode_seconds(model, [text], tokens)
             text.truncate(0)
-            after = read_rate()
-            found.append(Turn(decode, (before + after) / 2, reads.round_trip(pool) if threads > 1 else None))
+            after = read_rates()
+            plain, in_phases = (sum(pair) / 2 for pair in zip(before, after, strict=True))
+            found.append(Turn(decode, plain, in_phases, reads.round_trip(pool) if threads > 1 else None))
             before = after
     return found[1:]
 
 
 def print_table(turns: Sequence[Turn]) -> None:
     """A line a turn, then the medians."""
-    click.echo(f"{'GB/s of reads':<16}{'decode':>8}{'share':>9}{'round trip':>14}")
+    columns = f"{'in phases':>10}{'decode':>8}{'of reads':>10}{'of phases':>11}{'round trip':>14}"
+    click.echo(f"{'GB/s of reads':<16}{columns}")
     for turn in sorted(turns, key=lambda turn: turn.reads):
         trip = f"{1e9 * turn.round_trip:>11.0f} ns" if turn.round_trip is not None else ""
-        click.echo(f"{turn.reads / 1e9:<16.1f}{turn.decode / 1e9:>8.1f}{turn.share:>9.1%}{trip}")
-    click.echo(f"the median share is {statistics.median(turn.share for turn in turns):.1%}")
+        speeds = f"{turn.reads / 1e9:<16.1f}{turn.phases / 1e9:>10.1f}{turn.decode / 1e9:>8.1f}"
+        click.echo(f"{speeds}{turn.share:>10.1%}{turn.phase_share:>11.1%}{trip}")
+    shares = [statistics.median(getattr(turn, name) for turn in turns) for name in ("share", "phase_share")]
+    click.echo("the median share is {:.1%} of reads, {:.1%} of reads in phases".format(*shares))
 
 
 @click.command(help=__doc__)
@@ -98,7 +134,9 @@ def main(artifact: Path, threads: int, decode_tokens: int, turns: int, json_file
             {
                 "decode_bytes_per_s": turn.decode,
                 "read_bytes_per_s": turn.reads,
+                "phase_read_bytes_per_s": turn.phases,
                 "share": turn.share,
+                "phase_share": turn.phase_share,
                 "round_trip_seconds": turn.round_trip,
             }
             for turn in found

@@ -83,8 +83,8 @@ class Row(ABC):
         """Make what is measured, where it isn't there."""
 
     @abstractmethod
-    def measure(self, *, swapped: bool) -> None:
-        """Add one round's figures; swapped: llama.cpp comes first."""
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
+        """Add one round's figures; swapped: llama.cpp comes first; between: called between the two programs."""
 
     def result(self, smc: list[float], llama_cpp: list[float], commit: str, date: str, machine: str) -> Result:
         """The row with these figures."""
@@ -133,12 +133,14 @@ class Speed(Row):
         peer.build(self._level)
         self._model.make()
 
-    def measure(self, *, swapped: bool) -> None:
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """Run both programs once."""
         runs = [(self._case.run_smc, self._model.artifact), (self._case.run_llama_cpp, self._model.gguf)]
+        (first, one), (second, other) = reversed(runs) if swapped else runs
         with busy_programs(self._busy):
-            for run, file in reversed(runs) if swapped else runs:
-                run(file, self._threads, self._level)
+            first(one, self._threads, self._level)
+            between()
+            second(other, self._threads, self._level)
 
 
 class _Share(Row):
@@ -155,19 +157,26 @@ class _Share(Row):
 
 
 class Bandwidth(_Share):
-    """Weight bytes that decoding multiplies a second, as a share of what plain reads beside it get."""
+    """Weight bytes that decoding multiplies a second, as a share of what reads beside it get.
 
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float | None = None) -> None:
-        super().__init__(key, "share of the memory's bandwidth", model, threads, goal=goal, at_most=False)
+    phases: of reads in the phases of a step, not of plain ones.
+    """
 
-    def measure(self, *, swapped: bool) -> None:
+    def __init__(
+        self, key: str, model: Model, threads: int, *, phases: bool = False, goal: float | None = None
+    ) -> None:
+        what = "share of reads in a step's phases" if phases else "share of the memory's bandwidth"
+        super().__init__(key, what, model, threads, goal=goal, at_most=False)
+        self._figure = "phase_share" if phases else "share"
+
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """Five turns of benchmarks.bandwidth: their median."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "bandwidth.json"
             command = [sys.executable, "-m", "benchmarks.bandwidth", str(self._model.artifact), "--turns", "5"]
             peer.run([*command, "--threads", str(self._threads), "--json", str(file)], quiet=True)
             turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
-        self.smc.append(100 * statistics.median(turn["share"] for turn in turns))
+        self.smc.append(100 * statistics.median(turn[self._figure] for turn in turns))
 
 
 class OutsideKernels(_Share):
@@ -176,7 +185,7 @@ class OutsideKernels(_Share):
     def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
         super().__init__(key, "time outside kernels", model, threads, goal=goal, at_most=True)
 
-    def measure(self, *, swapped: bool) -> None:
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """Take one profile."""
         command = [*inputs.SMC, "bench", str(self._model.artifact), "--threads", str(self._threads), "--profile"]
         report = run_json([*command, "--prompt-tokens", "0", "--decode-tokens", "32", "--json"])
@@ -193,7 +202,7 @@ class TernaryGemv(Row):
     def prepare(self) -> None:
         """Nothing: its kernel is built, or found, whenever it is measured."""
 
-    def measure(self, *, swapped: bool) -> None:
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """One round of benchmarks.encodings."""
         from benchmarks.kernels import measurable_levels
 
@@ -224,7 +233,7 @@ class Quality(Row):
         )
         self._peer = _kept_divergence(model.gguf, lambda: quality.measure_peer(folder, model.format, text, *size))
 
-    def measure(self, *, swapped: bool) -> None:
+    def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """Once is enough: it does not depend on time."""
         self.smc, self.llama_cpp = [self._own], [self._peer]
 

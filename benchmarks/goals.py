@@ -53,6 +53,8 @@ def rows(threads: int) -> list[Row]:
         TernaryGemv("ternary-gemv", goal=0.02),
         Bandwidth("smollm2-bandwidth", SMOLLM2, threads),
         Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads, goal=85),
+        Bandwidth("smollm2-phases", SMOLLM2, threads, phases=True),
+        Bandwidth("tinyllama-phases", TINYLLAMA, threads, phases=True),
         OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads, goal=8),
         OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads, goal=3),
     ]

@@ -5,9 +5,9 @@
 CPUs of one core complex share a cache and a way to memory, and answer each other soon; on two complexes they have twice
 of both and wait longer at barriers. A host may move a virtual machine's CPUs between the two, so that medians over all
 rounds say as much about the host as about a program. Rows are those of benchmarks.goals that decode. In every round
-both programs run in turns, and before and behind them a message goes from a CPU to another and back: rounds in which
-both took less than 300 ns are "near", those in which both took more "far", and the others, in which they moved, are
-left out.
+both programs run in turns, and before, between and behind them a message goes from a CPU to another and back: rounds
+in which all took less than 300 ns are "near", those in which all took more "far", and the others, in which the CPUs
+moved, are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +50,18 @@ class Figures:
         return f"{len(ratios)} | {speeds} | {statistics.median(ratios):.2f}× ({spread}) |"
 
 
-def place(before: float, after: float) -> str | None:
-    """Where the CPUs were in a round; before, after: seconds of a round trip. None: they moved."""
-    if (before < NEAR_SECONDS) != (after < NEAR_SECONDS):
-        return None
-    return PLACES[before >= NEAR_SECONDS]
+def place(trips: Sequence[float]) -> str | None:
+    """Where the CPUs were in a round with such seconds of round trips. None: they moved."""
+    far = {trip >= NEAR_SECONDS for trip in trips}
+    return PLACES[far.pop()] if len(far) == 1 else None
+
+
+def measure_round(row: Row, swapped: bool, round_trip: Callable[[], float]) -> str | None:
+    """Add a round to the row; returns where the CPUs were."""
+    trips = [round_trip()]
+    row.measure(swapped=swapped, between=lambda: trips.append(round_trip()))
+    trips.append(round_trip())
+    return place(trips)
 
 
 def measure(rows: Sequence[Row], rounds: int) -> dict[str, dict[str, Figures]]:
@@ -67,10 +74,7 @@ def measure(rows: Sequence[Row], rounds: int) -> dict[str, dict[str, Figures]]:
     ):
         for number in range(rounds):
             for row in rows:
-                before = reads.round_trip(pool)
-                row.measure(swapped=number % 2 == 1)
-                where = place(before, reads.round_trip(pool))
-                if where:
+                if where := measure_round(row, number % 2 == 1, lambda: reads.round_trip(pool)):
                     figures = found[row.key][where]
                     figures.smc += row.smc[-1:]
                     figures.llama_cpp += row.llama_cpp[-1:]

@@ -13,18 +13,25 @@ static int64_t now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Nanoseconds of reading `bytes`, a multiple of 256, so many times. */
-int64_t time_reads(const void *memory, uint64_t bytes, int64_t times) {
+/* The sum of `bytes` bytes, a multiple of 256. */
+static vector sum_of(const void *memory, uint64_t bytes) {
   const vector *data = memory;
   vector sums[4] = {{0}};
+  for (uint64_t v = 0; v < bytes / sizeof(vector); v += 4)
+    for (int j = 0; j < 4; j++) sums[j] += data[v + (uint64_t)j];
+  return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+/* Keeps the compiler from leaving out what makes the sum. */
+static void use(vector sum) { __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7])); }
+
+/* Nanoseconds of reading `bytes`, a multiple of 256, so many times. */
+int64_t time_reads(const void *memory, uint64_t bytes, int64_t times) {
   const int64_t begin = now();
   for (int64_t i = 0; i < times; i++) {
-    for (uint64_t v = 0; v < bytes / sizeof(vector); v += 4)
-      for (int j = 0; j < 4; j++) sums[j] += data[v + (uint64_t)j];
+    use(sum_of(memory, bytes));
     __asm__ __volatile__("" ::: "memory"); /* read it again */
   }
-  const vector sum = sums[0] + sums[1] + sums[2] + sums[3];
-  __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7]));
   return now() - begin;
 }
 
@@ -43,6 +50,29 @@ int64_t time_messages(_Atomic int64_t *lines, int64_t count, int64_t second) {
     if (second) await(other, i);
     atomic_store_explicit(own, i, memory_order_release);
     if (!second) await(other, i);
+  }
+  return now() - begin;
+}
+
+/* What no step of decoding does without. `phases` has the bytes that each phase reads, multiples of 256 times `threads`, one
+ * behind the other in the memory. In each a thread reads a vector that the threads wrote in the phase before, and its part of
+ * the bytes; it writes its part of the next vector, and waits for the others. `exchange`: two vectors of `width` bytes, a
+ * multiple of 256 times `threads`; `lines`: 256 bytes of zeros for each thread. Nanoseconds of so many steps. */
+int64_t time_steps(const uint8_t *memory, const uint64_t *phases, int64_t count, uint8_t *exchange, uint64_t width,
+                   _Atomic int64_t *lines, int64_t threads, int64_t thread, int64_t times) {
+  const uint64_t part = width / (uint64_t)threads;
+  int64_t done = 0;
+  const int64_t begin = now();
+  for (int64_t i = 0; i < times; i++) {
+    const uint8_t *data = memory;
+    for (int64_t p = 0; p < count; data += phases[p++]) {
+      const uint64_t bytes = phases[p] / (uint64_t)threads;
+      const vector sum = sum_of(exchange + (done % 2 ? width : 0), width) + sum_of(data + (uint64_t)thread * bytes, bytes);
+      vector *results = (vector *)(void *)(exchange + (done % 2 ? 0 : width) + (uint64_t)thread * part);
+      for (uint64_t v = 0; v < part / sizeof(vector); v++) results[v] = sum;
+      atomic_store_explicit(lines + thread * 32, ++done, memory_order_release);
+      for (int64_t t = 0; t < threads; t++) await(lines + t * 32, done);
+    }
   }
   return now() - begin;
 }

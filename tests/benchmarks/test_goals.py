@@ -162,13 +162,16 @@ def test_outside_kernels_is_a_percentage_of_the_profile(monkeypatch: pytest.Monk
 
 def test_a_share_of_the_bandwidth_is_the_median_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], *, quiet: bool) -> None:
-        turns = [{"share": share} for share in (0.9, 0.5, 0.8)]
+        turns = [{"share": share, "phase_share": share + 0.1} for share in (0.9, 0.5, 0.8)]
         Path(command[command.index("--json") + 1]).write_text(json.dumps({"turns": turns}), encoding="utf-8")
 
     monkeypatch.setattr(goal_rows.peer, "run", run)
     row = Bandwidth("bandwidth", goals.SMOLLM2, 2, goal=85)
     row.measure(swapped=True)
     assert row.smc == pytest.approx([80.0])
+    row = Bandwidth("phases", goals.SMOLLM2, 2, phases=True)
+    row.measure(swapped=True)
+    assert row.smc == pytest.approx([90.0])
 
 
 def test_sequences_are_part_of_a_cases_name() -> None:

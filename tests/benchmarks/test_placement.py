@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from benchmarks import goals, placement
@@ -9,17 +11,18 @@ from benchmarks.placement import Figures, markdown, measure, place
 
 
 def test_a_round_in_which_the_cpus_moved_has_no_place() -> None:
-    assert place(1e-7, 2e-7) == "near"
-    assert place(5e-7, 7e-7) == "far"
-    assert place(1e-7, 7e-7) is place(7e-7, 1e-7) is None
+    assert place([1e-7, 2e-7, 1e-7]) == "near"
+    assert place([5e-7, 7e-7]) == "far"
+    assert place([1e-7, 7e-7]) is place([7e-7, 1e-7, 7e-7]) is None
 
 
 def test_figures_are_of_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    trips = iter([1e-7, 1e-7, 5e-7, 5e-7, 1e-7, 5e-7])
+    trips = iter([1e-7, 1e-7, 1e-7, 5e-7, 5e-7, 5e-7, 1e-7, 5e-7, 1e-7])
     speeds = iter([(300.0, 100.0), (800.0, 200.0), (7.0, 7.0)])
     (row,) = [row for row in goals.rows(2) if row.key == "smollm2-decode"]
 
-    def run(*, swapped: bool) -> None:
+    def run(*, swapped: bool, between: Callable[[], object]) -> None:
+        between()
         own, other = next(speeds)
         row.smc.append(own)
         row.llama_cpp.append(other)

@@ -9,7 +9,7 @@ each after a barrier and a vector from the other threads: what is left is all th
 without. Shares are of the mean of the two reads beside a decoding. Turns are listed by what memory gave, the slowest
 first, with how long a message takes from a CPU to another and back: where it is much longer than at other times, the
 CPUs of a virtual machine are on different parts of the chip, with more memory channels or caches between them, and
-barriers cost more.
+barriers cost more. Medians of turns with such CPUs before and behind ("far") and with others ("near") are shown apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import click
 
 from benchmarks import inputs
 from benchmarks.kernels import Memory
-from benchmarks.reads import STEP, Reads
+from benchmarks.reads import PLACES, STEP, Reads, place
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Turn:
     """Bytes/s of the weights that decoding multiplied, of the reads beside it and of those in phases; seconds between
-    two CPUs and back, None for one thread."""
+    two CPUs and back, before and behind the turn: none for one thread."""
 
     decode: float
     reads: float
     phases: float
-    round_trip: float | None = None
+    round_trips: tuple[float, ...] = ()
 
     @property
     def share(self) -> float:
@@ -92,27 +92,42 @@ def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]
             plain = reads.seconds(pool, threads, memory, size, tokens)
             return size / plain, size / reads.step_seconds(pool, threads, memory, phases, width, tokens)
 
-        before = read_rates()
+        def look() -> tuple[float, ...]:
+            return (reads.round_trip(pool),) if threads > 1 else ()
+
+        before, trips = read_rates(), look()
         for _ in range(turns + 1):
             decode = tokens * size / decode_seconds(model, [text], tokens)
             text.truncate(0)
             after = read_rates()
             plain, in_phases = (sum(pair) / 2 for pair in zip(before, after, strict=True))
-            found.append(Turn(decode, plain, in_phases, reads.round_trip(pool) if threads > 1 else None))
+            trips = trips[-1:] + look()
+            found.append(Turn(decode, plain, in_phases, trips))
             before = after
     return found[1:]
 
 
 def print_table(turns: Sequence[Turn]) -> None:
-    """A line a turn, then the medians."""
-    columns = f"{'in phases':>10}{'decode':>8}{'of reads':>10}{'of phases':>11}{'round trip':>14}"
-    click.echo(f"{'GB/s of reads':<16}{columns}")
+    """A line a turn, then the medians: of all, and of those before and behind which the CPUs were near, or far."""
+    click.echo(f"{'GB/s of reads':<16}in phases  decode  of reads  of phases    round trip")
     for turn in sorted(turns, key=lambda turn: turn.reads):
-        trip = f"{1e9 * turn.round_trip:>11.0f} ns" if turn.round_trip is not None else ""
-        speeds = f"{turn.reads / 1e9:<16.1f}{turn.phases / 1e9:>10.1f}{turn.decode / 1e9:>8.1f}"
-        click.echo(f"{speeds}{turn.share:>10.1%}{turn.phase_share:>11.1%}{trip}")
-    shares = [statistics.median(getattr(turn, name) for turn in turns) for name in ("share", "phase_share")]
-    click.echo("the median share is {:.1%} of reads, {:.1%} of reads in phases".format(*shares))
+        trip = f"{1e9 * turn.round_trips[-1]:>11.0f} ns" if turn.round_trips else ""
+        click.echo(f"{turn.reads / 1e9:<16.1f}{_cells([turn])}{trip}")
+    click.echo("medians")
+    for name in ("all", *PLACES):
+        some = [turn for turn in turns if name in ("all", place(turn.round_trips))]
+        if some:
+            reads = statistics.median(turn.reads for turn in some)
+            click.echo(f"{f'{reads / 1e9:.1f} ({name})':<16}{_cells(some)}{len(some):>8} turns")
+
+
+def _cells(turns: Sequence[Turn]) -> str:
+    """Medians of what stands behind the reads in a line."""
+    phases, decode, share, phase_share = (
+        statistics.median(getattr(turn, figure) for turn in turns)
+        for figure in ("phases", "decode", "share", "phase_share")
+    )
+    return f"{phases / 1e9:>9.1f}{decode / 1e9:>8.1f}{share:>10.1%}{phase_share:>11.1%}"
 
 
 @click.command(help=__doc__)
@@ -137,7 +152,7 @@ def main(artifact: Path, threads: int, decode_tokens: int, turns: int, json_file
                 "phase_read_bytes_per_s": turn.phases,
                 "share": turn.share,
                 "phase_share": turn.phase_share,
-                "round_trip_seconds": turn.round_trip,
+                "round_trip_seconds": turn.round_trips,
             }
             for turn in found
         ]

@@ -25,10 +25,7 @@ import click
 
 from benchmarks import goals, inputs
 from benchmarks.goal_rows import Bandwidth, Row, Speed
-from benchmarks.reads import Reads
-
-NEAR_SECONDS = 300e-9
-PLACES = ("near", "far")
+from benchmarks.reads import PLACES, Reads, place
 
 
 @dataclass
@@ -48,12 +45,6 @@ class Figures:
         speeds = f"{statistics.median(self.smc):.0f} / {statistics.median(self.llama_cpp):.0f}"
         spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
         return f"{len(ratios)} | {speeds} | {statistics.median(ratios):.2f}× ({spread}) |"
-
-
-def place(trips: Sequence[float]) -> str | None:
-    """Where the CPUs were in a round with such seconds of round trips. None: they moved."""
-    far = {trip >= NEAR_SECONDS for trip in trips}
-    return PLACES[far.pop()] if len(far) == 1 else None
 
 
 def measure_round(row: Row, swapped: bool, round_trip: Callable[[], float]) -> str | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import goals, placement
-from benchmarks.placement import Figures, markdown, measure, place
+from benchmarks.placement import Figures, markdown, measure
+from benchmarks.reads import place
 
 
 def test_a_round_in_which_the_cpus_moved_has_no_place() -> None:

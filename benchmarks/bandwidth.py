@@ -56,7 +56,10 @@ class Turn:
 
 
 def phase_bytes(profile: Profile, token_bytes: int) -> list[int]:
-    """Bytes that each phase of a decoding step reads, in order: `token_bytes` in all, so that weights count alone."""
+    """Bytes that each phase of a decoding step reads, in order, scaled so that they are `token_bytes` in all.
+
+    A profile also counts activations, which a token's weights outweigh by far.
+    """
     found: list[float] = []
     for function in dict.fromkeys(task.function for task in profile.tasks):
         tasks = [task for task in profile.tasks if task.function == function and task.calls]
@@ -66,7 +69,8 @@ def phase_bytes(profile: Profile, token_bytes: int) -> list[int]:
                 phases.append(0)
             phases[-1] += task.bytes / task.calls
         found += phases * round(max((task.calls for task in tasks), default=0) / profile.steps)
-    return [round(bytes * token_bytes / sum(found)) for bytes in found]
+    scale = token_bytes / sum(found)
+    return [round(bytes * scale) for bytes in found]
 
 
 def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]:
@@ -80,7 +84,7 @@ def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]
         model.new_sequence() as text,
         ThreadPoolExecutor(threads) as pool,
     ):
-        size = model.engine.info().token_weight_bytes
+        size = model.engine.facts.token_weight_bytes
         model.engine.profile_start()
         decode_seconds(model, [text], tokens)
         phases = phase_bytes(model.engine.profile_stop(), size)

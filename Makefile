@@ -1,6 +1,8 @@
 # make demo    set everything up, compile SmolLM2-135M-Instruct for this CPU and ask it a question
 # make test    set everything up, check the code and run the tests
+# make test-long   run the tests that `make test` leaves out
 # make setup   only the set-up
+# make dist    a wheel and a source distribution in dist/
 # make qemu    install the emulators that tests for other CPUs run under (Debian and Ubuntu, as root)
 # Another interpreter: make PYTHON=python3.12 setup
 
@@ -10,7 +12,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup qemu demo test test-slow test-arm64 lint bench bench-arm64 clean
+.PHONY: setup dist qemu demo test test-long test-arm64 lint bench bench-arm64 clean
 
 setup: $(INSTALLED)
 
@@ -20,6 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compile,dev]'
 	@touch $@
+
+dist: setup
+	$(PY) -m build
 
 qemu:
 	@test "$$(id -u)" = 0 || { echo "make qemu installs qemu-user-static: run it as root" >&2; exit 1; }
@@ -39,10 +44,11 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow and not arm64"
 
-test-slow: setup
+# All that `make test` leaves out.
+test-long: setup test-arm64
 	$(PY) -m pytest --quiet -m "slow and not arm64"
 
-# What emulated CPUs run and `make test` leaves out; a whole SmolLM2 too.
+# The part of it that emulated CPUs run; a whole SmolLM2 too. Without the emulators of `make qemu` it is skipped.
 test-arm64: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64
 
@@ -56,5 +62,5 @@ bench-arm64: setup
 	$(PY) -m benchmarks.instructions_mca
 
 clean:
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find smc tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

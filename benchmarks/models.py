@@ -224,7 +224,7 @@ def glassllm(out: Path) -> None:
     """glassllm's English model (MIT, 0.9 M parameters, trained on Alice in Wonderland) as a Hugging Face folder, f16.
 
     Four layers, hidden 128, 4/2 heads, FFN width 341, 1024 tokens, context 128. Its tokens are characters merged by
-    BPE; a character outside its alphabet is `<unk>`. The package glassllm itself must be installed (smc[dev] has it).
+    BPE; a character outside its alphabet is `<unk>`. The package glassllm must be installed: the extra "dev" has it.
     """
     from glassllm import load_pretrained
 

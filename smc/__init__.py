@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from smc.distribution import VERSION, packages_named
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from smc.passes import Pass
     from smc.runtime import Model
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["InputError", "apply", "compile", "load", "load_checkpoint", "passes"]
 
 
+@packages_named()
 def load_checkpoint(source: str | Path) -> Module:
     """The model in a checkpoint as ir; weights are read later, one tensor at a time.
 
@@ -46,6 +48,7 @@ def load_checkpoint(source: str | Path) -> Module:
     return load_source(source)
 
 
+@packages_named()
 def apply(module: Module, passes: Sequence[Pass | str], calibration: str | Path | None = None) -> Module:
     """Run passes in order; each is an object of `smc.passes` or text such as "quantize-rtn:bits=4,group=32".
 
@@ -61,6 +64,7 @@ def apply(module: Module, passes: Sequence[Pass | str], calibration: str | Path 
     return apply_passes(module, passes, context)
 
 
+@packages_named()
 def compile(
     module: Module,
     target: str = "native",
@@ -100,6 +104,7 @@ def compile(
     )
 
 
+@packages_named()
 def load(path: str | Path, **options: Any) -> Model:
     """Open an artifact for running; for the options (context_length, threads, kv_dtype, …) see `smc.runtime.load`."""
     from smc.runtime import load as load_artifact

@@ -17,6 +17,8 @@ from typing import Literal
 
 import click
 
+from smc.distribution import NAME, install_command
+
 Purpose = Literal["running", "compiling"]
 
 CPUINFO_NAMES = {
@@ -91,11 +93,11 @@ def software_checks() -> list[Check]:
     old = sys.version_info < (3, 10)
     checks = [Check("Python", python, "running", "install Python 3.10 or newer" if old else None)]
     try:
-        requirements = importlib.metadata.requires("smc") or []
-        checks.append(Check("smc", importlib.metadata.version("smc")))
+        requirements = importlib.metadata.requires(NAME) or []
+        checks.append(Check(NAME, importlib.metadata.version(NAME)))
     except importlib.metadata.PackageNotFoundError:
-        install = f"{sys.executable} -m pip install -e '.[compile]'"
-        return [*checks, Check("smc", "runs from a source tree: what it requires is not checked", fix=install)]
+        found = "runs from a source tree: what it requires is not checked"
+        return [*checks, Check(NAME, found, fix=install_command())]
     for requirement in requirements:
         check = check_requirement(requirement)
         if check:

@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 import smc
+from smc.distribution import packages_named
 from smc.errors import InputError
 
 COMMANDS = {
@@ -99,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     try:
-        status = cli.main(args=arguments, prog_name="smc", standalone_mode=False)
+        with packages_named():
+            status = cli.main(args=arguments, prog_name="smc", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except InputError as error:
         return _complain(str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -26,6 +25,7 @@ from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone
 from smc.codegen.tuning import Choice, Tuning, load_tuning, records_hash
 from smc.codegen.tuning_kit import plan_matrices, workloads
 from smc.codegen.weights import WeightTable, place_weights, write_weights
+from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module, verify
 from smc.targets import Target, find_target
 
@@ -243,7 +243,7 @@ def _manifest(module: Module, target: Target, table: WeightTable) -> dict[str, A
         "provenance": list(facts.provenance),
         "encodings": {p.name: str(p.encoding) for p in module.parameters.values()},
         "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
-        "versions": {"smc": importlib.metadata.version("smc"), **TVM_PINS},
+        "versions": {"smc": VERSION, **TVM_PINS},
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from smc.codegen import bionic
 from smc.codegen.objects import cache_folder
+from smc.distribution import install_command
 from smc.errors import InputError
 from smc.targets import Target
 
@@ -146,7 +147,7 @@ def _link(target: Target, arguments: list[str]) -> None:
 
 def _zig(zig_target: str, arguments: list[str]) -> None:
     if importlib.util.find_spec("ziglang") is None:
-        raise InputError("compiling needs the package ziglang: pip install 'smc[compile]'")
+        raise InputError(f"compiling needs the package ziglang: {install_command()}")
     environment = dict(os.environ)
     for kind in ("GLOBAL", "LOCAL"):
         environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))

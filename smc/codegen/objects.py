@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from smc.codegen.kernels.specs import KernelSpec
 from smc.codegen.workers import WorkerDiedError, run_in_workers
+from smc.distribution import install_command
 from smc.errors import InputError
 from smc.targets import Level, Target
 
@@ -52,9 +54,10 @@ def check_versions() -> None:
         try:
             found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise InputError(f"compiling needs {package}=={wanted}: pip install 'smc[compile]'") from None
+            raise InputError(f"compiling needs {package}=={wanted}: {install_command()}") from None
         if found != wanted:
-            raise InputError(f"{package} {found} does not work here: pip install {package}=={wanted}")
+            command = f"{sys.executable} -m pip install {package}=={wanted}"
+            raise InputError(f"{package} {found} does not work here: {command}")
 
 
 def build_kernels(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import asdict, dataclass
 
 from tokenizers import Tokenizer
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer
 from smc.codegen.c_literals import c_string
 from smc.codegen.chat_split import Unsplittable, split_chat_template
 from smc.codegen.tokenizer_tables import tokenizer_tables
+from smc.distribution import VERSION
 from smc.errors import InputError
 from smc.ir import ModelFacts, Module
 from smc.runtime.chat import ChatTemplate
@@ -57,7 +57,7 @@ def standalone_facts(module: Module, target: Target, parts: StandaloneParts, wei
     tokens = [eos] if isinstance(eos, int) else list(eos)
     values = ", ".join(f".{name} = {value}" for name, value in asdict(sampling).items() if name != "seed")
     constants = {
-        "smc_version": c_string(importlib.metadata.version("smc")),
+        "smc_version": c_string(VERSION),
         "architecture": c_string(facts.architecture),
         "target": c_string(target.name),
         "provenance": c_string("\n".join(facts.provenance)),

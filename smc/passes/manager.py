@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
+from smc.distribution import install_command
 from smc.errors import InputError
 from smc.ir import Module, VerifyError, verify
 from smc.passes.base import Context, Pass
@@ -41,7 +42,7 @@ def _check_needs(step: Pass, context: Context) -> None:
     if "teacher" in step.needs and context.teacher is None:
         raise InputError(f"pass {step.name} needs a teacher model, and there is none")
     if "torch" in step.needs and importlib.util.find_spec("torch") is None:
-        raise InputError(f"pass {step.name} needs torch: install smc[compile]")
+        raise InputError(f"pass {step.name} needs torch: {install_command()}")
 
 
 def _statistics(before: Module, after: Module, notes: list[str]) -> str:

@@ -1,0 +1,67 @@
+"""What smc is installed as: the distribution's name and version, and the command that installs what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from smc.errors import InputError
+
+NAME = "smc-compiler"
+"""The distribution. The package and the command are `smc`, a name that another distribution has."""
+
+VERSION = "0.1.0"
+
+RUNTIME_PACKAGES = frozenset({"click", "jinja2", "numpy", "rich", "tokenizers"})
+"""What every installation has, by the names for `import`."""
+
+COMPILER_PACKAGES = frozenset(
+    {"gguf", "huggingface_hub", "networkx", "safetensors", "torch", "tvm", "tvm_ffi", "yaml", "ziglang"}
+)
+"""What the extra "compile" adds, by the names for `import`."""
+
+
+def install_command(extra: Literal["", "compile"] = "compile") -> str:
+    """The command that completes this installation: from the clone that this package lies in, else of the wheel.
+
+    pip takes an extra of a wheel that is installed from that wheel's own metadata, without looking for another.
+    """
+    root = Path(__file__).parents[1]
+    wanted = f"[{extra}]" if extra else ""
+    arguments = ["-e", f"{root}{wanted}"] if _is_clone(root) else [NAME + wanted]
+    return shlex.join([sys.executable or "python3", "-m", "pip", "install", *arguments])
+
+
+def _is_clone(root: Path) -> bool:
+    try:
+        return f'\nname = "{NAME}"\n' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _missing_package(error: ImportError) -> str | None:
+    """The sentence for an import that failed because a package of ours is not installed; None for any other reason."""
+    name = (error.name or "").partition(".")[0]
+    if name not in RUNTIME_PACKAGES | COMPILER_PACKAGES or importlib.util.find_spec(name) is not None:
+        return None
+    if name in COMPILER_PACKAGES:
+        return f"this needs the package {name}, which comes with the compiler: {install_command()}"
+    return f"the package {name} is missing: {install_command('')}"
+
+
+@contextmanager
+def packages_named() -> Iterator[None]:
+    """A context manager or decorator: an import that fails inside because a package of ours is not installed becomes an
+    InputError with the command that installs it."""
+    try:
+        yield
+    except ImportError as error:
+        sentence = _missing_package(error)
+        if sentence is None:
+            raise
+        raise InputError(sentence) from error

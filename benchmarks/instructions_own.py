@@ -31,7 +31,7 @@ class Program:
 
 def build(model: Path, quant: str) -> Program:
     """Compile a model for arm64 and link the driver, unless that was done since smc's sources changed."""
-    from smc.codegen.link import FLAGS, engine_folder
+    from smc.codegen.cpu.link import FLAGS, engine_folder
 
     artifact = BUILD / f"{model.name}.{quant}.smc"
     program = Program(artifact.with_suffix(".driver"), artifact)

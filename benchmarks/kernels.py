@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from smc.cli.doctor import read_cpuinfo
+from smc.codegen.cpu.link import FLAGS
+from smc.codegen.cpu.tuning import load_tuning
+from smc.codegen.cpu.tuning_kit import tuner_folder, workloads
+from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout
 from smc.codegen.kernels.specs import LinearKernel
-from smc.codegen.layout import ROW_BLOCK, MatrixLayout
-from smc.codegen.link import FLAGS
 from smc.codegen.objects import KernelObject, build_kernels, write_listings
 from smc.codegen.plan import padded_width
-from smc.codegen.tuning import load_tuning
-from smc.codegen.tuning_kit import tuner_folder, workloads
 from smc.ir import Encoding
 from smc.targets import TARGETS, Level
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import smc
-from smc.codegen.link import FLAGS, cached_objects, compile_executable, engine_folder
+from smc.codegen.cpu.link import FLAGS, cached_objects, compile_executable, engine_folder
 from smc.ir import Module
 from smc.runtime.binding import KV_DTYPES, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from smc.targets import TARGETS, find_target

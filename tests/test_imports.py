@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "smc"
@@ -53,6 +54,22 @@ def test_layers(path: Path) -> None:
     used = {name.split(".")[1] for name in imports(path) if name.startswith("smc.")} - {part}
     assert used <= ALLOWED[part]
     assert "smc" not in set(imports(path)), "importing smc itself would make every part depend on all"
+
+
+def test_kernels_are_data_that_know_no_backend() -> None:
+    """What a kernel computes is shared by all backends: no tvm, no machine, no other part of codegen."""
+    used = {name for path in (PACKAGE / "codegen" / "kernels").rglob("*.py") for name in imports(path)}
+    ours = {".".join(name.split(".")[1:3]) for name in used if name.startswith("smc.")}
+    assert ours <= {"codegen.kernels", "errors", "ir", "ir.encoding"}
+    assert not used & HEAVY
+
+
+def test_codegen_has_no_circles() -> None:
+    graph = networkx.DiGraph()
+    for path in (PACKAGE / "codegen").rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        graph.add_edges_from((module, name) for name in imports(path))
+    assert [circle for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
 def test_runtime_needs_only_what_a_device_has() -> None:

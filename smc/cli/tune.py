@@ -15,7 +15,7 @@ import click
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from smc.codegen.tuning_kit import Matrix, Workloads
+    from smc.codegen.cpu.tuning_kit import Matrix, Workloads
     from smc.targets import Level, Target
 
 SMALLEST_WEIGHTS = 64 << 20
@@ -63,7 +63,7 @@ def tune(
       smc tune SmolLM2-135M-Instruct.gguf --target raspberry-pi-4 --emit-kit kit
       smc tune --import records.jsonl        # there: ./kit > records.jsonl
     """
-    from smc.codegen.tuning import user_records
+    from smc.codegen.cpu.tuning import user_records
     from smc.targets import find_target
 
     records = out or user_records()
@@ -99,7 +99,7 @@ def _levels(machine: Target, names: tuple[str, ...]) -> list[Level]:
 def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...], recipe: Path | None) -> list[Matrix]:
     from smc.cli.compile import read_passes
     from smc.cli.inspect import is_artifact
-    from smc.codegen.tuning_kit import standard_matrices
+    from smc.codegen.cpu.tuning_kit import standard_matrices
 
     chain = read_passes(passes, quant, recipe)
     if not models:
@@ -116,8 +116,8 @@ def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...
 
 
 def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
+    from smc.codegen.cpu.tuning_kit import plan_matrices
     from smc.codegen.planner import make_plan
-    from smc.codegen.tuning_kit import plan_matrices
     from smc.frontend import load_checkpoint
     from smc.passes import FUSIONS, Context
     from smc.passes import apply as apply_passes
@@ -128,7 +128,7 @@ def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
 
 def artifact_matrices(path: Path) -> list[Matrix]:
     """From the manifest. An embedding of its own is among them, though nothing multiplies it."""
-    from smc.codegen.layout import check_packable
+    from smc.codegen.cpu.packing import check_packable
     from smc.ir import matrix_shape, parse_encoding
     from smc.runtime.artifact import read_manifest
 
@@ -150,7 +150,7 @@ def artifact_matrices(path: Path) -> list[Matrix]:
 
 def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Path, as_json: bool) -> None:
     from smc.cli.progress import StageProgress
-    from smc.codegen.tuning_kit import build_kit, weight_bytes, workloads
+    from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
 
     if kit.is_dir() or not kit.absolute().parent.is_dir():
         raise InputError(f"can't write the kit to {kit}: name a file in a folder that exists")
@@ -174,7 +174,7 @@ def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Pat
 
 
 def _import(files: Sequence[Path], records: Path, as_json: bool) -> None:
-    from smc.codegen.tuning import merge_records, read_records, write_records
+    from smc.codegen.cpu.tuning import merge_records, read_records, write_records
 
     added = merge_records(*map(read_records, files))
     if not added:
@@ -192,9 +192,9 @@ def _measure(
     matrices: list[Matrix], machine: Target, levels: list[Level], seconds: float | None, records: Path, as_json: bool
 ) -> None:
     from smc.cli.progress import StageProgress
+    from smc.codegen.cpu.tuning import read_records
+    from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
     from smc.codegen.objects import cache_folder
-    from smc.codegen.tuning import read_records
-    from smc.codegen.tuning_kit import build_kit, weight_bytes, workloads
 
     if records.exists():
         read_records(records)  # refuse to add to what is none
@@ -217,7 +217,7 @@ def _measure(
 
 def _run(command: list[str], records: Path, total: int, progress: Callable[[str, float], None]) -> int:
     """Run the tuner and append what it prints to the records, line by line. Returns how many."""
-    from smc.codegen.tuning import parse_record
+    from smc.codegen.cpu.tuning import parse_record
 
     done = 0
     if total == 0:
@@ -261,7 +261,8 @@ def _end_last_line(path: Path) -> None:
 
 
 def _summary(measured: Workloads, levels: list[Level], records: Path, cpu: str) -> dict[str, Any]:
-    from smc.codegen.tuning import Tuning, read_records
+    from smc.codegen.cpu.tiles import candidates
+    from smc.codegen.cpu.tuning import Tuning, read_records
 
     tuning = Tuning([read_records(records)], frozenset({cpu}))
     kernels = []
@@ -272,7 +273,7 @@ def _summary(measured: Workloads, levels: list[Level], records: Path, cpu: str) 
                 {
                     "kernel": spec.name(),
                     "level": level.name,
-                    "default": next(iter(spec.candidates(level))),
+                    "default": next(iter(candidates(spec, level))),
                     "chosen": choice.name,
                     "speedup": round(choice.speedup, 3),
                 }

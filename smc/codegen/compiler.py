@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from smc.codegen.artifact import ArtifactWriter
+from smc.codegen.cpu.link import link_program, link_standalone
+from smc.codegen.cpu.tuning import Choice, Tuning, load_tuning, records_hash
+from smc.codegen.cpu.tuning_kit import plan_matrices, workloads
 from smc.codegen.host import host_program, program_kernels
-from smc.codegen.layout import LAYOUT_VERSION
-from smc.codegen.link import link_program, link_standalone
+from smc.codegen.kernels.layout import LAYOUT_VERSION
 from smc.codegen.memory import MemoryPlan, plan_memory
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
 from smc.codegen.plan import Plan
 from smc.codegen.planner import make_plan
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
-from smc.codegen.tuning import Choice, Tuning, load_tuning, records_hash
-from smc.codegen.tuning_kit import plan_matrices, workloads
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module, verify

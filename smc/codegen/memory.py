@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.codegen.kernels.specs import CHAIN_FLOATS, Form
-from smc.codegen.layout import padded
+from smc.codegen.kernels.abi import CHAIN_FLOATS, Form
+from smc.codegen.kernels.layout import padded
 from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Task, padded_width
 from smc.ir.types import Dim
 

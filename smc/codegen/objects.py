@@ -25,6 +25,9 @@ from smc.distribution import install_command
 from smc.errors import InputError
 from smc.targets import Level, Target
 
+SOURCES = ("kernels", "cpu", "cpu/kernels")
+"""Folders of what kernels are made from."""
+
 TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 """With a newer tvm-ffi this tvm crashes, so the pair is checked and not just asked for."""
 
@@ -96,9 +99,10 @@ def symbol_name(spec: KernelSpec, level: Level) -> str:
 
 def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
     """Build a kernel; runs in a worker. Writes path.o and, last, path.json."""
-    from smc.codegen.kernels.builder import lower
+    from smc.codegen.cpu.build import build_kernel
+    from smc.codegen.cpu.builder import lower
 
-    kernel = spec.build(symbol_name(spec, level), level)
+    kernel = build_kernel(spec, symbol_name(spec, level), level)
     module = lower(kernel, triple, level)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "kernel"
@@ -121,9 +125,10 @@ def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path
 
 def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:
     """Write one kernel's listings; runs in a worker."""
-    from smc.codegen.kernels.builder import lower
+    from smc.codegen.cpu.build import build_kernel
+    from smc.codegen.cpu.builder import lower
 
-    kernel = spec.build(symbol_name(spec, level), level)
+    kernel = build_kernel(spec, symbol_name(spec, level), level)
     if "tir" in kinds:
         (folder / f"{kernel.name}.py").write_text(kernel.function().script())
     if "asm" in kinds:
@@ -140,6 +145,7 @@ def _key(spec: KernelSpec, level: Level, target: Target) -> str:
 def _sources_hash() -> str:
     folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in [*sorted((folder / "kernels").glob("*.py")), folder / "layout.py"]:
-        digest.update(source.read_bytes())
+    for part in SOURCES:
+        for source in sorted((folder / part).glob("*.py")):
+            digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from smc.codegen.kernels.specs import (
-    F32_FORM,
-    AttentionKernel,
-    AttentionShape,
-    EmbeddingKernel,
-    Form,
-    KernelSpec,
-    LinearKernel,
-)
-from smc.codegen.layout import ROW_BLOCK, padded
+from smc.codegen.kernels.abi import F32_FORM, AttentionShape, Form
+from smc.codegen.kernels.layout import ROW_BLOCK, padded
+from smc.codegen.kernels.specs import AttentionKernel, EmbeddingKernel, KernelSpec, LinearKernel
 from smc.errors import InputError
 from smc.ir import Function, Module, Node, Parameter, RopeScaling
 from smc.ir.types import Dim

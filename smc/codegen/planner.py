@@ -10,18 +10,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+from smc.codegen.kernels.abi import F32_FORM, AttentionShape, Form, form_for
 from smc.codegen.kernels.specs import (
-    F32_FORM,
     AttentionKernel,
-    AttentionShape,
     ElementwiseKernel,
-    Form,
     MergeKernel,
     QuantizeTokensKernel,
     RmsNormKernel,
     RopeKernel,
     TransformKernel,
-    form_for,
 )
 from smc.codegen.plan import Buffer, FunctionPlan, Plan, RopeTable, Task, rope_table
 from smc.errors import InputError

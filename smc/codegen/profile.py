@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
 
-from smc.codegen.kernels.specs import AttentionKernel, Form, MergeKernel, RopeKernel
-from smc.codegen.layout import MatrixLayout
+from smc.codegen.kernels.abi import Form
+from smc.codegen.kernels.layout import MatrixLayout
+from smc.codegen.kernels.specs import AttentionKernel, MergeKernel, RopeKernel
 from smc.codegen.memory import symbol_values
 from smc.codegen.plan import Buffer, FunctionPlan, Plan, Task, padded_width
 from smc.codegen.weights import WeightTable

@@ -13,7 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from smc.codegen.layout import ALIGNMENT, MatrixLayout, check_packable, pack_matrix, padded
+from smc.codegen.cpu.packing import check_packable, pack_matrix
+from smc.codegen.kernels.layout import ALIGNMENT, MatrixLayout, padded
 from smc.codegen.plan import Plan, multiplied, padded_width
 from smc.errors import InputError
 from smc.ir import Parameter, matrix_shape

@@ -15,8 +15,8 @@ class Level:
     for a CPU that LLVM doesn't know. matmul_schedule: the same for matmuls.
     source_order: instructions stay in the order in which kernels are written; with few registers LLVM would finish one
     sum after the other, each waiting for itself.
-    dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla"); codegen/kernels/dot.py
-    knows them.
+    dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla");
+    codegen/cpu/kernels/dot.py knows them.
     """
 
     name: str

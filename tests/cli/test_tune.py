@@ -17,7 +17,7 @@ import pytest
 import smc
 from smc.cli import main
 from smc.cli.tune import artifact_matrices
-from smc.codegen.tuning import parse_record, read_records
+from smc.codegen.cpu.tuning import parse_record, read_records
 from tests.emulation import emulated
 from tests.levels import usable_levels
 

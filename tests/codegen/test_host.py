@@ -16,7 +16,7 @@ import pytest
 
 import smc
 from smc.codegen import compile_module
-from smc.codegen.link import engine_folder
+from smc.codegen.cpu.link import engine_folder
 from smc.ir import Module
 from smc.passes import FUSIONS, apply
 from smc.targets import find_target

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import smc
-from smc.codegen.kernels.specs import Form
+from smc.codegen.kernels.abi import Form
 from smc.codegen.memory import ARENA_LIMIT, MemoryPlan, plan_memory, width_of
 from smc.codegen.plan import Buffer, FunctionPlan, Plan
 from smc.codegen.planner import make_plan

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import smc
-from smc.codegen.layout import MatrixLayout
+from smc.codegen.kernels.layout import MatrixLayout
 from smc.codegen.plan import Plan
 from smc.codegen.planner import make_plan
 from smc.codegen.profile import TaskProfile, Work, profile_tasks

@@ -24,8 +24,8 @@ from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.reference.exact import EXACT_OPERATORS, multiply
 from smc.reference.float32 import exp, exp2, fma, sum_products, tree_sum
+from tests.codegen.cpu.kernels import random_tensor
 from tests.codegen.encodings import ENCODINGS
-from tests.codegen.kernels import random_tensor
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,17 +8,8 @@ from dataclasses import dataclass, fields, replace
 
 from smc.codegen.c_literals import c_float, c_identifier
 from smc.codegen.host.kernel_table import kernel_member, top_kernel
-from smc.codegen.kernels.specs import (
-    ACCUMULATE,
-    COMPACT,
-    F32_FORM,
-    HAS_BIAS,
-    AttentionKernel,
-    ElementwiseKernel,
-    Form,
-    RmsNormKernel,
-    RopeKernel,
-)
+from smc.codegen.kernels.abi import ACCUMULATE, COMPACT, F32_FORM, HAS_BIAS, Form
+from smc.codegen.kernels.specs import AttentionKernel, ElementwiseKernel, RmsNormKernel, RopeKernel
 from smc.codegen.memory import width_of
 from smc.codegen.plan import WIDTH_MULTIPLE, Buffer, FunctionPlan, Plan, Task, rope_table
 
@@ -28,7 +19,7 @@ Call = tuple[str, list[str]]
 
 @dataclass(frozen=True)
 class LinearArguments:
-    """The arguments of a linear kernel before begin and end, in its order (kernels/linear.py)."""
+    """The arguments of a linear kernel before begin and end, in its order (cpu/kernels/linear.py)."""
 
     x: str
     x_scales: str

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.host.calls import FunctionCalls
 from smc.codegen.host.tables import most_streams
-from smc.codegen.kernels.specs import CHAIN_FLOATS, CHUNK_TILES, Form, MergeKernel, chain_tokens
-from smc.codegen.layout import ROW_BLOCK
+from smc.codegen.kernels.abi import CHAIN_FLOATS, CHUNK_TILES, Form, chain_tokens
+from smc.codegen.kernels.layout import ROW_BLOCK
+from smc.codegen.kernels.specs import MergeKernel
 from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
 from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Tail, Task, attention_shapes
 from smc.codegen.profile import GATHER

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from smc.codegen.kernels.specs import AttentionKernel, KernelSpec, KVDtype, LinearKernel, RopeKernel
+from smc.codegen.kernels.abi import KVDtype
+from smc.codegen.kernels.specs import AttentionKernel, KernelSpec, LinearKernel, RopeKernel
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan import Plan, embedding_kernels, linear_kernels
 from smc.targets import Target

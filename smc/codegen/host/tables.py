@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from smc.codegen.c_literals import c_float, c_identifier, c_string
 from smc.codegen.host.kernel_table import top_kernel
-from smc.codegen.kernels.specs import AttentionShape
-from smc.codegen.layout import ROW_BLOCK, MatrixLayout, padded
+from smc.codegen.kernels.abi import AttentionShape
+from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout, padded
 from smc.codegen.memory import MemoryPlan, symbol_values
 from smc.codegen.plan import (
     FunctionPlan,

@@ -1,1 +1,1 @@
-"""Kernels as TIR, generated from an encoding, a level and a tile."""
+"""What kernels compute, as data that every backend shares: specs, constants, groups, the layout of weights."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from smc.codegen.artifact import ArtifactWriter
-from smc.codegen.link import link_standalone
+from smc.codegen.cpu.link import link_standalone
 from smc.codegen.standalone import standalone_facts, standalone_parts
 from smc.ir import F32, Function, ModelFacts, Module, Parameter, encode_float
 from smc.targets import TARGETS, Target

@@ -18,7 +18,7 @@ import smc
 from benchmarks.models import glassllm
 from smc.cli.run import run
 from smc.codegen import compiler
-from smc.codegen.link import engine_folder, standalone_folder
+from smc.codegen.cpu.link import engine_folder, standalone_folder
 from smc.passes import load_recipe
 from smc.targets import Target
 from tests.codegen.chat_templates import VICUNA

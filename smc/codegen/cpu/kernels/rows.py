@@ -1,0 +1,176 @@
+"""Kernels that work on rows of activations: norms, quantization, element-wise ops.
+
+Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so no vector ends early.
+A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import tvm.tirx as tirx
+
+from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma, intrinsic, lanes_of
+from smc.codegen.cpu.kernels.sink import Halves, Sink
+from smc.codegen.cpu.kernels.vector_math import LANES, add, exp, horizontal_each, segment
+from smc.codegen.kernels.abi import Form
+from smc.codegen.kernels.layout import TILE
+from smc.targets import Level
+
+
+def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(x, weight, <forms>, tokens, width, stride, eps, begin, end): of `tokens` those from begin to end.
+
+    Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
+    transformers rounds it.
+    """
+    k = Kernel(name)
+    x, weight = k.pointer("x", "float32"), k.pointer("weight", "float32")
+    sink = Sink(k, level, forms)
+    width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps", "float32")
+    begin, end = k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    tiles = k.let(stride64 >> const(5, "int64"), "tiles")
+    for tokens in _rows_together(k, level, begin, end):
+        starts = [k.let(token * stride64, "start") for token in tokens]
+        factors = _rms_factors(k, x, starts, tiles, width, eps)
+        load = functools.partial(_normed_tile, k, x, weight, starts, factors)
+        sink.store(tokens, stride64, const(0, "int64"), tiles, load)
+    return k
+
+
+def _rms_factors(k: Kernel, x: Pointer, starts: Sequence[Expr], tiles: Expr, width: Expr, eps: Expr) -> list[Expr]:
+    """1 / sqrt(mean square + eps) of the rows that begin at `starts`, each in every lane of a vector."""
+    squares = [[k.register(const(0.0, f"float32x{LANES}"), "squares") for _ in range(2)] for _ in starts]
+    with k.loop(tiles, "tile") as tile:
+        for registers, halves in zip(squares, _tile_of_rows(k, x, starts, tile), strict=True):
+            for register, value in zip(registers, halves, strict=True):
+                k.set(register, fma(value, value, register.value))
+    totals = horizontal_each(k, [low.value + high.value for low, high in squares], add)
+    dtype = dtype_of(totals)
+    mean = totals / broadcast(cast(width, "float32"), lanes_of(totals))
+    root = intrinsic(dtype, "llvm.sqrt", mean + broadcast(eps, lanes_of(totals)))
+    factors = k.let(const(1.0, dtype) / root, "factors")
+    return [k.let(segment(factors, m, len(starts)), "factor") for m in range(len(starts))]
+
+
+def _normed_tile(
+    k: Kernel, x: Pointer, weight: Pointer, starts: Sequence[Expr], factors: Sequence[Expr], tile: Expr
+) -> list[Halves]:
+    """A tile of the rows that begin at `starts`, times their factors, times the weights of its columns."""
+    low, high = (k.let(weight.load(tile * TILE + half, LANES), "weight") for half in (0, LANES))
+    return [
+        (k.let(first * factor * low, "normed"), k.let(second * factor * high, "normed"))
+        for (first, second), factor in zip(_tile_of_rows(k, x, starts, tile), factors, strict=True)
+    ]
+
+
+def _rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
+    """Loops over the rows begin…end (int32), yields the numbers (int64) of a turn's: several, so that they share the
+    shuffles of their maxima and sums, and then the rest one by one. A vector of each takes four registers."""
+    done = begin
+    for step in sorted({4 * level.lanes // LANES, 1}, reverse=True):
+        turns = k.let((end - done) // const(step, "int32"), "turns")
+        with k.loop(turns, "turn") as turn:
+            yield [k.let(cast(done + turn * step + m, "int64"), "row") for m in range(step)]
+        done = k.let(done + turns * step, "done")
+
+
+@contextmanager
+def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Parameters stride, begin, end and a loop over tiles, 32 columns a turn: token, stride, tile."""
+    stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    tiles = k.let(stride >> const(5, "int32"), "tiles")
+    first = k.let(begin // tiles, "first")
+    with k.loop((end + tiles - 1) // tiles - first, "row", begin=first) as row:
+        start = k.let(row * tiles, "start")
+        low = k.let(tirx.max(begin - start, const(0, "int32")), "low")
+        with k.loop(tirx.min(end - start, tiles) - low, "tile", begin=low) as tile:
+            yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64"), "tile")
+
+
+def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(a[, b], <forms>, tokens, stride, begin, end): tiles of 32 columns, token by token.
+
+    op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
+    """
+    k = Kernel(name)
+    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
+    sink = Sink(k, level, forms)
+    assert not sink.wide, "tiles of a group may be computed by several calls"
+    with _tiles_of_rows(k) as (token, stride, tile):
+        place = k.let(token * stride + tile * TILE, "place")
+        low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+        sink.store_tile([token], stride, tile, [(low, high)])
+    return k
+
+
+def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
+    """int32_t name(a[, b], <forms>, tokens, stride, first, count, begin, end): as `elementwise_kernel`, but for the
+    tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold these
+    alone; a is overwritten.
+
+    Floats alone are stored at once. Else the op goes first through all vectors, which don't wait for each other, and
+    then the results are stored.
+    """
+    k = Kernel(name)
+    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
+    sink = Sink(k, level, forms)
+    stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
+    first, count = (k.scalar(name) for name in ("first", "count"))
+    begin, end = k.scalar("begin"), k.scalar("end")
+    width = k.let(cast(end - begin, "int64") * TILE, "width")
+    if not sink.codes:
+        with k.loop(cast(count, "int64"), "row") as row, k.loop(width >> const(5, "int64"), "tile") as tile:
+            place = k.let(row * width + tile * TILE, "place")
+            low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+            sink.store_tile([cast(first, "int64") + row], stride, tile + cast(begin, "int64"), [(low, high)])
+        return k
+    with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
+        k.store(operands[0], vector * LANES, _values(k, op, operands, vector * LANES))
+    for rows in _rows_together(k, level, const(0, "int32"), count):
+        # As if the rows were whole.
+        starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
+        tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
+        load = functools.partial(_tile_of_rows, k, operands[0], starts)
+        sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
+    return k
+
+
+def _tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> list[Halves]:
+    """A tile of the rows that begin at `starts`."""
+    places = [k.let(start + tile * TILE, "place") for start in starts]
+    return [(k.let(x.load(p, LANES), "low"), k.let(x.load(p + LANES, LANES), "high")) for p in places]
+
+
+def _operands(op: str) -> str:
+    """The names of an element-wise op's operands."""
+    return "ab" if op in ("add", "mul", "gated_silu") else "a"
+
+
+def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Expr:
+    """An element-wise op's results for the 16 columns at `place`."""
+    value, *others = [k.let(operand.load(place, LANES), "operand") for operand in operands]
+    if op in ("silu", "gated_silu"):
+        one = const(1.0, f"float32x{LANES}")
+        value = k.let(value / (one + exp(k, const(0.0, f"float32x{LANES}") - value)), "silu")
+    for other in others:
+        value = value + other if op == "add" else value * other
+    return k.let(value, "value")
+
+
+def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
+    """int32_t name(x, codes, scales, sums, tokens, stride, begin, end): one scale a token, or for several tiles."""
+    k = Kernel(name)
+    x = k.pointer("x", "float32")
+    sink = Sink(k, level, [form])
+    stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
+    stride64 = k.let(cast(stride, "int64"), "stride")
+    tiles = k.let(stride64 >> const(5, "int64"), "tiles")
+    for tokens in _rows_together(k, level, begin, end):
+        load = functools.partial(_tile_of_rows, k, x, [k.let(token * stride64, "start") for token in tokens])
+        sink.store(tokens, stride64, const(0, "int64"), tiles, load)
+    return k

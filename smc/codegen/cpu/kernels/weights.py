@@ -1,0 +1,267 @@
+"""Weights: what a matmul multiplies inputs with - codes, and what groups bring to them: scales, zeros, offsets.
+
+They are read as they are packed (`PackedWeights`) or from a panel where they wait unpacked (panel.py); products don't
+know which.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smc.codegen.cpu.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const
+from smc.codegen.cpu.kernels.dot import Terms, Unpack
+from smc.codegen.cpu.kernels.spans import each_tile, spans
+from smc.codegen.cpu.kernels.unpack import (
+    CodeForm,
+    Fractions,
+    InPlace,
+    TilePlace,
+    cell,
+    code_form,
+    load_floats,
+    load_zeros,
+    scale_place,
+    tile_place,
+    unpack_quad,
+    unpacked_zero,
+)
+from smc.codegen.kernels.groups import tiles_of_scales
+from smc.codegen.kernels.layout import ROW_BLOCK, ROW_VECTOR, TILE, span_of
+from smc.ir import Encoding
+from smc.targets import Level
+
+
+@dataclass(frozen=True)
+class Unit:
+    """As many rows as a register has lanes: which of a tile's row vectors, and the first row in it."""
+
+    vector: int
+    row: int
+
+    @property
+    def offset(self) -> int:
+        """Its first row, counted from the row tile's."""
+        return self.vector * ROW_VECTOR + self.row
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """The rows that are computed at once, of one block of 32; all int64.
+
+    row, vector: the first row, and its row vector. first: where in that vector the tile begins. offset: where in the
+    block of rows.
+    """
+
+    row: Expr
+    vector: Expr
+    first: Expr
+    offset: Expr
+    units: list[Unit]
+
+
+def row_tile(kernel: Kernel, level: Level, block: Expr, offset: Expr, rows: int) -> RowTile:
+    """`rows` rows from `offset` on in the block that begins with row `block`."""
+    row = kernel.let(block + offset, "row")
+    vector = kernel.let(row >> const(4, "int64"), "vector")
+    first = const(0, "int64")
+    if rows < ROW_VECTOR:
+        first = kernel.let(row & const(ROW_VECTOR - 1, "int64"), "first")
+    units = [Unit(r // ROW_VECTOR, r % ROW_VECTOR) for r in range(0, rows, level.lanes)]
+    return RowTile(row, vector, first, offset, units)
+
+
+@dataclass(frozen=True)
+class GroupParts:
+    """What a weight group brings for each unit: scales float32 [lanes] (none where the whole row has one, which the
+    epilogue applies), stored zeros int32 (float32 for float inputs), offsets float32."""
+
+    scales: list[Expr] | None
+    zeros: list[Expr] | None
+    offsets: list[Expr] | None
+
+    def of(self, units: range) -> GroupParts:
+        """Those of some units."""
+        some = slice(units.start, units.stop)
+        return GroupParts(*(part and part[some] for part in (self.scales, self.zeros, self.offsets)))
+
+
+class Weights(ABC):
+    """The weights of a row tile.
+
+    form, zero: what unpacked codes say, and which of them, shifted as they are, stands for 0 (0 where zeros are
+    stored). shift_in_scales: scales undo the codes' shift, so sums of products must not.
+    """
+
+    def __init__(self, kernel: Kernel, encoding: Encoding, level: Level, rows: RowTile) -> None:
+        self.kernel, self.encoding, self.level, self.rows = kernel, encoding, level, rows
+        self.form: CodeForm
+        self.zero = 0
+        self.shift_in_scales = False
+
+    @abstractmethod
+    def group_parts(self, group: Expr) -> GroupParts:
+        """What a group (its number in the row, int64) brings."""
+
+    @abstractmethod
+    def unpack(self, tile: Expr, quads: range) -> Unpack:
+        """unit, quad → the unpacked codes of a tile, of these quads."""
+
+    def lacking(self, tile: Expr, quads: range) -> list[Expr] | None:
+        """int32 [lanes] of every unit: what sums of a tile's products lack, of these quads; None: nothing."""
+        return None
+
+    def pieces(self, begin: Expr, tiles: Expr) -> Iterator[tuple[Expr, int, GroupParts]]:
+        """Loops over tiles; yields the tile, its half (0 where there is but one piece) and its group's parts."""
+        k = self.kernel
+        if self.encoding.group == 16:
+            with k.loop(tiles, "tile", begin=begin) as tile:
+                for half in range(2):
+                    yield tile, half, self.group_parts(k.let(tile * 2 + half, "group"))
+            return
+        with spans(k, begin, tiles, tiles_of_scales(self.encoding)[0]) as (group, first, count):
+            parts = self.group_parts(group)
+            with each_tile(k, first, count) as tile:
+                yield tile, 0, parts
+
+
+class PackedMatrix:
+    """The packed matrix that a linear kernel is given (kernels/layout.py): pointers, and where scales and zeros lie.
+
+    tiles, groups, super_groups: of a row; rows: padded ones of the matrix. All int64.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        encoding: Encoding,
+        level: Level,
+        pointers: tuple[Pointer, Pointer, Pointer],
+        columns: Expr,
+        rows: Expr,
+    ) -> None:
+        k = self.kernel = kernel
+        self.encoding, self.level = encoding, level
+        self.codes, self.scales, self.zeros = pointers
+        self.tiles = k.let(cast((columns + const(TILE - 1, "int32")) >> const(5, "int32"), "int64"), "tiles")
+        self.groups = k.let(self._group_count(), "groups")
+        self.rows = k.let(cast(rows, "int64"), "rows")
+        self.super_groups = self.groups
+        if size := encoding.super_group:
+            self.super_groups = k.let((self.groups + const(size - 1, "int64")) // const(size, "int64"), "super_groups")
+
+    def _group_count(self) -> Expr:
+        group = self.encoding.group
+        if self.encoding.is_float or not isinstance(group, int):
+            return const(1, "int64")
+        return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
+
+    def prefetch_next(self, block: Expr, turn: Expr, turns: Expr) -> None:
+        """Ask for the codes of the 32 rows behind `block`, another part in each of so many turns (all int32)."""
+        k, line, tile = self.kernel, const(CACHE_LINE, "int64"), const(0, "int64")
+        vectors = [(cast(block, "int64") + ahead) * (ROW_BLOCK // ROW_VECTOR) for ahead in range(2)]
+        here, there = (tile_place(k, self.encoding, vector, tile, self.tiles).begin for vector in vectors)
+        turn, turns = cast(turn, "int64"), cast(turns, "int64")
+        lines = k.let(((there - here) // line + turns - const(1, "int64")) // turns, "lines")
+        with k.loop(lines, "line") as index:
+            k.prefetch(self.codes, there + (turn * lines + index) * line)
+
+    def scale(self, rows: RowTile, unit: Unit, group: Expr, offset: bool = False) -> Expr:
+        """float32 [lanes]: the scales, or offsets, of a unit's rows."""
+        k, lanes, row = self.kernel, self.level.lanes, rows.first + unit.row
+        if span_of(self.encoding):
+            place = scale_place(self.encoding, rows.vector, group, self.tiles, unit.vector, part=int(offset))
+            return k.let(load_floats(self.scales, place + row, lanes), "offset" if offset else "scale")
+        index = cell(rows.vector, group, self.groups, unit.vector) * ROW_VECTOR + row
+        size = self.encoding.super_group
+        if offset:
+            # Offsets follow the scales of all row vectors.
+            return k.let(load_floats(self.scales, index + self.rows * self.super_groups, lanes), "offset")
+        if size is None:
+            return k.let(load_floats(self.scales, index, lanes), "scale")
+        outer = cell(rows.vector, group // const(size, "int64"), self.super_groups, unit.vector) * ROW_VECTOR + row
+        inner = cast(cast(self.zeros.load(index, lanes), f"int32x{lanes}"), f"float32x{lanes}")
+        return k.let(load_floats(self.scales, outer, lanes) * inner, "scale")
+
+    def stored_zero(self, rows: RowTile, unit: Unit, group: Expr, form: CodeForm) -> Expr:
+        """int32 [lanes], in the form of the integer sums: with the offset that codes have, shifted as they are."""
+        one, lanes = const(1, "int64"), self.level.lanes
+        cells = [
+            cell(rows.vector, group, self.groups, unit.vector),
+            cell(rows.vector, group >> one, (self.groups + one) >> one, unit.vector),
+        ]
+        row = rows.first + unit.row
+        if self.encoding.super_group is not None:
+            row = row + self.rows * self.groups  # behind the codes of the scales
+        zero = load_zeros(self.encoding, self.level, self.zeros, cells, row, group)
+        if offset := form.offset:
+            zero = zero + const(offset, f"int32x{lanes}")
+        if self.encoding.activation == "i8" and form.shift:
+            zero = zero << const(form.shift, f"int32x{lanes}")
+        return self.kernel.let(zero, "zero")
+
+
+class PackedWeights(Weights):
+    """A row tile's weights as they are packed. form: in which zeros and scales are, if not in that of the codes."""
+
+    def __init__(self, matrix: PackedMatrix, rows: RowTile, form: CodeForm | None = None) -> None:
+        super().__init__(matrix.kernel, matrix.encoding, matrix.level, rows)
+        self.matrix = matrix
+        encoding, level = self.encoding, self.level
+        self.form = form or code_form(encoding, level)
+        if not encoding.is_float and encoding.zero != "group":
+            self.zero = unpacked_zero(encoding, level) << self.form.shift
+        # x86 has no conversion with a shift; a power of two changes no scale's digits.
+        self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not encoding.has_row_scale
+        # Base 3 on x86: every unit's bytes go from tile to tile.
+        self.fractions: dict[Unit, Fractions] = {}
+        if encoding.storage == "base3" and level.family == "x86":
+            self.fractions = {unit: Fractions(self.kernel, level, matrix.tiles) for unit in rows.units}
+
+    def group_parts(self, group: Expr) -> GroupParts:
+        """See `Weights.group_parts`."""
+        encoding, rows, zeros, scales, offsets = self.encoding, self.rows, None, None, None
+        if encoding.zero == "group":
+            zeros = [self.matrix.stored_zero(rows, unit, group, self.form) for unit in rows.units]
+        if not encoding.has_row_scale:
+            scales = [self.matrix.scale(rows, unit, group) for unit in rows.units]
+        if scales and self.shift_in_scales:
+            factor = const(2.0**-self.form.shift, f"float32x{self.level.lanes}")
+            scales = [self.kernel.let(scale * factor, "scale") for scale in scales]
+        if encoding.offset:
+            offsets = [self.matrix.scale(rows, unit, group, offset=True) for unit in rows.units]
+        return GroupParts(scales, zeros, offsets)
+
+    def unpack(self, tile: Expr, quads: range) -> Unpack:
+        """See `Weights.unpack`."""
+        places = self._tile_places(tile, quads)
+
+        @functools.cache  # taking a digit of base 3 moves on to the next
+        def unpack(unit: Unit, quad: int) -> Expr:
+            place, row, fractions = places[unit.vector], self.rows.first + unit.row, self.fractions.get(unit)
+            return unpack_quad(self.kernel, self.encoding, self.level, self.matrix.codes, place, quad, row, fractions)
+
+        return unpack
+
+    def terms(self, tile: Expr, quads: range, form: InPlace) -> Terms:
+        """unit, quad → the bytes of a tile that are multiplied in place, of these quads."""
+        places = self._tile_places(tile, quads)
+
+        def terms(unit: Unit, quad: int) -> list[Expr]:
+            place, row, fractions = places[unit.vector], self.rows.first + unit.row, self.fractions.get(unit)
+            return form.terms(self.matrix.codes, place, quad, row, fractions)
+
+        return terms
+
+    def _tile_places(self, tile: Expr, quads: range) -> list[TilePlace]:
+        """Where the codes of a tile are, for each row vector; it takes the bytes where five tiles begin."""
+        k, rows, matrix = self.kernel, self.rows, self.matrix
+        vectors = range(rows.units[-1].vector + 1)
+        places = [tile_place(k, self.encoding, rows.vector, tile, matrix.tiles, v) for v in vectors]
+        if self.fractions:
+            with k.when(places[0].digit == const(0, "int64")):
+                for unit, fractions in self.fractions.items():
+                    fractions.load(matrix.codes, places[unit.vector].begin + (rows.first + unit.row) * 4, quads)
+        return places

@@ -1,0 +1,166 @@
+"""Packing a matrix by its layout (kernels/layout.py), for a family of CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smc.codegen.kernels.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, MatrixLayout, Span, padded, planes, span_of
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Encoding, matrix_shape
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_packable(encoding: Encoding, columns: int = 0) -> None:
+    """InputError where there is no packed layout, and so no kernel, for an encoding of rows of so many columns."""
+    reason = None
+    if encoding.is_float:
+        return
+    inputs, group = encoding.activation_group, encoding.group
+    if encoding.rotation and columns % encoding.rotation:
+        reason = f"a rotation in blocks of {encoding.rotation} that do not divide {columns} columns"
+    elif encoding.super_group is not None and not isinstance(group, int):
+        reason = f"two-level scales with one scale a {group}"
+    elif isinstance(encoding.group, int) and encoding.group != 16 and encoding.group % TILE:
+        reason = f"groups of {encoding.group} (16 or a multiple of 32)"
+    elif encoding.activation == "i8" and isinstance(inputs, int):
+        if inputs % TILE:
+            reason = f"activation groups of {inputs} (a multiple of 32, or token)"
+        elif isinstance(group, int) and group % inputs and inputs % group:
+            reason = f"activation groups of {inputs} that cut groups of {group}"
+    if reason:
+        raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
+
+
+def stored_bias(encoding: Encoding, family: str) -> int:
+    """What is subtracted from codes before they are stored."""
+    plain = encoding.levels is None and encoding.storage == "packed"
+    return 1 << (encoding.bits - 1) if family == "arm64" and plain else 0
+
+
+def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
+    """The packed bytes (uint8) of a matrix in its encoding, for a target family."""
+    encoding = tensor.encoding
+    rows, columns = matrix_shape(tensor.shape)
+    check_packable(encoding, columns)
+    layout = MatrixLayout(encoding, rows, columns)
+    out = np.zeros(layout.total_bytes, np.uint8)
+    if encoding.is_float:
+        assert tensor.values is not None
+        out[: layout.codes_bytes] = _pack_floats(tensor.values.reshape(rows, columns), layout)
+        return out
+    assert tensor.codes is not None
+    codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
+    packed = _pack_codes(codes ^ stored_bias(encoding, family), layout)
+    assert tensor.scales is not None
+    # One scale for everything is repeated in every row.
+    scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
+    if encoding.offset:
+        assert tensor.offsets is not None
+        scales.append(_pack_scales(tensor.offsets, layout, layout.groups))
+    if span := span_of(encoding):
+        packed = _interleave(packed, scales, span, layout)
+    else:
+        out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(scales)
+    out[: layout.codes_bytes] = packed
+    parts = []
+    if tensor.scale_codes is not None:
+        parts.append(_pack_bytes(tensor.scale_codes.numpy(), layout))
+    if tensor.zeros is not None:
+        parts.append(_pack_zeros(tensor.zeros.numpy(), layout))
+    if parts:
+        out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = np.concatenate(parts)
+    if tensor.order is not None:
+        order = np.arange(layout.tiles * TILE, dtype=np.int32)  # padding stays where it is
+        order[:columns] = tensor.order.numpy()
+        out[layout.order_offset :][: order.nbytes] = order.view(np.uint8)
+    return out
+
+
+def _row_blocks(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarray:
+    """[rows, x] → [row blocks, width, 32], missing rows and columns 0."""
+    full = np.zeros((layout.padded_rows, width), array.dtype)
+    full[: layout.rows, : array.shape[1]] = array
+    return full.reshape(layout.padded_rows // ROW_BLOCK, ROW_BLOCK, width).transpose(0, 2, 1)
+
+
+def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
+    import torch
+
+    bits = values.contiguous().view(torch.int32 if layout.encoding.storage == "f32" else torch.int16).numpy()
+    return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
+
+
+def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    full = np.zeros((layout.padded_rows, layout.tiles * TILE), np.uint8)
+    full[: layout.rows, : codes.shape[1]] = codes
+    # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
+    vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
+    vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
+    if layout.encoding.storage == "base3":
+        return _by_blocks(_base3_cells(vectors))
+    packed, low = [], 0
+    for width in planes(layout.encoding.bits):
+        plane = (vectors >> low) & ((1 << width) - 1) if width < 8 else vectors
+        plane = plane.reshape(*plane.shape[:2], width, 8 // width, 4 * ROW_VECTOR)
+        word = plane[:, :, :, 0]
+        for place in range(1, 8 // width):
+            word = word | (plane[:, :, :, place] << (place * width))
+        packed.append(word)
+        low += width
+    return _by_blocks(np.concatenate(packed, axis=2))
+
+
+def _by_blocks(cells: np.ndarray) -> np.ndarray:
+    """[row vector, tile or five tiles, packed vector, 64] → [row block, tile, row vector, packed vector, 64]."""
+    blocks = cells.reshape(-1, ROW_BLOCK // ROW_VECTOR, *cells.shape[1:])
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1)
+
+
+def _base3_cells(vectors: np.ndarray) -> np.ndarray:
+    """Codes [row vector, tile, quad, 64] → bytes [row vector, five tiles, quad, 64]."""
+    full = np.zeros((len(vectors), padded(vectors.shape[1], FIVE), *vectors.shape[2:]), np.uint8)
+    full[:, : vectors.shape[1]] = vectors
+    digits = full.reshape(len(full), -1, FIVE, *full.shape[2:])
+    number = np.zeros(digits[:, :, 0].shape, np.uint16)
+    for place in range(FIVE):
+        number = number * 3 + digits[:, :, place]
+    return _FRACTIONS[number]
+
+
+_FRACTIONS = (-(-256 * np.arange(3**FIVE) // 3**FIVE)).astype(np.uint8)
+"""The least byte that is n / 243 or more, n by the index."""
+
+
+def _pack_scales(scales: torch.Tensor, layout: MatrixLayout, count: int) -> np.ndarray:
+    import torch
+
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
+    bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
+    return np.ascontiguousarray(_row_blocks(bits, layout, count)).view(np.uint8).reshape(-1)
+
+
+def _interleave(codes: np.ndarray, parts: Sequence[np.ndarray], span: Span, layout: MatrixLayout) -> np.ndarray:
+    """Bytes of codes, and of scales and offsets, in the order [row block][span](scales, offsets, tiles)."""
+    blocks, spans = layout.padded_rows // ROW_BLOCK, -(-layout.tiles // span.tiles)
+    tiles = np.zeros((blocks, spans * span.tiles, span.tile_bytes), np.uint8)
+    tiles[:, : layout.tiles] = codes.reshape(blocks, layout.tiles, span.tile_bytes)
+    scales = [part.reshape(blocks, spans, -1) for part in parts]
+    whole = np.concatenate([*scales, tiles.reshape(blocks, spans, -1)], axis=2).reshape(blocks, -1)
+    missing = (spans * span.tiles - layout.tiles) * span.tile_bytes
+    return np.ascontiguousarray(whole[:, : whole.shape[1] - missing]).reshape(-1)
+
+
+def _pack_bytes(values: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    return np.ascontiguousarray(_row_blocks(values, layout, layout.groups)).reshape(-1)
+
+
+def _pack_zeros(zeros: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+    if layout.encoding.zero_bits == 8:
+        return _pack_bytes(zeros, layout)
+    blocks = _row_blocks(zeros, layout, padded(layout.groups, 2))
+    return np.ascontiguousarray(blocks[:, 0::2] | (blocks[:, 1::2] << 4)).reshape(-1)

@@ -1,0 +1,142 @@
+"""What kernels and their callers agree on: shared constants, forms of activations, shapes of attention. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from smc.codegen.kernels.groups import sum_group
+from smc.ir import Encoding
+
+HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
+"""Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it; `out`
+has just the rows that the call computes."""
+
+CHAIN_TOKENS = 96
+"""Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level, and
+for 32 rows what the first cache has room for."""
+
+CHAIN_FLOATS = 128 * 128
+"""Floats of private scratch for what each linear of a chain leaves: fewer tokens by 128 rows and more."""
+
+
+def chain_tokens(rows: int) -> int:
+    """Tokens that go through a chain together by so many rows (a power of two)."""
+    return min(CHAIN_TOKENS, CHAIN_FLOATS // rows)
+
+
+CHUNK_TILES = 8
+"""Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""
+
+PAGE_TOKENS = 64
+"""Tokens of a KV page (SMC_PAGE_TOKENS in the engine's program.h)."""
+
+SPLIT_TOKENS = 256
+"""Attention cuts the cache here: every split has a softmax of its own (SMC_SPLIT_TOKENS; docs/numerics.md)."""
+
+TOKEN_BLOCK = 8
+"""Tokens by which arm64 interleaves int8 activations (cpu/kernels/activations.py)."""
+
+TILE_TOKENS = 8
+"""Tokens of one sequence that attention handles together (SMC_TILE_TOKENS)."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an activation is handed to its reader: "f32", or int8 codes with scales a group or a token, and sums.
+
+    group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
+    zeros. permuted, rotation: by a `TransformKernel` before.
+    """
+
+    kind: Literal["f32", "i8"]
+    group: int | Literal["token"] = 32
+    sum_group: int = 32
+    permuted: bool = False
+    rotation: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
+
+
+F32_FORM = Form("f32")
+
+
+def form_for(encoding: Encoding) -> Form:
+    """The form that a linear with weights in this encoding reads."""
+    form = F32_FORM
+    if encoding.activation == "i8":
+        form = Form("i8", encoding.activation_group, sum_group(encoding))
+    return replace(form, permuted=encoding.permuted, rotation=encoding.rotation)
+
+
+MOST_ROWS = 24
+"""Query rows that attention has in registers at once, at most."""
+
+
+def rows_per_token(group: int, most: int) -> int:
+    """A token's query heads of a group, padded so that passes of at most `most` rows are equally long."""
+    pieces = -(-group // most)
+    return -(-group // pieces) * pieces
+
+
+KVDtype = Literal["f16", "f32", "i8"]
+"""What K and V are stored as; i8 has a float32 scale for every token and KV head, of K and of V."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What is fixed for a model's attention: constants in the kernels, for the registers' sake.
+
+    rotary: rotate q and k (half-split pairs), or leave them (NoPE layers).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_dtype: KVDtype
+    rotary: bool = True
+
+    @property
+    def padded_dim(self) -> int:
+        """head_dim padded to whole vectors of 16."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element of the cache."""
+        return {"f16": 2, "f32": 4, "i8": 1}[self.kv_dtype]
+
+    @property
+    def element_dtype(self) -> str:
+        """TIR's name for the type of an element of the cache."""
+        return {"f16": "float16", "f32": "float32", "i8": "int8"}[self.kv_dtype]
+
+    @property
+    def page_scales(self) -> int:
+        """Where, in elements from the begin of a head's part of a page, the scales lie: K's [64], then V's."""
+        return 2 * PAGE_TOKENS * self.padded_dim
+
+    @property
+    def page_head(self) -> int:
+        """Elements that one KV head of one layer takes in a page: K, then V, then the scales of int8."""
+        return self.page_scales + (2 * PAGE_TOKENS * 4 if self.kv_dtype == "i8" else 0)
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of a query head's softmax state: 16 sums, its maximum (16 times), and the output."""
+        return 32 + self.padded_dim
+
+    @property
+    def scratch_floats(self) -> int:
+        """Floats of private scratch that attention needs: the queries and states of a tile, probabilities of a pass."""
+        rows = max(TILE_TOKENS * rows_per_token(self.group, most) for most in range(1, MOST_ROWS + 1))
+        return rows * (self.padded_dim + self.state_floats + 1) + MOST_ROWS * (SPLIT_TOKENS + 3) + SPLIT_TOKENS
+
+    def __str__(self) -> str:
+        return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"

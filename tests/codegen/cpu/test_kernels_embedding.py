@@ -1,0 +1,43 @@
+"""The embedding kernel gathers exactly the rows that the encoding decodes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smc.codegen.cpu.kernels.embedding import embedding_kernel
+from smc.codegen.kernels.layout import padded
+from smc.ir import Encoding
+from smc.reference.exact import EXACT_OPERATORS
+from smc.targets import Level
+from tests.codegen.cpu.kernels import Matrix, guarded, random_tensor
+from tests.codegen.encodings import ENCODINGS
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_rows_are_decoded(build: Any, level: Level, encoding: Encoding) -> None:
+    kernel = build(level, embedding_kernel("embedding", encoding, level.family))["embedding"]
+    for rows, columns, extreme in ((33, 80, False), (1, 8, True), (50, 341, True), (64, 576, False), (20, 577, False)):
+        matrix, stride = (
+            Matrix(random_tensor(encoding, rows, columns, rows, extreme), level.family),
+            padded(columns, 32),
+        )
+        tokens = guarded(np.array([rows - 1, 0, rows // 2, rows // 2, rows // 3], np.int32))
+        out = guarded(np.full((5, stride), np.nan, np.float32))
+        for begin, end in ((0, 2), (2, 5)):
+            kernel(
+                tokens, matrix.codes, matrix.scales, matrix.zeros, out,
+                matrix.layout.padded_rows, columns, stride, begin, end,
+            )  # fmt: skip
+        exact = EXACT_OPERATORS["embedding"]([torch.from_numpy(tokens), matrix.tensor], {})
+        np.testing.assert_array_equal(out[:, :columns], exact.numpy())
+        expected = matrix.tensor.decode().numpy()[tokens]
+        if encoding.offset and encoding.scale_dtype == "f32":
+            # The kernel fuses scale * code + offset; only with float32 scales is the product not exact anyway.
+            np.testing.assert_allclose(out[:, :columns], expected, rtol=0, atol=np.abs(expected).max() * 2.0**-23)
+        else:
+            np.testing.assert_array_equal(out[:, :columns], expected)
+        assert not out[:, columns:].any()

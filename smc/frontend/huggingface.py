@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smc.errors import InputError
 from smc.frontend.checkpoint import Checkpoint
 from smc.frontend.config import Config, read_json
+from smc.frontend.folder_tokenizer import folder_tokenizer
 from smc.frontend.safetensors_files import folder_tensors
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -28,18 +25,16 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
     _refuse_quantized(config)
     tokenizer_config = _read_optional(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens(folder, tokenizer_config)
-    text, tokenizer = _tokenizer(folder, tokenizer_config)
-    eos = tokenizer.token_to_id(special_tokens["eos_token"]) if tokenizer and "eos_token" in special_tokens else None
+    tokenizer = folder_tokenizer(folder, config.text("model_type", ""))
     return Checkpoint(
         name=name or folder.resolve().name,
         format="safetensors",
         config=config,
         tensors=folder_tensors(folder),
-        tokenizer=text,
+        tokenizer=tokenizer.text,
         chat_template=_chat_template(folder, tokenizer_config),
-        special_tokens=special_tokens,
-        generation=_generation(folder, config, eos),
+        special_tokens=tokenizer.named,
+        generation=_generation(folder, config, tokenizer.eos),
     )
 
 
@@ -70,66 +65,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-
-
-def _tokenizer(folder: Path, tokenizer_config: dict[str, Any]) -> tuple[str, Tokenizer] | tuple[None, None]:
-    """The text of tokenizer.json, or of one built from SentencePiece's tokenizer.model, and what it describes."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        built = _from_sentencepiece(folder, tokenizer_config)
-        return (str(built.to_str()), built) if built else (None, None)
-    text = _read_text(path)
-    try:
-        return text, Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{path} is no tokenizer file that can be read: {error}") from None
-
-
-def _from_sentencepiece(folder: Path, tokenizer_config: dict[str, Any]) -> Tokenizer | None:
-    from tokenizers import AddedToken, Tokenizer
-
-    from smc.frontend.sentencepiece import read_model
-
-    path = folder / "tokenizer.model"
-    if not path.exists():
-        return None
-    settings = Config(tokenizer_config, str(folder / "tokenizer_config.json"))
-    tokenizer = Tokenizer.from_str(
-        read_model(path, settings.flag("add_bos_token", True), settings.flag("add_eos_token", False))
-    )
-    for place, token, special in sorted(_added_tokens(folder, settings)):
-        tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
-        if tokenizer.token_to_id(token) != place:
-            raise InputError(
-                f"{folder}: the added token {token!r} should have id {place}, which does not fit {path.name}"
-            )
-    return tokenizer
-
-
-def _added_tokens(folder: Path, settings: Config) -> list[tuple[int, str, bool]]:
-    """Tokens beside those of tokenizer.model, as (id, text, special), in the old and in the new spelling."""
-    special = set(_special_tokens(folder, dict(settings.values)).values())
-    old = _read_optional(folder / "added_tokens.json")
-    added = {place: (token, token in special) for token, place in old.items() if isinstance(place, int)}
-    for place, token in settings.section("added_tokens_decoder").values.items():
-        if place.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
-            added[int(place)] = token["content"], bool(token.get("special"))
-    return [(place, token, is_special) for place, (token, is_special) in added.items()]
-
-
-def _special_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """bos_token and the like as text; they are stored as strings or as objects with a "content"."""
-    stored = {**_read_optional(folder / "special_tokens_map.json"), **tokenizer_config}
-    found = {}
-    for name in SPECIAL_TOKENS:
-        token = stored.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            found[name] = token
-    return found
 
 
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:

@@ -225,7 +225,12 @@ def test_facts(make_checkpoint: Make) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation))
     facts = load_checkpoint(folder).facts
     assert facts.name == folder.name
-    assert facts.tokenizer == (folder / "tokenizer.json").read_text()
+    assert facts.tokenizer is not None
+    listed = json.loads(facts.tokenizer)["added_tokens"]
+    assert [(token["id"], token["content"], token["special"]) for token in listed] == [
+        (1, "<s>", True),
+        (3, "<|end|>", True),
+    ]
     assert facts.special_tokens == {"bos_token": "<s>", "eos_token": "<|end|>"}
     assert facts.generation == {
         "bos_token_id": 1,

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.codegen.test_kernels_objects import KERNELS
 
 from smc.codegen.cpu.build import build_kernel
 from smc.targets import TARGETS, Level
 from tests.codegen.cpu.kernels import compiled
+from tests.codegen.cpu.test_kernels_objects import KERNELS
 
 BETTER, WORSE = TARGETS["arm64"].levels[:-1], TARGETS["arm64"].levels[1:]
 PAIRS = list(zip(BETTER, WORSE, strict=True))

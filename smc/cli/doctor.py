@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -252,7 +253,12 @@ def toolchain_checks() -> list[Check]:
         return checks
     from smc.codegen.objects import cache_folder
 
-    folder = cache_folder()
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        folder = cache_folder()
+    if notices:
+        fix = "set SMC_CACHE to a folder that can be made"
+        return [*checks, Check("cache", str(notices[0].message), "compiling", fix)]
     place = next(path for path in [folder, *folder.parents] if path.exists())
     free = shutil.disk_usage(place).free
     writable = os.access(place, os.W_OK)

@@ -67,6 +67,8 @@ def tune(
     from smc.targets import find_target
 
     records = out or user_records()
+    if records is None:
+        raise InputError("there is no home folder for the tuning records: name a file for them with -o")
     if records.is_dir():
         raise InputError(f"{records} is a folder: name a file for the tuning records")
     if imported:
@@ -205,7 +207,7 @@ def _measure(
         kit, bytes_between = Path(folder) / "kit", max(weight_bytes(matrices), SMALLEST_WEIGHTS)
         build_kit(measured, machine, kit, levels=levels, weights=bytes_between, progress=progress.update)
         command = [str(kit), "--resume", str(records.absolute())]
-        info = json.loads(subprocess.run([*command, "--info"], check=True, capture_output=True, text=True).stdout)
+        info = json.loads(subprocess.run([*command, "--info"], check=True, capture_output=True).stdout)
         if not info["levels"]:
             raise InputError(f"this CPU has none of the levels {', '.join(level.name for level in levels)}")
         budget = ["--seconds", str(seconds)] if seconds else []
@@ -225,9 +227,9 @@ def _run(command: list[str], records: Path, total: int, progress: Callable[[str,
     _end_last_line(records)
     progress("measure", 0)
     with (
-        tempfile.TemporaryFile("w+") as said,
-        records.open("a") as file,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as tuner,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        records.open("a", encoding="utf-8") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, encoding="utf-8") as tuner,
     ):
         assert tuner.stdout is not None
         try:

@@ -174,7 +174,7 @@ def _write_emitted(folder: Path, kinds: Sequence[str], host: str, kernels: _Kern
     """Listings of the kinds that were asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     if "c" in kinds:
-        (folder / "program.c").write_text(host)
+        (folder / "program.c").write_text(host, encoding="utf-8")
     if {"tir", "asm", "obj"} & set(kinds):
         write_listings(kernels.built, target, folder, kinds)
 
@@ -195,7 +195,7 @@ class _Linker:
 
     def library(self, weights_hash: str) -> bytes:
         host, out = self.folder / "program.c", self.folder / "program.so"
-        host.write_text(self.host(weights_hash))
+        host.write_text(self.host(weights_hash), encoding="utf-8")
         link_program(host, [o.path for o in self.objects], self.target, out)
         return out.read_bytes()
 
@@ -205,7 +205,7 @@ class _Linker:
             self.folder / "facts.c": standalone_facts(self.plan.module, self.target, parts, self.table.total_bytes),
         }
         for path, text in sources.items():
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         out = self.folder / "executable"
         link_standalone(list(sources), [o.path for o in self.objects], self.target, out)
         return out.read_bytes()

@@ -7,6 +7,7 @@ the kernels and tvm's version.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from pathlib import Path
 from smc.codegen.kernels.specs import KernelSpec
 from smc.codegen.workers import WorkerDiedError, run_in_workers
 from smc.distribution import install_command
-from smc.errors import InputError
+from smc.errors import InputError, Notice
 from smc.targets import Level, Target
 
 SOURCES = ("kernels", "cpu", "cpu/kernels")
@@ -44,11 +46,26 @@ class KernelObject:
 
 
 def cache_folder() -> Path:
-    """Where objects and the linker's cache are kept: $SMC_CACHE, or smc in the user's cache folder."""
+    """Where objects and the linker's cache are kept: $SMC_CACHE, or smc in the user's cache folder.
+
+    Where it can't be made: a temporary folder, until this process ends, and a Notice.
+    """
     root = os.environ.get("SMC_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smc"
+    return _made(root or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "smc"))
+
+
+@functools.cache
+def _made(place: str) -> Path:
+    try:
+        folder = Path(place).expanduser()  # RuntimeError: there is no home
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "there is no home folder"
+        folder = Path(tempfile.mkdtemp(prefix="smc-cache-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        text = f"the cache {place} can't be made ({reason}): a temporary one takes its place; SMC_CACHE names another"
+        warnings.warn(text, Notice, stacklevel=3)
+    return folder
 
 
 def check_versions() -> None:
@@ -77,7 +94,7 @@ def build_kernels(
     progress(1.0)
     objects = []
     for (spec, level), key in zip(kernels, keys, strict=True):
-        facts = json.loads((folder / f"{key}.json").read_text())
+        facts = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
         objects.append(KernelObject(spec, level, facts["symbol"], facts["prototype"], folder / f"{key}.o"))
     return objects
 
@@ -107,7 +124,8 @@ def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "kernel"
         module.write_to_file(str(partial.with_suffix(".o")))
-        partial.with_suffix(".json").write_text(json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()}))
+        facts = json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()})
+        partial.with_suffix(".json").write_text(facts, encoding="utf-8")
         for suffix in (".o", ".json"):
             os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))
 
@@ -130,10 +148,10 @@ def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kin
 
     kernel = build_kernel(spec, symbol_name(spec, level), level)
     if "tir" in kinds:
-        (folder / f"{kernel.name}.py").write_text(kernel.function().script())
+        (folder / f"{kernel.name}.py").write_text(kernel.function().script(), encoding="utf-8")
     if "asm" in kinds:
         text = lower(kernel, triple, level).inspect_source("asm")
-        (folder / f"{kernel.name}.s").write_text(text)
+        (folder / f"{kernel.name}.s").write_text(text, encoding="utf-8")
 
 
 def _key(spec: KernelSpec, level: Level, target: Target) -> str:

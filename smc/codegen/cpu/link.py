@@ -152,6 +152,6 @@ def _zig(zig_target: str, arguments: list[str]) -> None:
     for kind in ("GLOBAL", "LOCAL"):
         environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))
     command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
     if result.returncode:
-        raise RuntimeError(f"the C compiler failed: {' '.join(command)}\n{result.stderr}")
+        raise RuntimeError(f"the C compiler failed: {' '.join(command)}\n{result.stderr.decode(errors='replace')}")

@@ -141,18 +141,19 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text("".join(record.line() + "\n" for record in records))
+        partial.write_text("".join(record.line() + "\n" for record in records), encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def user_records() -> Path:
-    """The user's own records: $SMC_RECORDS, or smc/tuning.jsonl in the user's folder of settings."""
+def user_records() -> Path | None:
+    """The user's own records: $SMC_RECORDS, or smc/tuning.jsonl in the user's settings; None without a home."""
     named = os.environ.get("SMC_RECORDS")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "smc" / "tuning.jsonl"
+    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return None if settings.startswith("~") else Path(settings) / "smc" / "tuning.jsonl"
 
 
 def shipped_records() -> list[Path]:
@@ -294,6 +295,6 @@ def target_cpus(target: str) -> frozenset[str]:
 def load_tuning(target: str, records: Path | None = None) -> Tuning:
     """The records to compile with for a target: of the file, or else the user's; then those that ship with smc."""
     path = records or user_records()
-    own = read_records(path) if records is not None or path.exists() else []
+    own = read_records(path) if path is not None and (records is not None or path.exists()) else []
     shipped = [record for file in shipped_records() for record in read_records(file)]
     return Tuning((own, shipped), target_cpus(target))

@@ -117,7 +117,7 @@ def build_kit(
     parent = out.absolute().parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
         source, partial = Path(folder) / "table.c", Path(folder) / "kit"
-        source.write_text(table)
+        source.write_text(table, encoding="utf-8")
         sources = [*sorted(tuner_folder().glob("*.c")), engine_folder() / "cpu.c", source]
         compile_executable(sources, [o.path for o in objects], target, partial, [tuner_folder()])
         os.replace(partial, out)

@@ -141,9 +141,9 @@ def _write_artifact(
     plan, table, target, module = linker.plan, linker.table, linker.target, linker.plan.module
     front = 0
     if parts is not None:
-        with stages("link executable"):
+        with stages("link executable") as report:
             # It stands before the weights and contains their hash: its size is known from a link with another hash.
-            front = len(linker.executable("0" * 64, parts))
+            front = len(linker.executable("0" * 64, parts, report))
     writer = ArtifactWriter(path, front)
     try:
         with stages("write weights") as report:
@@ -152,9 +152,10 @@ def _write_artifact(
                 table.total_bytes,
                 lambda member: write_weights(plan, table, target.family, member, report),
             )
-        with stages("link"):
-            program = linker.library(weights_hash)
-            executable = linker.executable(weights_hash, parts) if parts else None
+        with stages("link") as report:
+            both = 0.5 if parts else 1.0
+            program = linker.library(weights_hash, lambda fraction: report(both * fraction))
+            executable = linker.executable(weights_hash, parts, lambda f: report(both + both * f)) if parts else None
         manifest = _manifest(module, target, table) | {
             "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
             "program": _facts_of(program),
@@ -193,13 +194,13 @@ class _Linker:
     def host(self, weights_hash: str) -> str:
         return host_program(self.plan, self.memory, self.table, weights_hash, self.objects, self.target)
 
-    def library(self, weights_hash: str) -> bytes:
+    def library(self, weights_hash: str, progress: Callable[[float], None]) -> bytes:
         host, out = self.folder / "program.c", self.folder / "program.so"
         host.write_text(self.host(weights_hash), encoding="utf-8")
-        link_program(host, [o.path for o in self.objects], self.target, out)
+        link_program(host, [o.path for o in self.objects], self.target, out, progress)
         return out.read_bytes()
 
-    def executable(self, weights_hash: str, parts: StandaloneParts) -> bytes:
+    def executable(self, weights_hash: str, parts: StandaloneParts, progress: Callable[[float], None]) -> bytes:
         sources = {
             self.folder / "program.c": self.host(weights_hash),
             self.folder / "facts.c": standalone_facts(self.plan.module, self.target, parts, self.table.total_bytes),
@@ -207,7 +208,7 @@ class _Linker:
         for path, text in sources.items():
             path.write_text(text, encoding="utf-8")
         out = self.folder / "executable"
-        link_standalone(list(sources), [o.path for o in self.objects], self.target, out)
+        link_standalone(list(sources), [o.path for o in self.objects], self.target, out, progress)
         return out.read_bytes()
 
 

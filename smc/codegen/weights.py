@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import hashlib
-import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,10 +83,9 @@ def write_weights(
         digest.update(view)
         out.write(view)
         written += len(view)
-        progress(written / table.total_bytes)
 
     matrices = plan.matrices()
-    for parameter, data in zip(matrices, _packed(matrices, family), strict=True):
+    for parameter, data in zip(matrices, _packed(matrices, family, progress), strict=True):
         assert written == table.matrices[parameter.name].codes
         write(data)
     for parameter in plan.vectors():
@@ -96,25 +95,36 @@ def write_weights(
     return digest.hexdigest()
 
 
-def _packed(parameters: list[Parameter], family: str) -> Iterator[np.ndarray]:
-    """The packed matrices in order, loaded by a few threads that stay at most that many ahead."""
+def _packed(parameters: list[Parameter], family: str, progress: Callable[[float], None]) -> Iterator[np.ndarray]:
+    """The packed matrices in order, loaded by a few threads.
+
+    They go ahead, so that none idles while another has a large matrix, but by no more weights than two such have.
+    """
     import torch
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
+    sizes = [math.prod(parameter.shape) for parameter in parameters]
+    most, total, done = 2 * max(sizes, default=0), sum(sizes), 0
+    waiting = collections.deque(zip(parameters, sizes, strict=True))
+    running = collections.deque[tuple[concurrent.futures.Future[np.ndarray], int]]()
     before = torch.get_num_threads()
     # One thread a matrix: torch's own threads wait for each other, and collapse where another process has a core.
     torch.set_num_threads(1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        with concurrent.futures.ThreadPoolExecutor(min(threads, 4)) as pool:
-            waiting = iter(parameters)
-            running = collections.deque(
-                pool.submit(_load_packed, p, family) for p in itertools.islice(waiting, min(threads, 4))
-            )
-            while running:
-                data = running.popleft().result()
-                running.extend(pool.submit(_load_packed, p, family) for p in itertools.islice(waiting, 1))
-                yield data
+        while running or waiting:
+            while waiting and (len(running) < threads or sum(n for _, n in running) + waiting[0][1] <= most):
+                parameter, size = waiting.popleft()
+                running.append((pool.submit(_load_packed, parameter, family), size))
+            while not running[0][0].done():
+                unfinished = [future for future, _ in running if not future.done()]
+                concurrent.futures.wait(unfinished, return_when=concurrent.futures.FIRST_COMPLETED)
+                progress((done + sum(n for future, n in running if future.done())) / total)
+            first, size = running.popleft()
+            done += size
+            yield first.result()
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
 
 

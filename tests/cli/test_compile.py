@@ -124,6 +124,17 @@ def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pyt
     assert zipfile.is_zipfile(artifact)
 
 
+def test_progress_moves_within_every_long_stage(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder, _ = make_checkpoint()
+    told: dict[str, list[float]] = {}
+    module = smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=8"])
+    smc.compile(module, out=tmp_path / "out.smc", progress=lambda stage, done: told.setdefault(stage, []).append(done))
+    for stage in ("write weights", "link"):
+        assert told[stage] == sorted(told[stage])
+        assert told[stage][0] == 0 and told[stage][-1] == 1
+        assert any(0 < fraction < 1 for fraction in told[stage])
+
+
 def test_interrupted_process_leaves_nothing_behind(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     folder, _ = make_checkpoint()
     before = set(tmp_path.iterdir())

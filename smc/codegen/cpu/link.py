@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from smc.codegen.cpu import bionic
@@ -61,6 +61,19 @@ EXPORTS = "{ global: smc_engine; local: *; };\n"
 """A version script: kernels come from tvm, which makes everything visible."""
 
 
+Progress = Callable[[float], None]
+"""Told which part of the work is done, from 0 to 1."""
+
+
+def _nothing(fraction: float) -> None:
+    """Nobody wants to know."""
+
+
+def _part(progress: Progress, index: int, count: int) -> Progress:
+    """The progress of one of `count` parts of the work."""
+    return lambda fraction: progress((index + fraction) / count)
+
+
 def engine_folder() -> Path:
     """Where the engine's C files are: package data of the runtime."""
     return Path(__file__).parents[2] / "runtime" / "engine"
@@ -71,11 +84,14 @@ def standalone_folder() -> Path:
     return engine_folder().parent / "standalone"
 
 
-def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path) -> None:
+def link_program(
+    host: Path, objects: Sequence[Path], target: Target, out: Path, progress: Progress = _nothing
+) -> None:
     """Link the shared library `out`. The engine's objects are compiled once for a target and cached."""
-    engine = cached_objects(engine_folder(), *_compiler(target))
+    engine = cached_objects(engine_folder(), *_compiler(target), progress=_part(progress, 0, 3))
     host_object = out.with_suffix(".host.o")
     _compile(target, ["-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
+    progress(2 / 3)
     inputs = [str(path) for path in (host_object, *engine, *objects)]
     if target.system == "Android":
         inputs += map(str, bionic.write_stand_ins(out.parent, lambda rest: _link(target, rest)))
@@ -87,27 +103,40 @@ def link_program(host: Path, objects: Sequence[Path], target: Target, out: Path)
 
 
 def compile_executable(
-    sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path, includes: Sequence[Path]
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    target: Target,
+    out: Path,
+    includes: Sequence[Path],
+    progress: Progress = _nothing,
 ) -> None:
-    """Compile C sources and link them with objects to the static executable `out`."""
-    assert target.executable_target is not None
+    """Compile C sources, to objects beside `out`, and link them with others to the static executable `out`."""
+    zig_target = target.executable_target
+    assert zig_target is not None
     folders = [part for folder in includes for part in ("-I", str(folder))]
-    inputs = [str(path) for path in (*sources, *objects)]
-    _zig(target.executable_target, [*FLAGS, *EXECUTABLE_FLAGS, *folders, *inputs, "-o", str(out)])
+    jobs = [([*FLAGS, *folders], source, out.parent / f"{source.stem}.o") for source in sources]
+    _compile_all(zig_target, jobs, _part(progress, 0, 2))
+    inputs = [str(path) for path in (*(path for _, _, path in jobs), *objects)]
+    _zig(zig_target, [*FLAGS, *EXECUTABLE_FLAGS, *inputs, "-o", str(out)])
 
 
-def link_standalone(sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path) -> None:
+def link_standalone(
+    sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path, progress: Progress = _nothing
+) -> None:
     """Link engine, command line, the generated C files `sources` and kernels to the static executable `out`."""
     assert target.executable_target is not None
+    folders = [engine_folder(), standalone_folder()]
     ours = [
         path
-        for folder in (engine_folder(), standalone_folder())
-        for path in cached_objects(folder, target.executable_target, FLAGS)
+        for index, folder in enumerate(folders)
+        for path in cached_objects(folder, target.executable_target, FLAGS, progress=_part(progress, index, 3))
     ]
-    compile_executable(sources, [*ours, *objects], target, out, [engine_folder(), standalone_folder()])
+    compile_executable(sources, [*ours, *objects], target, out, folders, _part(progress, 2, 3))
 
 
-def cached_objects(folder: Path, zig_target: str, flags: Sequence[str]) -> list[Path]:
+def cached_objects(
+    folder: Path, zig_target: str, flags: Sequence[str], *, progress: Progress = _nothing
+) -> list[Path]:
     """A folder's C files compiled, once for all that is the same: files, headers, target and flags."""
     sources = sorted(folder.glob("*.c"))
     headers = sorted({*folder.glob("*.h"), *engine_folder().glob("*.h")})
@@ -118,15 +147,24 @@ def cached_objects(folder: Path, zig_target: str, flags: Sequence[str]) -> list[
     objects = [kept / f"{source.stem}.o" for source in sources]
     kept.mkdir(parents=True, exist_ok=True)
 
-    def build(source: Path, path: Path) -> None:
+    arguments = [*flags, "-I", str(engine_folder())]
+    missing = [(arguments, source, path) for source, path in zip(sources, objects, strict=True) if not path.exists()]
+    _compile_all(zig_target, missing, progress)
+    return objects
+
+
+def _compile_all(zig_target: str, jobs: Sequence[tuple[list[str], Path, Path]], progress: Progress) -> None:
+    """Compile C files side by side; jobs: arguments, source, and the object, which appears when it is complete."""
+
+    def build(arguments: list[str], source: Path, path: Path) -> None:
         partial = path.with_suffix(f".{os.getpid()}.o")
-        _zig(zig_target, [*flags, "-I", str(engine_folder()), "-c", str(source), "-o", str(partial)])
+        _zig(zig_target, [*arguments, "-c", str(source), "-o", str(partial)])
         os.replace(partial, path)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        missing = [(source, path) for source, path in zip(sources, objects, strict=True) if not path.exists()]
-        list(pool.map(lambda pair: build(*pair), missing))
-    return objects
+        for done, _ in enumerate(pool.map(lambda job: build(*job), jobs), 1):
+            progress(done / len(jobs))
+    progress(1.0)
 
 
 def _compiler(target: Target) -> tuple[str, tuple[str, ...]]:

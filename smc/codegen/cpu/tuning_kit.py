@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,7 +120,9 @@ def build_kit(
         source, partial = Path(folder) / "table.c", Path(folder) / "kit"
         source.write_text(table, encoding="utf-8")
         sources = [*sorted(tuner_folder().glob("*.c")), engine_folder() / "cpu.c", source]
-        compile_executable(sources, [o.path for o in objects], target, partial, [tuner_folder()])
+        kernels = [o.path for o in objects]
+        linking = functools.partial(progress, "link")
+        compile_executable(sources, kernels, target, partial, [tuner_folder()], linking)
         os.replace(partial, out)
     progress("link", 1)
     return sum(len(measured[kernel]) for kernel, _ in spaces)

@@ -69,7 +69,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executable]:
     files = [path for folder in folders for path in sorted(folder.glob("*.c"))]
     ours = [compile_c(folder / f"{path.stem}.o", [path], "-c", *flags) for path in files]
 
-    def link(sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path) -> None:
+    def link(sources: Sequence[Path], objects: Sequence[Path], target: Target, out: Path, _: object) -> None:
         compile_c(out, [*sources, *ours, *objects], *flags)
 
     glassllm(folder / "glassllm")

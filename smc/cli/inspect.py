@@ -99,7 +99,7 @@ def describe_module(module: Module) -> dict[str, Any]:
 
     facts, slots = module.facts, _slots(module)
     functions = [function for _, function in module.calls()]
-    attention = [node.attributes for function in functions for node in function.nodes() if node.op == "attention"]
+    attention = [node.attributes for function in functions for node in function.attentions()]
     kv_values = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in attention)
     embedding = next(row for row in slots if row["slot"] == "embed_tokens")
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import networkx as nx
 
-from smc.ir.ops import infer_type
+from smc.ir.ops import find, infer_type
 from smc.ir.types import TensorType, Type
 
 
@@ -29,6 +29,15 @@ class Node:
     inputs: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     type: Type = TensorType(())
+
+    @property
+    def is_computed(self) -> bool:
+        """An op computes it: it is no input, no parameter slot and no call."""
+        return self.op not in ("input", "parameter", "call")
+
+    def argument(self, name: str) -> str | None:
+        """The value that an op's node reads as its input `name`; None where that input is optional and not there."""
+        return find(self.op).bind(self.inputs, self.attributes)[name]
 
     @property
     def tensor(self) -> TensorType:
@@ -61,8 +70,12 @@ class Function:
         return self._insert(Node(name, "parameter", type=TensorType(shape)))
 
     def add(self, op: str, *inputs: str, name: str | None = None, type: Type | None = None, **attributes: Any) -> str:
-        """Append a node; its type is inferred from the inputs (only `call` brings its own). Returns its name."""
+        """Append a node; its type is inferred from the inputs (only `call` brings its own). Returns its name.
+
+        Attributes that the op has a default for may be left out. TypeFault where the op does not take these inputs.
+        """
         if type is None:
+            attributes = find(op).complete(attributes)
             type = infer_type(op, [self.node(i).type for i in inputs], attributes)
         return self._insert(Node(name or self.fresh_name(op), op, inputs, attributes, type))
 
@@ -106,6 +119,10 @@ class Function:
     def parameters(self) -> list[Node]:
         """The parameter slots, in order of declaration."""
         return [node for node in self.nodes() if node.op == "parameter"]
+
+    def attentions(self) -> Iterator[Node]:
+        """The nodes that read keys and values of earlier tokens."""
+        return (node for node in self.nodes() if node.is_computed and find(node.op).cached)
 
     def users(self, name: str) -> list[Node]:
         """The nodes that read the value `name`."""

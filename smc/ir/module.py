@@ -88,7 +88,7 @@ class Module:
 
     def layer_calls(self) -> list[Node]:
         """The calls of functions that attend: the layers, in order."""
-        return [call for call, function in self.calls() if any(n.op == "attention" for n in function.nodes())]
+        return [call for call, function in self.calls() if any(True for _ in function.attentions())]
 
     def copy(self) -> Module:
         """A copy whose functions and parameter table can be edited without touching this one."""

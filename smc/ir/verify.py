@@ -6,7 +6,7 @@ import networkx as nx
 
 from smc.ir.function import Function, Node
 from smc.ir.module import Module
-from smc.ir.ops import TypeFault, infer_type
+from smc.ir.ops import TypeFault, find, infer_type
 from smc.ir.types import Dim, TensorType
 
 
@@ -48,12 +48,15 @@ def verify_function(function: Function) -> None:
         node: Node = data["node"]
         if set(function.graph.predecessors(name)) != set(node.inputs):
             raise VerifyError(f"{where}: the edges of {name} differ from its inputs")
-        if node.op in ("input", "parameter", "call"):
+        if not node.is_computed:
             continue
         try:
             inferred = infer_type(node.op, [function.node(i).type for i in node.inputs], node.attributes)
         except TypeFault as fault:
             raise VerifyError(f"{where}: {name}: {fault}") from None
+        for attribute in find(node.op).complete(node.attributes):
+            if attribute not in node.attributes:
+                raise VerifyError(f"{where}: {name} says nothing of its attribute {attribute}")
         if inferred != node.type:
             raise VerifyError(f"{where}: {name} is typed {node.type}, but {node.op} gives {inferred}")
     for output in function.outputs:

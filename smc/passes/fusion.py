@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from smc.ir import Function, Module, Node
+from smc.ir import Function, Module
+from smc.ir.activations import ACTIVATIONS
 from smc.passes.base import Context, Pass
+from smc.passes.match import Match, Pattern, rewrite
 from smc.passes.registry import register
 
 
 @register("fuse-gated-activation")
 @dataclass(frozen=True)
 class FuseGatedActivation(Pass):
-    """Turn mul(silu(gate), up) into gated_activation(gate, up), in either order of the operands."""
+    """Turn activation(gate) * up, in either order, into gated_activation(gate, up)."""
 
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
         result = module.copy()
-        count = _rewrite(result, "mul", _fuse_activation)
+        count = rewrite(result, _GATED, _fuse_activation)
         context.report(f"{count} fused")
         return result
 
@@ -31,7 +32,7 @@ class FuseResidual(Pass):
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
         result = module.copy()
-        count = _rewrite(result, "add", _fuse_residual)
+        count = rewrite(result, _RESIDUAL, _fuse_residual)
         context.report(f"{count} fused")
         return result
 
@@ -40,40 +41,23 @@ FUSIONS: tuple[Pass, ...] = (FuseGatedActivation(), FuseResidual())
 """Always worth it and never a loss: the compiler runs them after the user's passes."""
 
 
-def _rewrite(module: Module, op: str, rule: Callable[[Function, Node], bool]) -> int:
-    """Try the rule on every node of this op in every function; returns how often it fired."""
-    return sum(
-        rule(function, function.node(name))
-        for function in module.functions.values()
-        for name in [node.name for node in function.nodes() if node.op == op]
-    )
+_GATED = Pattern("product", ("mul",), (Pattern("activation", ACTIVATIONS, ("gate",)), "up"))
+_LINEAR = Pattern("linear", ("linear",), where=lambda node: not node.attributes["residual"])
+_RESIDUAL = Pattern("sum", ("add",), (_LINEAR, "x"))
 
 
-def _only_reader(function: Function, value: str, reader: Node) -> bool:
-    return value not in function.outputs and [n.name for n in function.users(value)] == [reader.name]
+def _fuse_activation(function: Function, found: Match) -> None:
+    activation, product = found["activation"], found["product"].name
+    gate, up = found.values["gate"], found.values["up"]
+    function.replace_uses(product, function.add("gated_activation", gate, up, activation=activation.op))
+    function.remove(product)
+    function.remove(activation.name)
 
 
-def _fuse_activation(function: Function, mul: Node) -> bool:
-    for activation, up in (mul.inputs, mul.inputs[::-1]):
-        silu = function.node(activation)
-        if silu.op == "silu" and up != activation and _only_reader(function, activation, mul):
-            fused = function.add("gated_activation", silu.inputs[0], up, activation="silu")
-            function.replace_uses(mul.name, fused)
-            function.remove(mul.name)
-            function.remove(activation)
-            return True
-    return False
-
-
-def _fuse_residual(function: Function, add: Node) -> bool:
-    for product, residual in (add.inputs, add.inputs[::-1]):
-        linear = function.node(product)
-        fits = linear.op == "linear" and not linear.attributes["residual"] and residual != product
-        # The residual cannot depend on the linear: whatever it reads on the way would be a second reader.
-        if fits and _only_reader(function, product, add):
-            function.replace_uses(add.name, product)
-            function.remove(add.name)
-            attributes = {**linear.attributes, "residual": True}
-            function.replace_node(product, inputs=(*linear.inputs, residual), attributes=attributes)
-            return True
-    return False
+def _fuse_residual(function: Function, found: Match) -> None:
+    # The residual cannot depend on the linear: whatever it reads on the way would be a second reader.
+    linear, total = found["linear"], found["sum"].name
+    function.replace_uses(total, linear.name)
+    function.remove(total)
+    attributes = {**linear.attributes, "residual": True}
+    function.replace_node(linear.name, inputs=(*linear.inputs, found.values["x"]), attributes=attributes)

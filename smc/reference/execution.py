@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from smc.ir import Function, Module
+from smc.ir import Function, Module, Node, ops
 from smc.reference.activations import quantize_heads
-from smc.reference.operators import OPERATORS, Attributes, Operand, Weight
+from smc.reference.weight import Weight
+
+Operand = Any
+"""A tensor, a parameter, or a tuple of tensors, as the op expects."""
 
 
 class Reference:
@@ -44,12 +47,13 @@ class Reference:
         return values
 
     def _load(self, name: str) -> Operand:
-        """A parameter in the form that `_operator`'s functions take."""
+        """A parameter in the form that `_compute` takes."""
         return Weight.decode(self.module.parameters[name].load())
 
-    def _operator(self, op: str) -> Callable[[Sequence[Operand], Attributes], Operand]:
-        """The function that computes an op."""
-        return OPERATORS[op]
+    def _compute(self, node: Node, operands: Sequence[Operand]) -> Any:
+        """The result of an op."""
+        op = ops.find(node.op)
+        return op.call(op.compute, operands, node.attributes)
 
     def _weight(self, name: str) -> Operand:
         if name in self._weights:
@@ -59,23 +63,25 @@ class Reference:
             self._weights[name] = weight
         return weight
 
-    def _cached(self, operands: list[Tensor], attributes: Attributes) -> list[Tensor]:
-        """K and V, float32 [n, kv_heads · head_dim], as they are read again from the KV cache."""
+    def _cached(self, x: Tensor, kv_heads: int) -> Operand:
+        """K or V, float32 [n, kv_heads · head_dim], as it is read again from the KV cache."""
         if self.kv_dtype == "f16":
-            return [x.half().float() for x in operands]
+            return x.half().float()
         if self.kv_dtype == "i8":
-            rounded = (quantize_heads(x, attributes["kv_heads"]) for x in operands)
-            return [(codes * scales[..., None]).flatten(1) for codes, scales in rounded]
-        return operands
+            codes, scales = quantize_heads(x, kv_heads)
+            return (codes * scales[..., None]).flatten(1)
+        return x
 
     def _run(self, function: Function, inputs: list[Tensor], weights: dict[str, Operand]) -> Tensor:
         values: dict[str, Operand] = {**weights, **dict(zip((n.name for n in function.inputs()), inputs, strict=True))}
         for node in function.nodes():
-            if node.op in ("input", "parameter"):
+            if not node.is_computed:
                 continue
-            operands = [values[name] for name in node.inputs]
-            if node.op == "attention":
-                operands[1:] = self._cached(operands[1:], node.attributes)
-            values[node.name] = self._operator(node.op)(operands, node.attributes)
+            cached = {node.argument(name) for name in ops.find(node.op).cached}
+            operands = [
+                self._cached(values[name], node.attributes["kv_heads"]) if name in cached else values[name]
+                for name in node.inputs
+            ]
+            values[node.name] = self._compute(node, operands)
         result: Tensor = values[function.outputs[0]]
         return result

@@ -89,3 +89,18 @@ def tree_sum(lanes: Tensor) -> Tensor:
 
 def _constant(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
+
+
+class Float32:
+    """`smc.ir.activations.Arithmetic` on float32 tensors."""
+
+    def constant(self, value: float) -> Tensor:
+        """A number, rounded to float32."""
+        return _constant(value)
+
+    def exp(self, x: Tensor) -> Tensor:
+        """e**x, as above."""
+        return exp(x)
+
+
+FLOAT32 = Float32()

@@ -170,7 +170,7 @@ FAULTS: dict[str, tuple[str, list[TensorType], dict[str, Any], str]] = {
     "unknown op": ("conv", [X], {}, "conv"),
     "missing attribute": ("rms_norm", [X, VECTOR], {}, "rms_norm needs the attribute eps"),
     "too few inputs": ("rms_norm", [X], {"eps": 1e-5}, "rms_norm takes 2 inputs, not 1"),
-    "wrong rank": ("rms_norm", [X, X], {"eps": 1e-5}, "input 1 of rms_norm must have 1 dims"),
+    "wrong rank": ("rms_norm", [X, X], {"eps": 1e-5}, "weight of rms_norm must have 1 dims"),
     "width": ("rms_norm", [X, TensorType((9,))], {"eps": 1e-5}, "width and weight differ, 8 and 9"),
     "columns": ("linear", [X, TensorType((3, 7))], {"bias": False, "residual": False}, "differ, 8 and 7"),
     "bias": ("linear", [X, TensorType((3, 8)), VECTOR], {"bias": True, "residual": False}, "bias differ, 3 and 8"),

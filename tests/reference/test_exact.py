@@ -22,7 +22,8 @@ from smc.frontend import load_checkpoint
 from smc.ir import EncodedTensor, Encoding, Parameter
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import ExactReference, Reference, kl_divergence
-from smc.reference.exact import EXACT_OPERATORS, multiply
+from smc.reference.exact import compute_exactly
+from smc.reference.exact.linear import multiply
 from smc.reference.float32 import exp, exp2, fma, sum_products, tree_sum
 from tests.codegen.cpu.kernels import random_tensor
 from tests.codegen.encodings import ENCODINGS
@@ -198,7 +199,7 @@ def test_linear_goes_by_the_book(encoding: Encoding, columns: int, seed: int, ex
 def test_linear_in_blocks_of_rows_is_the_same(monkeypatch: pytest.MonkeyPatch):
     tensor, x = random_tensor(ENCODINGS[5], 50, 70, 1), torch.randn(4, 70, generator=torch.Generator().manual_seed(1))
     whole = multiply(x, tensor)
-    monkeypatch.setattr("smc.reference.exact.BLOCK", 7 * len(x))
+    monkeypatch.setattr("smc.reference.exact.linear.BLOCK", 7 * len(x))
     assert torch.equal(multiply(x, tensor), whole)
 
 
@@ -214,14 +215,14 @@ def test_rms_norm_sums_in_32_lanes():
         sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
     factor = np.float32(1) / np.sqrt(sums / np.float32(77) + np.float32(1e-5))
     stored = EncodedTensor(Encoding("f32"), (77,), values=weight)
-    result = EXACT_OPERATORS["rms_norm"]([x, stored], {"eps": 1e-5})
+    result = compute_exactly("rms_norm", [x, stored], {"eps": 1e-5})
     np.testing.assert_array_equal(result.numpy(), x.numpy() * factor * weight.numpy())
 
 
 def test_embedding_decodes_rows():
     for encoding in ENCODINGS:
         table = random_tensor(encoding, 9, 45, 2)
-        result = EXACT_OPERATORS["embedding"]([torch.tensor([8, 0, 8]), table], {})
+        result = compute_exactly("embedding", [torch.tensor([8, 0, 8]), table], {})
         torch.testing.assert_close(result, table.decode()[[8, 0, 8]], rtol=1e-6, atol=1e-7)
 
 
@@ -231,7 +232,7 @@ def test_attention_over_several_pages(window: int | None):
     q = torch.randn(150, 4 * 12, generator=generator)
     k, v = (torch.randn(150, 2 * 12, generator=generator) for _ in range(2))
     attributes = {"heads": 4, "kv_heads": 2, "head_dim": 12, "scale": 0.3, "window": window}
-    result = EXACT_OPERATORS["attention"]([q, k, v], attributes)
+    result = compute_exactly("attention", [q, k, v], attributes)
     distance = torch.arange(150)[:, None] - torch.arange(150)
     visible = (distance >= 0) & (distance < (window or math.inf))
     heads = [t.double().view(150, -1, 12).transpose(0, 1) for t in (q, k, v)]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from smc.frontend import load_checkpoint
-from smc.ir import EncodedTensor, Encoding, rotate
+from smc.ir import EncodedTensor, Encoding, ops, rotate
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import Reference
-from smc.reference.operators import OPERATORS, Weight
+from smc.reference.weight import Weight
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -31,6 +31,11 @@ FAMILIES = {
     "Mistral with a window": ("Mistral", {"sliding_window": 7, "head_dim": 16}),
     "Mistral without": ("Mistral", {"sliding_window": None}),
 }
+
+
+def compute(op, inputs, attributes):
+    found = ops.find(op)
+    return found.call(found.compute, inputs, attributes)
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def test_attention_matches_the_definition():
     q = torch.randn(tokens, heads * head_dim, generator=generator)
     k, v = (torch.randn(tokens, kv_heads * head_dim, generator=generator) for _ in range(2))
     attributes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": 0.3, "window": window}
-    result = OPERATORS["attention"]([q, k, v], attributes)
+    result = compute("attention", [q, k, v], attributes)
     for token in range(tokens):
         for head in range(heads):
             kv = head // (heads // kv_heads) * head_dim
@@ -109,7 +114,7 @@ def test_quantized_linear_is_exact_integer_dots_per_group(columns, symmetric):
                 zero = int(tensor.zeros[row, group]) if tensor.zeros is not None else 8
                 weights = tensor.codes[row, group, : len(part)].numpy().astype(np.int64) - zero
                 expected[token, row] += float(codes @ weights) * float(scale) * float(tensor.scales[row, group])
-    result = OPERATORS["linear"]([x, Weight.decode(tensor)], {"bias": False, "residual": False})
+    result = compute("linear", [x, Weight.decode(tensor)], {"bias": False, "residual": False})
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -121,8 +126,8 @@ def test_activation_groups_follow_the_stored_order_of_columns():
     encoding = Encoding(bits=8, permuted=True)
     permuted = EncodedTensor(encoding, (5, 64), codes=plain.codes, scales=plain.scales, order=order)
     attributes = {"bias": False, "residual": False}
-    expected = OPERATORS["linear"]([x[:, order.long()], Weight.decode(plain)], attributes)
-    torch.testing.assert_close(OPERATORS["linear"]([x, Weight.decode(permuted)], attributes), expected)
+    expected = compute("linear", [x[:, order.long()], Weight.decode(plain)], attributes)
+    torch.testing.assert_close(compute("linear", [x, Weight.decode(permuted)], attributes), expected)
 
 
 def test_grouped_linear_multiplies_with_the_chosen_matrices():
@@ -130,20 +135,20 @@ def test_grouped_linear_multiplies_with_the_chosen_matrices():
     x, weights = torch.randn(4, 6, generator=generator), torch.randn(3, 5, 6, generator=generator)
     index = torch.tensor([[0, 2], [1, 0], [2, 1], [1, 2]], dtype=torch.int32)
     weight = Weight(weights, Encoding("f32"))
-    result = OPERATORS["grouped_linear"]([x, weight, index], {})
+    result = compute("grouped_linear", [x, weight, index], {})
     expected = torch.stack([torch.stack([weights[e] @ x[t] for e in index[t]]) for t in range(4)])
     torch.testing.assert_close(result, expected)
 
 
 def test_top_k_keeps_the_lower_index_of_equals():
-    values, indices = OPERATORS["top_k"]([torch.tensor([[1.0, 3.0, 3.0, 2.0]])], {"k": 3})
+    values, indices = compute("top_k", [torch.tensor([[1.0, 3.0, 3.0, 2.0]])], {"k": 3})
     assert values.tolist() == [[3.0, 3.0, 2.0]]
     assert indices.tolist() == [[1, 2, 3]]
 
 
 def test_softmax():
     torch.testing.assert_close(
-        OPERATORS["softmax"]([torch.tensor([[0.0, float(np.log(3.0))]])], {}), torch.tensor([[0.25, 0.75]])
+        compute("softmax", [torch.tensor([[0.0, float(np.log(3.0))]])], {}), torch.tensor([[0.25, 0.75]])
     )
 
 
@@ -153,7 +158,7 @@ def test_activations_are_rounded_in_the_rotated_basis():
     plain = QuantizeRTN(bits=8).encode(rotate(weights, 16))
     rotated = EncodedTensor(Encoding(bits=8, rotation=16), (5, 64), codes=plain.codes, scales=plain.scales)
     attributes = {"bias": False, "residual": False}
-    expected = OPERATORS["linear"]([rotate(x, 16), Weight.decode(plain)], attributes)
-    result = OPERATORS["linear"]([x, Weight.decode(rotated)], attributes)
+    expected = compute("linear", [rotate(x, 16), Weight.decode(plain)], attributes)
+    result = compute("linear", [x, Weight.decode(rotated)], attributes)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result, x @ weights.T, atol=0.2, rtol=0)

@@ -17,7 +17,7 @@ from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.kernels.abi import SPLIT_TOKENS, AttentionShape
 from smc.codegen.kernels.layout import padded
 from smc.ir import inverse_frequencies
-from smc.reference.exact import EXACT_OPERATORS
+from smc.reference.exact import compute_exactly
 from smc.targets import Level
 from tests.codegen.cpu.kernels import guarded
 
@@ -113,7 +113,7 @@ def rotated(x: np.ndarray, shape: AttentionShape, positions: Sequence[int]) -> n
     if not shape.rotary:
         return x
     attributes = {"head_dim": shape.head_dim, "theta": THETA, "scaling": None}
-    result = EXACT_OPERATORS["rope"]([torch.from_numpy(x), torch.tensor(positions)], attributes).numpy()
+    result = compute_exactly("rope", [torch.from_numpy(x), torch.tensor(positions)], attributes).numpy()
     rope = torch.from_numpy(cosines_and_sines(shape, positions))
     cosines, sines = (torch.cat([rope[:, i], rope[:, i]], -1)[None] for i in (0, 1))
     heads = torch.from_numpy(x).view(len(x), -1, shape.head_dim).transpose(0, 1)[None]
@@ -275,7 +275,7 @@ def exact_attention(shape: AttentionShape, length: int, window: int) -> np.ndarr
     stored = [torch.from_numpy(x).float().flatten(1) for x in arrays]
     attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "scale": 0.2}
     inputs = [torch.from_numpy(q).flatten(1), *stored]
-    result = EXACT_OPERATORS["attention"](inputs, {**attributes, "window": window or None})
+    result = compute_exactly("attention", inputs, {**attributes, "window": window or None})
     return result.numpy()
 
 

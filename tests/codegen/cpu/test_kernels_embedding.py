@@ -11,7 +11,7 @@ import torch
 from smc.codegen.cpu.kernels.embedding import embedding_kernel
 from smc.codegen.kernels.layout import padded
 from smc.ir import Encoding
-from smc.reference.exact import EXACT_OPERATORS
+from smc.reference.exact import compute_exactly
 from smc.targets import Level
 from tests.codegen.cpu.kernels import Matrix, guarded, random_tensor
 from tests.codegen.encodings import ENCODINGS
@@ -32,7 +32,7 @@ def test_rows_are_decoded(build: Any, level: Level, encoding: Encoding) -> None:
                 tokens, matrix.codes, matrix.scales, matrix.zeros, out,
                 matrix.layout.padded_rows, columns, stride, begin, end,
             )  # fmt: skip
-        exact = EXACT_OPERATORS["embedding"]([torch.from_numpy(tokens), matrix.tensor], {})
+        exact = compute_exactly("embedding", [torch.from_numpy(tokens), matrix.tensor], {})
         np.testing.assert_array_equal(out[:, :columns], exact.numpy())
         expected = matrix.tensor.decode().numpy()[tokens]
         if encoding.offset and encoding.scale_dtype == "f32":

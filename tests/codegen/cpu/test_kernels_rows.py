@@ -17,7 +17,7 @@ from smc.codegen.kernels.abi import F32_FORM, Form
 from smc.codegen.kernels.layout import padded
 from smc.ir import F32, EncodedTensor
 from smc.reference import float32
-from smc.reference.exact import EXACT_OPERATORS
+from smc.reference.exact import compute_exactly
 from smc.targets import Level
 from tests.codegen.cpu.kernels import guarded, interleaved
 
@@ -136,7 +136,7 @@ def test_rms_norm(kernels: Any, rows: Rows, width: int) -> None:
     np.testing.assert_allclose(out[:, :width], exact, rtol=1e-6, atol=0)
     assert not out[:, width:].any()
     stored = EncodedTensor(F32, (width,), values=torch.tensor(weight[0]))
-    expected = EXACT_OPERATORS["rms_norm"]([torch.tensor(values), stored], {"eps": eps})
+    expected = compute_exactly("rms_norm", [torch.tensor(values), stored], {"eps": eps})
     np.testing.assert_array_equal(out[:, :width], expected.numpy())
     norm = LlamaRMSNorm(width, eps)
     norm.weight.data = torch.tensor(weight[0])
@@ -241,7 +241,7 @@ def test_silu(kernels: Any, level: Level, rows: Rows) -> None:
     kernels["silu"](a, out, 16, a.shape[1], 0, blocks)
     # Where exp is clamped, sigmoid is 1e-38 instead of less.
     assert (np.abs(out - exact) <= (2.2e-7 + 1.4e-8 * np.abs(a)) * np.abs(exact) + 1e-38 * np.abs(a)).all()
-    np.testing.assert_array_equal(out, EXACT_OPERATORS["silu"]([torch.from_numpy(a)], {}).numpy())
+    np.testing.assert_array_equal(out, compute_exactly("silu", [torch.from_numpy(a)], {}).numpy())
     [gated] = outputs(a, F32_FORM)
     kernels["gated_silu"](a, b, gated, 16, a.shape[1], 0, blocks)
     np.testing.assert_array_equal(gated, out * b)

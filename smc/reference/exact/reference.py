@@ -1,0 +1,45 @@
+"""`ExactReference`: a module executed with the rounding of docs/numerics.md, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smc.ir import Node
+from smc.reference.activations import quantize_heads
+from smc.reference.exact.attention import HeadCodes
+from smc.reference.exact.registry import compute_exactly
+from smc.reference.execution import Operand, Reference
+
+
+class ExactReference(Reference):
+    """Executes a module as its artifact does, in the same float32 operations: for tests and golden results.
+
+    Equal bits are the aim for every encoding; `Reference` is much faster. Sequences start at cache index 0.
+    """
+
+    def values(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Every value of `main` by name, as `Reference.values`."""
+        threads = torch.get_num_threads()
+        # Millions of small operations: sharing each out among threads would cost more than it computes.
+        torch.set_num_threads(1)
+        try:
+            return super().values(tokens)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _load(self, name: str) -> Operand:
+        return self.module.parameters[name].load()
+
+    def _cached(self, x: Tensor, kv_heads: int) -> Operand:
+        """As `Reference._cached`, but of an int8 cache the codes."""
+        if self.kv_dtype != "i8":
+            return super()._cached(x, kv_heads)
+        codes, scales = quantize_heads(x, kv_heads)
+        return HeadCodes(codes.flatten(1), scales)
+
+    def _compute(self, node: Node, operands: Sequence[Operand]) -> Any:
+        return compute_exactly(node.op, operands, node.attributes)

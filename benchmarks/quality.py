@@ -86,7 +86,7 @@ def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], thr
     assert own.same_top is not None
     return Quality(
         artifact.stem,
-        read_manifest(artifact)["bits_per_weight"],
+        read_manifest(artifact).bits_per_weight,
         own.perplexity,
         evaluate(reference.logits, windows, scored="second-half").perplexity,
         own.kl_divergence,

@@ -114,6 +114,3 @@ def test_what_an_executable_cannot_have_is_named():
         standalone_parts(replace(FACTS, tokenizer=words.to_str()), find_target("native"))
     with pytest.raises(InputError, match="no standalone executables for arm64-macos"):
         standalone_parts(FACTS, TARGETS["arm64-macos"])
-    cold = replace(FACTS, tokenizer=words.to_str(), generation={"temperature": -1})
-    with pytest.raises(InputError, match="temperature is -1"):
-        standalone_parts(cold, find_target("native"))

@@ -54,7 +54,7 @@ def chat(
 
             facts = f"{model.threads} threads, context {model.context_length}"
             facts = f"{model.threads} threads, context {model.context_length}"
-            click.echo(f"{model.artifact.name}, {facts}. {HELP}", err=True)
+            click.echo(f"{model.artifact.manifest.name}, {facts}. {HELP}", err=True)
         messages = list(first)
         with model.new_sequence() as sequence:
             while (line := _read_line(terminal)) not in (None, "/exit"):

@@ -16,6 +16,7 @@ from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.ir import Module
+    from smc.runtime.manifest import Manifest
 
 
 @click.command()
@@ -64,32 +65,32 @@ def _inspect_artifact(path: Path, as_json: bool) -> None:
 
     manifest = read_manifest(path)
     if as_json:
-        click.echo(json.dumps(manifest, indent=2))
+        click.echo(json.dumps(manifest.to_json(), indent=2))
         return
     _print_facts(_artifact_summary(path, manifest))
     click.echo()
-    counts = Counter(manifest.get("encodings", {}).values())
+    counts = Counter(manifest.encodings.values())
     _print_table(["encoding", "tensors"], [[encoding, str(count)] for encoding, count in sorted(counts.items())])
 
 
-def _artifact_summary(path: Path, manifest: dict[str, Any]) -> dict[str, str]:
-    """The lines for an artifact: label and text; what only newer compilers say is left out where it is missing."""
-    lines = {"artifact": f"{manifest['name']} ({manifest.get('architecture', 'unknown')})"}
-    if "provenance" in manifest:
-        lines["made from"] = "; ".join(map(str, manifest["provenance"]))
-    levels = ", ".join(level["name"] for level in manifest.get("levels", []))
-    lines["target"] = f"{manifest['target']}: {levels}" if levels else manifest["target"]
-    lines["vocabulary"] = f"{manifest['vocab_size']:,} tokens"
-    lines["context"] = f"{manifest['context_length']:,} tokens"
-    if "parameters" in manifest:
-        lines["parameters"] = f"{manifest['parameters']:,}"
+def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
+    """The lines for an artifact: label and text; what the manifest does not say is left out."""
+    lines = {"artifact": f"{manifest.name} ({manifest.architecture or 'unknown'})"}
+    if manifest.provenance:
+        lines["made from"] = "; ".join(manifest.provenance)
+    levels = ", ".join(level.name for level in manifest.levels)
+    lines["target"] = f"{manifest.target}: {levels}" if levels else manifest.target
+    lines["vocabulary"] = f"{manifest.vocab_size:,} tokens"
+    lines["context"] = f"{manifest.context_length:,} tokens"
+    if manifest.parameters is not None:
+        lines["parameters"] = f"{manifest.parameters:,}"
     lines["file"] = f"{path.stat().st_size / 1e6:,.1f} MB"
-    if "bits_per_weight" in manifest:
-        lines["file"] += f", {manifest['bits_per_weight']:.2f} bits a weight"
-    if "executable" in manifest:
+    if manifest.bits_per_weight is not None:
+        lines["file"] += f", {manifest.bits_per_weight:.2f} bits a weight"
+    if manifest.executable is not None:
         lines["file"] += ", an executable"
-    if "versions" in manifest:
-        lines["compiled by"] = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
+    if manifest.versions:
+        lines["compiled by"] = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
     return lines
 
 
@@ -120,7 +121,7 @@ def describe_module(module: Module) -> dict[str, Any]:
         "kv_bytes_per_token": kv_values * FLOAT_BYTES["f16"],
         "tokenizer": _tokenizer(facts.tokenizer),
         "chat_template": facts.chat_template is not None,
-        "generation": facts.generation,
+        "generation": facts.generation.to_json(),
         "provenance": list(facts.provenance),
         "slots": slots,
     }
@@ -193,7 +194,7 @@ def _print_table(columns: list[str] | None, rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 200  # a pipe has no width: nothing is wrapped or cut there
-    Console(width=width, highlight=False).print(table)
+    Console(width=width, highlight=False, markup=False).print(table)
 
 
 def _summary(description: dict[str, Any]) -> dict[str, str]:

@@ -135,13 +135,12 @@ def artifact_matrices(path: Path) -> list[Matrix]:
     from smc.runtime.artifact import read_manifest
 
     manifest, matrices = read_manifest(path), list[Any]()
-    shapes = manifest.get("shapes", {})
-    for name, text in manifest.get("encodings", {}).items():
-        shape = shapes.get(name)
-        if isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in shape):
-            encoding = parse_encoding(str(text))
+    for name, text in manifest.encodings.items():
+        shape = manifest.shapes.get(name, ())
+        if len(shape) == 2:
+            encoding = parse_encoding(text)
             check_packable(encoding)
-            matrices.append((encoding, *matrix_shape(tuple(shape))))
+            matrices.append((encoding, *matrix_shape(shape)))
     if not matrices:
         raise InputError(f"the manifest of {path} does not say which matrices it has: tune the model instead")
     return matrices

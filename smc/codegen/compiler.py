@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from smc.codegen.artifact import ArtifactWriter
 from smc.codegen.cpu.link import link_program, link_standalone
@@ -27,9 +25,8 @@ from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module, verify
+from smc.runtime.manifest import FileFacts, LevelFacts, Manifest, TuningFacts
 from smc.targets import Target, find_target
-
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -156,13 +153,7 @@ def _write_artifact(
             both = 0.5 if parts else 1.0
             program = linker.library(weights_hash, lambda fraction: report(both * fraction))
             executable = linker.executable(weights_hash, parts, lambda f: report(both + both * f)) if parts else None
-        manifest = _manifest(module, target, table) | {
-            "weights": {"sha256": weights_hash, "bytes": table.total_bytes},
-            "program": _facts_of(program),
-            "tuning": _tuning_facts(kernels),
-        }
-        if executable is not None:
-            manifest["executable"] = _facts_of(executable)
+        manifest = _manifest(linker, kernels, weights_hash, program, executable)
         _add_members(writer, module.facts, manifest, program, parts)
     finally:
         writer.close()
@@ -222,42 +213,46 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise
 
 
-def _manifest(module: Module, target: Target, table: WeightTable) -> dict[str, Any]:
-    """What is known before anything is linked."""
+def _manifest(
+    linker: _Linker, kernels: _Kernels, weights_hash: str, program: bytes, executable: bytes | None
+) -> Manifest:
+    module, target, table = linker.plan.module, linker.target, linker.table
     facts = module.facts
-    return {
-        "format": "smc",
-        "format_version": FORMAT_VERSION,
-        "layout_version": LAYOUT_VERSION,
-        "name": facts.name,
-        "architecture": facts.architecture,
-        "target": target.name,
-        "machine": target.machine,
-        "system": target.system,
-        "levels": [{"name": level.name, "features": list(level.features)} for level in target.levels],
-        "context_length": facts.context_length,
-        "vocab_size": facts.vocab_size,
-        "parameters": module.weight_count(),
-        "bits_per_weight": _bits_per_weight(module, table),
-        "special_tokens": facts.special_tokens,
-        "generation": facts.generation,
-        "provenance": list(facts.provenance),
-        "encodings": {p.name: str(p.encoding) for p in module.parameters.values()},
-        "shapes": {p.name: list(p.shape) for p in module.parameters.values()},
-        "versions": {"smc": VERSION, **TVM_PINS},
-    }
+    return Manifest(
+        name=facts.name,
+        target=target.name,
+        machine=target.machine,
+        system=target.system,
+        context_length=facts.context_length,
+        vocab_size=facts.vocab_size,
+        weights=FileFacts(weights_hash, table.total_bytes),
+        program=_facts_of(program),
+        executable=_facts_of(executable) if executable is not None else None,
+        architecture=facts.architecture,
+        layout_version=LAYOUT_VERSION,
+        levels=tuple(LevelFacts(level.name, tuple(level.features)) for level in target.levels),
+        parameters=module.weight_count(),
+        bits_per_weight=_bits_per_weight(module, table),
+        special_tokens=facts.special_tokens,
+        generation=facts.generation,
+        provenance=facts.provenance,
+        encodings={p.name: str(p.encoding) for p in module.parameters.values()},
+        shapes={p.name: p.shape for p in module.parameters.values()},
+        tuning=_tuning_facts(kernels),
+        versions={"smc": VERSION, **TVM_PINS},
+    )
 
 
 def _bits_per_weight(module: Module, table: WeightTable) -> float:
     return 8 * table.total_bytes / module.weight_count()
 
 
-def _facts_of(code: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(code).hexdigest(), "bytes": len(code)}
+def _facts_of(code: bytes) -> FileFacts:
+    return FileFacts(hashlib.sha256(code).hexdigest(), len(code))
 
 
 def _add_members(
-    writer: ArtifactWriter, facts: ModelFacts, manifest: dict[str, Any], program: bytes, parts: StandaloneParts | None
+    writer: ArtifactWriter, facts: ModelFacts, manifest: Manifest, program: bytes, parts: StandaloneParts | None
 ) -> None:
     """All but the weights."""
     writer.add("program.so", program)
@@ -267,14 +262,14 @@ def _add_members(
         writer.add("chat_template.jinja", facts.chat_template.encode())
     for name, data in parts.members.items() if parts else ():
         writer.add(name, data)
-    writer.add("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    writer.add("manifest.json", manifest.text().encode())
 
 
-def _tuning_facts(kernels: _Kernels) -> dict[str, Any]:
+def _tuning_facts(kernels: _Kernels) -> TuningFacts:
     """Which candidates records chose, by the kernel's symbol, and the hash of these records."""
     pairs = zip(kernels.choices, kernels.built, strict=True)
     names = {o.symbol: choice.name for choice, o in pairs if choice.records}
-    return {"records": records_hash(kernels.choices), "candidates": names}
+    return TuningFacts(names, records_hash(kernels.choices))
 
 
 class _Stages:

@@ -13,7 +13,7 @@ from smc.distribution import VERSION
 from smc.errors import InputError
 from smc.ir import ModelFacts, Module
 from smc.runtime.chat import ChatTemplate
-from smc.runtime.sampling import SamplingOptions, sampling_defaults
+from smc.runtime.sampling import SamplingOptions
 from smc.targets import Target
 
 TOKENIZER_TABLES = "tokenizer.tables"
@@ -38,7 +38,6 @@ def standalone_parts(facts: ModelFacts, target: Target) -> StandaloneParts:
         raise InputError(f"there are no standalone executables for {target.name}: compile without --standalone")
     if facts.tokenizer is None:
         raise InputError(f"{facts.name} has no tokenizer, which a standalone executable needs")
-    SamplingOptions(**sampling_defaults(facts.generation))  # what is out of range is told now, not on the device
     members = {TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}
     if facts.chat_template is None:
         return StandaloneParts(members, None)
@@ -52,9 +51,8 @@ def standalone_parts(facts: ModelFacts, target: Target) -> StandaloneParts:
 def standalone_facts(module: Module, target: Target, parts: StandaloneParts, weight_bytes: int) -> str:
     """The C source of `smc_facts` (standalone.h)."""
     facts = module.facts
-    sampling = SamplingOptions(**sampling_defaults(facts.generation))
-    eos = facts.generation.get("eos_token_id") or []
-    tokens = [eos] if isinstance(eos, int) else list(eos)
+    sampling = SamplingOptions(**facts.generation.sampling())
+    tokens = facts.generation.eos_token_ids
     values = ", ".join(f".{name} = {value}" for name, value in asdict(sampling).items() if name != "seed")
     constants = {
         "smc_version": c_string(VERSION),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smc.errors import InputError
+from smc.generation import GenerationDefaults
 from smc.ir import EncodedTensor, Encoding, Parameter, encode_float
 from smc.ir.encoding import F32
 
@@ -65,4 +66,4 @@ class Checkpoint:
     tokenizer: str | None = None
     chat_template: str | None = None
     special_tokens: dict[str, str] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)

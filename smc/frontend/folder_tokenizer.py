@@ -16,7 +16,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from smc.errors import InputError
-from smc.frontend.config import Config, read_json
+from smc.fields import read_json
+from smc.frontend.config import Config
 from smc.frontend.gguf_tokenizer import cl100k
 from smc.frontend.sentencepiece import SPACE, frame, read_model
 from smc.frontend.token_sources import TokenSources, add_tokens, read_sources

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smc.errors import InputError
+from smc.fields import Range
 from smc.frontend.checkpoint import Checkpoint, StoredTensor
-from smc.frontend.config import Config
+from smc.frontend.config import CONTEXT, FACTOR, THETA, Config
 from smc.frontend.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from smc.frontend.gguf_tokenizer import build_tokenizer, special_tokens
+from smc.generation import GenerationDefaults
 from smc.ir import BF16, F16, F32, RopeScaling, inverse_frequencies
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+PARTS = Range(0, 1 << 16, "a number of parts")
+"""0 in files that llama-gguf-split has merged."""
+
 ROPE_FACTORS = "rope_freqs.weight"
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -50,7 +55,7 @@ def open_gguf(path: Path) -> Checkpoint:
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
         raise InputError(f"{path}: GGUF files of the architecture {architecture} are not supported (llama is)")
-    parts = metadata.integer("split.count", 1)
+    parts = metadata.integer("split.count", 1, PARTS)
     if parts > 1:
         raise InputError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge")
     if metadata.values.get("llama.expert_count"):
@@ -95,7 +100,7 @@ def _config(file: GGUFFile, metadata: Config) -> Config:
         "head_dim": head_dim,
         "intermediate_size": metadata.integers("llama.feed_forward_length", layers),
         "vocab_size": _vocab_size(file, metadata),
-        "max_position_embeddings": metadata.integer("llama.context_length"),
+        "max_position_embeddings": metadata.integer("llama.context_length", within=CONTEXT),
         "rms_norm_eps": metadata.number("llama.attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(file, metadata, head_dim),
         "sliding_window": window,
@@ -114,11 +119,12 @@ def _vocab_size(file: GGUFFile, metadata: Config) -> int:
 
 def _rope(file: GGUFFile, metadata: Config, head_dim: int) -> dict[str, Any]:
     """The rotary embedding as `rope_parameters`."""
-    theta = metadata.number("llama.rope.freq_base", 10000.0)
+    theta = metadata.number("llama.rope.freq_base", 10000.0, THETA)
     kind = metadata.text("llama.rope.scaling.type", "none")
     if ROPE_FACTORS in file.tensors:
         return {"rope_theta": theta, **_llama3_scaling(file, head_dim, theta)}
-    factor = metadata.number("llama.rope.scaling.factor", metadata.number("llama.rope.scale_linear", 1.0))
+    linear = metadata.number("llama.rope.scale_linear", 1.0, FACTOR)
+    factor = metadata.number("llama.rope.scaling.factor", linear, FACTOR)
     if kind == "none" and "llama.rope.scale_linear" not in metadata.values:
         return {"rope_theta": theta, "rope_type": "default"}
     return {"rope_theta": theta, "rope_type": "linear" if kind == "none" else kind, "factor": factor}
@@ -185,13 +191,13 @@ def half_split(values: Tensor, heads: int) -> Tensor:
     return paired.transpose(1, 2).reshape(values.shape)
 
 
-def _generation(metadata: Config) -> dict[str, Any]:
+def _generation(metadata: Config) -> GenerationDefaults:
     """Token ids, and every id that ends a text (end of text, of turn, of message)."""
-    found: dict[str, Any] = {}
-    for key, name in (("bos_token_id", "bos"), ("pad_token_id", "padding")):
-        value = metadata.values.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(value, int):
-            found[key] = value
-    ends = [metadata.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    found["eos_token_id"] = list(dict.fromkeys(i for i in ends if isinstance(i, int)))
-    return found if found["eos_token_id"] else {k: v for k, v in found.items() if k != "eos_token_id"}
+    ids = {
+        name: metadata.token_ids(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", "eos", "eot", "eom")
+    }
+    return GenerationDefaults(
+        eos_token_ids=tuple(dict.fromkeys(ids["eos"] + ids["eot"] + ids["eom"])),
+        bos_token_id=ids["bos"][0] if ids["bos"] else None,
+        pad_token_id=ids["padding"][0] if ids["padding"] else None,
+    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smc.errors import InputError
+from smc.fields import read_json
 from smc.frontend.checkpoint import Checkpoint
-from smc.frontend.config import Config, read_json
+from smc.frontend.config import Config
 from smc.frontend.folder_tokenizer import folder_tokenizer
 from smc.frontend.safetensors_files import folder_tensors
-
-SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+from smc.generation import GenerationDefaults
 
 
 def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
@@ -78,28 +79,15 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None
     return stored if isinstance(stored, str) else None
 
 
-def _generation(folder: Path, config: Config, eos: int | None) -> dict[str, Any]:
-    """Sampling defaults and token ids; eos_token_id lists every id that ends a text, wherever it is declared.
+def _generation(folder: Path, config: Config, eos: int | None) -> GenerationDefaults:
+    """Sampling defaults and token ids; every id that ends a text, wherever it is declared, counts.
 
     eos: the id of the tokenizer's eos_token.
     """
-    stored = Config(_read_optional(folder / "generation_config.json"), str(folder / "generation_config.json"))
-    found = {key: stored.values[key] for key in SAMPLING if isinstance(stored.values.get(key), (bool, int, float))}
-    for key in ("bos_token_id", "pad_token_id"):
-        ids = token_ids(stored, key) or token_ids(config, key)
-        if ids:
-            found[key] = ids[0]
-    ends = token_ids(stored, "eos_token_id") + token_ids(config, "eos_token_id")
-    ends += [] if eos is None else [eos]
-    if ends:
-        found["eos_token_id"] = list(dict.fromkeys(ends))
-    return found
-
-
-def token_ids(config: Config, name: str) -> list[int]:
-    """Token ids of a config: one, several or none."""
-    value = config.values.get(name)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise config.fault(name, "a token id or a list of them")
-    return [i for i in ids if i >= 0]
+    origin = folder / "generation_config.json"
+    stored = Config(_read_optional(origin), str(origin))
+    defaults, older = GenerationDefaults.read(stored), config.token_ids
+    ends = (*defaults.eos_token_ids, *older("eos_token_id"), *([] if eos is None else [eos]))
+    own = {name: older(name)[0] for name in ("bos_token_id", "pad_token_id") if older(name)}
+    given = {name: value for name in own if (value := getattr(defaults, name)) is not None}
+    return replace(defaults, eos_token_ids=tuple(dict.fromkeys(ends)), **{**own, **given})

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from smc.errors import InputError
+from smc.fields import read_json
 from smc.frontend.checkpoint import StoredTensor
-from smc.frontend.config import read_json
 from smc.frontend.weights_file import WeightsFile
 from smc.ir import BF16, F16, F32
 

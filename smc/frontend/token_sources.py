@@ -15,7 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from smc.errors import InputError
-from smc.frontend.config import Config, read_json
+from smc.fields import read_json
+from smc.frontend.config import Config
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from smc.generation import GenerationDefaults
 from smc.ir.encoding import EncodedTensor, Encoding
 from smc.ir.function import Function, Node
 
@@ -38,7 +39,7 @@ class ModelFacts:
     architecture: the checkpoint's name for it ("LlamaForCausalLM"). context_length: tokens, as trained.
     tokenizer: the text of a `tokenizers` JSON file, or None. chat_template: jinja source, or None.
     special_tokens: names ("bos_token", …) to token text, as the chat template wants them.
-    generation: defaults that the checkpoint brings: eos_token_id (list of int), temperature, top_p, top_k, …
+    generation: which tokens end a text, and how tokens are chosen by default.
     provenance: one line for the source and one for every pass that ran.
     """
 
@@ -49,7 +50,7 @@ class ModelFacts:
     tokenizer: str | None = None
     chat_template: str | None = None
     special_tokens: dict[str, str] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     provenance: tuple[str, ...] = ()
 
 

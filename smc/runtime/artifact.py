@@ -6,21 +6,16 @@ Only the manifest, the program and the tokenizer are read here; the weights are 
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import struct
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from smc.errors import InputError
+from smc.runtime.manifest import MANIFEST, Manifest
 
-FORMAT = "smc"
-FORMAT_VERSION = 1
-
-MANIFEST = "manifest.json"
 WEIGHTS = "weights"
 PROGRAM = "program.so"
 TOKENIZER = "tokenizer.json"
@@ -29,17 +24,6 @@ CHAT_TEMPLATE = "chat_template.jinja"
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_MEMBER_BYTES = 1 << 30  # of what is read into memory: program, tokenizer, chat template
 _MAX_MEMBERS = 1000
-
-# Manifest entries that the runtime relies on, with their JSON types.
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "name": str, "target": str, "machine": str, "system": str, "context_length": int, "vocab_size": int,
-    "weights": dict, "program": dict,
-}  # fmt: skip
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {
-    "levels": list, "recipe": list, "bits_per_weight": (int, float), "parameters": int, "special_tokens": dict,
-    "generation": dict, "provenance": list, "versions": dict, "encodings": dict, "executable": dict,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -50,28 +34,13 @@ class Artifact:
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     program: bytes
     tokenizer: str | None
     chat_template: str | None
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return str(self.manifest["name"])
 
-    @property
-    def special_tokens(self) -> dict[str, str]:
-        """Names ("bos_token", …) to token text, for the chat template."""
-        return dict(self.manifest.get("special_tokens", {}))
-
-    @property
-    def generation_defaults(self) -> dict[str, Any]:
-        """What the checkpoint's generation_config said: eos_token_id (list of int), temperature, …"""
-        return dict(self.manifest.get("generation", {}))
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> Manifest:
     """The manifest of an artifact for any machine, checked. Raises InputError where it is no sound artifact."""
     with _open(Path(path)) as archive:
         return _manifest(Path(path), archive)
@@ -84,7 +53,7 @@ def read_artifact(path: str | Path) -> Artifact:
         manifest = _manifest(path, archive)
         check_machine(path, manifest)
         program = _read(path, archive, PROGRAM, _MAX_MEMBER_BYTES)
-        if hashlib.sha256(program).hexdigest() != manifest["program"].get("sha256"):
+        if hashlib.sha256(program).hexdigest() != manifest.program.sha256:
             raise InputError(
                 f"{path} is damaged: {PROGRAM} is not the program that its manifest names; compile it again"
             )
@@ -95,13 +64,13 @@ def read_artifact(path: str | Path) -> Artifact:
     return Artifact(path, manifest, program, texts[TOKENIZER], texts[CHAT_TEMPLATE])
 
 
-def check_machine(path: Path, manifest: dict[str, Any]) -> None:
+def check_machine(path: Path, manifest: Manifest) -> None:
     """Raise InputError unless the artifact of this manifest is compiled for this kind of machine and this system."""
     # Python before 3.13 says of Android that it is Linux.
     system = "Android" if hasattr(sys, "getandroidapilevel") else platform.system()
     machine = platform.machine()
-    if (manifest["machine"], manifest["system"]) != (machine, system):
-        target = f"{manifest['target']} ({manifest['system']}, {manifest['machine']})"
+    if (manifest.machine, manifest.system) != (machine, system):
+        target = f"{manifest.target} ({manifest.system}, {manifest.machine})"
         raise InputError(
             f"{path} is compiled for {target}, this machine is {system}, {machine}; "
             "compile it again with the --target for this machine (smc targets lists them)"
@@ -180,26 +149,6 @@ def _text(path: Path, archive: zipfile.ZipFile, member: str, limit: int) -> str:
         raise InputError(f"{path} is damaged: {member} is not UTF-8 text") from None
 
 
-def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The manifest, its version and the entries that the runtime needs checked."""
-    try:
-        manifest = json.loads(_text(path, archive, MANIFEST, _MAX_MANIFEST_BYTES))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is damaged: {MANIFEST} is not JSON") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f'{path} is not an smc artifact: {MANIFEST} does not say "format": "{FORMAT}"')
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has artifact format {version}, this smc reads format {FORMAT_VERSION}; "
-            "compile it again or install the smc that made it"
-        )
-    for key, kind in (_REQUIRED | _OPTIONAL).items():
-        if key not in manifest and key in _OPTIONAL:
-            continue
-        value = manifest.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{path} is damaged: {MANIFEST} has no proper {key!r}")
-    if any(not isinstance(text, str) for text in manifest.get("special_tokens", {}).values()):
-        raise InputError(f"{path} is damaged: {MANIFEST} has a special token that is not text")
-    return manifest
+def _manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
+    """The manifest, its version, types and ranges checked."""
+    return Manifest.parse(_text(path, archive, MANIFEST, _MAX_MANIFEST_BYTES), path)

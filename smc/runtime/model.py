@@ -16,7 +16,7 @@ from smc.runtime.artifact import Artifact, read_artifact
 from smc.runtime.binding import TOKEN, WANT_LOGITS, WANT_TOP, Engine
 from smc.runtime.chat import ChatTemplate, Message
 from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
-from smc.runtime.sampling import SamplingOptions, sampling_defaults
+from smc.runtime.sampling import SamplingOptions
 
 
 class Sequence:
@@ -227,7 +227,7 @@ class Model:
         """The model's chat template. Raises InputError where the artifact has none."""
         if self.artifact.chat_template is None:
             raise InputError(f"{self.artifact.path} has no chat template: give a plain prompt (--raw)")
-        return ChatTemplate(self.artifact.chat_template, self.tokenizer, self.artifact.special_tokens)
+        return ChatTemplate(self.artifact.chat_template, self.tokenizer, self.artifact.manifest.special_tokens)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Tokens of `text`, with what the tokenizer puts around a text (a BOS token) unless that is not wanted.
@@ -251,8 +251,7 @@ class Model:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end a text."""
-        ids = self.artifact.generation_defaults.get("eos_token_id") or []
-        return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset(self.artifact.manifest.generation.eos_token_ids)
 
     def stream(
         self,
@@ -306,7 +305,7 @@ class Model:
     def _sampling(self, given: dict[str, Any], seed: int | None) -> SamplingOptions:
         """Sampling options: what the caller gave, else what the checkpoint says, else greedy."""
         chosen = {name: value for name, value in given.items() if value is not None}
-        return SamplingOptions(**{**sampling_defaults(self.artifact.generation_defaults), **chosen}, seed=seed)
+        return SamplingOptions(**{**self.artifact.manifest.generation.sampling(), **chosen}, seed=seed)
 
     # ---- life
 

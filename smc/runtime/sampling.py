@@ -10,7 +10,6 @@ float32, where division has the same bits everywhere, and exponentials are float
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smc.errors import InputError
+from smc.fields import Range
+from smc.generation import SAMPLING
+
+_SEED = Range(0, (1 << 64) - 1, "0 or more and below 2^64")
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,25 +46,9 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
-            ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 or more and below 2^64"),
-        ):
-            if not good:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be {wanted}")
-
-
-def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords for `SamplingOptions` that a checkpoint's generation config stands for; it may say that it is greedy."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    chosen = {name: generation[name] for name in names if generation.get(name) is not None}
-    if not generation.get("do_sample", "temperature" in chosen):
-        chosen["temperature"] = 0.0
-    return {"temperature": 1.0, **chosen}
+        for name, within in (SAMPLING | ({} if self.seed is None else {"seed": _SEED})).items():
+            if getattr(self, name) not in within:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be {within.wanted}")
 
 
 class SplitMix64:

@@ -54,9 +54,8 @@ def test_message_that_can_never_fit(artifact: Path):
 
 def test_without_chat_template(program: bytes, tmp_path: Path, artifact: Path):
     with load(artifact) as model:
-        import json
 
-        members: dict[str, bytes | str] = {"weights": bytes(64), "manifest.json": json.dumps(model.artifact.manifest)}
+        members: dict[str, bytes | str] = {"weights": bytes(64), "manifest.json": model.artifact.manifest.text()}
     plain = write_artifact(tmp_path / "plain.smc", members | {"program.so": program})
     with pytest.raises(InputError, match="has no chat template"):
         invoke(plain, "hi\n")

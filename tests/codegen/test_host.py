@@ -138,5 +138,5 @@ def test_a_models_name_is_no_code(tmp_path: Path, name: str) -> None:
     module.facts = replace(module.facts, name=name)
     host_of(module, tmp_path)
     with smc.load(tmp_path / "out.smc") as model:
-        assert model.artifact.name == name
+        assert model.artifact.manifest.name == name
         assert model.engine.facts.name.decode() == name

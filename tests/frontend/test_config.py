@@ -82,9 +82,9 @@ def test_unsupported_scalings_are_named(kind: str) -> None:
     [
         ({"rope_scaling": "linear"}, "rope_scaling must be an object, not 'linear'"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling has no factor"),
-        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a positive number, not 0"),
-        ({"rope_theta": "10000"}, "rope_theta must be a positive number, not '10000'"),
-        ({"rope_theta": float("inf")}, "rope_theta must be a positive number, not inf"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a positive number from 1e-6 to 1e6, not 0"),
+        ({"rope_theta": "10000"}, "rope_theta must be a number from 1 to 1e30, not '10000'"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a number from 1 to 1e30, not inf"),
         ({"partial_rotary_factor": 0.5}, r"a part of each head \(0.5\) is not supported"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor must be smaller"),
     ],
@@ -96,7 +96,7 @@ def test_bad_scalings(values: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, [8], {}])
 def test_integers_are_positive_integers(value: object) -> None:
-    with pytest.raises(InputError, match=r"config\.json: heads must be a positive integer, not"):
+    with pytest.raises(InputError, match=r"config\.json: heads must be a positive integer, at most 1,073,741,824, not"):
         Config({"heads": value}, "config.json").integer("heads")
 
 

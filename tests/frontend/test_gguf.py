@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
 from smc.frontend.gguf_file import TYPES
+from smc.generation import GenerationDefaults
 from smc.ir import BF16, F16, F32, Module, RopeScaling, print_function
 
 Make = Callable[..., tuple[Path, Any]]
@@ -238,7 +239,7 @@ def test_facts(make_checkpoint: Make, tmp_path: Path) -> None:
     facts = load_checkpoint(tmp_path / "tiny-q.gguf").facts
     assert (facts.name, facts.context_length, facts.vocab_size) == ("tiny-q", 256, 96)
     assert facts.chat_template == "{{ messages }}"
-    assert facts.generation == {"bos_token_id": 1, "eos_token_id": [2, 7]}
+    assert facts.generation == GenerationDefaults(eos_token_ids=(2, 7), bos_token_id=1)
     assert facts.tokenizer is None
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from smc.frontend import load_checkpoint
+from smc.generation import GenerationDefaults
 from smc.ir import BF16, F16, F32, Module, RopeScaling, verify
 
 Make = Callable[..., tuple[Path, Any]]
@@ -232,13 +233,7 @@ def test_facts(make_checkpoint: Make) -> None:
         (3, "<|end|>", True),
     ]
     assert facts.special_tokens == {"bos_token": "<s>", "eos_token": "<|end|>"}
-    assert facts.generation == {
-        "bos_token_id": 1,
-        "eos_token_id": [2, 0, 3],
-        "temperature": 0.6,
-        "top_p": 0.9,
-        "do_sample": True,
-    }
+    assert facts.generation == GenerationDefaults((2, 0, 3), bos_token_id=1, temperature=0.6, top_p=0.9, do_sample=True)
     assert facts.chat_template == "{{ a }}"
 
 

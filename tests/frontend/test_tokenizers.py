@@ -264,7 +264,7 @@ def test_folder_with_only_a_sentencepiece_model(make_checkpoint: Callable[..., t
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
     assert tokenizer.encode("[PAD]some words").ids == [count, *original.encode("some words")]
     assert tokenizer.token_to_id("<|im_end|>") == count + 1
-    assert checkpoint.generation["eos_token_id"][-1] == count + 1
+    assert checkpoint.generation.eos_token_ids[-1] == count + 1
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": count + 5}))
     with pytest.raises(InputError, match="the added token"):
         open_folder(folder)

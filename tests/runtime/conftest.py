@@ -64,7 +64,7 @@ def manifest_for(program: bytes, /, **changes: Any) -> dict[str, Any]:
         "context_length": 200,
         "vocab_size": VOCAB,
         "weights": {"sha256": hashlib.sha256(bytes(64)).hexdigest(), "bytes": 64},
-        "program": {"sha256": hashlib.sha256(program).hexdigest()},
+        "program": {"sha256": hashlib.sha256(program).hexdigest(), "bytes": len(program)},
         "special_tokens": {"eos_token": "<end>"},
         "generation": {"eos_token_id": [257]},
         **changes,

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smc.errors import InputError
+from smc.generation import GenerationDefaults
 from smc.runtime.artifact import read_artifact, read_manifest
 from smc.targets import TARGETS
 from tests.runtime.conftest import manifest_for, write_artifact
@@ -38,10 +39,10 @@ def path(tmp_path: Path) -> Path:
 
 def test_sound(path: Path):
     artifact = read_artifact(path)
-    assert (artifact.name, artifact.program, artifact.tokenizer) == ("counting", PROGRAM, "{}")
+    assert (artifact.manifest.name, artifact.program, artifact.tokenizer) == ("counting", PROGRAM, "{}")
     assert artifact.chat_template is None
-    assert artifact.special_tokens == {"eos_token": "<end>"}
-    assert artifact.generation_defaults == {"eos_token_id": [257]}
+    assert artifact.manifest.special_tokens == {"eos_token": "<end>"}
+    assert artifact.manifest.generation == GenerationDefaults(eos_token_ids=(257,))
     assert read_manifest(str(path)) == artifact.manifest
 
 
@@ -97,13 +98,13 @@ def test_cut_short(path: Path, keep: float):
         ({"format": "zip"}, "does not say"),
         ({"format_version": 2}, "has artifact format 2, this smc reads format 1"),
         ({"format_version": None}, "has artifact format None"),
-        ({"name": 3}, "no proper 'name'"),
-        ({"weights": []}, "no proper 'weights'"),
-        ({"vocab_size": True}, "no proper 'vocab_size'"),
-        ({"special_tokens": {"bos_token": 1}}, "special token that is not text"),
-        ({"program": {"sha256": "0" * 64}}, "not the program that its manifest names"),
-        ({"program": {}}, "not the program that its manifest names"),
-        ({"machine": None}, "no proper 'machine'"),
+        ({"name": 3}, "is damaged: manifest.json: name must be a string, not 3"),
+        ({"weights": []}, "weights must be an object, not []"),
+        ({"vocab_size": True}, "vocab_size must be a positive integer"),
+        ({"special_tokens": {"bos_token": 1}}, "special_tokens must be an object whose values are strings"),
+        ({"program": {"sha256": "0" * 64, "bytes": 3}}, "not the program that its manifest names"),
+        ({"program": {}}, "program has no sha256"),
+        ({"machine": None}, "manifest.json has no machine"),
         ({"machine": "vax"}, "is compiled for here (Linux, vax), this machine is Linux, "),
         ({"system": "Plan 9"}, "is compiled for here (Plan 9, "),
     ],
@@ -121,7 +122,7 @@ def test_manifest_that_is_none(tmp_path: Path, text: bytes):
 
 def test_manifest_of_another_machine_can_be_read(tmp_path: Path):
     path = write_artifact(tmp_path / "model.smc", members(target="riscv64", machine="riscv64"))
-    assert read_manifest(path)["target"] == "riscv64"
+    assert read_manifest(path).target == "riscv64"
     assert "compiled for riscv64 (Linux, riscv64)" in complaint(path)
 
 
@@ -148,7 +149,7 @@ def test_targets_fit_one_kind_of_machine(
         changes = {"target": name, "machine": target.machine, "system": target.system}
         path = write_artifact(tmp_path / name, members(**changes))
         if name == fits:
-            assert read_artifact(path).name == "counting"
+            assert read_artifact(path).manifest.name == "counting"
         else:
             assert f"is compiled for {name} (" in complaint(path)
 

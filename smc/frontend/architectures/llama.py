@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from smc.errors import InputError
 from smc.frontend.architectures.decoder import Decoder, Stage
 from smc.frontend.checkpoint import Checkpoint
-from smc.frontend.config import Config, rope_of
+from smc.frontend.config import CONTEXT, Config, rope_of
 from smc.ir import Function, RopeScaling, TensorType
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -139,7 +139,7 @@ def decoder_of(checkpoint: Checkpoint, block: Block, default_context: int) -> De
     embedding, head = _ends(checkpoint)
     return Decoder(
         vocab_size=vocab_size,
-        context_length=config.integer("max_position_embeddings", default_context),
+        context_length=config.integer("max_position_embeddings", default_context, CONTEXT),
         embed=Stage(_embed(vocab_size, block.hidden_size), {"embed_tokens": embedding}),
         layers=_layers(config, block),
         head=Stage(_head(vocab_size, block.hidden_size, block.eps), {"norm": NORM, "lm_head": head}),

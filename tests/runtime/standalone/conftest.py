@@ -16,6 +16,7 @@ import torch
 from smc.codegen.artifact import ArtifactWriter
 from smc.codegen.cpu.link import link_standalone
 from smc.codegen.standalone import standalone_facts, standalone_parts
+from smc.generation import GenerationDefaults
 from smc.ir import F32, Function, ModelFacts, Module, Parameter, encode_float
 from smc.targets import TARGETS, Target
 from tests.emulation import emulator
@@ -31,7 +32,7 @@ COUNTING = ModelFacts(
     tokenizer=byte_tokenizer().to_str(),
     chat_template=CHAT_TEMPLATE,
     special_tokens={"eos_token": "<end>"},
-    generation={"eos_token_id": [257]},
+    generation=GenerationDefaults(eos_token_ids=(257,)),
     provenance=("made by hand", "not changed"),
 )
 
@@ -101,7 +102,8 @@ def build_counting(
     elf = (folder / "elf").read_bytes()
     out = folder / "counting"
     writer = ArtifactWriter(out, len(elf))
-    manifest = manifest_for(program, name=facts.name, generation=facts.generation, special_tokens=facts.special_tokens)
+    generation = facts.generation.to_json()
+    manifest = manifest_for(program, name=facts.name, generation=generation, special_tokens=facts.special_tokens)
     members = {"weights": bytes(64), "program.so": program, "tokenizer.json": facts.tokenizer, **parts.members}
     if facts.chat_template is not None:
         members["chat_template.jinja"] = facts.chat_template
@@ -140,5 +142,5 @@ def executable(build_executable: BuildExecutable) -> Executable:
 @pytest.fixture(scope="session")
 def sampling_executable(build_executable: BuildExecutable) -> Executable:
     """Of a model that asks for sampling and has no chat template."""
-    generation = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 30, "eos_token_id": 257}
+    generation = GenerationDefaults((257,), do_sample=True, temperature=0.7, top_p=0.9, top_k=30)
     return build_executable(generation=generation, chat_template=None)

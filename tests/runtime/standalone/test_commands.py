@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from smc.cli.run import run
+from smc.generation import GenerationDefaults
 from smc.runtime import load
 from tests.runtime.conftest import byte_tokenizer, counting_text
 from tests.runtime.standalone.conftest import BuildExecutable, Executable
@@ -90,7 +91,7 @@ def test_limits(executable: Executable):
 
 def test_end_of_sequence_ends_the_text(build_executable: BuildExecutable):
     tokens = counting_text(encode("Hello"), 6)
-    shorter = build_executable(generation={"eos_token_id": [tokens[5], 300]})
+    shorter = build_executable(generation=GenerationDefaults((tokens[5], 300)))
     result = json.loads(shorter.text("--raw", "Hello", "-n", "20", "--json"))
     first = tokens.index(tokens[5])
     assert (result["tokens"], result["finish_reason"]) == (tokens[: first + 1], "stop")

@@ -1,0 +1,66 @@
+"""What a checkpoint says about generating text: the tokens that end it, and how tokens are chosen by default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from smc.fields import MOST, Fields, Range
+
+_LEAST, _MOST = 5e-324, 1.7976931348623157e308  # of what float64 can say above 0
+
+SAMPLING = {
+    "temperature": Range(0, _MOST, "0 (greedy) or more"),
+    "top_k": Range(0, MOST, "a whole number, 0 (all tokens) or more"),
+    "top_p": Range(_LEAST, 1, "above 0 and at most 1"),
+    "min_p": Range(0, 1, "from 0 to 1"),
+    "repetition_penalty": Range(1e-30, 1e30, "from 1e-30 to 1e30"),
+}
+"""How tokens may be chosen, in which ranges; executables have the same (standalone/options.c)."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """A checkpoint's own settings; None where it says nothing.
+
+    eos_token_ids: the tokens that end a text. temperature … repetition_penalty: see `SamplingOptions`, in the ranges of
+    SAMPLING. do_sample: false where the checkpoint means greedy decoding whatever else it says.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def read(cls, fields: Fields) -> GenerationDefaults:
+        """From generation_config.json or a manifest's `generation`. InputError for a wrong type or range."""
+        read: dict[str, Any] = dict.fromkeys(SAMPLING, fields.number) | {"top_k": fields.integer}
+        numbers = {name: read[name](name, within=SAMPLING[name]) for name in SAMPLING if name in fields}
+        bos, pad = fields.token_ids("bos_token_id"), fields.token_ids("pad_token_id")
+        return cls(
+            eos_token_ids=tuple(dict.fromkeys(fields.token_ids("eos_token_id"))),
+            bos_token_id=bos[0] if bos else None,
+            pad_token_id=pad[0] if pad else None,
+            do_sample=fields.flag("do_sample") if "do_sample" in fields else None,
+            **numbers,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `read` takes it, in Hugging Face's names."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        ends = values.pop("eos_token_ids")
+        return {**({"eos_token_id": list(ends)} if ends else {}), **values}
+
+    def sampling(self) -> dict[str, Any]:
+        """Keywords for `SamplingOptions`; it may mean that tokens are chosen greedily."""
+        chosen = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        samples = self.do_sample if self.do_sample is not None else self.temperature is not None
+        if not samples:
+            chosen["temperature"] = 0.0
+        return {"temperature": 1.0, **chosen}

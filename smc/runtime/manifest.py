@@ -1,0 +1,163 @@
+"""manifest.json, the facts in an artifact (docs/artifact.md): what the compiler writes and every reader reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from smc.errors import InputError
+from smc.fields import COUNT, MOST_CONTEXT, Fields, Range, is_integer, parse_json
+from smc.generation import GenerationDefaults
+
+MANIFEST = "manifest.json"
+FORMAT = "smc"
+FORMAT_VERSION = 1
+
+_CONTEXT = Range(1, MOST_CONTEXT, f"a positive integer, at most {MOST_CONTEXT:,}")
+_SIZE = Range(0, (1 << 63) - 1, "a whole number below 2^63")
+_BITS = Range(0, 1e6, "a number from 0 to 1,000,000")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A member of the archive, or the executable in front of it."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def read(cls, values: Fields) -> FileFacts:
+        """From a manifest. InputError for a wrong type or range."""
+        return cls(values.text("sha256"), values.integer("bytes", within=_SIZE))
+
+
+@dataclass(frozen=True)
+class LevelFacts:
+    """A feature level of the program, features by LLVM's names."""
+
+    name: str
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TuningFacts:
+    """candidates: which ones tuning records chose, by kernel. records: the SHA-256 of these, or None."""
+
+    candidates: dict[str, str] = field(default_factory=dict)
+    records: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The entries of docs/artifact.md under their names there; those with a default may be missing in a file."""
+
+    name: str
+    target: str
+    machine: str
+    system: str
+    context_length: int
+    vocab_size: int
+    weights: FileFacts
+    program: FileFacts
+    executable: FileFacts | None = None
+    architecture: str | None = None
+    layout_version: int | None = None
+    levels: tuple[LevelFacts, ...] = ()
+    parameters: int | None = None
+    bits_per_weight: float | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    provenance: tuple[str, ...] = ()
+    encodings: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tuning: TuningFacts | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> Manifest:
+        """From the member's text in the artifact `path`.
+
+        InputError where it is none, is of another version of the format, or an entry has a wrong type or range.
+        """
+        origin = f"{path} is damaged: {MANIFEST}"
+        values = Fields(parse_json(text, origin), origin)
+        if values.values.get("format") != FORMAT:
+            raise InputError(f'{path} is not an smc artifact: {MANIFEST} does not say "format": "{FORMAT}"')
+        if (version := values.values.get("format_version")) != FORMAT_VERSION or isinstance(version, (bool, float)):
+            raise InputError(
+                f"{path} has artifact format {version!r:.40}, this smc reads format {FORMAT_VERSION}; "
+                "compile it again or install the smc that made it"
+            )
+        return cls(
+            name=values.text("name"),
+            target=values.text("target"),
+            machine=values.text("machine"),
+            system=values.text("system"),
+            context_length=values.integer("context_length", within=_CONTEXT),
+            vocab_size=values.integer("vocab_size"),
+            weights=FileFacts.read(values.section("weights")),
+            program=FileFacts.read(values.section("program")),
+            executable=FileFacts.read(values.section("executable")) if "executable" in values else None,
+            architecture=values.text("architecture") if "architecture" in values else None,
+            layout_version=values.integer("layout_version") if "layout_version" in values else None,
+            levels=_levels(values),
+            parameters=values.integer("parameters", within=_SIZE) if "parameters" in values else None,
+            bits_per_weight=values.number("bits_per_weight", within=_BITS) if "bits_per_weight" in values else None,
+            special_tokens=values.text_by_name("special_tokens"),
+            generation=GenerationDefaults.read(values.section("generation")),
+            provenance=values.texts("provenance"),
+            encodings=values.text_by_name("encodings"),
+            shapes=_shapes(values),
+            tuning=_tuning(values.section("tuning")) if "tuning" in values else None,
+            versions=values.text_by_name("versions"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `parse` takes it; entries without a value are left out."""
+        entries = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION} | {
+            name: value for name, value in entries.items() if value is not None
+        }
+
+    def text(self) -> str:
+        """The member's text: the same facts give the same bytes."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, GenerationDefaults):
+        return value.to_json()
+    if isinstance(value, (FileFacts, LevelFacts, TuningFacts)):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _levels(values: Fields) -> tuple[LevelFacts, ...]:
+    levels = []
+    for level in values.items("levels"):
+        if not isinstance(level, dict):
+            raise values.fault("levels", "a list of objects")
+        entry = Fields(level, f"{values.origin}: levels")
+        levels.append(LevelFacts(entry.text("name"), entry.texts("features")))
+    return tuple(levels)
+
+
+def _shapes(values: Fields) -> dict[str, tuple[int, ...]]:
+    shapes = values.section("shapes")
+    for name, shape in shapes.values.items():
+        if not isinstance(shape, list) or not all(is_integer(dim, COUNT) for dim in shape):
+            raise shapes.fault(name, "a list of positive integers")
+    return {name: tuple(shape) for name, shape in shapes.values.items()}
+
+
+def _tuning(values: Fields) -> TuningFacts:
+    return TuningFacts(
+        values.text_by_name("candidates"), values.text("records") if "records" in values else None
+    )

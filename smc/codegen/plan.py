@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from smc.codegen.kernels.abi import F32_FORM, AttentionShape, Form
 from smc.codegen.kernels.layout import ROW_BLOCK, padded
-from smc.codegen.kernels.specs import AttentionKernel, EmbeddingKernel, KernelSpec, LinearKernel
+from smc.codegen.kernels.specs import AttentionKernel, EmbeddingKernel, KernelSpec, LinearKernel, RopeKernel
 from smc.errors import InputError
 from smc.ir import Function, Module, Node, Parameter, RopeScaling
 from smc.ir.types import Dim
@@ -156,9 +157,9 @@ class FunctionPlan:
         dims = (d for node in self.function.parameters() for d in node.tensor.shape)
         return sorted({d for d in dims if isinstance(d, str)})
 
-    def attends(self) -> bool:
-        """The function has KV caches of its own."""
-        return any(task.kind == "attention" for phase in self.phases for task in phase)
+    def attention(self) -> Task | None:
+        """Its attention, if it has one: then its calls have K and V of their own."""
+        return next((t for phase in self.phases for t in phase if isinstance(t.kernel, AttentionKernel)), None)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,15 @@ class RopeTable:
     head_dim: int
     theta: float
     scaling: RopeScaling | None
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What layers have in common whose K and V share pages. window: cached tokens that a token sees; 0: all."""
+
+    kv_heads: int
+    padded_dim: int
+    window: int
 
 
 @dataclass
@@ -180,8 +190,6 @@ class Plan:
     head: FunctionPlan
     order: list[tuple[FunctionPlan, Node]]
     rope_tables: list[RopeTable]
-    kv_heads: int
-    head_dim: int
     hidden: int
 
     def functions(self) -> list[FunctionPlan]:
@@ -192,6 +200,19 @@ class Plan:
     def last(self) -> FunctionPlan:
         """The function whose last call is the one before the head."""
         return self.order[-2][0]
+
+    @cached_property
+    def kv_groups(self) -> dict[KvShape, list[Node]]:
+        """The calls with K and V of each shape, in order: a group of layers that share pages."""
+        groups: dict[KvShape, list[Node]] = {}
+        for function, call in self.order:
+            if task := function.attention():
+                groups.setdefault(kv_shape(task), []).append(call)
+        return groups
+
+    def kv_group(self, task: Task) -> int:
+        """The number of the group whose K and V an attention, or the write for it, works on."""
+        return list(self.kv_groups).index(kv_shape(task))
 
     @property
     def vocab_size(self) -> int:
@@ -221,6 +242,13 @@ class Plan:
 def rope_table(rope: Node) -> RopeTable:
     """The frequency table that a rope node reads."""
     return RopeTable(rope.attributes["head_dim"], rope.attributes["theta"], rope.attributes["scaling"])
+
+
+def kv_shape(task: Task) -> KvShape:
+    """The shape of the K and V of a task of attention."""
+    assert isinstance(task.kernel, AttentionKernel | RopeKernel)
+    shape = task.kernel.shape
+    return KvShape(shape.kv_heads, shape.padded_dim, task.node.attributes["window"] or 0)
 
 
 def attention_shapes(plan: Plan) -> list[AttentionShape]:

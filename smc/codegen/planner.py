@@ -24,6 +24,9 @@ from smc.codegen.plan import Buffer, FunctionPlan, Plan, RopeTable, Task, rope_t
 from smc.errors import InputError
 from smc.ir import Function, Module, Node
 
+MAX_KV_GROUPS = 8
+"""SMC_MAX_KV_GROUPS of the engine's program.h."""
+
 DIRECT_GROUPS = (32, 64, 128)
 """Columns that may share a scale in codes that a chain of linears makes."""
 
@@ -51,13 +54,13 @@ def make_plan(module: Module) -> Plan:
     for (_, before), (_, call) in itertools.pairwise(order):
         if before.name not in call.inputs:
             raise InputError(f"codegen takes a chain of calls; {call.name} does not read {before.name}")
-    if len({(s.kv_heads, s.head_dim) for s in planner.shapes}) > 1:
-        raise InputError("codegen needs the same number of KV heads and head_dim in all layers")
-    shape = planner.shapes[0] if planner.shapes else AttentionShape(1, 1, 16, "f16")
     hidden = embeds[0].function.node(embeds[0].function.outputs[0]).tensor.shape[1]
     assert isinstance(hidden, int)
-    tables = planner.rope_tables or [RopeTable(shape.head_dim, 10000.0, None)]
-    return Plan(module, embeds[0], blocks, heads[0], order, tables, shape.kv_heads, shape.head_dim, hidden)
+    plan = Plan(module, embeds[0], blocks, heads[0], order, planner.rope_tables, hidden)
+    if len(plan.kv_groups) > MAX_KV_GROUPS:
+        kinds = f"{len(plan.kv_groups)} kinds of K and V (KV heads, head_dim, window)"
+        raise InputError(f"the layers have {kinds}; codegen takes up to {MAX_KV_GROUPS}")
+    return plan
 
 
 def _input_forms(module: Module, call: Node, function: Function) -> dict[str, Form]:
@@ -72,7 +75,6 @@ def _input_forms(module: Module, call: Node, function: Function) -> dict[str, Fo
 
 class _Planner:
     def __init__(self) -> None:
-        self.shapes: list[AttentionShape] = []
         self.rope_tables: list[RopeTable] = []
 
     def plan(self, name: str, function: Function, forms: dict[str, Form]) -> FunctionPlan:
@@ -237,7 +239,6 @@ class _Planner:
                     raise InputError(f"attention {node.name}: rotated q and k must have no other reader")
         q, k, v = (self.buffers[i] for i in node.inputs)
         shape = AttentionShape(attributes["heads"], attributes["kv_heads"], attributes["head_dim"], "f16", rotary[0])
-        self.shapes.append(shape)
         write = self._task(Task("rope_cache", node, "kv", RopeKernel(shape), inputs=[k, v]))
         out = self._new(node)
         out.need(F32_FORM)

@@ -41,7 +41,7 @@ class TaskProfile:
     all: Work = field(default_factory=Work)
     wanted: Work = field(default_factory=Work)
     cache_writes: int = 0
-    window: int = 0
+    kv_group: int = 0
     head: bool = False
     integer: bool = False
     encodings: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class TaskProfile:
 
     def numbers(self) -> list[str]:
         """The members after the texts, as C."""
-        rest = [self.cache_writes, self.window, int(self.head), int(self.integer)]
+        rest = [self.cache_writes, self.kv_group, int(self.head), int(self.integer)]
         return [str(self.all), str(self.wanted), *map(str, rest)]
 
 
@@ -99,12 +99,12 @@ def _add_call(profile: TaskProfile, work: Work, plan: Plan, function: FunctionPl
     if isinstance(task.kernel, (RopeKernel, AttentionKernel)):
         shape = task.kernel.shape
         both = 2 * shape.kv_heads * shape.padded_dim
+        profile.kv_group = plan.kv_group(task)
         if isinstance(task.kernel, RopeKernel):
             profile.cache_writes += both
         else:
             work.cache_reads += both
             work.cache_macs += 2 * shape.heads * shape.head_dim
-            profile.window = task.node.attributes["window"] or 0
 
 
 def _add_weights(profile: TaskProfile, work: Work, task: Task, parameter: Parameter) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from smc.errors import InputError
 from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED = -1, -2, -3, -4, -5, -6
 _USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}
@@ -31,9 +31,10 @@ KV_DTYPES = {"f16": 0, "f32": 1, "i8": 2}
 WANT_LOGITS, WANT_HIDDEN, WANT_TOP = 1, 2, 4
 
 TOKEN = np.dtype(
-    [("token", "<i4"), ("sequence", "<i4"), ("position", "<i4"), ("index", "<i4"), ("flags", "<u4")], align=True
+    [("token", "<i4"), ("sequence", "<i4"), ("position", "<i4"), ("index", "<i4"), ("flags", "<u4"), ("parent", "<i4")],
+    align=True,
 )
-"""One token of a batch: id, sequence slot, rotary position, cache index, WANT_… flags."""
+"""One token of a batch: id, sequence slot, rotary position, cache index, WANT_… flags, 0 (reserved for trees)."""
 
 
 class CancelledError(Exception):
@@ -79,6 +80,7 @@ class Info(ctypes.Structure):
         ("weight_bytes", c_uint64),
         ("token_weight_bytes", c_uint64),
         ("kv_bytes_per_token", c_uint64),
+        ("state_bytes_per_sequence", c_uint64),
         ("kv_bytes_used", c_uint64),
         ("activation_bytes", c_uint64),
     ]

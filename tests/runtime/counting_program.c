@@ -14,7 +14,7 @@ enum { VOCAB = 259, STRIDE = 272, HIDDEN = 4, HEAD = 16, STEP_TOKENS = 16, SLOW 
 
 static uint16_t *key(const struct smc_step *step, int32_t slot) {
   const int32_t token = slot % SMC_PAGE_TOKENS, element = token / 16 * HEAD * 16 + token % 16; /* of dimension 0 */
-  uint8_t *page = step->kv + (uint64_t)(slot / SMC_PAGE_TOKENS) * step->kv_page_bytes;
+  uint8_t *page = step->kv->data + (uint64_t)(slot / SMC_PAGE_TOKENS) * step->kv->page_bytes;
   return (uint16_t *)(void *)(page + element * (step->kv_dtype == SMC_KV_F16 ? 2 : 4));
 }
 
@@ -22,7 +22,7 @@ static void write_logits(const struct smc_step *step, const struct smc_tile *til
   const int32_t index = tile->index + token - tile->token;
   int64_t sum = 0;
   for (int32_t i = 0; i <= index; i++) {
-    const int32_t page = step->tables[tile->table + i / SMC_PAGE_TOKENS];
+    const int32_t page = step->kv->tables[tile->table + i / SMC_PAGE_TOKENS];
     sum += (int64_t)(i + 1) * *key(step, page * SMC_PAGE_TOKENS + i % SMC_PAGE_TOKENS);
   }
   for (int32_t v = 0; v < VOCAB; v++) logits[v] = -0.125f * (float)(((v - sum) % VOCAB + VOCAB) % VOCAB);
@@ -34,7 +34,7 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
   smc_phase_begin(thread, &phase, 0, 1, tokens);
   while (smc_phase_claim(thread, &phase))
     for (int32_t i = phase.begin; i < phase.end; i++) {
-      *key(step, step->cache_slots[i]) = (uint16_t)step->tokens[i];
+      *key(step, step->kv->slots[i]) = (uint16_t)step->tokens[i];
       float *hidden = (float *)(void *)step->arena + i * HIDDEN;
       for (int32_t j = 0; i < step->wanted_count && j < HIDDEN; j++) hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
     }
@@ -55,6 +55,8 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
 }
 
 static const float frequencies[8];
+static const struct smc_rope_table rope = {8, 1.0f, frequencies};
+static const struct smc_kv_shape shape = {1, 1, HEAD, 0};
 static const struct smc_task tasks[] = {
     {.function = "all", .name = "hidden", .kernel = "copy", .all = {.token_bytes = 16}, .cache_writes = 2 * HEAD},
     {.function = "all", .name = "logits", .kernel = "sum", .wanted = {.weight_bytes = 48, .token_macs = VOCAB}, .head = 1},
@@ -63,8 +65,8 @@ static const struct smc_level levels[] = {{"best", "", NULL}, {"floor", "", NULL
 
 const struct smc_program smc_program = {
     .abi_version = SMC_ABI_VERSION, .name = "counting", .weights_hash = "", .layers = 1, .hidden_size = HIDDEN,
-    .vocab_size = VOCAB, .logits_stride = STRIDE, .context_length = 200, .kv_heads = 1, .head_dim = HEAD, .head_dim_padded = HEAD,
-    .max_step_tokens = STEP_TOKENS, .rope_tables = 1, .rope_pairs = 8, .rope_inverse_frequencies = frequencies,
+    .vocab_size = VOCAB, .logits_stride = STRIDE, .context_length = 200, .kv_group_count = 1, .kv_groups = &shape,
+    .max_step_tokens = STEP_TOKENS, .rope_table_count = 1, .rope_tables = &rope,
     .weight_bytes = 64, .token_weight_bytes = 48, .arena_bytes = STEP_TOKENS * HIDDEN * sizeof(float),
     .thread_scratch_bytes = 64, .hidden_offset = 0, .hidden_stride = HIDDEN, .level_count = 3, .levels = levels, .run = run,
     .task_count = 2, .tasks = tasks};

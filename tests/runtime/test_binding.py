@@ -125,7 +125,7 @@ def test_saved_sequence_goes_on(model: Model):
         sequence.extend([9, 8, 10])
         slot = model.engine.sequence_restore(model.engine.sequence_save(sequence.slot))
     assert model.engine.sequence_length(slot) == 3
-    batch = np.array([(11, slot, 3, 3, WANT_LOGITS)], TOKEN)
+    batch = np.array([(11, slot, 3, 3, WANT_LOGITS, 0)], TOKEN)
     np.testing.assert_array_equal(model.step(batch), counting_logits([9, 8, 10, 11])[-1:])
     model.engine.sequence_drop(slot)
     with pytest.raises(InputError):

@@ -174,16 +174,17 @@ class FunctionCalls:
     def _rope_cache(self, task: Task) -> Call:
         assert isinstance(task.kernel, RopeKernel)
         key, value = task.inputs
+        pages = self._pages(task)
         arguments = [
             self.name(key),
             self.name(value),
             self._rope_rows(task),
-            "S->cache_slots",
+            f"{pages}.slots",
             "S->tiles",
-            "S->kv",
-            "S->kv",
+            f"{pages}.data",
+            f"{pages}.data",
             self.width(key),
-            "(int64_t)S->kv_page_bytes",
+            f"(int64_t){pages}.page_bytes",
             "L->cache",
         ]
         return f"{kernel_member(task.kernel)}[S->kv_dtype]", arguments
@@ -191,23 +192,29 @@ class FunctionCalls:
     def _rope_rows(self, task: Task) -> str:
         """The cosines and sines of the step's tokens in the table of an attention."""
         q = self.function.function.node(task.node.inputs[0])
-        index = self.plan.rope_tables.index(rope_table(q)) if q.op == "rope" else 0
-        return f"S->rope + (size_t){index} * N * {self.plan.head_dim}" if index else "S->rope"
+        tables = self.plan.rope_tables
+        before = sum(t.head_dim for t in tables[: tables.index(rope_table(q))]) if q.op == "rope" else 0
+        return f"S->rope + (size_t)N * {before}" if before else "S->rope"
+
+    def _pages(self, task: Task) -> str:
+        """The pages of the K and V of an attention."""
+        return f"S->kv[{self.plan.kv_group(task)}]"
 
     def _attention(self, task: Task) -> Call:
         assert isinstance(task.kernel, AttentionKernel) and task.output is not None
+        pages = self._pages(task)
         arguments = [
             self.name(task.inputs[0]),
             self._rope_rows(task),
-            "S->kv",
-            "S->kv",
-            "S->tables",
+            f"{pages}.data",
+            f"{pages}.data",
+            f"{pages}.tables",
             "tiles",
             self.name(task.output),
             "S->partials",
             "thread->scratch",
             self.width(task.output),
-            "(int64_t)S->kv_page_bytes",
+            f"(int64_t){pages}.page_bytes",
             "L->cache",
             c_float(task.node.attributes["scale"] * math.log2(math.e)),
             str(task.node.attributes["window"] or 0),

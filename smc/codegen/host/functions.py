@@ -9,9 +9,9 @@ from smc.codegen.host.calls import FunctionCalls
 from smc.codegen.host.tables import most_streams
 from smc.codegen.kernels.abi import CHAIN_FLOATS, CHUNK_TILES, Form, chain_tokens
 from smc.codegen.kernels.layout import ROW_BLOCK
-from smc.codegen.kernels.specs import MergeKernel
+from smc.codegen.kernels.specs import MergeKernel, RopeKernel
 from smc.codegen.memory import MemoryPlan, Place, chained_places, private_places, width_of
-from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Tail, Task, attention_shapes
+from smc.codegen.plan import PRIVATE_TOKENS, Buffer, FunctionPlan, Plan, Tail, Task, kv_shape
 from smc.codegen.profile import GATHER
 
 JOINED = "S->alone && S->splits == 1"
@@ -59,7 +59,7 @@ class _Function:
         self.buffers()
         self.private_buffers()
         self.emit("  struct smc_phase phase;", "  (void)L, (void)K, (void)W, (void)piece;")
-        if function.attends():
+        if function.attention():
             choice = "last ? S->wanted_tiles : S->tiles" if self.narrow else "S->tiles"
             count = "last ? S->wanted_tile_count : S->tile_count" if self.narrow else "S->tile_count"
             self.emit(f"  const struct smc_tile *tiles = {choice}; /* that attention has */")
@@ -194,10 +194,14 @@ class _Function:
 
     def cache_ahead(self, number: int) -> list[str]:
         """Before a phase makes keys and values of one token: their place in the cache is asked for."""
-        if not any(task.kind == "rope_cache" for phase in self.function.phases[number + 1 :][:1] for task in phase):
-            return []
-        shape = attention_shapes(self.plan)[0]
-        return [f"        if (N == 1) smc_kv_ahead(thread, S, L->cache, {self.plan.kv_heads}, {shape.padded_dim});"]
+        following = [task for phase in self.function.phases[number + 1 :][:1] for task in phase]
+        writes = [task for task in following if isinstance(task.kernel, RopeKernel)]
+        return [
+            f"        if (N == 1) smc_kv_prefetch(thread, S, {self.plan.kv_group(task)}, L->cache, "
+            f"{task.kernel.shape.kv_heads}, {task.kernel.shape.padded_dim});"
+            for task in writes
+            if isinstance(task.kernel, RopeKernel)
+        ]
 
     def blocks(self, task: Task, piece: str) -> str:
         """How many blocks a task has; of rows, for a piece of so many tokens."""
@@ -211,11 +215,10 @@ class _Function:
         if task.blocks == "merges":
             assert isinstance(task.kernel, MergeKernel)
             return f"S->splits > 1 ? tile_count * {task.kernel.shape.heads} : 0"
-        return {
-            "tokens": "N",
-            "kv": f"S->tile_count * {self.plan.kv_heads}",
-            "tiles": f"tile_count * {self.plan.kv_heads} * S->splits",
-        }[task.blocks]
+        if task.blocks == "tokens":
+            return "N"
+        heads = kv_shape(task).kv_heads
+        return f"S->tile_count * {heads}" if task.blocks == "kv" else f"tile_count * {heads} * S->splits"
 
     # ---- what a thread does with the blocks that it has claimed
 

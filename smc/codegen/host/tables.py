@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from smc.codegen.c_literals import c_float, c_identifier, c_string
 from smc.codegen.host.kernel_table import top_kernel
-from smc.codegen.kernels.abi import AttentionShape
 from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout, padded
 from smc.codegen.memory import MemoryPlan, symbol_values
 from smc.codegen.plan import (
@@ -15,6 +14,7 @@ from smc.codegen.plan import (
     Task,
     attention_shapes,
     embedding_kernels,
+    kv_shape,
     linear_kernels,
     padded_width,
 )
@@ -37,10 +37,11 @@ def call_table(plan: Plan, table: WeightTable, function: FunctionPlan) -> list[s
         kind = "struct matrix" if slot.name in matrices else "uint64_t"
         lines.append(f"  {kind} {c_identifier(slot.name)};")
     lines += [f"  int32_t {symbol}; /* padded */" for symbol in symbols]
-    if function.attends():
+    attention = function.attention()
+    group = plan.kv_groups[kv_shape(attention)] if attention else []
+    if attention:
         lines.append("  int64_t cache; /* KV heads in front of its own in a KV page */")
     lines += ["};", "", f"static const struct {name} {name}s[{len(function.calls)}] = {{"]
-    layers = {call.name: layer for layer, call in enumerate(c for f, c in plan.order if f.attends())}
     for index, call in enumerate(function.calls):
         names = call.attributes["parameters"]
         values = [
@@ -49,8 +50,8 @@ def call_table(plan: Plan, table: WeightTable, function: FunctionPlan) -> list[s
         ]
         dims = symbol_values(plan, function, index)
         values += [str(padded_width(dims[symbol])) for symbol in symbols]
-        if function.attends():
-            values.append(str(layers[call.name] * plan.kv_heads))
+        if attention:
+            values.append(str(group.index(call) * kv_shape(attention).kv_heads))
         ahead = _braces(_braces(streams or ["{0}"]) for streams in _streams_ahead(plan, table, function, index))
         values.insert(0, ahead)
         lines.append(f"    {{{', '.join(values)}}},")
@@ -102,8 +103,19 @@ def _matrix(plan: Plan, table: WeightTable, function: FunctionPlan, name: str) -
 
 def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> list[str]:
     """What `smc_program` points to: frequencies, levels and tasks."""
-    frequencies = (float(v) for t in plan.rope_tables for v in inverse_frequencies(t.head_dim, t.theta, t.scaling))
-    lines = [f"static const float frequencies[] = {{{', '.join(map(c_float, frequencies))}}};", ""]
+    lines: list[str] = []
+    for number, rope in enumerate(plan.rope_tables):
+        frequencies = (float(v) for v in inverse_frequencies(rope.head_dim, rope.theta, rope.scaling))
+        lines += [f"static const float frequencies_{number}[] = {{{', '.join(map(c_float, frequencies))}}};", ""]
+    if plan.rope_tables:
+        lines.append("static const struct smc_rope_table rope_tables[] = {")
+        lines += [f"    {{{r.head_dim // 2}, 1.0f, frequencies_{n}}}," for n, r in enumerate(plan.rope_tables)]
+        lines += ["};", ""]
+    if plan.kv_groups:
+        lines.append("static const struct smc_kv_shape kv_groups[] = {")
+        for shape, calls in plan.kv_groups.items():
+            lines.append(f"    {{{len(calls)}, {shape.kv_heads}, {shape.padded_dim}, {shape.window}}},")
+        lines += ["};", ""]
     lines.append("static const struct smc_level levels[] = {")
     for level in target.levels:
         lines.append(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
@@ -122,31 +134,28 @@ def program_constants(
     tasks: Sequence[TaskProfile],
 ) -> list[str]:
     """`smc_program` (the engine's program.h)."""
-    facts, attentions = plan.module.facts, [f for f, _ in plan.order if f.attends()]
-    shapes = attention_shapes(plan) or [AttentionShape(plan.kv_heads, plan.kv_heads, plan.head_dim, "f16")]
+    facts, shapes = plan.module.facts, attention_shapes(plan)
     swaps = sum(not f.in_place for f, _ in plan.order[1:-1])
     constants = {
         "abi_version": "SMC_ABI_VERSION",
         "name": c_string(facts.name),
         "weights_hash": c_string(weights_hash),
-        "layers": len(attentions),
+        "layers": sum(map(len, plan.kv_groups.values())),
         "hidden_size": plan.hidden,
         "vocab_size": plan.vocab_size,
         "logits_stride": padded(plan.vocab_size, ROW_BLOCK),
         "context_length": facts.context_length,
-        "kv_heads": plan.kv_heads,
-        "head_dim": plan.head_dim,
-        "head_dim_padded": shapes[0].padded_dim,
+        "kv_group_count": len(plan.kv_groups),
+        "kv_groups": "kv_groups" if plan.kv_groups else "0",
         "max_step_tokens": memory.tokens,
         "finds_top": int(top_kernel(plan) is not None),
-        "rope_tables": len(plan.rope_tables),
-        "rope_pairs": plan.head_dim // 2,
-        "rope_inverse_frequencies": "frequencies",
+        "rope_table_count": len(plan.rope_tables),
+        "rope_tables": "rope_tables" if plan.rope_tables else "0",
         "weight_bytes": table.total_bytes,
         "token_weight_bytes": table.token_bytes,
         "arena_bytes": memory.arena_bytes,
-        "thread_scratch_bytes": padded(max(*(4 * s.scratch_floats for s in shapes), memory.scratch_bytes), 64),
-        "partial_bytes": 4 * max(s.heads * s.state_floats for s in shapes),
+        "thread_scratch_bytes": padded(max([memory.scratch_bytes, *(4 * s.scratch_floats for s in shapes)]), 64),
+        "partial_bytes": 4 * max((s.heads * s.state_floats for s in shapes), default=0),
         "hidden_offset": memory.x[swaps % len(memory.x)],
         "hidden_stride": padded_width(plan.hidden),
         "level_count": len(target.levels),

@@ -143,7 +143,7 @@ static int model_info(const smc_model *model, smc_info *info) {
       .threads = model->pool->threads, .kv_dtype = cache->kv_dtype, .max_step_tokens = program->max_step_tokens,
       .finds_top = program->finds_top, .kv_page_tokens = SMC_PAGE_TOKENS, .name = program->name, .level = model->level->name,
       .weight_bytes = model->artifact.weight_bytes, .token_weight_bytes = program->token_weight_bytes,
-      .kv_bytes_per_token = cache->page_bytes / SMC_PAGE_TOKENS, .kv_bytes_used = (uint64_t)cache->pages_used * cache->page_bytes,
+      .kv_bytes_per_token = smc_kv_bytes_per_token(cache), .kv_bytes_used = smc_kv_bytes_used(cache),
       .activation_bytes = model->memory_bytes};
   pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&model->mutex);
   return SMC_OK;
@@ -204,7 +204,7 @@ static int sequence_truncate(smc_model *model, int32_t sequence, int32_t length)
   const int32_t now = model->cache.sequences[sequence].length;
   if (length < 0 || length > now)
     return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d", sequence, now, length));
-  smc_kv_truncate(&model->cache, sequence, length);
+  if (length < now) smc_kv_shorten(&model->cache, sequence, length);
   return leave(model, SMC_OK);
 }
 

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMC_ABI_VERSION 5
+#define SMC_ABI_VERSION 6
 
 typedef enum smc_status {
   SMC_OK = 0,
@@ -60,7 +60,8 @@ typedef struct smc_info {
   const char *name, *level; /* level: the feature level in use */
   uint64_t weight_bytes;    /* mapped */
   uint64_t token_weight_bytes; /* weight bytes that one token multiplies: all but the rows of the embedding table */
-  uint64_t kv_bytes_per_token;
+  uint64_t kv_bytes_per_token;       /* of all layers, as long as no window of the model is full */
+  uint64_t state_bytes_per_sequence; /* recurrent state; 0: the model has none */
   uint64_t kv_bytes_used;   /* pages in use now */
   uint64_t activation_bytes; /* arena, thread scratch and tables */
 } smc_info;
@@ -72,6 +73,7 @@ enum { SMC_WANT_LOGITS = 1, SMC_WANT_HIDDEN = 2, SMC_WANT_TOP = 4 };
 typedef struct smc_token {
   int32_t token, sequence, position, index;
   uint32_t flags; /* SMC_WANT_… */
+  int32_t parent; /* 0: the token sees all before it in its sequence. Reserved for trees of drafts: must be 0 */
 } smc_token;
 
 typedef struct smc_batch {
@@ -141,7 +143,8 @@ typedef struct smc_engine_api {
   void (*cancel)(smc_model *model); /* stop the running step at the next layer; safe in a signal handler */
 
   /* Sequences. create and fork return a slot id. fork shares the pages of the past; what is written later is not shared.
-   * truncate forgets what lies behind the first `length` tokens. */
+   * truncate forgets what lies behind the first `length` tokens. A window of attention keeps 64 tokens more than it needs: where
+ * truncate goes further back, the next step of the sequence computes its tokens once more, for the same bits. */
   int (*sequence_create)(smc_model *model);
   int (*sequence_fork)(smc_model *model, int32_t sequence);
   int (*sequence_truncate)(smc_model *model, int32_t sequence, int32_t length);

@@ -196,26 +196,48 @@ void smc_weights_to_huge_pages(struct smc_artifact *artifact);
 /* The region will be read over and over: of what lies in whole huge pages, memory comes in these. */
 void smc_advise_huge_pages(void *begin, uint64_t bytes);
 
-/* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens, reached through a block table a sequence */
+/* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens for each group of layers, reached through a block table per sequence */
 
 /* Bytes that the machine can still give, or UINT64_MAX where it does not say. */
 uint64_t smc_available_memory(void);
 
+#define SMC_KV_ROLLBACK 64 /* tokens that a window keeps behind what it needs: so many can be taken back without computing */
+
 struct smc_sequence {
   int32_t live, length;
-  int32_t pages;   /* in the block table; more than length needs only between reserve and advance */
   int32_t pending; /* tokens of the running batch */
+  int32_t stale;   /* windows lack K and V that the next token sees: all tokens are computed once more first */
+};
+
+/* A token of a sequence whose windows may have to be computed once more. */
+struct smc_past_token {
+  int32_t token, position;
+};
+
+/* Pages begin … end - 1 of a sequence's block table are its own or shared; those before `begin` a window has left behind. */
+struct smc_kv_span {
+  int32_t begin, end;
+};
+
+struct smc_kv_group {
+  const struct smc_kv_shape *shape;
+  int32_t window;      /* 0: all pages of a context are kept */
+  uint8_t *data;       /* page p at data + p * page_bytes */
+  uint64_t page_bytes;
+  int32_t most_pages;  /* that a sequence can hold */
+  int32_t page_count;  /* for all sequences: always enough */
+  int32_t fresh, free_count, pages_used; /* pages from `fresh` on were never used */
+  int32_t *free_pages, *references;      /* [page_count] */
+  int32_t *tables;                       /* [sequence_count][table_pages] */
+  struct smc_kv_span *spans;             /* [sequence_count] */
 };
 
 struct smc_kv_cache {
-  uint8_t *data; /* page p at data + p * page_bytes */
-  uint64_t page_bytes;
-  int32_t sequence_count, table_pages, page_count; /* page_count = sequence_count * table_pages: always enough */
-  int32_t fresh, free_count, pages_used;           /* pages from `fresh` on were never used */
-  int32_t *free_pages, *references;                /* [page_count] */
-  int32_t *tables;                                 /* [sequence_count][table_pages] */
-  struct smc_sequence *sequences;
+  struct smc_kv_group groups[SMC_MAX_KV_GROUPS];
+  int32_t group_count, sequence_count, table_pages;
   int32_t context_length, kv_dtype;
+  struct smc_sequence *sequences;
+  struct smc_past_token *past; /* [sequence_count][context_length], or NULL where no group has a window */
   const struct smc_program *program;
 };
 
@@ -224,19 +246,37 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, i
 void smc_kv_close(struct smc_kv_cache *cache);
 static inline uint64_t smc_kv_element_bytes(int32_t kv_dtype) { return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1; }
 /* Bytes that so many numbers of K and V take, whole heads of tokens: with their scales, where there are any. */
-static inline uint64_t smc_kv_bytes(const struct smc_program *program, int32_t kv_dtype, uint64_t numbers) {
-  const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)program->head_dim_padded : 0;
+static inline uint64_t smc_kv_bytes(int32_t head_dim_padded, int32_t kv_dtype, uint64_t numbers) {
+  const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)head_dim_padded : 0;
   return numbers * smc_kv_element_bytes(kv_dtype) + scales * sizeof(float);
 }
+static inline int32_t smc_kv_pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
+static inline int32_t *smc_kv_table(const struct smc_kv_cache *cache, const struct smc_kv_group *group, int32_t sequence) {
+  return group->tables + (int64_t)sequence * cache->table_pages;
+}
+/* Bytes of a token in all groups, and of the pages that are in use now. */
+uint64_t smc_kv_bytes_per_token(const struct smc_kv_cache *cache);
+uint64_t smc_kv_bytes_used(const struct smc_kv_cache *cache);
 int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
 int smc_kv_create(struct smc_kv_cache *cache, char *error);
 int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);
-void smc_kv_truncate(struct smc_kv_cache *cache, int32_t sequence, int32_t length);
+/* Forgets what lies behind `length` tokens, no more than there are; a sequence whose windows then lack something is stale. */
+void smc_kv_shorten(struct smc_kv_cache *cache, int32_t sequence, int32_t length);
 void smc_kv_drop(struct smc_kv_cache *cache, int32_t sequence);
-/* Makes all pending tokens of all sequences writable: adds pages, copies a shared last page. All or nothing. */
+/* SMC_OK where the machine has memory for all pending tokens of all sequences. */
 int smc_kv_reserve(struct smc_kv_cache *cache, char *error);
+/* Before a step: `first` is the sequence's first token in it. Pages that no window sees any more come free. */
+void smc_kv_slide(struct smc_kv_cache *cache, int32_t sequence, int32_t first);
+/* Makes the place of a token writable: adds a page, or copies a shared one. Reserved memory is there. */
+void smc_kv_extend(struct smc_kv_cache *cache, int32_t sequence, int32_t index);
 /* Ends the batch: pending tokens become part of their sequences, or are forgotten. */
 void smc_kv_finish(struct smc_kv_cache *cache, int success);
+/* SMC_OK where the machine has room for so many more bytes of K and V. */
+int smc_kv_check_memory(const struct smc_kv_cache *cache, uint64_t bytes, char *error);
+int32_t smc_kv_take_page(struct smc_kv_group *group);
+
+/* ---- kv_save.c: sequences as bytes */
+
 int smc_kv_save(const struct smc_kv_cache *cache, int32_t sequence, void *buffer, uint64_t *size, char *error);
 int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error);
 
@@ -256,7 +296,9 @@ struct smc_model {
   uint8_t *memory;
   uint64_t memory_bytes, scratch_stride;
   uint8_t *arena, *scratch;
-  int32_t *tokens, *cache_slots, *wanted_tokens, *logits_tokens, *top_tokens;
+  int32_t *tokens, *wanted_tokens, *logits_tokens, *top_tokens;
+  int32_t *slots; /* [kv_group_count][max_step_tokens] */
+  struct smc_kv_pages kv[SMC_MAX_KV_GROUPS];
   struct smc_top *tops;
   struct smc_tile *tiles, *wanted_tiles;
   float *rope, *bounce; /* bounce: NULL until it is needed */

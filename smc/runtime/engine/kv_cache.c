@@ -1,8 +1,12 @@
-/* The KV cache: pages of SMC_PAGE_TOKENS tokens for all layers and KV heads, reached through a block table a sequence.
+/* The KV cache: pages of SMC_PAGE_TOKENS tokens, reached through a block table per sequence and group of layers.
  *
- * The region is reserved once for the worst case and gets memory when it is first written; pages that nobody uses go
+ * A group's region is reserved once for the worst case and gets memory when it is first written; pages that nobody uses go
  * back to the operating system, but for the few that are taken next. Sequences share pages (fork) until one writes to a
- * partly filled last page: it gets a copy of its own first. Full pages are never written again, so they need no copy. */
+ * partly filled last page: it gets a copy of its own first. Full pages are never written with other values, so they need no
+ * copy.
+ *
+ * A group with a window keeps the pages of the window and of SMC_KV_ROLLBACK tokens before it. A sequence that is truncated
+ * further is stale: its tokens, which are remembered, are computed once more before its next step (step.c). */
 #include "internal.h"
 
 #include <stdio.h>
@@ -22,77 +26,145 @@
 #define GIVE_BACK MADV_DONTNEED
 #endif
 
-static int32_t pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
+/* ---- open */
 
-static int32_t *table_of(const struct smc_kv_cache *cache, int32_t sequence) {
-  return cache->tables + (int64_t)sequence * cache->table_pages;
+/* How many pages a sequence holds at most: a window's, what can be rolled back, and a step's, cut anywhere. */
+static int32_t most_pages(const struct smc_kv_cache *cache, int32_t window) {
+  if (window == 0) return cache->table_pages;
+  const int64_t tokens = (int64_t)window + SMC_KV_ROLLBACK + cache->program->max_step_tokens;
+  const int64_t pages = (tokens + 2 * SMC_PAGE_TOKENS - 3) / SMC_PAGE_TOKENS;
+  return pages < cache->table_pages ? (int32_t)pages : cache->table_pages;
+}
+
+static int open_group(struct smc_kv_group *group, const struct smc_kv_cache *cache, const struct smc_kv_shape *shape) {
+  const uint64_t numbers = (uint64_t)shape->layers * (uint64_t)shape->kv_heads * 2 * SMC_PAGE_TOKENS * (uint64_t)shape->head_dim_padded;
+  const size_t sequences = (size_t)cache->sequence_count;
+  group->shape = shape;
+  group->page_bytes = smc_round_up(smc_kv_bytes(shape->head_dim_padded, cache->kv_dtype, numbers), PAGE_ROUNDING);
+  group->most_pages = most_pages(cache, shape->window);
+  group->window = group->most_pages < cache->table_pages ? shape->window : 0;
+  group->page_count = cache->sequence_count * group->most_pages;
+  const size_t pages = (size_t)group->page_count;
+  group->tables = calloc(sequences * (size_t)cache->table_pages, sizeof *group->tables);
+  group->spans = calloc(sequences, sizeof *group->spans);
+  group->references = calloc(pages, sizeof *group->references);
+  group->free_pages = calloc(pages, sizeof *group->free_pages);
+  void *data = mmap(NULL, pages * group->page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  group->data = data == MAP_FAILED ? NULL : data;
+  if (group->data) smc_advise_huge_pages(data, pages * group->page_bytes);
+  return group->data && group->tables && group->spans && group->references && group->free_pages;
 }
 
 int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, int32_t context_length,
                 int32_t sequences, int32_t kv_dtype, char *error) {
-  *cache = (struct smc_kv_cache){.sequence_count = sequences, .table_pages = pages_for(context_length),
-                                 .context_length = context_length, .kv_dtype = kv_dtype, .program = program};
+  *cache = (struct smc_kv_cache){.group_count = program->kv_group_count, .sequence_count = sequences,
+                                 .table_pages = smc_kv_pages_for(context_length), .context_length = context_length,
+                                 .kv_dtype = kv_dtype, .program = program};
   if ((int64_t)sequences * cache->table_pages > INT32_MAX / SMC_PAGE_TOKENS)
     return smc_fail(error, SMC_BAD_INPUT, "%d sequences of %d tokens are more than the KV cache can number: 2^31 tokens in all",
                     sequences, context_length);
-  cache->page_count = sequences * cache->table_pages;
-  const uint64_t layers = program->layers ? (uint64_t)program->layers : 1; /* without attention pages only count tokens */
-  const uint64_t numbers = layers * (uint64_t)program->kv_heads * 2 * SMC_PAGE_TOKENS * (uint64_t)program->head_dim_padded;
-  cache->page_bytes = smc_round_up(smc_kv_bytes(program, kv_dtype, numbers), PAGE_ROUNDING);
-  const size_t pages = (size_t)cache->page_count;
-  cache->tables = calloc(pages, sizeof *cache->tables);
-  cache->references = calloc(pages, sizeof *cache->references);
-  cache->free_pages = calloc(pages, sizeof *cache->free_pages);
+  double bytes = 0;
+  int windows = 0, complete = 1;
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    struct smc_kv_group *group = &cache->groups[i];
+    complete &= open_group(group, cache, &program->kv_groups[i]);
+    windows |= group->window > 0;
+    bytes += (double)group->page_count * (double)group->page_bytes;
+  }
   cache->sequences = calloc((size_t)sequences, sizeof *cache->sequences);
-  void *data = mmap(NULL, pages * cache->page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  cache->data = data == MAP_FAILED ? NULL : data;
-  if (cache->data) smc_advise_huge_pages(data, pages * cache->page_bytes);
-  if (!cache->data || !cache->tables || !cache->references || !cache->free_pages || !cache->sequences) {
-    const double mebibytes = (double)pages * (double)cache->page_bytes / MEBIBYTE;
+  if (windows) cache->past = calloc((size_t)sequences * (size_t)context_length, sizeof *cache->past);
+  if (!complete || !cache->sequences || (windows && !cache->past)) {
     smc_kv_close(cache);
     return smc_fail(error, SMC_NO_MEMORY, "there is no room for a KV cache of up to %.0f MiB, %d x %d tokens: use a shorter context%s",
-                    mebibytes, sequences, context_length, sequences > 1 ? " or fewer sequences" : "");
+                    bytes / MEBIBYTE, sequences, context_length, sequences > 1 ? " or fewer sequences" : "");
   }
   return SMC_OK;
 }
 
 void smc_kv_close(struct smc_kv_cache *cache) {
-  if (cache->data) munmap(cache->data, (uint64_t)cache->page_count * cache->page_bytes);
-  free(cache->tables);
-  free(cache->references);
-  free(cache->free_pages);
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    struct smc_kv_group *group = &cache->groups[i];
+    if (group->data) munmap(group->data, (uint64_t)group->page_count * group->page_bytes);
+    free(group->tables);
+    free(group->spans);
+    free(group->references);
+    free(group->free_pages);
+  }
   free(cache->sequences);
+  free(cache->past);
   *cache = (struct smc_kv_cache){0};
+}
+
+uint64_t smc_kv_bytes_per_token(const struct smc_kv_cache *cache) {
+  uint64_t bytes = 0;
+  for (int32_t i = 0; i < cache->group_count; i++) bytes += cache->groups[i].page_bytes / SMC_PAGE_TOKENS;
+  return bytes;
+}
+
+uint64_t smc_kv_bytes_used(const struct smc_kv_cache *cache) {
+  uint64_t bytes = 0;
+  for (int32_t i = 0; i < cache->group_count; i++) bytes += (uint64_t)cache->groups[i].pages_used * cache->groups[i].page_bytes;
+  return bytes;
 }
 
 /* ---- pages */
 
-/* There is always one: a page in use is in the table of a sequence, and there are as many pages as table entries. */
-static int32_t take_page(struct smc_kv_cache *cache) {
-  const int32_t page = cache->free_count ? cache->free_pages[--cache->free_count] : cache->fresh++;
-  cache->references[page] = 1;
-  cache->pages_used++;
+/* There is always one: a page in use is in the table of a sequence, and there are as many pages as entries in use. */
+int32_t smc_kv_take_page(struct smc_kv_group *group) {
+  const int32_t page = group->free_count ? group->free_pages[--group->free_count] : group->fresh++;
+  group->references[page] = 1;
+  group->pages_used++;
   return page;
 }
 
-static void give_back(struct smc_kv_cache *cache, int32_t page) {
-  const uint64_t unit = (uint64_t)getpagesize(), begin = (uint64_t)page * cache->page_bytes;
-  const uint64_t first = smc_round_up(begin, unit), last = (begin + cache->page_bytes) / unit * unit;
-  if (last > first) (void)madvise(cache->data + first, last - first, GIVE_BACK);
+static void give_back(struct smc_kv_group *group, int32_t page) {
+  const uint64_t unit = (uint64_t)getpagesize(), begin = (uint64_t)page * group->page_bytes;
+  const uint64_t first = smc_round_up(begin, unit), last = (begin + group->page_bytes) / unit * unit;
+  if (last > first) (void)madvise(group->data + first, last - first, GIVE_BACK);
 }
 
 /* The pages that are taken next keep their memory: the last that came free. */
-static void release_page(struct smc_kv_cache *cache, int32_t page) {
-  if (--cache->references[page]) return;
-  cache->free_pages[cache->free_count++] = page;
-  cache->pages_used--;
-  const uint64_t kept = KEPT_BYTES / cache->page_bytes;
-  if ((uint64_t)cache->free_count > kept) give_back(cache, cache->free_pages[(uint64_t)cache->free_count - 1 - kept]);
+static void release_page(struct smc_kv_group *group, int32_t page) {
+  if (--group->references[page]) return;
+  group->free_pages[group->free_count++] = page;
+  group->pages_used--;
+  const uint64_t kept = KEPT_BYTES / group->page_bytes;
+  if ((uint64_t)group->free_count > kept) give_back(group, group->free_pages[(uint64_t)group->free_count - 1 - kept]);
 }
 
-static void keep_pages(struct smc_kv_cache *cache, int32_t sequence, int32_t count) {
+/* Of a sequence's pages in a group, keeps those from `begin` to `end`. */
+static void keep_pages(const struct smc_kv_cache *cache, struct smc_kv_group *group, int32_t sequence, int32_t begin, int32_t end) {
+  struct smc_kv_span *span = &group->spans[sequence];
+  const int32_t *table = smc_kv_table(cache, group, sequence);
+  while (span->end > end && span->end > span->begin) release_page(group, table[--span->end]);
+  while (span->begin < begin && span->begin < span->end) release_page(group, table[span->begin++]);
+  if (span->begin == span->end) *span = (struct smc_kv_span){0, 0};
+}
+
+/* The page of the first cached token that the token at `index` sees, or that tokens which many before it see. */
+static int32_t first_page(const struct smc_kv_group *group, int32_t index, int32_t rollback) {
+  const int32_t first = group->window ? index + 1 - group->window - rollback : 0;
+  return first > 0 ? first / SMC_PAGE_TOKENS : 0;
+}
+
+/* Whether every window has what the token at `index`, the sequence's next, sees. */
+static int windows_reach(const struct smc_kv_cache *cache, int32_t sequence, int32_t index) {
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    const struct smc_kv_group *group = &cache->groups[i];
+    const struct smc_kv_span *span = &group->spans[sequence];
+    if (index && group->window && (span->begin > first_page(group, index, 0) || span->end < smc_kv_pages_for(index))) return 0;
+  }
+  return 1;
+}
+
+void smc_kv_shorten(struct smc_kv_cache *cache, int32_t sequence, int32_t length) {
   struct smc_sequence *entry = &cache->sequences[sequence];
-  while (entry->pages > count) release_page(cache, table_of(cache, sequence)[--entry->pages]);
+  entry->length = length;
+  for (int32_t i = 0; i < cache->group_count; i++)
+    keep_pages(cache, &cache->groups[i], sequence, 0, smc_kv_pages_for(length));
+  entry->stale = !windows_reach(cache, sequence, length);
+  for (int32_t i = 0; entry->stale && i < cache->group_count; i++)
+    if (cache->groups[i].window) keep_pages(cache, &cache->groups[i], sequence, 0, 0);
 }
 
 uint64_t smc_available_memory(void) {
@@ -107,13 +179,13 @@ uint64_t smc_available_memory(void) {
 }
 
 /* Overcommitted memory ends in a killed process; here it ends in a sentence. */
-static int check_memory(const struct smc_kv_cache *cache, int64_t pages, char *error) {
-  if (pages == 0) return SMC_OK;
-  const uint64_t wanted = (uint64_t)pages * cache->page_bytes, available = smc_available_memory();
-  if (wanted <= available) return SMC_OK;
+int smc_kv_check_memory(const struct smc_kv_cache *cache, uint64_t bytes, char *error) {
+  if (bytes == 0) return SMC_OK;
+  const uint64_t available = smc_available_memory();
+  if (bytes <= available) return SMC_OK;
   return smc_fail(error, SMC_NO_MEMORY,
                   "the KV cache needs another %.0f MiB and the machine has %.0f MiB left: use a shorter context, fewer sequences%s",
-                  (double)wanted / MEBIBYTE, (double)available / MEBIBYTE, cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : cache->kv_dtype == SMC_KV_F16 ? " or an i8 cache" : "");
+                  (double)bytes / MEBIBYTE, (double)available / MEBIBYTE, cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : cache->kv_dtype == SMC_KV_F16 ? " or an i8 cache" : "");
 }
 
 /* ---- sequences */
@@ -138,159 +210,96 @@ int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error) {
   const int copy = smc_kv_create(cache, error);
   if (copy < 0) return copy;
   cache->sequences[copy] = cache->sequences[sequence];
-  for (int32_t i = 0; i < cache->sequences[copy].pages; i++)
-    cache->references[table_of(cache, copy)[i] = table_of(cache, sequence)[i]]++;
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    struct smc_kv_group *group = &cache->groups[i];
+    const struct smc_kv_span span = group->spans[copy] = group->spans[sequence];
+    for (int32_t page = span.begin; page < span.end; page++)
+      group->references[smc_kv_table(cache, group, copy)[page] = smc_kv_table(cache, group, sequence)[page]]++;
+  }
+  const int64_t context = cache->context_length;
+  if (cache->past) memcpy(cache->past + copy * context, cache->past + sequence * context, (size_t)cache->sequences[copy].length * sizeof *cache->past);
   return copy;
 }
 
-void smc_kv_truncate(struct smc_kv_cache *cache, int32_t sequence, int32_t length) {
-  cache->sequences[sequence].length = length;
-  keep_pages(cache, sequence, pages_for(length));
-}
-
 void smc_kv_drop(struct smc_kv_cache *cache, int32_t sequence) {
-  smc_kv_truncate(cache, sequence, 0);
+  smc_kv_shorten(cache, sequence, 0);
   cache->sequences[sequence].live = 0;
 }
 
 /* ---- a batch */
 
-static int writes_shared_page(const struct smc_kv_cache *cache, int32_t sequence) {
-  const struct smc_sequence *entry = &cache->sequences[sequence];
-  if (!entry->pending || entry->length % SMC_PAGE_TOKENS == 0) return 0;
-  return cache->references[table_of(cache, sequence)[entry->pages - 1]] > 1;
+/* Whether the next token's place is in a page that others read, too. */
+static int writes_shared_page(const struct smc_kv_cache *cache, const struct smc_kv_group *group, int32_t sequence, int32_t index) {
+  const int32_t page = index / SMC_PAGE_TOKENS;
+  return page < group->spans[sequence].end && group->references[smc_kv_table(cache, group, sequence)[page]] > 1;
 }
 
 int smc_kv_reserve(struct smc_kv_cache *cache, char *error) {
-  int64_t wanted = 0;
+  uint64_t bytes = 0;
   for (int32_t i = 0; i < cache->sequence_count; i++) {
     const struct smc_sequence *entry = &cache->sequences[i];
-    wanted += pages_for(entry->length + entry->pending) - entry->pages + writes_shared_page(cache, i);
-  }
-  const int status = check_memory(cache, wanted, error);
-  if (status) return status;
-  for (int32_t i = 0; i < cache->sequence_count; i++) {
-    struct smc_sequence *entry = &cache->sequences[i];
-    int32_t *table = table_of(cache, i);
-    if (writes_shared_page(cache, i)) {
-      const int32_t shared = table[entry->pages - 1], own = take_page(cache);
-      memcpy(cache->data + (uint64_t)own * cache->page_bytes, cache->data + (uint64_t)shared * cache->page_bytes, cache->page_bytes);
-      table[entry->pages - 1] = own;
-      release_page(cache, shared);
+    if (!entry->pending) continue;
+    for (int32_t g = 0; g < cache->group_count; g++) {
+      const struct smc_kv_group *group = &cache->groups[g];
+      const int32_t held = group->spans[i].end - group->spans[i].begin, last = smc_kv_pages_for(entry->length + entry->pending);
+      const int32_t needed = last - group->spans[i].begin < group->most_pages ? last - group->spans[i].begin : group->most_pages;
+      const int32_t more = (needed > held ? needed - held : 0) + writes_shared_page(cache, group, i, entry->length);
+      bytes += (uint64_t)more * group->page_bytes;
     }
-    while (entry->pages < pages_for(entry->length + entry->pending)) table[entry->pages++] = take_page(cache);
   }
-  return SMC_OK;
+  return smc_kv_check_memory(cache, bytes, error);
+}
+
+void smc_kv_slide(struct smc_kv_cache *cache, int32_t sequence, int32_t first) {
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    struct smc_kv_group *group = &cache->groups[i];
+    if (group->window) keep_pages(cache, group, sequence, first_page(group, first, SMC_KV_ROLLBACK), INT32_MAX);
+  }
+}
+
+void smc_kv_extend(struct smc_kv_cache *cache, int32_t sequence, int32_t index) {
+  const int32_t page = index / SMC_PAGE_TOKENS, again = index < cache->sequences[sequence].length; /* to the same bits */
+  for (int32_t i = 0; i < cache->group_count; i++) {
+    struct smc_kv_group *group = &cache->groups[i];
+    struct smc_kv_span *span = &group->spans[sequence];
+    int32_t *table = smc_kv_table(cache, group, sequence);
+    if (page >= span->end) {
+      if (span->begin == span->end) span->begin = page;
+      span->end = page + 1;
+      table[page] = smc_kv_take_page(group);
+    } else if (!again && writes_shared_page(cache, group, sequence, index)) {
+      const int32_t shared = table[page], own = smc_kv_take_page(group);
+      memcpy(group->data + (uint64_t)own * group->page_bytes, group->data + (uint64_t)shared * group->page_bytes, group->page_bytes);
+      table[page] = own;
+      release_page(group, shared);
+    }
+  }
 }
 
 void smc_kv_finish(struct smc_kv_cache *cache, int success) {
   for (int32_t i = 0; i < cache->sequence_count; i++) {
     struct smc_sequence *entry = &cache->sequences[i];
     if (!entry->pending) continue;
-    if (success) entry->length += entry->pending;
+    const int32_t length = entry->length + (success ? entry->pending : 0);
     entry->pending = 0;
-    keep_pages(cache, i, pages_for(entry->length));
+    if (success) entry->length = length;
+    else smc_kv_shorten(cache, i, length);
   }
-}
-
-/* ---- save and restore */
-
-/* What a saved sequence begins with; whole pages follow, zeros behind the last token. */
-struct saved {
-  char magic[8];
-  char weights_hash[64]; /* K and V mean nothing to another model */
-  int32_t layers, kv_heads, head_dim_padded, page_tokens, kv_dtype, length;
-  uint64_t page_bytes;
-  uint8_t zeros[24];
-};
-_Static_assert(sizeof(struct saved) == 128, "the header of a saved sequence has 128 bytes");
-
-static struct saved saved_header(const struct smc_kv_cache *cache, int32_t length) {
-  const struct smc_program *program = cache->program;
-  struct saved header = {.magic = "SMC-KV1", .layers = program->layers, .kv_heads = program->kv_heads,
-                         .head_dim_padded = program->head_dim_padded, .page_tokens = SMC_PAGE_TOKENS,
-                         .kv_dtype = cache->kv_dtype, .length = length, .page_bytes = cache->page_bytes};
-  const size_t bytes = strlen(program->weights_hash);
-  memcpy(header.weights_hash, program->weights_hash, bytes < sizeof header.weights_hash ? bytes : sizeof header.weights_hash);
-  return header;
-}
-
-/* Zeros what lies behind the first `tokens` tokens of a page: remains of tokens that were truncated. */
-static void clear_tail(const struct smc_kv_cache *cache, uint8_t *page, int32_t tokens) {
-  const struct smc_program *program = cache->program;
-  const uint64_t element = smc_kv_element_bytes(cache->kv_dtype), head_dim = (uint64_t)program->head_dim_padded;
-  const uint64_t half = SMC_PAGE_TOKENS * head_dim * element, group = 16 * element, used = (uint64_t)tokens;
-  const uint64_t bytes = smc_kv_bytes(program, cache->kv_dtype, 2 * SMC_PAGE_TOKENS * head_dim);
-  for (int64_t head = 0; head < (int64_t)program->layers * program->kv_heads; head++, page += bytes) {
-    for (uint64_t g = used / 16; g < SMC_PAGE_TOKENS / 16; g++) { /* K [4][head_dim][16 tokens] */
-      const uint64_t kept = g == used / 16 ? used % 16 * element : 0;
-      for (uint64_t row = 0; row < head_dim; row++) memset(page + (g * head_dim + row) * group + kept, 0, group - kept);
-    }
-    memset(page + half + used * head_dim * element, 0, half - used * head_dim * element); /* V [64][head_dim] */
-    for (uint8_t *scales = page + 2 * half; scales < page + bytes; scales += SMC_PAGE_TOKENS * sizeof(float)) /* K's, V's */
-      memset(scales + used * sizeof(float), 0, (SMC_PAGE_TOKENS - used) * sizeof(float));
-  }
-}
-
-int smc_kv_save(const struct smc_kv_cache *cache, int32_t sequence, void *buffer, uint64_t *size, char *error) {
-  const int32_t length = cache->sequences[sequence].length, pages = pages_for(length);
-  const struct saved header = saved_header(cache, length);
-  const uint64_t given = *size;
-  *size = sizeof header + (uint64_t)pages * cache->page_bytes;
-  if (!buffer) return SMC_OK;
-  if (given < *size)
-    return smc_fail(error, SMC_BAD_INPUT, "the buffer has %llu bytes where the saved sequence needs %llu",
-                    (unsigned long long)given, (unsigned long long)*size);
-  memcpy(buffer, &header, sizeof header);
-  uint8_t *out = (uint8_t *)buffer + sizeof header;
-  for (int32_t i = 0; i < pages; i++, out += cache->page_bytes) {
-    memcpy(out, cache->data + (uint64_t)table_of(cache, sequence)[i] * cache->page_bytes, cache->page_bytes);
-    if ((i + 1) * SMC_PAGE_TOKENS > length) clear_tail(cache, out, length % SMC_PAGE_TOKENS);
-  }
-  return SMC_OK;
-}
-
-int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error) {
-  struct saved header;
-  if (size < sizeof header) return smc_fail(error, SMC_BAD_INPUT, "%llu bytes are no saved sequence", (unsigned long long)size);
-  memcpy(&header, buffer, sizeof header);
-  const struct saved expected = saved_header(cache, header.length);
-  if (memcmp(header.magic, expected.magic, sizeof header.magic)) return smc_fail(error, SMC_BAD_INPUT, "these bytes are no saved sequence");
-  if (memcmp(&header, &expected, sizeof header))
-    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is of another model, KV dtype or version of smc");
-  if (header.length < 0 || header.length > cache->context_length)
-    return smc_fail(error, header.length < 0 ? SMC_BAD_INPUT : SMC_NO_SPACE, "the saved sequence has %d tokens and the context %d",
-                    header.length, cache->context_length);
-  const int32_t pages = pages_for(header.length);
-  if (size != sizeof header + (uint64_t)pages * cache->page_bytes)
-    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is cut short or too long: %llu bytes for %d tokens",
-                    (unsigned long long)size, header.length);
-  int status = check_memory(cache, pages, error);
-  if (status) return status;
-  const int32_t sequence = smc_kv_create(cache, error);
-  if (sequence < 0) return sequence;
-  struct smc_sequence *entry = &cache->sequences[sequence];
-  const uint8_t *in = (const uint8_t *)buffer + sizeof header;
-  for (; entry->pages < pages; in += cache->page_bytes) {
-    const int32_t page = table_of(cache, sequence)[entry->pages++] = take_page(cache);
-    memcpy(cache->data + (uint64_t)page * cache->page_bytes, in, cache->page_bytes);
-  }
-  entry->length = header.length;
-  return sequence;
 }
 
 /* ---- in a step */
 
-void smc_kv_ahead(const struct smc_thread *thread, const struct smc_step *step, int64_t head, int32_t kv_heads,
-                  int32_t head_dim_padded) {
+void smc_kv_prefetch(const struct smc_thread *thread, const struct smc_step *step, int32_t group, int64_t head, int32_t kv_heads,
+                     int32_t head_dim_padded) {
+  const struct smc_kv_pages *pages = &step->kv[group];
   const uint64_t row = (uint64_t)head_dim_padded * smc_kv_element_bytes(step->kv_dtype), half = SMC_PAGE_TOKENS * row;
   const uint64_t scales = step->kv_dtype == SMC_KV_I8 ? 2 * SMC_PAGE_TOKENS * sizeof(float) : 0;
-  const uint64_t page = (uint64_t)step->cache_slots[0] / SMC_PAGE_TOKENS, token = (uint64_t)step->cache_slots[0] % SMC_PAGE_TOKENS;
+  const uint64_t page = (uint64_t)pages->slots[0] / SMC_PAGE_TOKENS, token = (uint64_t)pages->slots[0] % SMC_PAGE_TOKENS;
   const struct smc_share share = smc_share_of(kv_heads, thread->count, thread->index);
   for (int64_t i = 0; i < share.size; i++) {
-    const uint8_t *k = step->kv + page * step->kv_page_bytes + (uint64_t)(head + share.first + i) * (2 * half + scales);
-    const uint8_t *group = k + token / 16 * 16 * row, *v = k + half + token * row; /* K's lines each have 16 tokens */
-    for (uint64_t at = 0; at < 16 * row; at += SMC_PREFETCHED) __builtin_prefetch(group + at, 1);
+    const uint8_t *k = pages->data + page * pages->page_bytes + (uint64_t)(head + share.first + i) * (2 * half + scales);
+    const uint8_t *lines = k + token / 16 * 16 * row, *v = k + half + token * row; /* K's lines each have 16 tokens */
+    for (uint64_t at = 0; at < 16 * row; at += SMC_PREFETCHED) __builtin_prefetch(lines + at, 1);
     for (uint64_t at = 0; at < row; at += SMC_PREFETCHED) __builtin_prefetch(v + at, 1);
   }
 }

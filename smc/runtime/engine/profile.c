@@ -126,10 +126,12 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
     smc_profile_task *total = &profiler->tasks[i];
     count_work(total, &task->all, step->count);
     count_work(total, &task->wanted, task->head ? step->logits_count + step->top_count : step->wanted_count);
-    total->bytes += (uint64_t)step->count * smc_kv_bytes(profiler->program, step->kv_dtype, task->cache_writes);
-    const int64_t window = task->window ? task->window : INT64_MAX;
-    const uint64_t all_bytes = smc_kv_bytes(profiler->program, step->kv_dtype, task->all.cache_reads);
-    const uint64_t wanted_bytes = smc_kv_bytes(profiler->program, step->kv_dtype, task->wanted.cache_reads);
+    if (!profiler->program->kv_group_count) continue;
+    const struct smc_kv_shape *shape = &profiler->program->kv_groups[task->kv_group];
+    total->bytes += (uint64_t)step->count * smc_kv_bytes(shape->head_dim_padded, step->kv_dtype, task->cache_writes);
+    const int64_t window = shape->window ? shape->window : INT64_MAX;
+    const uint64_t all_bytes = smc_kv_bytes(shape->head_dim_padded, step->kv_dtype, task->all.cache_reads);
+    const uint64_t wanted_bytes = smc_kv_bytes(shape->head_dim_padded, step->kv_dtype, task->wanted.cache_reads);
     count_cache(total, &task->all, all_bytes, window, step->tiles, step->tile_count);
     count_cache(total, &task->wanted, wanted_bytes, window, step->wanted_tiles, step->wanted_tile_count);
   }

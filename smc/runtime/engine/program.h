@@ -21,6 +21,7 @@
 #define SMC_PAGE_TOKENS 64 /* tokens of a KV page; attention kernels work page by page */
 #define SMC_TOKEN_BLOCK 8  /* tokens whose int8 activations may be interleaved: matmuls begin with the first of so many */
 #define SMC_SPLIT_TOKENS 256 /* cached tokens that may be a block of attention: splits have softmaxes of their own */
+#define SMC_MAX_KV_GROUPS 8
 
 /* ---- constants that codegen writes */
 
@@ -46,8 +47,21 @@ struct smc_task {
   struct smc_work all;     /* of the calls that work on all tokens of a step, … */
   struct smc_work wanted;  /* … and of those that work on the wanted ones only; in the head, on rows of logits */
   uint64_t cache_writes;   /* elements that a token adds to the KV cache */
-  int32_t window;          /* how many cached tokens a token sees; 0: all */
+  int32_t kv_group;        /* whose K and V it reads or writes */
   int32_t head, integer;   /* whether it works on rows of logits; whether its multiply-adds are of int8 */
+};
+
+/* Layers whose K and V have one shape and one window: they share pages. */
+struct smc_kv_shape {
+  int32_t layers, kv_heads, head_dim_padded; /* padded to a multiple of 16 */
+  int32_t window;                            /* how many cached tokens a token sees, itself included; 0: all */
+};
+
+/* Rotary angles: position * frequency for each pair of channels; cosines and sines are multiplied by `magnitude`. */
+struct smc_rope_table {
+  int32_t pairs;
+  float magnitude;
+  const float *inverse_frequencies; /* [pairs] */
 };
 
 struct smc_step;
@@ -58,16 +72,16 @@ struct smc_program {
   const char *name;
   const char *weights_hash; /* hex SHA-256 of the weights member: the artifact's manifest must name the same */
   int32_t layers, hidden_size, vocab_size, logits_stride, context_length;
-  int32_t kv_heads, head_dim, head_dim_padded; /* padded to a multiple of 16 */
+  int32_t kv_group_count;   /* 0 … SMC_MAX_KV_GROUPS */
+  const struct smc_kv_shape *kv_groups;
   int32_t max_step_tokens;
   int32_t finds_top;        /* the head can find the largest logits without writing any */
-  int32_t rope_tables;      /* how many frequency tables; 1 for most models */
-  int32_t rope_pairs;       /* frequencies a table has: head_dim / 2 */
-  const float *rope_inverse_frequencies; /* [rope_tables][rope_pairs] */
+  int32_t rope_table_count; /* 1 for most models */
+  const struct smc_rope_table *rope_tables;
   uint64_t weight_bytes, token_weight_bytes;
   uint64_t arena_bytes;          /* activations of max_step_tokens tokens */
   uint64_t thread_scratch_bytes; /* private scratch of every thread */
-  uint64_t partial_bytes;        /* what attention leaves of a token in a split of the cache */
+  uint64_t partial_bytes;        /* what attention leaves of a token in a split of the cache, at most */
   uint64_t hidden_offset;        /* where in the arena the wanted tokens' last hidden states lie after a step, and … */
   uint64_t hidden_stride;        /* … the floats from one of them to the next */
   int32_t level_count;
@@ -89,7 +103,7 @@ extern const struct smc_program smc_program;
 struct smc_tile {
   int32_t token;  /* first token of the tile, an index into the step */
   int32_t count;
-  int32_t table;  /* where the sequence's block table begins in step->tables */
+  int32_t table;  /* where the sequence's block table begins in the tables of each group */
   int32_t index;  /* cache index of the first token; the tile sees all indices up to each token's own */
 };
 
@@ -100,15 +114,24 @@ struct smc_top {
   int32_t ids[SMC_TOP_LANES];
 };
 
+/* The pages of a group of layers: page p begins at data + p * page_bytes. In it, for every layer of the group and KV head:
+ * K [SMC_PAGE_TOKENS / 16][head_dim_padded][16 tokens], then V [SMC_PAGE_TOKENS][head_dim_padded], then for SMC_KV_I8
+ * the float scales of K [SMC_PAGE_TOKENS] and of V [SMC_PAGE_TOKENS]. */
+struct smc_kv_pages {
+  uint8_t *data;
+  uint64_t page_bytes;
+  const int32_t *tables; /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence, in a window all that is sure */
+  const int32_t *slots;  /* [count] page * SMC_PAGE_TOKENS + place in the page, where K and V of the step are written */
+};
+
 struct smc_step {
   int32_t count;                 /* tokens, 1 … max_step_tokens */
   int32_t kv_dtype;              /* smc_kv_dtype */
   const int32_t *tokens;         /* [count] ids, checked */
-  const float *rope;             /* [rope_tables][count][2][rope_pairs]: cosines, then sines */
-  const int32_t *cache_slots;    /* [count] page * SMC_PAGE_TOKENS + place in the page, where K and V are written */
+  const float *rope;             /* for each table [count][2][pairs]: cosines, then sines */
   int32_t tile_count;
   const struct smc_tile *tiles;
-  const int32_t *tables;         /* block tables: page of every SMC_PAGE_TOKENS tokens of a sequence */
+  const struct smc_kv_pages *kv; /* [kv_group_count] */
   int32_t alone;                 /* every tile is the only one of its sequence: it reads no K and V of another's */
   int32_t splits;                /* into how many blocks attention cuts what a tile sees; 1: it does all in one block */
   float *partials;               /* [count][splits], of partial_bytes: where a token's splits wait to be merged */
@@ -126,11 +149,6 @@ struct smc_step {
   struct smc_top *tops;          /* [threads][top_count] what every thread has found, at the step's begin nothing */
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */
-  /* KV pages: page p begins at kv + p * kv_page_bytes. In it, for every layer and KV head in turn:
-   * K [SMC_PAGE_TOKENS / 16][head_dim_padded][16 tokens], then V [SMC_PAGE_TOKENS][head_dim_padded], then for SMC_KV_I8
-   * the float scales of K [SMC_PAGE_TOKENS] and of V [SMC_PAGE_TOKENS]. */
-  uint8_t *kv;
-  uint64_t kv_page_bytes;
   const void *kernels;           /* of the level in use */
 };
 
@@ -176,10 +194,10 @@ void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tok
  * beginning of its share there. Phases between the two may be left out; streams without blocks count for nothing. */
 void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
                      const struct smc_stream *streams, int32_t count);
-/* In a step of one token, inside a block of an earlier phase: asks for where the thread's share of the KV heads, the first
+/* In a step of one token, inside a block of an earlier phase: prefetches where the thread's share of the KV heads, the first
  * of which is `head` of a page, will have its K and V. They were used a whole step ago, and lie in memory. */
-void smc_kv_ahead(const struct smc_thread *thread, const struct smc_step *step, int64_t head, int32_t kv_heads,
-                  int32_t head_dim_padded);
+void smc_kv_prefetch(const struct smc_thread *thread, const struct smc_step *step, int32_t group, int64_t head, int32_t kv_heads,
+                     int32_t head_dim_padded);
 int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase);
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase);
 int smc_cancelled(const struct smc_thread *thread); /* call once a layer: makes a pending cancel() take effect */

@@ -30,12 +30,15 @@ int smc_step_allocate(smc_model *model, char *error) {
   model->scratch_stride = smc_round_up(program->thread_scratch_bytes, SMC_CACHE_LINE);
   const uint64_t arena = place(&end, program->arena_bytes);
   const uint64_t scratch = place(&end, model->scratch_stride * (uint64_t)model->pool->threads);
-  const uint64_t tokens = place(&end, step * sizeof *model->tokens), slots = place(&end, step * sizeof *model->cache_slots);
+  const uint64_t tokens = place(&end, step * sizeof *model->tokens);
+  const uint64_t slots = place(&end, (uint64_t)program->kv_group_count * step * sizeof *model->slots);
   const uint64_t wanted = place(&end, step * sizeof *model->wanted_tokens);
   const uint64_t logits_wanted = place(&end, step * sizeof *model->logits_tokens), tops_wanted = place(&end, MOST_TOPS * sizeof *model->top_tokens);
   const uint64_t tops = place(&end, (uint64_t)model->pool->threads * MOST_TOPS * sizeof *model->tops), tiles = place(&end, step * sizeof *model->tiles);
   const uint64_t wanted_tiles = place(&end, step * sizeof *model->wanted_tiles);
-  const uint64_t rope = place(&end, step * 2 * (uint64_t)program->rope_tables * (uint64_t)program->rope_pairs * sizeof(float));
+  uint64_t pairs = 0;
+  for (int32_t i = 0; i < program->rope_table_count; i++) pairs += (uint64_t)program->rope_tables[i].pairs;
+  const uint64_t rope = place(&end, step * 2 * pairs * sizeof(float));
   const int32_t most = splits_for(model->cache.context_length); /* of one token */
   if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
   const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
@@ -47,7 +50,12 @@ int smc_step_allocate(smc_model *model, char *error) {
   model->arena = model->memory + arena;
   model->scratch = model->memory + scratch;
   model->tokens = (int32_t *)(void *)(model->memory + tokens);
-  model->cache_slots = (int32_t *)(void *)(model->memory + slots);
+  model->slots = (int32_t *)(void *)(model->memory + slots);
+  for (int32_t i = 0; i < program->kv_group_count; i++) {
+    const struct smc_kv_group *group = &model->cache.groups[i];
+    model->kv[i] = (struct smc_kv_pages){.data = group->data, .page_bytes = group->page_bytes, .tables = group->tables,
+                                         .slots = model->slots + (uint64_t)i * step};
+  }
   model->wanted_tokens = (int32_t *)(void *)(model->memory + wanted);
   model->logits_tokens = (int32_t *)(void *)(model->memory + logits_wanted);
   model->top_tokens = (int32_t *)(void *)(model->memory + tops_wanted);
@@ -86,6 +94,7 @@ static int check_batch(smc_model *model, const smc_batch *batch) {
                       token->index, token->sequence, (long long)index);
     if (index >= cache->context_length)
       return smc_fail(model->error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence, cache->context_length);
+    if (token->parent) return smc_fail(model->error, SMC_UNSUPPORTED, "token %d of the batch has a parent: trees of tokens are not supported", i);
     if (token->position < 0) return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
     if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN | SMC_WANT_TOP))
       return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
@@ -104,22 +113,26 @@ static int check_batch(smc_model *model, const smc_batch *batch) {
  * C libraries differ in the last bit of cosf, and one model should give one result with all of them. */
 static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t count) {
   const struct smc_program *program = model->program;
-  const int32_t pairs = program->rope_pairs;
+  const struct smc_rope_table *end = program->rope_tables + program->rope_table_count;
   float *out = model->rope;
-  for (int32_t table = 0; table < program->rope_tables; table++)
-    for (int32_t i = 0; i < count; i++, out += 2 * pairs)
-      for (int32_t pair = 0; pair < pairs; pair++) {
-        const float angle = (float)tokens[i].position * program->rope_inverse_frequencies[table * pairs + pair];
-        out[pair] = (float)cos((double)angle);
-        out[pairs + pair] = (float)sin((double)angle);
+  for (const struct smc_rope_table *table = program->rope_tables; table < end; table++)
+    for (int32_t i = 0; i < count; i++, out += 2 * table->pairs)
+      for (int32_t pair = 0; pair < table->pairs; pair++) {
+        const float angle = (float)tokens[i].position * table->inverse_frequencies[pair];
+        out[pair] = (float)cos((double)angle) * table->magnitude;
+        out[table->pairs + pair] = (float)sin((double)angle) * table->magnitude;
       }
 }
 
 /* Into how many blocks attention over `longest` cached tokens is split: where sequences are few and long, threads would
  * wait for the one with the most heads. The results are the same bits. */
 static int32_t choose_splits(const smc_model *model, const struct smc_step *step, int32_t longest) {
+  const struct smc_program *program = model->program;
   const int32_t splits = splits_for(longest);
-  const int64_t blocks = (int64_t)step->tile_count * model->program->kv_heads;
+  int32_t heads = INT32_MAX; /* of the layer with the fewest */
+  for (int32_t i = 0; i < program->kv_group_count; i++)
+    if (program->kv_groups[i].kv_heads < heads) heads = program->kv_groups[i].kv_heads;
+  const int64_t blocks = (int64_t)step->tile_count * heads;
   const int few = blocks < (int64_t)model->pool->threads * BLOCKS_PER_THREAD;
   return few && (int64_t)step->count * splits <= model->partial_count ? splits : 1;
 }
@@ -141,9 +154,21 @@ static void choose_wanted_tiles(const smc_model *model, struct smc_step *step) {
   step->wanted_end = end < step->count ? end : step->count;
 }
 
+/* Makes place in the cache for the step's i-th token, the first of its sequence in it or not, and remembers the token. */
+static void make_place(smc_model *model, const smc_token *token, int32_t i, int first) {
+  struct smc_kv_cache *cache = &model->cache;
+  const int32_t page = token->index / SMC_PAGE_TOKENS, place = token->index % SMC_PAGE_TOKENS;
+  if (first) smc_kv_slide(cache, token->sequence, token->index);
+  if (first || place == 0) smc_kv_extend(cache, token->sequence, token->index);
+  for (int32_t g = 0; g < cache->group_count; g++)
+    model->slots[(int64_t)g * model->program->max_step_tokens + i] = smc_kv_table(cache, &cache->groups[g], token->sequence)[page] * SMC_PAGE_TOKENS + place;
+  if (cache->past)
+    cache->past[(int64_t)token->sequence * cache->context_length + token->index] = (struct smc_past_token){token->token, token->position};
+}
+
 /* Fills the step's tables for as many of the tokens as go into one step; returns how many. */
 static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_token *tokens, int32_t count, int32_t most_logits) {
-  const struct smc_kv_cache *cache = &model->cache;
+  struct smc_kv_cache *cache = &model->cache;
   if (count > model->program->max_step_tokens) count = model->program->max_step_tokens;
   int32_t longest = 0;
   step->tile_count = step->wanted_count = step->logits_count = step->top_count = step->count = 0;
@@ -161,8 +186,8 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
     }
     if (token->flags) model->wanted_tokens[step->wanted_count++] = i;
     model->tokens[i] = token->token;
-    model->cache_slots[i] = cache->tables[table + token->index / SMC_PAGE_TOKENS] * SMC_PAGE_TOKENS + token->index % SMC_PAGE_TOKENS;
     const int first = i == 0 || token[-1].sequence != token->sequence;
+    make_place(model, token, i, first);
     if (first || model->tiles[step->tile_count - 1].count == SMC_TILE_TOKENS) {
       step->alone &= first;
       model->tiles[step->tile_count++] = (struct smc_tile){.token = i, .count = 0, .table = table, .index = token->index};
@@ -190,9 +215,9 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
       .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride, .cancel = &model->cancel,
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
-               .cache_slots = model->cache_slots, .tiles = model->tiles, .tables = model->cache.tables, .partials = model->partials,
+               .tiles = model->tiles, .kv = model->kv, .partials = model->partials,
                .wanted_tokens = model->wanted_tokens, .wanted_tiles = model->wanted_tiles, .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
-               .kv = model->cache.data, .kv_page_bytes = model->cache.page_bytes, .kernels = model->level->kernels}};
+               .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;
   float *logits = batch->logits, *hidden = batch->hidden;
   int32_t *top = batch->top;
@@ -216,6 +241,28 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
   return SMC_OK;
 }
 
+/* Computes the tokens of a stale sequence once more: then its windows have what its next token sees. */
+static int run_again(smc_model *model, int32_t sequence) {
+  struct smc_kv_cache *cache = &model->cache;
+  const int32_t length = cache->sequences[sequence].length;
+  const struct smc_past_token *past = cache->past + (int64_t)sequence * cache->context_length;
+  smc_token *tokens = calloc((size_t)length, sizeof *tokens);
+  if (!tokens) return smc_fail(model->error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs once more", length);
+  for (int32_t i = 0; i < length; i++)
+    tokens[i] = (smc_token){.token = past[i].token, .sequence = sequence, .position = past[i].position, .index = i};
+  const int status = run_batch(model, &(smc_batch){.count = length, .tokens = tokens});
+  if (!status) cache->sequences[sequence].stale = 0;
+  free(tokens);
+  return status;
+}
+
+static int run_stale(smc_model *model) {
+  int status = SMC_OK;
+  for (int32_t i = 0; i < model->cache.sequence_count && !status; i++)
+    if (model->cache.sequences[i].pending && model->cache.sequences[i].stale) status = run_again(model, i);
+  return status;
+}
+
 int smc_step_batch(smc_model *model, const smc_batch *batch) {
   const int profiled = model->profiler.on;
   if (profiled) {
@@ -224,6 +271,7 @@ int smc_step_batch(smc_model *model, const smc_batch *batch) {
   }
   int status = check_batch(model, batch);
   if (!status) status = smc_kv_reserve(&model->cache, model->error);
+  if (!status) status = run_stale(model);
   if (!status) status = run_batch(model, batch);
   smc_kv_finish(&model->cache, status == SMC_OK);
   if (profiled) smc_profile_step_end(&model->profiler);

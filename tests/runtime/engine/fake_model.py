@@ -11,7 +11,8 @@ from smc.runtime.binding import TOKEN, WANT_LOGITS, Engine
 from .conftest import VOCAB, WEIGHTS
 
 LAYERS, HEADS, HEAD_DIM, PRIME, PAGE, MAX_STEP, CONTEXT = 3, 2, 16, 251, 64, 24, 300
-FREQUENCIES = np.array([0.75, 0.3, 0.2, 0.15, 0.11, 0.07, 0.03, 0.01], np.float32)  # table 1
+FREQUENCIES = np.array([0.75, 0.3, 0.2, 0.15, 0.11, 0.07, 0.03, 0.01], np.float32)  # table 1, whose …
+MAGNITUDE = 1.5
 
 
 @dataclass
@@ -20,14 +21,15 @@ class Reference:
 
     keys: list[np.ndarray] = field(default_factory=list)  # one [layers, heads, head_dim] a token
     values: list[np.ndarray] = field(default_factory=list)
+    window: int = 0  # of layer 1; 0: all
 
     def append(self, token: int) -> int:
         """The token's last state."""
         state, index, d = WEIGHTS[token], len(self.keys), np.arange(HEAD_DIM)
         self.keys.append(np.zeros((LAYERS, HEADS, HEAD_DIM), int))
         self.values.append(np.zeros((LAYERS, HEADS, HEAD_DIM), int))
-        places = np.arange(index + 1)
         for layer in range(LAYERS):
+            places = np.arange(max(0, index + 1 - self.window) if self.window and layer == 1 else 0, index + 1)
             total = 0
             for head in range(HEADS):
                 self.keys[-1][layer, head] = (state * 3 + layer + head + d + index) % PRIME
@@ -42,7 +44,7 @@ class Reference:
         del self.keys[length:], self.values[length:]
 
     def copy(self) -> Reference:
-        return Reference(list(self.keys), list(self.values))
+        return Reference(list(self.keys), list(self.values), self.window)
 
 
 def logits_of(state: int) -> np.ndarray:
@@ -52,7 +54,7 @@ def logits_of(state: int) -> np.ndarray:
 def batch_of(parts: list[tuple[int, int, list[int]]], flags: int = WANT_LOGITS, shift: int = 0) -> np.ndarray:
     """A batch of parts (sequence, its length, tokens); positions are indices + shift."""
     rows = [
-        (token, sequence, length + i + shift, length + i, flags)
+        (token, sequence, length + i + shift, length + i, flags, 0)
         for sequence, length, tokens in parts
         for i, token in enumerate(tokens)
     ]

@@ -3,7 +3,7 @@
  *
  *   state                 = weights[token]
  *   layer l, KV head g:   K[d] = (state * 3 + l + g + d + index) % 251      V[d] = (state * 5 + l * 7 + g + d) % 251
- *   attention:            sum over all indices j up to the token's own of K_j[d] * (j + 1) + V_j[d], d = j % HEAD_DIM
+ *   attention:            sum over all indices j up to the token's own, in layer 1 those in its window (FAKE_WINDOW), of K_j[d] * (j + 1) + V_j[d], d = j % HEAD_DIM
  *   after layer l:        state = (state + attention over all heads) % 251
  *   logits[v]             = (state * v + 7) % 251
  *   hidden                = state, token's rotary cosine and sine of pair 1 in table 1, scratch byte of its thread
@@ -18,9 +18,12 @@
 #ifndef FAKE_LAYERS
 #define FAKE_LAYERS 3
 #endif
-enum { VOCAB = 97, STRIDE = 112, HIDDEN = 4, LAYERS = FAKE_LAYERS, HEADS = 2, HEAD_DIM = 16, STEP = 24, PAIRS = 8, PRIME = 251 };
+#ifndef FAKE_WINDOW
+#define FAKE_WINDOW 0
+#endif
+enum { VOCAB = 97, STRIDE = 112, HIDDEN = 4, LAYERS = FAKE_LAYERS, HEADS = 2, HEAD_DIM = 16, STEP = 24, FIRST_PAIRS = 5, PAIRS = 8, PRIME = 251 };
 
-static const float frequencies[2 * PAIRS] = {1.0f,  0.5f,  0.25f, 0.125f, 0.1f,  0.05f, 0.025f, 0.0125f,
+static const float frequencies[FIRST_PAIRS + PAIRS] = {1.0f,  0.5f,  0.25f, 0.125f, 0.1f,
                                              0.75f, 0.3f,  0.2f,  0.15f,  0.11f, 0.07f, 0.03f,  0.01f};
 
 /* Tests make a step last: microseconds that every block of the first task takes. */
@@ -37,11 +40,16 @@ static void write_value(const struct smc_step *step, uint8_t *at, int index, int
   else ((float *)(void *)at)[index] = (float)value;
 }
 
+/* With a window, layer 1 is a group of its own. */
+static int group_of(int layer) { return FAKE_WINDOW && layer == 1; }
+static int place_of(int layer) { return !FAKE_WINDOW ? layer : layer == 1 ? 0 : layer - (layer > 1); }
+
 /* K and V of one head of one layer in a page. */
 static uint8_t *head_of(const struct smc_step *step, int page, int layer, int head, int value) {
+  const struct smc_kv_pages *pages = &step->kv[group_of(layer)];
   const uint64_t half = SMC_PAGE_TOKENS * HEAD_DIM * (step->kv_dtype == SMC_KV_F16 ? 2 : step->kv_dtype == SMC_KV_F32 ? 4 : 1);
   const uint64_t bytes = 2 * half + (step->kv_dtype == SMC_KV_I8 ? 2 * SMC_PAGE_TOKENS * sizeof(float) : 0);
-  return step->kv + (uint64_t)page * step->kv_page_bytes + (uint64_t)(layer * HEADS + head) * bytes + (uint64_t)value * half;
+  return pages->data + (uint64_t)page * pages->page_bytes + (uint64_t)(place_of(layer) * HEADS + head) * bytes + (uint64_t)value * half;
 }
 
 /* The scales [2][SMC_PAGE_TOKENS] of a head in a page of an i8 cache. */
@@ -64,7 +72,7 @@ static int index_of(const struct smc_step *step, int token) {
 }
 
 static void write_cache(const struct smc_step *step, int layer, int block) {
-  const int token = block / HEADS, head = block % HEADS, slot = step->cache_slots[token];
+  const int token = block / HEADS, head = block % HEADS, slot = step->kv[group_of(layer)].slots[token];
   const int state = states_of(step)[token], place = slot % SMC_PAGE_TOKENS;
   for (int d = 0; d < HEAD_DIM; d++) {
     write_value(step, head_of(step, slot / SMC_PAGE_TOKENS, layer, head, 0), key_index(place, d),
@@ -83,8 +91,9 @@ static void attend(const struct smc_step *step, int layer, int block) {
   if (tile->count < 1 || tile->count > SMC_TILE_TOKENS) abort();
   for (int i = 0; i < tile->count; i++) {
     int64_t sum = 0;
-    for (int j = 0; j <= tile->index + i; j++) {
-      const int page = step->tables[tile->table + j / SMC_PAGE_TOKENS], place = j % SMC_PAGE_TOKENS, d = j % HEAD_DIM;
+    const int index = tile->index + i, first = group_of(layer) && index + 1 > FAKE_WINDOW ? index + 1 - FAKE_WINDOW : 0;
+    for (int j = first; j <= index; j++) {
+      const int page = step->kv[group_of(layer)].tables[tile->table + j / SMC_PAGE_TOKENS], place = j % SMC_PAGE_TOKENS, d = j % HEAD_DIM;
       for (int which = 0; which < 2 && step->kv_dtype == SMC_KV_I8; which++)
         if (scales_of(step, page, layer, head)[which * SMC_PAGE_TOKENS + place] != (float)(j + which + 1)) abort();
       sum += (int64_t)read_value(step, head_of(step, page, layer, head, 0), key_index(place, d)) * (j + 1) +
@@ -97,7 +106,7 @@ static void attend(const struct smc_step *step, int layer, int block) {
 static void finish_hidden(const struct smc_thread *thread, const struct smc_step *step, int row) {
   const int token = step->wanted_tokens[row];
   float *hidden = (float *)(void *)step->arena + row * 8;
-  const float *rope = step->rope + ((1 * step->count + token) * 2) * PAIRS;
+  const float *rope = step->rope + step->count * 2 * FIRST_PAIRS + token * 2 * PAIRS;
   thread->scratch[0] = 42; /* private: no other thread writes it */
   hidden[0] = (float)states_of(step)[token];
   hidden[1] = rope[1];
@@ -162,6 +171,10 @@ static const struct smc_level levels[] = {
     {.name = "plain", .features = FAKE_PLAIN_FEATURES},
 };
 
+static const struct smc_kv_shape kv_groups[] = {{LAYERS - (FAKE_WINDOW > 0), HEADS, HEAD_DIM, 0}, {1, HEADS, HEAD_DIM, FAKE_WINDOW}};
+
+static const struct smc_rope_table rope_tables[] = {{FIRST_PAIRS, 1.0f, frequencies}, {PAIRS, 1.5f, frequencies + FIRST_PAIRS}};
+
 const struct smc_program smc_program = {
     .abi_version = SMC_ABI_VERSION,
     .name = "fake",
@@ -171,13 +184,11 @@ const struct smc_program smc_program = {
     .vocab_size = VOCAB,
     .logits_stride = STRIDE,
     .context_length = 300,
-    .kv_heads = HEADS,
-    .head_dim = HEAD_DIM,
-    .head_dim_padded = HEAD_DIM,
+    .kv_group_count = FAKE_WINDOW ? 2 : 1,
+    .kv_groups = kv_groups,
     .max_step_tokens = STEP,
-    .rope_tables = 2,
-    .rope_pairs = PAIRS,
-    .rope_inverse_frequencies = frequencies,
+    .rope_table_count = 2,
+    .rope_tables = rope_tables,
     .weight_bytes = VOCAB,
     .token_weight_bytes = 0,
     .arena_bytes = 16384,

@@ -21,6 +21,7 @@ from .fake_model import (
     HEAD_DIM,
     HEADS,
     LAYERS,
+    MAGNITUDE,
     MAX_STEP,
     PAGE,
     Reference,
@@ -90,8 +91,8 @@ def test_only_flagged_tokens_have_results(open_model: Open) -> None:
     np.testing.assert_array_equal(logits[:, :VOCAB], [logits_of(states[i]) for i in (3, 50, 99)])
     angles = (np.array([0, 50, 71], np.float32) + 5) * FREQUENCIES[1]
     assert hidden[:, 0].tolist() == [states[0], states[50], states[71]]
-    np.testing.assert_allclose(hidden[:, 1], np.cos(angles.astype(np.float64)), atol=1e-7)
-    np.testing.assert_allclose(hidden[:, 2], np.sin(angles.astype(np.float64)), atol=1e-7)
+    np.testing.assert_allclose(hidden[:, 1], MAGNITUDE * np.cos(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(hidden[:, 2], MAGNITUDE * np.sin(angles.astype(np.float64)), atol=2e-7)
     assert (hidden[:, 3] == 42).all()
 
 

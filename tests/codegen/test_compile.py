@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import smc
 from smc.codegen import compile_module
 from smc.errors import InputError
-from smc.ir import Function, Module, print_function
+from smc.ir import Function, Module, print_function, verify
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import Reference, kl_divergence
 from tests.codegen.modules import block_with, linear, random_blocks, random_parameters
@@ -126,6 +127,58 @@ def test_precision_may_differ_from_layer_to_layer(make_checkpoint: MakeCheckpoin
     expected = torch.from_numpy(reference_logits(module, tokens))
     logits = torch.from_numpy(logits_of(tmp_path / "out.smc", tokens))
     assert kl_divergence(expected, logits).mean() <= 1e-4
+
+
+def interleaved(modules: Sequence[Module]) -> Module:
+    """The layers of several models, taken by turns; embedding and head are those of the first."""
+    result = modules[0].copy()
+    for index, call in enumerate(modules[0].layer_calls()):
+        kind = index % len(modules)
+        function = result.functions[f"block_{kind}"] = modules[kind].functions["block"].copy()
+        function.name = f"block_{kind}"
+        names = modules[kind].layer_calls()[index].attributes["parameters"]
+        slots = {slot: f"{kind}.{name}" for slot, name in names.items()}
+        for slot, name in slots.items():
+            parameter = modules[kind].parameters[names[slot]]
+            result.parameters[name] = replace(parameter, name=name)
+        result.main.replace_node(call.name, attributes={"function": f"block_{kind}", "parameters": slots})
+    used = {name for call, _ in result.calls() for name in call.attributes["parameters"].values()}
+    result.parameters = {name: p for name, p in result.parameters.items() if name in used}
+    del result.functions["block"]
+    verify(result)
+    return result
+
+
+def test_attention_may_differ_from_layer_to_layer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """KV heads, head_dim, window and rope: groups of pages of their own, exact after any truncation."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("Mistral", {"sliding_window": 70}),
+        ("Llama", {**heads(3, 1, 80), "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+        ("Mistral", {"sliding_window": 7}),
+    ]
+    made = [make_checkpoint(kind, num_hidden_layers=5, max_position_embeddings=900, **more) for kind, more in changes]
+    module = interleaved([smc.load_checkpoint(folder) for folder, _ in made])
+    tokens = random_tokens(800)
+    expected = reference_logits(module, tokens)
+    smc.compile(module, out=tmp_path / "out.smc")
+    for level in usable_levels():
+        np.testing.assert_allclose(logits_of(tmp_path / "out.smc", tokens, level=level), expected, atol=1e-3, rtol=1e-4)
+    with smc.load(tmp_path / "out.smc", kv_dtype="f32") as model, model.new_sequence() as sequence:
+        used = []
+        for end in (300, 301, 799, 800):  # a window's pages come free at the next step
+            sequence.extend(tokens[sequence.length : end])
+            used.append(model.engine.info().kv_bytes_used)
+        page = 2 * 64 * 80 * 2 * 4  # of both layers without a window
+        assert used[3] - used[1] == (13 - 5) * page
+        for length in (790, 700, 128, 1, 0):
+            sequence.truncate(length)
+            logits = sequence.extend(tokens[length : length + 10], logits="all")
+            np.testing.assert_allclose(logits, expected[length : length + 10], atol=1e-3, rtol=1e-4)
+    with smc.load(tmp_path / "out.smc", kv_dtype="f32") as model:
+        whole = model.logits(tokens).copy()
+        with model.new_sequence() as sequence:
+            parts = [sequence.extend(tokens[i : i + 37], logits="all").copy() for i in range(0, 800, 37)]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 # ---------------------------------------------------------------- modules made by hand

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, model_options
+from smc.cli.options import artifact_argument, model_options, verbosity_options
+from smc.cli.output import check_replaceable
 from smc.cli.profile import limits_report, limits_table, profile_report, profile_table, thread_counts
+from smc.cli.progress import StageProgress
 from smc.cli.roofline import roofline_svg
+from smc.cli.run import describe_model
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,15 +28,53 @@ if TYPE_CHECKING:
 
 @click.command()
 @artifact_argument
-@click.option("--prompt-tokens", type=click.IntRange(0), default=512, show_default=True, metavar="P")
-@click.option("--decode-tokens", type=click.IntRange(0), default=128, show_default=True, metavar="D")
-@click.option("--depth", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Tokens before them.")
-@click.option("--sequences", type=click.IntRange(1), default=1, show_default=True, metavar="S", help="Decoded at once.")
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, metavar="R", help="Medians of R runs.")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    metavar="P",
+    help="Tokens of the prompt; 0 leaves prefill out.",
+)
+@click.option(
+    "--decode-tokens",
+    type=click.IntRange(0),
+    default=128,
+    show_default=True,
+    metavar="D",
+    help="Tokens to decode; 0 leaves decoding out.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Tokens that the cache holds before.",
+)
+@click.option(
+    "--sequences",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="S",
+    help="Sequences to decode at once.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    metavar="R",
+    help="Runs, of which the medians are shown.",
+)
 @model_options
 @click.option("--profile", "profiled", is_flag=True, help="Also say where the time goes, kernel by kernel.")
-@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile: rooflines as an SVG.")
+@click.option(
+    "--svg", type=click.Path(path_type=Path), metavar="FILE", help="File for a drawing of the profile: rooflines, SVG."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@verbosity_options
 def bench(
     artifact: Path,
     prompt_tokens: int,
@@ -66,13 +107,14 @@ def bench(
     """
     from smc.runtime import load
 
-    if svg is not None and not svg.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {svg.parent} to draw {svg.name} in")
+    if svg is not None:
+        check_replaceable(svg, "drawing", b"<svg")
     deepest = depth + max(prompt_tokens, decode_tokens)
     started = time.perf_counter()
     options = {"context_length": context_length, "threads": threads, "kv_dtype": kv_dtype, "level": level}
     with load(artifact, sequences=sequences, **options) as model:
         load_seconds = time.perf_counter() - started
+        describe_model(model)
         if deepest > model.context_length:
             context = model.context_length
             raise InputError(f"{deepest} tokens do not fit the context of {context}; raise --ctx or measure fewer")
@@ -94,11 +136,13 @@ class _Runs:
 
 
 def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool) -> _Runs:
-    """Prefill and decode of so many tokens (0: left out) in turns, each at the same depth."""
+    """Prefill and decode of so many tokens (0: left out) alternating, each at the same depth."""
     measures = {"prefill": prefill_seconds, "decode": decode_seconds}
     names = [name for name, count in counts.items() if count]
     runs = _Runs({name: [] for name in names}, {name: [] for name in names})
     with ExitStack() as stack:
+        progress = stack.enter_context(StageProgress(still=True))
+        progress.update("measure", 0)
         texts = [stack.enter_context(model.new_sequence()) for _ in range(sequences)]
 
         def truncate(length: int) -> None:
@@ -111,7 +155,7 @@ def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repea
         truncate(0)
         for text in texts if depth else []:
             text.extend(fixed_tokens(model, 0, depth), "none")
-        for name in names * repeat:
+        for done, name in enumerate(names * repeat, 1):
             runs.seconds[name].append(measures[name](model, texts, counts[name]))
             runs.kv_bytes_used = max(runs.kv_bytes_used, model.engine.info().kv_bytes_used)
             truncate(depth)
@@ -120,6 +164,7 @@ def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repea
                 whole = measures[name](model, texts, counts[name])
                 runs.profiles[name].append((whole, model.engine.profile_stop()))
                 truncate(depth)
+            progress.update("measure", done / (len(names) * repeat))
     return runs
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, check_utf8, model_options, sampling_options, utf8_text
+from smc.cli import messages
+from smc.cli.options import (
+    artifact_argument,
+    check_utf8,
+    model_options,
+    sampling_options,
+    utf8_text,
+    verbosity_options,
+)
+from smc.cli.run import describe_model
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +33,7 @@ Messages = list[dict[str, str]]
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the conversation.")
 @sampling_options
 @model_options
+@verbosity_options
 def chat(
     artifact: Path,
     system: str | None,
@@ -53,16 +63,16 @@ def chat(
             import readline  # noqa: F401  (line editing and history for input())
 
             facts = f"{model.threads} threads, context {model.context_length}"
-            facts = f"{model.threads} threads, context {model.context_length}"
-            click.echo(f"{model.artifact.manifest.name}, {facts}. {HELP}", err=True)
-        messages = list(first)
+            messages.note(f"{model.artifact.manifest.name}, {facts}. {HELP}")
+        describe_model(model)
+        history = list(first)
         with model.new_sequence() as sequence:
             while (line := _read_line(terminal)) not in (None, "/exit"):
                 if line == "/reset":
-                    messages = list(first)
+                    history = list(first)
                 elif line:
-                    messages.append({"role": "user", "content": line})
-                    messages.append({"role": "assistant", "content": _answer(model, sequence, messages, options)})
+                    history.append({"role": "user", "content": line})
+                    history.append({"role": "assistant", "content": _answer(model, sequence, history, options)})
 
 
 def _read_line(terminal: bool) -> str | None:
@@ -85,14 +95,14 @@ def _read_line(terminal: bool) -> str | None:
             return line
 
 
-def _answer(model: Model, sequence: Sequence, messages: Messages, options: dict[str, Any]) -> str:
+def _answer(model: Model, sequence: Sequence, history: Messages, options: dict[str, Any]) -> str:
     """Print the model's answer while it comes and return it, complete or as far as Ctrl-C let it come.
 
     Only what the sequence does not hold already is run: the user's last message.
     """
     from smc.runtime.interrupt import on_interrupt
 
-    stream = model.stream(_fitting_prompt(model, messages), sequence=sequence, **options)
+    stream = model.stream(_fitting_prompt(model, history), sequence=sequence, **options)
     try:
         with on_interrupt(model.engine.cancel):
             for piece in stream:
@@ -101,20 +111,20 @@ def _answer(model: Model, sequence: Sequence, messages: Messages, options: dict[
         click.echo(" …", nl=False)
     click.echo()
     if stream.result.finish_reason == "length" and sequence.length >= model.context_length:
-        click.echo("(the context is full; /reset starts anew)", err=True)
+        messages.note("(the context is full; /reset starts anew)")
     return stream.result.text
 
 
-def _fitting_prompt(model: Model, messages: Messages) -> list[int]:
+def _fitting_prompt(model: Model, history: Messages) -> list[int]:
     """The conversation as tokens; where it leaves no room for an answer, its oldest exchanges are removed for good."""
     forgotten = 0
     while True:
-        prompt = model.apply_chat_template(messages)
-        oldest = 1 if messages[0]["role"] == "system" else 0
-        if len(prompt) < model.context_length or len(messages) - oldest <= 1:
+        prompt = model.apply_chat_template(history)
+        oldest = 1 if history[0]["role"] == "system" else 0
+        if len(prompt) < model.context_length or len(history) - oldest <= 1:
             break
-        del messages[oldest : oldest + 2]  # a question and its answer
+        del history[oldest : oldest + 2]  # a question and its answer
         forgotten += 2
     if forgotten:
-        click.echo(f"(the context is full: the {forgotten} oldest messages are forgotten)", err=True)
+        messages.note(f"(the context is full: the {forgotten} oldest messages are forgotten)")
     return prompt

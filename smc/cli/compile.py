@@ -10,36 +10,55 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smc.cli import messages
+from smc.cli.options import complete_target, verbosity_options
+from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.cli.progress import StageProgress
     from smc.codegen import CompileReport
     from smc.ir import Module
-    from smc.passes import Pass
 
-DEFAULT_RECIPE = "int4"
 EMIT_KINDS = ("c", "tir", "asm", "obj")
-PROGRAM_BYTES = 64 << 20
-"""What is asked of the disk beside the weights: program, tokenizer, padding, object files."""
+PROGRAM_BYTES = 4 << 20
+"""What is asked of the disk beside weights and tokenizer: the program and the files that it is linked from."""
 
 
 @click.command()
-@click.argument("model")
-@click.option("--target", default="native", show_default=True, help="Machine to compile for: see `smc targets`.")
-@click.option("--quant", metavar="RECIPE", help="int8, int4, ternary …: see `smc passes`.")
+@click.argument("model", type=click.Path())
 @click.option(
-    "-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="Run a pass first; may be given again."
+    "--target",
+    default="native",
+    show_default=True,
+    shell_complete=complete_target,
+    help="Machine to compile for: see `smc targets`.",
 )
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A recipe of your own, in YAML.")
-@click.option("--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text for passes that take statistics.")
+@pass_options
 @click.option(
-    "--emit", type=(str, click.Path(path_type=Path)), metavar="KINDS DIR", help="Also write c,tir,asm,obj to a folder."
+    "--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text file for passes that take statistics."
 )
-@click.option("--standalone", is_flag=True, help="Make it an executable as well, which needs nothing but the machine.")
-@click.option("--records", type=click.Path(path_type=Path), metavar="FILE", help="Tuning records: see `smc tune`.")
+@click.option(
+    "--emit",
+    type=(str, click.Path(path_type=Path)),
+    metavar="KINDS DIR",
+    help="Folder for what lies between, of the kinds c, tir, asm and obj with commas between.",
+)
+@click.option(
+    "--standalone", is_flag=True, help="Make the artifact an executable as well, which needs nothing but the machine."
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Tuning records to use in place of the user's own: see `smc tune`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="The artifact; by default NAME.smc.")
+@click.option("--force", is_flag=True, help="Replace OUT also where it is a file that is no artifact.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Artifact to write; by default NAME.smc."
+)
+@verbosity_options
 def compile(
     model: str,
     target: str,
@@ -51,13 +70,15 @@ def compile(
     standalone: bool,
     records: Path | None,
     as_json: bool,
+    force: bool,
     out: Path | None,
 ) -> None:
     """Compile MODEL to an artifact, one runnable file.
 
     An artifact needs neither torch nor tvm: `smc run` runs it, here or on another machine of the target's kind.
     MODEL is a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
-    Passes run in the order given, then the recipe. With neither --quant, --recipe nor a pass the recipe is int4.
+    Passes run in the order given, then the recipe; of those that would quantize a matrix the first does. With neither
+    --quant, --recipe nor a pass the recipe is int4.
 
     \b
     Examples:
@@ -71,13 +92,14 @@ def compile(
     from smc.cli.progress import StageProgress
     from smc.targets import find_target
 
-    find_target(target)
-    chain = read_passes(passes, quant, recipe)
+    machine = find_target(target)
+    requests = read_requests(passes, quant, recipe)
     kinds = _emit_kinds(emit[0]) if emit else ()
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
     with StageProgress() as progress:
-        module, out = _read_model(model, out, chain, calib, progress)
+        module, out = _read_model(model, out, force, requests, calib, standalone, progress)
+        progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(
             module,
             target,
@@ -93,44 +115,37 @@ def compile(
     summary = _summary(module, out, report, progress)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
-    else:
+    elif not messages.is_quiet():
         _print_summary(summary)
 
 
 def _read_model(
-    model: str, out: Path | None, chain: list[Pass], calib: Path | None, progress: StageProgress
+    model: str,
+    out: Path | None,
+    force: bool,
+    requests: list[Request],
+    calib: Path | None,
+    standalone: bool,
+    progress: StageProgress,
 ) -> tuple[Module, Path]:
     """The module after its passes, and where the artifact goes: what can't be written there is refused early."""
     import smc
-    from smc.passes import Context, apply
+    from smc.passes import Context
 
     if out is not None:
-        _check_output(out, model)
+        _check_output(out, model, force)
     progress.update("read checkpoint", 0)
     module = smc.load_checkpoint(model)
     if out is None:
         out = Path(f"{_file_name(module.facts.name)}.smc")
-        _check_output(out, model)
+        _check_output(out, model, force)
     progress.update("run passes", 0)
-    module = apply(module, chain, Context(calibration=calib, report=progress.note))
+    module = run_requests(module, requests, Context(calibration=calib, report=progress.note))
     progress.update("run passes", 1)
-    _check_space(out, module)
+    for line in module.facts.provenance:
+        progress.detail(f"made from: {line}")
+    _check_space(out, module, standalone)
     return module, out
-
-
-def read_passes(passes: tuple[str, ...], quant: str | None, recipe: Path | None) -> list[Pass]:
-    """The passes to run. Refuses what can't be right before the checkpoint is read."""
-    from smc.passes import load_recipe, parse_pass
-
-    if quant is not None and recipe is not None:
-        raise InputError("--quant and --recipe both name a recipe: give one of them")
-    if recipe is not None and recipe.suffix not in (".yaml", ".yml"):
-        raise InputError(f"a recipe file ends in .yaml, {recipe} does not; for a recipe of smc's use --quant")
-    chain = [parse_pass(text) for text in passes]
-    name = recipe or quant or (None if passes else DEFAULT_RECIPE)
-    if name is not None:
-        chain += load_recipe(name).passes
-    return chain
 
 
 def _emit_kinds(text: str) -> tuple[str, ...]:
@@ -146,18 +161,32 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
 
 
-def _check_output(out: Path, model: str) -> None:
+def _check_output(out: Path, model: str, force: bool) -> None:
     if out.is_dir():
         raise InputError(f"the output {out} is a folder: name a file, such as {out / 'model.smc'}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write {out.name} into: make it first")
     if out.exists() and Path(model).exists() and out.samefile(model):
         raise InputError(f"the output {out} is the model itself: name another file")
+    if not force and out.is_file() and out.stat().st_size and not _is_ours(out):
+        raise InputError(f"the output {out} exists and is no artifact: name another file, or replace it by --force")
 
 
-def _check_space(out: Path, module: Module) -> None:
+def _is_ours(out: Path) -> bool:
+    from smc.runtime.artifact import read_manifest
+
+    try:
+        read_manifest(out)
+    except InputError:
+        return False
+    return True
+
+
+def _check_space(out: Path, module: Module, standalone: bool) -> None:
     """Refuse a disk that can't take the weights, before the long work starts."""
-    needed = module.stored_bits() // 8 + PROGRAM_BYTES
+    # An executable has tables of the tokenizer too, which are about as large.
+    tokenizer = len((module.facts.tokenizer or "").encode()) * (2 if standalone else 1)
+    needed = module.stored_bits() // 8 + tokenizer + PROGRAM_BYTES
     free = shutil.disk_usage(out.absolute().parent).free
     if free < needed:
         raise InputError(

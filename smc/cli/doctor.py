@@ -18,6 +18,7 @@ from typing import Literal
 
 import click
 
+from smc.cli.options import verbosity_options
 from smc.distribution import NAME, install_command
 
 Purpose = Literal["running", "compiling"]
@@ -48,7 +49,8 @@ class Check:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@verbosity_options
 def doctor(as_json: bool) -> None:
     """Say what this machine has, what is missing, and how to get it.
 

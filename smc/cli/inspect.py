@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import zipfile
@@ -12,17 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smc.cli.options import verbosity_options
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.ir import Module
     from smc.runtime.manifest import Manifest
 
+UNBOUNDED = 10_000
+"""The width of a pipe in columns: nothing is wrapped or cut there."""
+
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@verbosity_options
 def inspect(model: str, ir: bool, as_json: bool) -> None:
     """Describe MODEL (a folder, a hub id, a GGUF file or an artifact): its shapes, parameters, bits and memory.
 
@@ -193,8 +199,13 @@ def _print_table(columns: list[str] | None, rows: list[list[str]]) -> None:
         table.add_column(name, justify="right" if name in ("tensors", "MB") else "left")
     for row in rows:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 200  # a pipe has no width: nothing is wrapped or cut there
-    Console(width=width, highlight=False, markup=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(table)
+        return
+    text = io.StringIO()
+    Console(width=UNBOUNDED, highlight=False, markup=False, file=text).print(table)
+    for line in text.getvalue().splitlines():
+        click.echo(line.rstrip())
 
 
 def _summary(description: dict[str, Any]) -> dict[str, str]:

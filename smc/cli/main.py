@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 import smc
+from smc.cli import messages
 from smc.distribution import packages_named
 from smc.errors import InputError
 
@@ -76,7 +77,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(smc.__version__, prog_name="smc")
+@click.version_option(smc.__version__, "-V", "--version", prog_name="smc", help="Show the version of smc and exit.")
 def cli() -> None:
     """smc compiles small language models: a checkpoint goes in, one runnable file comes out.
 
@@ -85,6 +86,11 @@ def cli() -> None:
     smc run smollm2.smc "What is the capital of France?"
 
     `smc COMMAND --help` explains a command with an example; `smc doctor` says whether this machine has what it needs.
+    Every command takes -q (say nothing but errors and results) and -v (say more).
+
+    \b
+    The shell completes commands, options and names after
+      eval "$(_SMC_COMPLETE=bash_source smc)"     # in ~/.bashrc; zsh_source in ~/.zshrc
     """
 
 
@@ -94,22 +100,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_complain("standard output is closed"))
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  (until the process ends)
+    messages.prepare_output()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
+    messages.set_level(messages.NORMAL)
     try:
-        with packages_named():
-            status = cli.main(args=arguments, prog_name="smc", standalone_mode=False)
+        with packages_named(), messages.notices():
+            status = cli.main(args=arguments, prog_name="smc", standalone_mode=False, color=messages.color())
         return status if isinstance(status, int) else 0
     except InputError as error:
+        if messages.is_verbose():
+            _print_traceback()
         return _complain(str(error))
     except click.ClickException as error:
         error.show()
         return 2
-    except SystemExit:  # outside of its standalone mode, click exits for a broken pipe only
-        return BROKEN_PIPE
+    except SystemExit as exit:  # outside of its standalone mode, click exits for completion and for a broken pipe
+        return int(exit.code or 0) if "_SMC_COMPLETE" in os.environ else BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
@@ -125,14 +135,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str) -> int:
-    click.echo(f"{click.style('error:', fg='red')} {sentence}", err=True)
+    messages.complain(sentence)
     return 2
 
 
-def _report_bug() -> int:
+def _print_traceback() -> None:
     import traceback
 
     traceback.print_exc()
+
+
+def _report_bug() -> int:
+    _print_traceback()
     versions = f"smc {smc.__version__}, Python {sys.version.split()[0]}"
     click.echo(f"\nThis is a bug in smc ({versions}): please report it with the lines above.", err=True)
     return 1

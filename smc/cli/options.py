@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from smc.cli import messages
 from smc.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,6 +29,45 @@ def check_utf8(what: str, text: str) -> None:
         raise InputError(f"{what} is not UTF-8 text") from None
 
 
+def _set_level(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """-v wins over -q, whichever comes first; called for both, also where none is given."""
+    levels = context.meta.setdefault("smc.levels", set())
+    levels.add((messages.QUIET if parameter.name == "quiet" else messages.VERBOSE) if value else messages.NORMAL)
+    messages.set_level(max(levels) if messages.VERBOSE in levels else min(levels))
+
+
+_VERBOSITY = [
+    click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_level,
+        help="Say nothing but errors and results: no progress, no notes.",
+    ),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_level,
+        help="Say more: what is used and chosen, and where an error came from.",
+    ),
+]
+
+
+def verbosity_options(command: Command) -> Command:
+    """-q and -v, which every command takes; `smc.cli.messages` obeys them."""
+    return _decorate(command, _VERBOSITY)
+
+
+def complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The targets whose names begin so, for the shell."""
+    from smc.targets import TARGETS
+
+    return [name for name in ("native", *TARGETS) if name.startswith(incomplete)]
+
+
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
 
 _MODEL = [
@@ -37,7 +77,7 @@ _MODEL = [
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Context length in tokens; by default as the model was trained.",
+        help="Context length in tokens; by default the one that the model was trained for.",
     ),
     click.option(
         "-t",
@@ -45,12 +85,18 @@ _MODEL = [
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Threads; by default one for each (fast) CPU that it may use.",
+        help="Number of threads; by default one for each (fast) CPU that the process may use.",
     ),
     click.option(
-        "--kv-dtype", type=click.Choice(["f16", "f32", "i8"]), default="f16", show_default=True, help="Of the KV cache."
+        "--kv-dtype",
+        type=click.Choice(["f16", "f32", "i8"]),
+        default="f16",
+        show_default=True,
+        help="Number format of the KV cache.",
     ),
-    click.option("--level", metavar="NAME", help="Force a feature level of the artifact."),
+    click.option(
+        "--level", metavar="NAME", help="CPU feature level to run at; by default the best that this CPU has."
+    ),
 ]
 
 _SAMPLING = [
@@ -61,14 +107,24 @@ _SAMPLING = [
         metavar="N",
         help="Most tokens to generate; by default until the model ends or the context is full.",
     ),
-    click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
-    click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens; 0 is all."),
-    click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P."),
-    click.option("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="X", help="Above 1: repeat less."),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same text."),
+    click.option("--temperature", type=float, metavar="T", help="Temperature to draw with; 0 is greedy."),
+    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens only; 0 takes all."),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", callback=utf8_text, help="End before this text; may be given again."
+        "--top-p", type=float, metavar="P", help="Draw from the likeliest tokens only that together have probability P."
+    ),
+    click.option(
+        "--min-p", type=float, metavar="P", help="Draw from tokens only that are P times as likely as the likeliest."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, metavar="X", help="Penalty for tokens that were there already; 1 is none."
+    ),
+    click.option("--seed", type=int, metavar="N", help="Seed of the sampling: the same seed gives the same text."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=utf8_text,
+        help="Text that ends the answer and is not shown; may be given again.",
     ),
 ]
 

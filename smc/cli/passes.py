@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
+from smc.cli.options import verbosity_options
+
 if TYPE_CHECKING:
     from smc.passes import Pass
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@verbosity_options
 def passes(name: str | None, as_json: bool) -> None:
     """List the passes and recipes, or explain one.
 
@@ -46,7 +49,8 @@ def passes(name: str | None, as_json: bool) -> None:
 @click.command()
 @click.option("--group", type=click.IntRange(8), default=32, show_default=True, help="Columns that share a scale.")
 @click.option("--columns", type=click.IntRange(1), default=4096, show_default=True, help="Length of a row.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@verbosity_options
 def encodings(group: int, columns: int, as_json: bool) -> None:
     """List the usual encodings and their true bits a weight.
 

@@ -9,33 +9,49 @@ from typing import TYPE_CHECKING
 
 import click
 
+from smc.cli import messages
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+LINE_SECONDS = 10.0
+"""How often a stage says how far it is where there is no terminal for a bar."""
 
 
 class StageProgress:
     """Shows stages one after the other; `update` is a callback as compilers take it: (stage, fraction done).
 
     A context manager. A stage is over when it reaches 1, when another starts, or at the end.
-    `seconds` has what each stage took, in order.
+    `seconds` has what each stage took, in order. A quiet user sees nothing of it.
     """
 
-    def __init__(self) -> None:
-        """Show a bar if standard error is a terminal."""
+    def __init__(self, *, still: bool = False) -> None:
+        """Show a bar if standard error is a terminal. still: draw in `update` only, so that nothing runs beside what is
+        measured."""
         self.seconds: dict[str, float] = {}
+        self._still = still
         self._stage: str | None = None
-        self._started = 0.0
+        self._started = self._said = 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> StageProgress:
         """Start drawing."""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not messages.is_quiet():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            remaining = (TextColumn("left"), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            console = Console(stderr=True)
+            self._bar = Progress(*columns, *remaining, console=console, transient=True, auto_refresh=not self._still)
             self._bar.start()
         return self
 
@@ -55,19 +71,38 @@ class StageProgress:
                 return  # told twice that it is done
             self._finish()
             self._stage, self._started = stage, time.perf_counter()
+            self._said = self._started
             if self._bar is not None:
                 self._task = self._bar.add_task(stage, total=1.0)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=fraction)
+            self._bar.update(self._task, completed=fraction, refresh=self._still)
+        elif fraction < 1:
+            self._say(stage, fraction)
         if fraction >= 1:
             self._finish()
 
     def note(self, line: str) -> None:
         """Print a line without disturbing the bar."""
+        if messages.is_quiet():
+            return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             click.echo(line, err=True)
+
+    def detail(self, line: str) -> None:
+        """Print a line for a curious user."""
+        if messages.is_verbose():
+            self.note(line)
+
+    def _say(self, stage: str, fraction: float) -> None:
+        """A plain line from time to time; what is left is told from what there was."""
+        now = time.perf_counter()
+        if now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        left = f", about {(now - self._started) * (1 / fraction - 1):.0f} s left" if fraction > 0 else ""
+        self.note(f"{stage}: {100 * fraction:.0f} %{left}")
 
     def _finish(self) -> None:
         if self._stage is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import select
 import sys
 import time
 from pathlib import Path
@@ -10,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, check_utf8, model_options, sampling_options, utf8_text
+from smc.cli import messages
+from smc.cli.options import (
+    artifact_argument,
+    check_utf8,
+    model_options,
+    sampling_options,
+    utf8_text,
+    verbosity_options,
+)
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.runtime import Model
     from smc.runtime.generation import GenerationResult, TokenLogprob
+
+PATIENCE = 2.0
+"""Seconds after which waiting for standard input is explained."""
 
 
 @click.command()
@@ -32,7 +45,9 @@ if TYPE_CHECKING:
     help="Show every token's log-probability and the N likeliest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON at the end.")
+@click.option("--stream", "streamed", is_flag=True, help="With --json, print a line of JSON for every event.")
 @click.option("--stats", is_flag=True, help="Print speed and memory to standard error.")
+@verbosity_options
 def run(
     artifact: Path,
     prompt: str | None,
@@ -43,39 +58,51 @@ def run(
     kv_dtype: str,
     level: str | None,
     as_json: bool,
+    streamed: bool,
     stats: bool,
     **options: Any,
 ) -> None:
     """Generate text with ARTIFACT, printed as it comes.
 
     With a chat template in the artifact PROMPT is a user's message, else (and with --raw) a text to continue.
-    Without PROMPT, or where it is "-", it is read from standard input. Ctrl-C ends the text, with exit status 130.
-    Sampling options not given are those of the checkpoint's generation config, else greedy.
+    Text that is piped in comes before PROMPT, with an empty line between them; without PROMPT, or where it is "-", it
+    is the prompt. Ctrl-C ends the text, with exit status 130. Sampling options not given are those of the checkpoint's
+    generation config, else greedy.
+
+    The events of --json --stream are {"event": "text", "text": …} as text comes, and at the end {"event": "result", …}
+    with what --json prints.
 
     \b
     Examples:
       smc run smollm2.smc "What is the capital of France?"
       smc run smollm2.smc --raw "Once upon a time" -n 64 --temperature 0.7 --seed 1
+      git diff | smc run smollm2.smc "What does this change?"
     """
     from smc.runtime import load
     from smc.runtime.interrupt import on_interrupt
 
+    if streamed and not as_json:
+        raise InputError("--stream belongs to --json: other text is printed as it comes anyway")
     text = _read_prompt(prompt)
     started = time.perf_counter()
     with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
         load_seconds = time.perf_counter() - started
+        describe_model(model)
         stream = model.stream(_prompt_tokens(model, text, system, raw), **options)
         interrupted = False
         try:
             with on_interrupt(model.engine.cancel):
                 for piece in stream:
-                    if not as_json:
+                    if streamed:
+                        _print_json({"event": "text", "text": piece})
+                    elif not as_json:
                         click.echo(piece, nl=False)
         except KeyboardInterrupt:
             interrupted = True
         result = stream.result
         if as_json:
-            click.echo(json.dumps(_as_json(model, result, load_seconds), ensure_ascii=False))
+            event = {"event": "result"} if streamed else {}
+            _print_json(event | _as_json(model, result, load_seconds))
         elif result.text and not result.text.endswith("\n"):
             click.echo()
         if result.logprobs and not as_json:
@@ -87,17 +114,43 @@ def run(
         click.get_current_context().exit(130)
 
 
+def describe_model(model: Model) -> None:
+    """What a curious user wants to know of an opened artifact."""
+    facts = f"{model.threads} threads, level {model.level}, context {model.context_length}"
+    messages.detail(f"{model.artifact.path}: {model.artifact.manifest.name}, {facts}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=not messages.writes_unicode()))
+
+
 def _read_prompt(prompt: str | None) -> str:
-    """The prompt, from standard input where it is not given; a line break at the end is the shell's."""
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
-        raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
+    """The prompt; what is piped in comes before it, with an empty line between them."""
+    if sys.stdin.isatty():
+        if prompt is None:
+            raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
+        if prompt != "-":
+            return prompt
+    given = prompt if prompt != "-" else None
+    piped = _read_standard_input(given is not None)
+    return "\n\n".join(text for text in (piped, given) if text)
+
+
+def _read_standard_input(can_be_none: bool) -> str:
+    """The text on standard input; a line break at the end is the shell's. can_be_none: a stream that nobody can read,
+    such as nohup's, is as good as an empty one."""
+    try:
+        if not select.select([sys.stdin], [], [], PATIENCE)[0]:
+            messages.note("(waiting for text on standard input; where there is none, end the command with </dev/null)")
+    except (OSError, ValueError):  # it is no stream of the system's
+        pass
     try:
         text = sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError:
         raise InputError("the prompt on standard input is not UTF-8 text") from None
     except OSError as error:
+        if can_be_none and error.errno in (errno.EBADF, None):  # None: it is not the system that refuses
+            return ""
         raise InputError(f"the prompt can't be read from standard input: {error.strerror}") from None
     check_utf8("the prompt on standard input", text)
     return text
@@ -141,7 +194,7 @@ def _as_json(model: Model, result: GenerationResult, load_seconds: float) -> dic
 
 def _logprob_line(model: Model, entry: TokenLogprob) -> str:
     def show(token: int) -> str:
-        return json.dumps(model.decode([token], skip_special_tokens=False), ensure_ascii=False)
+        return json.dumps(model.decode([token], skip_special_tokens=False), ensure_ascii=not messages.writes_unicode())
 
     top = "  ".join(f"{show(token)} {logprob:.3f}" for token, logprob in entry.top)
     return f"{entry.logprob:9.3f}  {show(entry.token):16}  {top}".rstrip()

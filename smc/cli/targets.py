@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smc.cli.options import verbosity_options
+
 if TYPE_CHECKING:
     from smc.targets import Target
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@verbosity_options
 def targets(as_json: bool) -> None:
     """List the machines that smc compiles for, and where what it makes has been run.
 

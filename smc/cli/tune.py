@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smc.cli import messages
+from smc.cli.options import complete_target, verbosity_options
+from smc.cli.output import check_replaceable
+from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,19 +27,39 @@ SMALLEST_WEIGHTS = 64 << 20
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--quant", metavar="RECIPE", help="Of the models, as in `smc compile`.")
-@click.option("-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="A pass to run on them first.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A recipe of your own, in YAML.")
-@click.option("--target", default="native", show_default=True, help="Machine to tune for; another needs --emit-kit.")
-@click.option("--level", "names", multiple=True, metavar="NAME", help="Only this feature level; may be given again.")
-@click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Measure for about so long.")
-@click.option("--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Write a program that measures.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path())
+@pass_options
 @click.option(
-    "--import", "imported", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Add records."
+    "--target",
+    default="native",
+    show_default=True,
+    shell_complete=complete_target,
+    help="Machine to tune for; another than this one needs --emit-kit.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="RECORDS", help="Instead of the user's records.")
+@click.option(
+    "--level", "names", multiple=True, metavar="NAME", help="CPU feature level to tune, by default all; repeatable."
+)
+@click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Time to measure for, about.")
+@click.option(
+    "--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Program to write, which measures elsewhere."
+)
+@click.option(
+    "--import",
+    "imported",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Records to add, printed by a kit; may be given again.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="RECORDS",
+    help="File for the records; by default the user's own records.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@verbosity_options
 def tune(
     models: tuple[str, ...],
     quant: str | None,
@@ -99,11 +123,10 @@ def _levels(machine: Target, names: tuple[str, ...]) -> list[Level]:
 
 
 def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...], recipe: Path | None) -> list[Matrix]:
-    from smc.cli.compile import read_passes
     from smc.cli.inspect import is_artifact
     from smc.codegen.cpu.tuning_kit import standard_matrices
 
-    chain = read_passes(passes, quant, recipe)
+    requests = read_requests(passes, quant, recipe)
     if not models:
         if quant or passes or recipe:
             raise InputError("--quant, --pass and --recipe say how a MODEL is compiled: name one")
@@ -113,18 +136,18 @@ def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...
         if is_artifact(Path(model)):
             matrices += artifact_matrices(Path(model))
         else:
-            matrices += _model_matrices(model, chain)
+            matrices += _model_matrices(model, requests)
     return matrices
 
 
-def _model_matrices(model: str, chain: Sequence[Any]) -> list[Matrix]:
+def _model_matrices(model: str, requests: Sequence[Request]) -> list[Matrix]:
     from smc.codegen.cpu.tuning_kit import plan_matrices
     from smc.codegen.planner import make_plan
     from smc.frontend import load_checkpoint
     from smc.passes import FUSIONS, Context
     from smc.passes import apply as apply_passes
 
-    module = apply_passes(load_checkpoint(model), chain, Context(report=lambda line: None))
+    module = run_requests(load_checkpoint(model), requests, Context(report=lambda line: None))
     return plan_matrices(make_plan(apply_passes(module, FUSIONS)))
 
 
@@ -153,8 +176,7 @@ def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Pat
     from smc.cli.progress import StageProgress
     from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
 
-    if kit.is_dir() or not kit.absolute().parent.is_dir():
-        raise InputError(f"can't write the kit to {kit}: name a file in a folder that exists")
+    check_replaceable(kit, "kit", b"\x7fELF")
     with StageProgress() as progress:
         count = build_kit(
             workloads(matrices),
@@ -167,6 +189,8 @@ def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Pat
     if as_json:
         facts = {"kit": str(kit), "target": machine.name, "measurements": count, "bytes": kit.stat().st_size}
         click.echo(json.dumps(facts))
+        return
+    if messages.is_quiet():
         return
     click.secho(str(kit), bold=True)
     click.echo(f"  {kit.stat().st_size / 1e6:.1f} MB, {count} measurements, for {machine.name}")
@@ -185,7 +209,7 @@ def _import(files: Sequence[Path], records: Path, as_json: bool) -> None:
     cpus = sorted({record.cpu for record in added})
     if as_json:
         click.echo(json.dumps({"records": str(records), "added": len(added), "cpus": cpus}))
-    else:
+    elif not messages.is_quiet():
         click.echo(f"{records}: {len(added)} records of {', '.join(cpus)} added")
 
 
@@ -202,7 +226,7 @@ def _measure(
     measured = workloads(matrices)
     cache_folder().mkdir(parents=True, exist_ok=True)
     records.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder, StageProgress() as progress:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder, StageProgress(still=True) as progress:
         kit, bytes_between = Path(folder) / "kit", max(weight_bytes(matrices), SMALLEST_WEIGHTS)
         build_kit(measured, machine, kit, levels=levels, weights=bytes_between, progress=progress.update)
         command = [str(kit), "--resume", str(records.absolute())]
@@ -213,7 +237,8 @@ def _measure(
         added = _run(command + budget, records, info["measurements"], progress.update)
     usable = [level for level in levels if level.name in info["levels"]]
     summary = _summary(measured, usable, records, info["cpu"]) | {"measured": added}
-    click.echo(json.dumps(summary, indent=2) if as_json else _table(summary))
+    if as_json or not messages.is_quiet():
+        click.echo(json.dumps(summary, indent=2) if as_json else _table(summary))
 
 
 def _run(command: list[str], records: Path, total: int, progress: Callable[[str, float], None]) -> int:

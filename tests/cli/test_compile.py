@@ -19,7 +19,8 @@ import pytest
 import smc
 from smc.cli import compile as command
 from smc.cli import main
-from smc.passes import load_recipe
+from smc.errors import InputError
+from smc.ir import Module
 
 ROOT = Path(__file__).parent.parent.parent
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
@@ -31,17 +32,60 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-def test_without_a_choice_the_recipe_is_int4() -> None:
-    assert command.read_passes((), None, None) == list(load_recipe("int4").passes)
+def test_what_exists_and_is_no_artifact_needs_force(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = make_checkpoint()
+    compiling = ["compile", str(folder), "--quant", "f32", "-o"]
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.writestr("photo", b"1")
+    Path("notes.txt").write_text("mine")
+    for name in ("notes.txt", "photos.zip"):
+        before = Path(name).read_bytes()
+        assert main.run([*compiling, name]) == 2
+        assert f"the output {name} exists and is no artifact" in capsys.readouterr().err
+        assert Path(name).read_bytes() == before
+    assert main.run([*compiling, "notes.txt", "--force"]) == 0
+    assert main.run([*compiling, "notes.txt", "-q"]) == 0, "an artifact may be replaced"
+    Path("empty").touch()
+    assert main.run([*compiling, "empty", "-q"]) == 0
+    assert zipfile.is_zipfile("empty")
 
 
-def test_passes_come_before_the_recipe() -> None:
-    chain = command.read_passes(("untie",), "int8", None)
-    assert [step.name for step in chain] == ["untie", *(step.name for step in load_recipe("int8").passes)]
+def test_quiet_says_nothing_and_verbose_more(
+    make_checkpoint: MakeCheckpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = make_checkpoint()
+    compiling = ["compile", str(folder), "--quant", "f32", "-o", "out.smc"]
+    capsys.readouterr()
+    assert main.run([*compiling, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main.run([*compiling, "-v"]) == 0
+    said = capsys.readouterr().err
+    assert "made from: convert:dtype=f32" in said and "target: x86-64, levels " in said
+    assert main.run(["compile", "./nothing", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main.run(["compile", "./nothing", "-q"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_passes_alone_add_no_recipe() -> None:
-    assert [step.name for step in command.read_passes(("untie",), None, None)] == ["untie"]
+def test_the_disk_is_asked_for_little_more_than_it_gets(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make_checkpoint()
+    module = smc.apply(smc.load_checkpoint(folder), ["convert:dtype=f32"])
+    size = smc.compile(module, out=tmp_path / "out.smc").bytes
+    asked = [n for n in range(1 << 20, 8 << 20, 1 << 18) if refuses(module, tmp_path, n, monkeypatch)]
+    assert size < max(asked) < size + (5 << 20)
+
+
+def refuses(module: Module, folder: Path, free: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(free, 0, free))
+    try:
+        command._check_space(folder / "out.smc", module, standalone=False)
+    except InputError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

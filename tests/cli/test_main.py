@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import click
 import pytest
 
 import smc
-from smc.cli import main
+from smc.cli import main, messages
 from smc.errors import InputError
 
 
@@ -41,6 +42,24 @@ def run_failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], in
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--version"]) == 0
     assert smc.__version__ in capsys.readouterr().out
+
+
+def test_version_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["-V"]) == 0
+    assert capsys.readouterr().out == f"smc, version {smc.__version__}\n"
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    """By a sentence about something, which can be read without its neighbours."""
+    command = main.LazyGroup().get_command(click.Context(main.cli), name)
+    assert command is not None
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert {"quiet", "verbose"} <= {option.name for option in options}
+    for option in options:
+        assert option.help and option.help[0].isupper() and option.help.endswith("."), option.opts
+        assert len(option.help.split()) >= 3, option.opts
+        assert option.help.split()[0] not in ("Above", "After", "As", "Before", "Instead", "Of", "Only"), option.opts
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +142,35 @@ def test_interrupt(run_failing: Callable[[BaseException], int], capsys: pytest.C
 
 def test_a_command_may_choose_its_status(run_failing: Callable[[BaseException], int]) -> None:
     assert run_failing(click.exceptions.Exit(2)) == 2
+
+
+def test_verbose_says_where_an_error_came_from(
+    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "set_level", lambda level: None)
+    monkeypatch.setattr(messages, "_level", messages.VERBOSE)
+    assert run_failing(InputError("no such folder: x")) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" in message and message.endswith("error: no such folder: x\n")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"_SMC_COMPLETE": "bash_source"}, "complete -o nosort -F _smc_completion smc"),
+        ({"COMP_WORDS": "smc comp", "COMP_CWORD": "1"}, "plain,compile"),
+        ({"COMP_WORDS": "smc compile --quant int8", "COMP_CWORD": "3"}, "plain,int8"),
+        ({"COMP_WORDS": "smc tune --target rasp", "COMP_CWORD": "3"}, "plain,raspberry"),
+        ({"COMP_WORDS": "smc run smol", "COMP_CWORD": "2"}, "file,smol"),
+    ],
+)
+def test_completion(variables: dict[str, str], expected: str) -> None:
+    """What README tells to put into ~/.bashrc; the shell wants exit status 0."""
+    command = [sys.executable, "-m", "smc"]
+    environment = {**os.environ, "_SMC_COMPLETE": "bash_complete", **variables}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert expected in done.stdout
 
 
 def test_as_a_process() -> None:

@@ -69,8 +69,15 @@ def texts(svg: str) -> list[str]:
 
 
 def test_no_folder_for_the_picture(artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder .* to draw x\.svg in"):
+    with pytest.raises(InputError, match=r"can't write the drawing to .*x\.svg: name a file in a folder that exists"):
         CliRunner().invoke(bench, [str(artifact), "--svg", str(tmp_path / "no" / "x.svg")], catch_exceptions=False)
+
+
+def test_a_file_that_is_no_drawing_stays(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="notes exists and is no drawing of smc's"):
+        CliRunner().invoke(bench, [str(artifact), "--svg", str(tmp_path / "notes")], catch_exceptions=False)
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_svg_of_a_run(measured: tuple[dict[str, Any], Path]) -> None:

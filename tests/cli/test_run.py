@@ -40,6 +40,42 @@ def test_prompt_from_standard_input(artifact: Path, arguments: list[str]):
     assert invoke(artifact, *arguments, "-n", "3", text="hello\n").stdout == answer(CHAT, 3) + "\n"
 
 
+def test_text_that_is_piped_in_comes_before_the_prompt(artifact: Path):
+    expected = answer(TOKENIZER.encode("some\ntext\n\nhello").ids, 3) + "\n"
+    assert invoke(artifact, "hello", "--raw", "-n", "3", text="some\ntext\n").stdout == expected
+    assert invoke(artifact, "hello", "--raw", "-n", "3", text="").stdout == answer(HELLO, 3) + "\n"
+
+
+def test_streams_that_bring_nothing(artifact: Path):
+    """A pipe that stays open is explained; what cannot be read, as nohup leaves it, is as good as empty."""
+    command = [sys.executable, "-m", "smc", "run", str(artifact), "hello", "--raw", "-n", "3"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert b"waiting for text on standard input" in process.stderr.readline()
+        process.stdin.write(b"text\n")
+        process.stdin.close()
+        assert process.stdout.read().decode() == answer(TOKENIZER.encode("text\n\nhello").ids, 3) + "\n"
+    with open(os.devnull, "w") as unreadable:
+        done = subprocess.run(command, stdin=unreadable, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer(HELLO, 3) + "\n", "")
+
+
+def test_events(artifact: Path):
+    arguments = ["hello", "--raw", "-n", "9", "--stop", "never", "--json", "--seed", "1"]
+    *texts, result = map(json.loads, invoke(artifact, *arguments, "--stream").stdout.splitlines())
+    assert len(texts) > 2 and all(event["event"] == "text" for event in texts)
+    assert "".join(event["text"] for event in texts) == result["text"] == answer(HELLO, 9)
+    assert result["event"] == "result"
+    assert result.keys() - {"event"} == json.loads(invoke(artifact, *arguments).stdout).keys()
+    with pytest.raises(InputError, match="--stream belongs to --json"):
+        invoke(artifact, "hello", "--stream")
+
+
+def test_verbose_and_quiet(artifact: Path):
+    assert "level best, context 200" in invoke(artifact, "hello", "-n", "1", "-v").stderr
+    assert invoke(artifact, "hello", "-n", "1", "-q").stderr == ""
+
+
 def test_raw_prompt_is_continued(artifact: Path):
     assert invoke(artifact, "hello", "--raw", "-n", "3").stdout == answer(HELLO, 3) + "\n"
 

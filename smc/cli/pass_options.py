@@ -1,0 +1,121 @@
+"""The passes that a command line names (-p, --quant, --recipe), and running them on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from smc.ir import Encoding, Module
+    from smc.passes import Context, Pass
+
+DEFAULT_RECIPE = "int4"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Request:
+    """Passes that the user named together: `text` is how, as on the command line."""
+
+    text: str
+    passes: tuple[Pass, ...]
+
+
+def pass_options(command: Command) -> Command:
+    """-p, --quant and --recipe: what `read_requests` takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--quant",
+                metavar="RECIPE",
+                shell_complete=_complete_recipe,
+                help="Recipe to quantize by: int8, int4, ternary …: see `smc passes`.",
+            ),
+            click.option(
+                "-p",
+                "--pass",
+                "passes",
+                multiple=True,
+                metavar="NAME[:K=V,…]",
+                shell_complete=_complete_pass,
+                help="Pass to run before the recipe; may be given again.",
+            ),
+            click.option(
+                "--recipe",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Recipe of your own, a YAML file, in place of --quant.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    try:
+        from smc.passes import recipe_names
+    except ImportError:  # the compiler's packages are not installed
+        return []
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def _complete_pass(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    try:
+        from smc.passes import registered_passes
+    except ImportError:
+        return []
+    return [name for name in registered_passes() if name.startswith(incomplete)]
+
+
+def read_requests(passes: Sequence[str], quant: str | None, recipe: Path | None) -> list[Request]:
+    """What the user named, in the order of running. Refuses what can't be right before the checkpoint is read."""
+    from smc.passes import load_recipe, parse_pass
+
+    if quant is not None and recipe is not None:
+        raise InputError("--quant and --recipe both name a recipe: give one of them")
+    if recipe is not None and recipe.suffix not in (".yaml", ".yml"):
+        raise InputError(f"a recipe file ends in .yaml, {recipe} does not; for a recipe of smc's use --quant")
+    requests = [Request(f"-p {text}", (parse_pass(text),)) for text in passes]
+    if recipe is not None:
+        requests.append(Request(f"--recipe {recipe}", load_recipe(recipe).passes))
+    elif quant is not None or not passes:
+        name = quant or DEFAULT_RECIPE
+        requests.append(Request(f"--quant {name}", load_recipe(name).passes))
+    return requests
+
+
+def run_requests(module: Module, requests: Sequence[Request], context: Context) -> Module:
+    """Run the passes in order. Only matrices that are still floats are quantized, so the first that names one decides.
+
+    InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts the
+    ones before it.
+    """
+    from dataclasses import replace
+
+    from smc.passes import apply
+
+    quiet = replace(context, report=lambda line: None)
+    result = module
+    for index, request in enumerate(requests):
+        before, result = result, apply(result, request.passes, context)
+        if index == 0 or _encodings(before) != _encodings(result) or _encodings(before) == _encodings(module):
+            continue
+        if _encodings(apply(module, request.passes, quiet)) not in (_encodings(module), _encodings(before)):
+            earlier = " ".join(r.text for r in requests[:index])
+            raise InputError(
+                f"{request.text} contradicts {earlier}, which leaves no matrix to it: give one of them, or say by "
+                "include= and exclude= which matrices the first is for"
+            )
+    return result
+
+
+def _encodings(module: Module) -> dict[str, Encoding]:
+    return {name: parameter.encoding for name, parameter in module.parameters.items()}

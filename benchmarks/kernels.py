@@ -24,7 +24,7 @@ from smc.codegen.cpu.tuning_kit import tuner_folder, workloads
 from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout
 from smc.codegen.kernels.specs import LinearKernel
 from smc.codegen.objects import KernelObject, build_kernels, write_listings
-from smc.codegen.plan import padded_width
+from smc.codegen.plan.work import padded_width
 from smc.ir import Encoding
 from smc.targets import TARGETS, Level
 

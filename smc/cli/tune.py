@@ -142,7 +142,7 @@ def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...
 
 def _model_matrices(model: str, requests: Sequence[Request]) -> list[Matrix]:
     from smc.codegen.cpu.tuning_kit import plan_matrices
-    from smc.codegen.planner import make_plan
+    from smc.codegen.plan.planner import make_plan
     from smc.frontend import load_checkpoint
     from smc.passes import FUSIONS, Context
     from smc.passes import apply as apply_passes

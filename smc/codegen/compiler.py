@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smc.codegen.artifact import ArtifactWriter
+from smc.codegen.backends import Backend, find_backend
 from smc.codegen.cpu.link import link_program, link_standalone
 from smc.codegen.cpu.tuning import Choice, Tuning, load_tuning, records_hash
 from smc.codegen.cpu.tuning_kit import plan_matrices, workloads
-from smc.codegen.host import host_program, program_kernels
 from smc.codegen.kernels.layout import LAYOUT_VERSION
-from smc.codegen.memory import MemoryPlan, plan_memory
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
-from smc.codegen.plan import Plan
-from smc.codegen.planner import make_plan
+from smc.codegen.plan.planner import make_plan
+from smc.codegen.schedule.memory import MemoryPlan, plan_memory
+from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.distribution import VERSION
@@ -72,15 +72,17 @@ def compile_module(
     stages = _Stages(progress or (lambda stage, fraction: None))
     with stages("plan"):
         plan = make_plan(module)
-        memory, table = plan_memory(plan), place_weights(plan)
+        backend = find_backend(machine)
+        schedule = backend.schedule(plan)
+        memory, table = plan_memory(schedule), place_weights(plan)
         parts = standalone_parts(module.facts, machine) if standalone else None
         tuning = load_tuning(target, records)
     with stages("build kernels") as report:
-        kernels = _build_kernels(plan, machine, tuning, report)
+        kernels = _build_kernels(backend, schedule, machine, tuning, report)
     parent = out.absolute().parent
     with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / "artifact"
-        linker = _Linker(plan, memory, table, kernels.objects, machine, Path(folder))
+        linker = _Linker(backend, schedule, memory, table, kernels.objects, machine, Path(folder))
         written = _write_artifact(partial, linker, kernels, parts, stages)
         if emit is not None:
             _write_emitted(emit, emit_kinds, linker.host(written.weights_hash), kernels, machine)
@@ -110,9 +112,11 @@ class _Kernels:
     objects: list[KernelObject]
 
 
-def _build_kernels(plan: Plan, target: Target, tuning: Tuning, report: Callable[[float], None]) -> _Kernels:
-    wanted = [(spec, level) for level in target.levels for spec in program_kernels(plan)]
-    work = workloads(plan_matrices(plan))
+def _build_kernels(
+    backend: Backend, schedule: Schedule, target: Target, tuning: Tuning, report: Callable[[float], None]
+) -> _Kernels:
+    wanted = [(spec, level) for level in target.levels for spec in backend.kernels(schedule)]
+    work = workloads(plan_matrices(schedule.plan))
     choices = [tuning.choose(spec, level, work) for spec, level in wanted]
     built = build_kernels(
         [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, report
@@ -135,7 +139,8 @@ def _write_artifact(
     path: Path, linker: _Linker, kernels: _Kernels, parts: StandaloneParts | None, stages: _Stages
 ) -> _Written:
     """Weights, the program, which knows their hash, and the executable in front of them, if there is one."""
-    plan, table, target, module = linker.plan, linker.table, linker.target, linker.plan.module
+    plan, table, target = linker.schedule.plan, linker.table, linker.target
+    module = plan.module
     front = 0
     if parts is not None:
         with stages("link executable") as report:
@@ -175,7 +180,8 @@ def _write_emitted(folder: Path, kinds: Sequence[str], host: str, kernels: _Kern
 class _Linker:
     """Host program and kernels → machine code; intermediate files go to `folder`."""
 
-    plan: Plan
+    backend: Backend
+    schedule: Schedule
     memory: MemoryPlan
     table: WeightTable
     objects: Sequence[KernelObject]
@@ -183,7 +189,8 @@ class _Linker:
     folder: Path
 
     def host(self, weights_hash: str) -> str:
-        return host_program(self.plan, self.memory, self.table, weights_hash, self.objects, self.target)
+        parts = (self.schedule, self.memory, self.table)
+        return self.backend.program(*parts, weights_hash, self.objects, self.target)
 
     def library(self, weights_hash: str, progress: Callable[[float], None]) -> bytes:
         host, out = self.folder / "program.c", self.folder / "program.so"
@@ -192,9 +199,10 @@ class _Linker:
         return out.read_bytes()
 
     def executable(self, weights_hash: str, parts: StandaloneParts, progress: Callable[[float], None]) -> bytes:
+        module = self.schedule.plan.module
         sources = {
             self.folder / "program.c": self.host(weights_hash),
-            self.folder / "facts.c": standalone_facts(self.plan.module, self.target, parts, self.table.total_bytes),
+            self.folder / "facts.c": standalone_facts(module, self.target, parts, self.table.total_bytes),
         }
         for path, text in sources.items():
             path.write_text(text, encoding="utf-8")
@@ -216,7 +224,7 @@ def _errors_name(path: Path) -> Iterator[None]:
 def _manifest(
     linker: _Linker, kernels: _Kernels, weights_hash: str, program: bytes, executable: bytes | None
 ) -> Manifest:
-    module, target, table = linker.plan.module, linker.target, linker.table
+    module, target, table = linker.schedule.plan.module, linker.target, linker.table
     facts = module.facts
     return Manifest(
         name=facts.name,

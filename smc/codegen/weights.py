@@ -15,7 +15,8 @@ import numpy as np
 
 from smc.codegen.cpu.packing import check_packable, pack_matrix
 from smc.codegen.kernels.layout import ALIGNMENT, MatrixLayout, padded
-from smc.codegen.plan import Plan, multiplied, padded_width
+from smc.codegen.plan.plan import Plan
+from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
 from smc.ir import Parameter, matrix_shape
 
@@ -67,7 +68,7 @@ def place_weights(plan: Plan) -> WeightTable:
         vectors[parameter.name] = offset
         offset += padded(padded_width(parameter.shape[0]) * 4, ALIGNMENT)
     vector_bytes = offset - sum(sizes.values())
-    token_bytes = sum(sizes[p.name] for p in multiplied(plan)) + vector_bytes
+    token_bytes = sum(sizes[p.name] for p in plan.multiplied()) + vector_bytes
     return WeightTable(matrices, vectors, offset, token_bytes)
 
 

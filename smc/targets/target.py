@@ -39,6 +39,7 @@ class Target:
     executable_target: the same for a static executable; None where there is none and an artifact is a library only.
     tested: what of it has been run, and where: shown to people, so nothing but the truth.
     cpu: whose tuning records fit best, by LLVM's name; None for a target of many CPUs.
+    backend: who schedules and writes programs for it, by its name in smc/codegen/backends.py.
     The last level is the floor: a CPU without it can't run the artifact. All levels are of one family.
     """
 
@@ -52,6 +53,7 @@ class Target:
     levels: tuple[Level, ...]
     tested: str
     cpu: str | None = None
+    backend: str = "cpu"
 
     @property
     def family(self) -> str:

@@ -19,7 +19,8 @@ from smc.codegen.kernels.groups import sum_group
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.codegen.kernels.specs import LinearKernel
 from smc.codegen.objects import KernelObject, build_kernels
-from smc.codegen.plan import Plan, multiplied, padded_width
+from smc.codegen.plan.plan import Plan
+from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
 from smc.ir import F16, Encoding, integer, matrix_shape
 from smc.targets import Level, Target
@@ -59,7 +60,7 @@ Workloads = dict[LinearKernel, dict[Workload, float]]
 
 def plan_matrices(plan: Plan) -> list[Matrix]:
     """The matrices that a token multiplies."""
-    return [(p.encoding, *matrix_shape(p.shape)) for p in multiplied(plan)]
+    return [(p.encoding, *matrix_shape(p.shape)) for p in plan.multiplied()]
 
 
 def standard_matrices() -> list[Matrix]:

@@ -12,22 +12,6 @@ HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
 """Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it; `out`
 has just the rows that the call computes."""
 
-CHAIN_TOKENS = 96
-"""Tokens that go through a chain of linears and an element-wise op together, at most: whole tiles of every level, and
-for 32 rows what the first cache has room for."""
-
-CHAIN_FLOATS = 128 * 128
-"""Floats of private scratch for what each linear of a chain leaves: fewer tokens by 128 rows and more."""
-
-
-def chain_tokens(rows: int) -> int:
-    """Tokens that go through a chain together by so many rows (a power of two)."""
-    return min(CHAIN_TOKENS, CHAIN_FLOATS // rows)
-
-
-CHUNK_TILES = 8
-"""Tiles of 32 columns, of one token after the other, that a block of element-wise work covers."""
-
 PAGE_TOKENS = 64
 """Tokens of a KV page (SMC_PAGE_TOKENS in the engine's program.h)."""
 
@@ -55,8 +39,13 @@ class Form:
     permuted: bool = False
     rotation: int | None = None
 
+    @property
+    def is_float(self) -> bool:
+        """The values as they are, no codes."""
+        return self.kind == "f32"
+
     def __str__(self) -> str:
-        return self.kind if self.kind == "f32" else f"i8_g{self.group}_s{self.sum_group}"
+        return self.kind if self.is_float else f"i8_g{self.group}_s{self.sum_group}"
 
 
 F32_FORM = Form("f32")

@@ -1,0 +1,193 @@
+"""What a kernel is given, as data: a backend writes down in its own words where each of these is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from smc.codegen.kernels.abi import F32_FORM, Form
+from smc.ir import RopeScaling
+from smc.ir.types import Dim
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Activations [tokens, width] of one value in one form. Several values may share one, in place."""
+
+    value: str
+    width: Dim
+    form: Form = F32_FORM
+
+    def __str__(self) -> str:
+        return f"{self.value}:{self.form}"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A buffer's floats or codes; or its scales, or its sums, which codes have besides."""
+
+    buffer: Buffer
+    part: Literal["data", "scales", "sums"] = "data"
+
+    def __str__(self) -> str:
+        return str(self.buffer) if self.part == "data" else f"{self.buffer}.{self.part}"
+
+
+@dataclass(frozen=True)
+class Stride:
+    """Floats, or codes, from one token's row of a buffer to the next: its padded width."""
+
+    buffer: Buffer
+
+    def __str__(self) -> str:
+        return f"stride({self.buffer})"
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a call works on."""
+
+    def __str__(self) -> str:
+        return "tokens"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A part of the packed matrix that a call has in a slot."""
+
+    slot: str
+    part: Literal["codes", "scales", "zeros", "order"]
+
+    def __str__(self) -> str:
+        return f"{self.slot}.{self.part}"
+
+
+@dataclass(frozen=True)
+class WeightSize:
+    """Rows (padded to whole blocks) or columns (as they are) of the matrix that a call has in a slot."""
+
+    slot: str
+    side: Literal["rows", "columns"]
+
+    def __str__(self) -> str:
+        return f"{self.slot}.{self.side}"
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The vector that a call has in a slot: a norm's weights, a bias."""
+
+    slot: str
+
+    def __str__(self) -> str:
+        return self.slot
+
+
+@dataclass(frozen=True)
+class Number:
+    """A constant: an int is an int32, a float a float32."""
+
+    value: int | float
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+
+@dataclass(frozen=True)
+class Null:
+    """A pointer that the kernel does not read."""
+
+    def __str__(self) -> str:
+        return "null"
+
+
+@dataclass(frozen=True)
+class StepField:
+    """A table or a number of the step, the same for all calls (`struct smc_step` in the engine's program.h)."""
+
+    name: Literal["tokens", "tiles", "partials", "splits"]
+
+    def __str__(self) -> str:
+        return f"step.{self.name}"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of tokens that attention works on: all of a step, or those of which something is requested."""
+
+    def __str__(self) -> str:
+        return "tiles"
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What layers have in common whose K and V share pages. window: cached tokens that a token sees; 0: all."""
+
+    kv_heads: int
+    padded_dim: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The pages of all layers whose K and V have a shape: the bytes of a page, where each sequence has its pages, where
+    each token of the step is written; or how many KV heads a page has in front of the call's own."""
+
+    shape: KvShape
+    part: Literal["data", "page_bytes", "tables", "slots", "first_head"]
+
+    def __str__(self) -> str:
+        return f"cache.{self.part}"
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """One table of rotary frequencies."""
+
+    head_dim: int
+    theta: float
+    scaling: RopeScaling | None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines of the step's tokens by a table; None: nothing is rotated, and nothing read."""
+
+    table: RopeTable | None
+
+    def __str__(self) -> str:
+        return "no rope" if self.table is None else f"rope(theta={self.table.theta:g})"
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that whoever runs the call has for itself, as much as the kernel needs."""
+
+    def __str__(self) -> str:
+        return "scratch"
+
+
+@dataclass(frozen=True)
+class TopRows:
+    """Where whoever runs the call keeps the largest results of each token up to now (`struct smc_top`)."""
+
+    def __str__(self) -> str:
+        return "tops"
+
+
+Argument = (
+    Activation
+    | Stride
+    | TokenCount
+    | Weight
+    | WeightSize
+    | Vector
+    | Number
+    | Null
+    | StepField
+    | Tiles
+    | Cache
+    | Rope
+    | Scratch
+    | TopRows
+)

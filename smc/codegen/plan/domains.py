@@ -1,0 +1,76 @@
+"""Domains: what a kernel's blocks begin…end are. Blocks are independent, so that a backend may share them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smc.codegen.plan.arguments import Buffer
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Of one kernel; by_token: each token's results need nothing of other tokens."""
+
+    by_token = False
+
+
+@dataclass(frozen=True)
+class Tokens(Domain):
+    """A block is a token's whole row."""
+
+    by_token = True
+
+    def __str__(self) -> str:
+        return "tokens"
+
+
+@dataclass(frozen=True)
+class Columns(Domain):
+    """A block is 32 columns of a row, as wide as that of a buffer; the tokens' rows follow one another."""
+
+    buffer: Buffer
+    by_token = True
+
+    def __str__(self) -> str:
+        return "tokens x columns / 32"
+
+
+@dataclass(frozen=True)
+class Rows(Domain):
+    """A block is 32 rows of the matrix in a slot, for any number of tokens."""
+
+    slot: str
+    by_token = True
+
+    def __str__(self) -> str:
+        return f"{self.slot}.rows / 32"
+
+
+@dataclass(frozen=True)
+class CacheWrites(Domain):
+    """A block is one KV head by one tile of tokens."""
+
+    kv_heads: int
+
+    def __str__(self) -> str:
+        return f"tiles x {self.kv_heads} KV heads"
+
+
+@dataclass(frozen=True)
+class Splits(Domain):
+    """A block is one KV head by one tile of tokens by one split of the cache."""
+
+    kv_heads: int
+
+    def __str__(self) -> str:
+        return f"tiles x {self.kv_heads} KV heads x splits"
+
+
+@dataclass(frozen=True)
+class Merges(Domain):
+    """A block is one query head by one tile of tokens; there are none where the cache is not split."""
+
+    heads: int
+
+    def __str__(self) -> str:
+        return f"tiles x {self.heads} heads, where the cache is split"

@@ -1,0 +1,156 @@
+"""What the lowering of an op works with: the function so far, as operations on buffers, and how to add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from smc.codegen.kernels.abi import F32_FORM, Form
+from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel
+from smc.codegen.plan.arguments import Activation, Argument, Buffer, RopeTable, Stride, TokenCount
+from smc.codegen.plan.domains import Columns, Domain, Tokens
+from smc.codegen.plan.plan import KernelChoice, Operation
+from smc.errors import InputError
+from smc.ir import Function, Node
+
+Forms = Mapping[tuple[str, int], Form]
+"""By node and place among its inputs: in which form it reads a value. What is not there is read as floats."""
+
+TILE_GROUP = 32
+"""Columns that share a scale where any tile of columns can be rounded by itself."""
+
+
+class FunctionLowering:
+    """A function of the ir on its way to operations; ops add theirs in the order of the graph.
+
+    rotations: values that whoever reads them must rotate first. lowered: the nodes whose operations are there.
+    """
+
+    def __init__(self, function: Function, forms: Forms) -> None:
+        self.function, self.forms = function, forms
+        self.operations: list[Operation] = []
+        self.rotations: dict[str, RopeTable] = {}
+        self.lowered: set[str] = set()
+        self._buffers: dict[tuple[str, Form], Buffer] = {}
+        self._writers: dict[Buffer, Operation] = {}
+        self._readers: dict[Buffer, list[Operation]] = {}
+
+    # ---- values
+
+    def buffer(self, value: str) -> Buffer:
+        """The floats of a value; InputError where they would have to be rotated first."""
+        if value in self.rotations:
+            raise InputError(f"there is no kernel yet that reads {value}, which is rotated, but attention")
+        return self._buffers[value, F32_FORM]
+
+    def unrotated(self, value: str) -> Buffer:
+        """The floats of a value as they are before its rotation, if it has one."""
+        return self._buffers[value, F32_FORM]
+
+    def new_buffer(self, value: str, width: int | str, form: Form = F32_FORM) -> Buffer:
+        """The buffer of a value that nobody made before."""
+        buffer = self._buffers[value, form] = Buffer(value, width, form)
+        return buffer
+
+    def alias(self, value: str, buffer: Buffer) -> None:
+        """The floats of a value lie in a buffer that there is already."""
+        self._buffers[value, F32_FORM] = buffer
+
+    def results(self, node: Node, makes: Callable[[Form], bool]) -> tuple[Buffer, ...]:
+        """New buffers for a value in all forms in which it is read and its kernel can make it; in floats, too, where
+        it can't make others, which are then rounded from these."""
+        wanted = self._reader_forms(node)
+        forms = [form for form in wanted if makes(form)]
+        if len(forms) < len(wanted) and F32_FORM not in forms:
+            forms.insert(0, F32_FORM)
+        return tuple(self.new_buffer(node.name, node.tensor.shape[1], form) for form in forms)
+
+    def in_form(self, value: str, form: Form) -> Buffer:
+        """A value in a form, rounded by an operation of its own where its kernel did not do it.
+
+        Such codes have a buffer of their own: the value's may be written again in place.
+        """
+        if form == F32_FORM:
+            return self.buffer(value)
+        if (value, form) not in self._buffers:
+            source = self.buffer(value)
+            self._quantize(value, source, self.new_buffer(value, source.width, form))
+        return self._buffers[value, form]
+
+    def _reader_forms(self, node: Node) -> list[Form]:
+        """The forms in which a value is read; one that is returned or read by other ops is kept as floats."""
+        forms = [
+            self.forms.get((user.name, place), F32_FORM)
+            for user in self.function.users(node.name)
+            for place, name in enumerate(user.inputs)
+            if name == node.name
+        ]
+        # What changes the order or the basis of columns starts from floats.
+        forms = [F32_FORM if form.permuted or form.rotation else form for form in forms]
+        if node.name in self.function.outputs:
+            forms.append(F32_FORM)
+        return sorted(dict.fromkeys(forms), key=str)
+
+    def _quantize(self, value: str, source: Buffer, codes: Buffer) -> None:
+        form = codes.form
+        any_tile = form.group == TILE_GROUP
+        kernel = ElementwiseKernel("copy", (form,)) if any_tile else QuantizeTokensKernel(form)
+        self.add(
+            value,
+            "quantize",
+            kernel,
+            Columns(source) if any_tile else Tokens(),
+            {
+                "a" if any_tile else "x": Activation(source),
+                **outputs([codes]),
+                "tokens": TokenCount(),
+                "stride": Stride(source),
+            },
+            reads=(source,),
+            writes=(codes,),
+            repeatable=True,
+        )
+
+    # ---- operations
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        kernel: KernelChoice,
+        domain: Domain,
+        arguments: Mapping[str, Argument],
+        **facts: Any,
+    ) -> Operation:
+        """Add an operation (facts: other fields of `Operation`).
+
+        It comes after those that make what it reads, and after all that read or made what it writes in place.
+        """
+        operation = Operation(name, kind, kernel, domain, arguments, **facts)
+        for buffer in operation.reads:
+            if buffer in self._writers:
+                operation.after.append(self._writers[buffer])
+        for buffer in operation.writes:
+            operation.after += self._readers.get(buffer, [])
+            if buffer in self._writers:
+                operation.after.append(self._writers[buffer])
+        for buffer in operation.reads:
+            self._readers.setdefault(buffer, []).append(operation)
+        for buffer in operation.writes:
+            self._writers[buffer] = operation
+        operation.after = list(dict.fromkeys(operation.after))
+        self.operations.append(operation)
+        return operation
+
+
+def outputs(buffers: Sequence[Buffer]) -> dict[str, Argument]:
+    """The arguments of a kernel that hands out a value in several forms: out, or codes, scales and sums by place."""
+    arguments: dict[str, Argument] = {}
+    for place, buffer in enumerate(buffers):
+        if buffer.form == F32_FORM:
+            arguments["out"] = Activation(buffer)
+        else:
+            arguments[f"codes_{place}"] = Activation(buffer)
+            arguments[f"scales_{place}"] = Activation(buffer, "scales")
+            arguments[f"sums_{place}"] = Activation(buffer, "sums")
+    return arguments

@@ -1,0 +1,1 @@
+"""schedule → C: the host program, text made to be read (`smc compile --emit c`)."""

@@ -1,0 +1,180 @@
+"""The CPU's dialect: threads claim blocks of a phase, and call kernels through a table of their level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smc.codegen.c_literals import c_identifier
+from smc.codegen.kernels.layout import ROW_BLOCK
+from smc.codegen.plan.arguments import Buffer
+from smc.codegen.plan.domains import CacheWrites, Columns, Merges, Rows, Splits, Tokens
+from smc.codegen.plan.work import WIDTH_MULTIPLE
+from smc.codegen.program.kernel_table import member
+from smc.codegen.program.scope import ALL_TOKENS, Range, Scope
+from smc.codegen.program.tables import most_streams
+from smc.codegen.program.writer import CWriter
+from smc.codegen.schedule.schedule import Call, Condition, Phase, Task
+from smc.codegen.schedule.scratch import chain_places
+
+JOINED = "S->alone && S->splits == 1"
+"""When attention's blocks write into the cache what they read: in decoding, but for long contexts."""
+
+
+class CpuDialect:
+    """All threads run the program; the engine's phase.c shares out blocks, and is the barrier."""
+
+    def condition(self, scope: Scope, condition: Condition) -> str:
+        """C that says whether a step has a phase."""
+        return {
+            Condition.MANY_TOKENS: f"N > {scope.schedule.traits.private_tokens}",
+            Condition.SPLIT_CACHE: "S->splits > 1",
+            Condition.NOT_JOINED: f"!({JOINED})",
+        }[condition]
+
+    def blocks(self, scope: Scope, task: Task, phase: Phase) -> str:
+        """How many blocks a task has; of rows, for a piece of the tokens."""
+        match task.blocks:
+            case Tokens():
+                return "N"
+            case Columns(buffer):
+                chunk = scope.schedule.traits.chunk_tiles
+                return f"({_tiles(scope, buffer)} + {chunk - 1}) / {chunk}"
+            case Rows() if task.is_chain:
+                group = task.rows_at_once // ROW_BLOCK
+                tokens = scope.schedule.traits.tokens_of_chain(task.rows_at_once)
+                rows = f"({_row_blocks(task)} + {group - 1}) / {group}"
+                return f"{rows} * (({_piece(phase)} + {tokens - 1}) / {tokens})"
+            case Rows():
+                return _row_blocks(task)
+            case CacheWrites(kv_heads):
+                return f"S->tile_count * {kv_heads}"
+            case Splits(kv_heads):
+                return f"tile_count * {kv_heads} * S->splits"
+            case Merges(heads):
+                return f"S->splits > 1 ? tile_count * {heads} : 0"
+        raise AssertionError(task.blocks)
+
+    def open_phase(self, out: CWriter, scope: Scope, number: int, phase: Phase) -> None:
+        """Pieces of the tokens, which matmuls go through one after the other, and the next phase's weights."""
+        if any(isinstance(task.blocks, Rows) for task in phase.tasks):
+            out.write(f"smc_phase_pieces(&phase, N, {_piece(phase)});")
+        if phase.prefetches:
+            streams = most_streams(scope.schedule)
+            out.write(f"if (piece == N) smc_phase_ahead(thread, &phase, W, L->ahead[{number}], {streams});")
+
+    def cache_ahead(self, out: CWriter, scope: Scope, phase: Phase) -> None:
+        """In a step of one token."""
+        for shape in phase.cache_ahead:
+            numbers = f"{scope.schedule.plan.kv_group(shape)}, L->cache, {shape.kv_heads}, {shape.padded_dim}"
+            out.write(f"if (N == 1) smc_kv_prefetch(thread, S, {numbers});")
+
+    def all_blocks(self, scope: Scope, task: Task) -> str:
+        """The call for all tokens, or for all their tiles of columns."""
+        [call] = task.calls
+        end = _tiles(scope, task.blocks.buffer) if isinstance(task.blocks, Columns) else "N"
+        return f"{_call(scope, call, ALL_TOKENS, begin='0', end=end)};"
+
+    def task(self, out: CWriter, scope: Scope, task: Task, phase: Phase) -> None:
+        """The kernel's call, or the calls of a chain."""
+        if task.joined is not None:
+            [write] = task.joined.calls
+            out.write(f"if ({JOINED}) {_call(scope, write, ALL_TOKENS, **CLAIMED)};")
+        if task.is_chain:
+            with out.block():
+                _chain(out, scope, task, _piece(phase))
+            return
+        [call] = task.calls
+        match task.blocks:
+            case Columns(buffer):
+                chunk, count = scope.schedule.traits.chunk_tiles, _tiles(scope, buffer)
+                end = f"phase.end * {chunk} < {count} ? phase.end * {chunk} : {count}"
+                out.write(f"{_call(scope, call, ALL_TOKENS, begin=f'phase.begin * {chunk}', end=end)};")
+            case Rows():
+                with out.block():
+                    _rows(out, scope, task, call)
+            case _:
+                out.write(f"{_call(scope, call, ALL_TOKENS, **CLAIMED)};")
+
+    def move_row(self, scope: Scope, buffer: Buffer, to: str, source: str, begin: str) -> str:
+        """memcpy."""
+        width = scope.width(buffer)
+        target = f"{scope.name(buffer)} + (size_t){to} * {width}"
+        return f"memcpy({target}, {source} + {begin} * {width}, sizeof(float) * {width});"
+
+    def function_head(self, scope: Scope, parameters: str) -> str:
+        """Every thread calls the function."""
+        name = scope.function.plan.name
+        return (
+            f"static int {name}(struct smc_thread *thread, const struct smc_step *S, "
+            f"const struct {name}_call *L, {parameters})"
+        )
+
+
+CLAIMED: Mapping[str, str] = {"begin": "phase.begin", "end": "phase.end"}
+"""The blocks that a thread has claimed."""
+
+
+def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
+    """A call through the table of kernels; blocks: the last arguments."""
+    arguments = [scope.expression(argument, tokens) for argument in call.arguments.values()]
+    return f"K->{member(call.kernel)}({', '.join([*arguments, *blocks.values()])})"
+
+
+def _tiles(scope: Scope, buffer: Buffer) -> str:
+    """How many tiles of columns all tokens have."""
+    return f"N * ({scope.width(buffer)} / {WIDTH_MULTIPLE})"
+
+
+def _row_blocks(task: Task) -> str:
+    """How many blocks of rows the matrices of a linear, or of a chain, have."""
+    assert isinstance(task.blocks, Rows)
+    return f"L->{c_identifier(task.blocks.slot)}.rows / {ROW_BLOCK}"
+
+
+def _piece(phase: Phase) -> str:
+    """How many tokens a piece of a phase has: all, where not all blocks are of rows."""
+    return "piece" if all(isinstance(task.blocks, Rows) for task in phase.tasks) else "N"
+
+
+def _rows(out: CWriter, scope: Scope, task: Task, call: Call) -> None:
+    """A linear for n tokens from t on: the phase's or, for the tail alone, those of wanted tiles."""
+    if task in scope.function.narrow:
+        out.write(
+            "const int32_t begin = last ? S->wanted_begin : 0, end = last ? S->wanted_end : N;",
+            "const int32_t t = phase.token > begin ? phase.token : begin;",
+            "const int32_t rest = phase.token + phase.tokens, n = (rest < end ? rest : end) - t;",
+            "if (n <= 0) break;",
+        )
+    else:
+        out.write("const int32_t t = phase.token, n = phase.tokens;")
+    tokens = Range("n", "t")
+    if task.top is not None:
+        out.write(f"if (top) {_call(scope, task.top, tokens, **CLAIMED)};", "else")
+    out.write(f"{_call(scope, call, tokens, **CLAIMED)};")
+
+
+def _chain(out: CWriter, scope: Scope, chain: Task, piece: str) -> None:
+    """Some rows by some tokens, or as many rows by all tokens as a thread's scratch holds the results of."""
+    [*linears, last] = chain.calls
+    traits, rows = scope.schedule.traits, chain.rows_at_once
+    group, tokens = rows // ROW_BLOCK, traits.tokens_of_chain(rows)
+    for buffer, offset in chain_places(scope.schedule, scope.function, chain).items():
+        out.write(f"float *{scope.name(buffer)} = PRIVATE(float, {offset});")
+    out.write(
+        f"const int32_t chunks = ({piece} + {tokens - 1}) / {tokens};",
+        f"const int32_t most = {piece} < {tokens} ? {piece} : {tokens};",
+        f"const int32_t together = chunks > 1 ? 1 : {traits.chain_floats // rows} / most;",
+        f"const int32_t all = {_row_blocks(chain)};",
+    )
+    claimed = Range("n", "t", chain.inner)
+    with out.block("for (int32_t b = phase.begin, count; b < phase.end; b += count)"):
+        out.write(
+            "count = phase.end - b < together ? phase.end - b : together;",
+            "const int32_t t = phase.token + b % chunks * most, rest = phase.token + phase.tokens - t;",
+            "const int32_t n = rest < most ? rest : most;",
+            "if (n <= 0) continue; /* the last piece has less */",
+            f"const int32_t begin = b / chunks * {group}, full = begin + count * {group};",
+            "const int32_t end = full < all ? full : all;",
+            *(f"{_call(scope, linear, claimed, begin='begin', end='end')};" for linear in linears),
+            f"{_call(scope, last, ALL_TOKENS, first='t', count='n', begin='begin', end='end')};",
+        )

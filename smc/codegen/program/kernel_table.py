@@ -1,0 +1,70 @@
+"""Every kernel of a program, and in C `struct kernels`: pointers to them, one table per level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from smc.codegen.c_literals import c_identifier
+from smc.codegen.kernels.specs import EmbeddingKernel, KernelSpec, LinearKernel
+from smc.codegen.objects import KernelObject
+from smc.codegen.plan.plan import ByCacheDtype, BySlot, KernelChoice
+from smc.codegen.schedule.schedule import Schedule
+from smc.targets import Target
+
+TABLES: dict[type, str] = {LinearKernel: "linear", EmbeddingKernel: "embedding"}
+"""The member of kernels that a call's matrix chooses."""
+
+
+def program_kernels(schedule: Schedule) -> list[KernelSpec]:
+    """Every kernel that a program needs, each once, in a fixed order."""
+    return list(dict.fromkeys(spec for specs in members(schedule).values() for spec in specs))
+
+
+def members(schedule: Schedule) -> dict[str, list[KernelSpec]]:
+    """The members of `struct kernels` and the kernels in each, in the order of what indexes them."""
+    plan = schedule.plan
+    found: dict[str, list[KernelSpec]] = {"linear": [*plan.linear_kernels()], "embedding": [*plan.embedding_kernels()]}
+    for kernel in _kernels(schedule):
+        if isinstance(kernel, ByCacheDtype):
+            found[kernel.name] = kernel.specs()
+        elif not isinstance(kernel, BySlot):
+            found[kernel.name()] = [kernel]
+    return found
+
+
+def _kernels(schedule: Schedule) -> Iterator[KernelChoice]:
+    for function in schedule.functions:
+        for task in function.tasks():
+            yield from (call.kernel for call in task.calls)
+    if top := schedule.top():
+        yield top.kernel
+
+
+def member(kernel: KernelChoice) -> str:
+    """A kernel in `struct kernels`, inside a function."""
+    if isinstance(kernel, BySlot):
+        return f"{TABLES[kernel.kind]}[L->{c_identifier(kernel.slot)}.kernel]"
+    if isinstance(kernel, ByCacheDtype):
+        return f"{kernel.name}[S->kv_dtype]"
+    return kernel.name()
+
+
+def kernel_tables(schedule: Schedule, objects: Sequence[KernelObject], target: Target) -> list[str]:
+    """`struct kernels`, the kernels' prototypes, and an instance of the struct for every level."""
+    prototypes = {o.spec: o.prototype for o in objects}
+    table = members(schedule)
+    arrays = {name for name, specs in table.items() if len(specs) > 1} | set(TABLES.values())
+    lines = ["struct kernels {"]
+    for name, specs in table.items():
+        assert len({prototypes[spec] for spec in specs}) == 1, f"kernels of {name} differ in their parameters"
+        size = f"[{len(specs)}]" if name in arrays else ""
+        lines.append(f"  int32_t (*{name}{size})({prototypes[specs[0]]});")
+    lines += ["};", "", *(f"int32_t {o.symbol}({o.prototype});" for o in objects)]
+    symbols = {(o.spec, o.level): o.symbol for o in objects}
+    for level in target.levels:
+        lines += ["", f"static const struct kernels kernels_{level.name} = {{"]
+        for name, specs in table.items():
+            pointers = ", ".join(symbols[spec, level] for spec in specs)
+            lines.append(f"    .{name} = {{{pointers}}}," if name in arrays else f"    .{name} = {pointers},")
+        lines.append("};")
+    return [*lines, ""]

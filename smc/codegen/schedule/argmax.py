@@ -1,0 +1,32 @@
+"""The argmax head: the head's matmul keeps the largest logit of each token in the place of writing all.
+
+Greedy text needs no more. A vocabulary's logits are long: nothing writes or reads them, and nothing copies them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from smc.codegen.kernels.specs import LinearKernel
+from smc.codegen.plan.arguments import Number, TopRows
+from smc.codegen.plan.domains import Rows
+from smc.codegen.plan.plan import BySlot
+from smc.codegen.schedule.schedule import Schedule
+
+
+def argmax(schedule: Schedule) -> Schedule:
+    """Where logits are what one linear makes of the last hidden states, with one encoding in all calls."""
+    head = schedule.head
+    [task, *others] = head.phases[-1].tasks
+    call = task.calls[-1]
+    if others or task.is_chain or not isinstance(task.blocks, Rows) or not isinstance(call.kernel, BySlot):
+        return schedule
+    slot = call.kernel.slot
+    encodings = {schedule.plan.sizes(head.plan, node).parameter(slot).encoding for node in head.plan.calls}
+    if len(encodings) > 1 or call.writes != (head.plan.result,) or call.operation.updates:
+        return schedule
+    arguments = {**call.arguments, "out": TopRows(), "out_stride": Number(schedule.plan.vocab_size)}
+    top = replace(call, kernel=LinearKernel(encodings.pop(), top=True), arguments=arguments)
+    phases = (*head.phases[:-1], replace(head.phases[-1], tasks=(replace(task, top=top),)))
+    changed = replace(head, phases=phases)
+    return replace(schedule, functions=tuple(changed if f is head else f for f in schedule.functions))

@@ -1,0 +1,41 @@
+"""The fast paths in the order in which they run, by the names that `smc compile --without` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from smc.codegen.plan.plan import Plan
+from smc.codegen.schedule.argmax import argmax
+from smc.codegen.schedule.chains import chains
+from smc.codegen.schedule.joins import joins
+from smc.codegen.schedule.prefetch import prefetch
+from smc.codegen.schedule.private import private
+from smc.codegen.schedule.schedule import Schedule
+from smc.codegen.schedule.straight import straight
+from smc.codegen.schedule.tail import tail
+from smc.codegen.schedule.traits import Traits
+from smc.errors import InputError
+
+FastPath = Callable[[Schedule], Schedule]
+
+FAST_PATHS: dict[str, FastPath] = {
+    "chains": chains,
+    "private": private,
+    "joins": joins,
+    "tail": tail,
+    "argmax": argmax,
+    "prefetch": prefetch,
+}
+"""Each may be left out; those behind it see a schedule without it."""
+
+
+def make_schedule(plan: Plan, traits: Traits, without: Collection[str] = ()) -> Schedule:
+    """The straight schedule of a plan, then every fast path but some; InputError for a name that is none."""
+    for name in without:
+        if name not in FAST_PATHS:
+            raise InputError(f"there is no fast path {name!r}: there is {', '.join(FAST_PATHS)}")
+    schedule = straight(plan, traits)
+    for name, fast_path in FAST_PATHS.items():
+        if name not in without:
+            schedule = fast_path(schedule)
+    return schedule

@@ -1,0 +1,35 @@
+"""Prefetching: memory works while threads wait.
+
+A thread that waits at the end of a phase asks for the first weights of its share of the next one. Before it makes keys
+and values, it asks for the places in the cache where they will lie: they were used a whole step ago.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from smc.codegen.plan.arguments import Cache, KvShape
+from smc.codegen.plan.domains import CacheWrites
+from smc.codegen.schedule.schedule import FunctionSchedule, Phase, Schedule
+from smc.codegen.schedule.traits import Traits
+
+
+def prefetch(schedule: Schedule) -> Schedule:
+    """All phases prefetch weights; the cache those that begin with a private result, before the cache is written."""
+    return schedule.change(_function)
+
+
+def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
+    following = (*function.phases[1:], Phase(()))
+    phases = tuple(
+        replace(phase, prefetches=True, cache_ahead=_caches(after) if phase.first else ())
+        for phase, after in zip(function.phases, following, strict=True)
+    )
+    return replace(function, phases=phases)
+
+
+def _caches(phase: Phase) -> tuple[KvShape, ...]:
+    """The shapes of the keys and values that a phase writes."""
+    writes = [call for task in phase.tasks if isinstance(task.blocks, CacheWrites) for call in task.calls]
+    shapes = dict.fromkeys(a.shape for call in writes for a in call.arguments.values() if isinstance(a, Cache))
+    return tuple(shapes)

@@ -1,0 +1,69 @@
+"""The last layer's tail: what nobody asked for is not computed.
+
+Of most of a prompt's tokens only keys and values are needed. So the last call before the head gathers the rows of the
+wanted tokens as early as each token is by itself, and goes on with them alone; what is made in front of that for it
+alone, queries and attention, is made for the tiles of tokens that have wanted ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from smc.codegen.kernels.abi import F32_FORM
+from smc.codegen.plan.arguments import Buffer, StepField
+from smc.codegen.plan.domains import Merges, Rows, Splits
+from smc.codegen.schedule.schedule import FunctionSchedule, Gather, Schedule, Task
+from smc.codegen.schedule.traits import Traits
+
+
+def tail(schedule: Schedule) -> Schedule:
+    """Gather as early as can be, and narrow what is in front."""
+    return schedule.change(_function)
+
+
+def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
+    if function.gather is None:
+        return function
+    gather = earliest_gather(function)
+    return replace(function, gather=gather, narrow=frozenset(_before(function, gather.phase)))
+
+
+def earliest_gather(function: FunctionSchedule) -> Gather:
+    """Where the phases begin in which each token is by itself, and that read only floats of earlier ones: codes are
+    not moved, because some machines interleave those of several tokens."""
+    assert function.gather is not None
+    gather = function.gather
+    for number in reversed(range(len(function.phases))):
+        phases = function.phases[number:]
+        if not all(_is_by_token(task) for task in phases[0].tasks):
+            break
+        before = {buffer for phase in function.phases[:number] for buffer in phase.buffers()} | {function.plan.x}
+        read = dict.fromkeys(buffer for phase in phases for task in phase.tasks for buffer in task.reads)
+        buffers = tuple(b for b in dict.fromkeys([*read, function.plan.result]) if b in before)
+        if phases[0].first is None and all(buffer.form == F32_FORM for buffer in buffers):
+            gather = Gather(number, buffers)
+    return gather
+
+
+def _is_by_token(task: Task) -> bool:
+    """Whether it takes the rows of any tokens for itself, and nothing else of the step."""
+    arguments = (argument for call in task.calls for argument in call.arguments.values())
+    return task.blocks.by_token and not any(isinstance(argument, StepField) for argument in arguments)
+
+
+def _before(function: FunctionSchedule, end: int) -> list[Task]:
+    """What is made in front of a phase for the phases from it on alone, tile by tile: attention, and queries."""
+    readers: dict[Buffer, list[Task | None]] = {}
+    for number, phase in enumerate(function.phases):
+        for task in phase.tasks:
+            for buffer in task.reads:
+                readers.setdefault(buffer, []).extend([task] if number < end else [])
+    found: list[Task] = []
+    for task in (task for phase in reversed(function.phases[:end]) for task in phase.tasks):
+        # Rows of linears are for any tokens; of attention and merges the tiles are given.
+        by_tile = isinstance(task.blocks, Splits | Merges | Rows) and not task.is_chain
+        if by_tile and not task.operations[0].updates and all(
+            buffer in readers and all(reader in found for reader in readers[buffer]) for buffer in task.writes
+        ):
+            found.append(task)
+    return found

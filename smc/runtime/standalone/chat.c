@@ -76,7 +76,7 @@ static const char *read_line(int terminal, char **line, size_t *capacity, size_t
 }
 
 /* The conversation as tokens; where it leaves no room for an answer, its oldest exchanges are removed for good. */
-static int32_t fitting_prompt(const struct smc_session *session, struct conversation *conversation, int32_t **prompt) {
+static int32_t fitting_prompt(const struct smc_session *session, struct conversation *conversation, int quiet, int32_t **prompt) {
   int32_t forgotten = 0, count;
   for (;;) {
     count = smc_encode_chat(session, conversation->messages, conversation->count, prompt);
@@ -85,7 +85,7 @@ static int32_t fitting_prompt(const struct smc_session *session, struct conversa
     forgotten += 2;
     free(*prompt);
   }
-  if (forgotten) fprintf(stderr, "(the context is full: the %d oldest messages are forgotten)\n", forgotten);
+  if (forgotten && !quiet) fprintf(stderr, "(the context is full: the %d oldest messages are forgotten)\n", forgotten);
   return count;
 }
 
@@ -93,11 +93,11 @@ static int32_t fitting_prompt(const struct smc_session *session, struct conversa
 static void answer(struct smc_session *session, const struct smc_command *command, struct conversation *conversation) {
   struct smc_generation generation;
   int32_t *prompt;
-  const int32_t count = fitting_prompt(session, conversation, &prompt);
-  smc_generate(session, command, prompt, count, 0, &generation);
+  const int32_t count = fitting_prompt(session, conversation, command->quiet, &prompt);
+  smc_generate(session, command, prompt, count, SMC_OUTPUT_TEXT, &generation);
   if (generation.finish == SMC_FINISH_INTERRUPTED) smc_print(" …", strlen(" …"));
   smc_print("\n", 1);
-  if (generation.finish == SMC_FINISH_LENGTH && session->length >= session->info.context_length)
+  if (!command->quiet && generation.finish == SMC_FINISH_LENGTH && session->length >= session->info.context_length)
     fputs("(the context is full; /reset starts anew)\n", stderr);
   add_message(conversation, SMC_ROLE_ASSISTANT, generation.text.bytes, generation.text.length);
   smc_generation_free(&generation);
@@ -114,7 +114,7 @@ int smc_chat(struct smc_session *session, const struct smc_command *command) {
     conversation.first = 1;
   }
   setvbuf(stdin, NULL, _IONBF, 0); /* what a buffer holds, await_input would not see */
-  if (terminal)
+  if (terminal && !command->quiet)
     fprintf(stderr, "%s, %d threads, context %d. %s\n", session->info.name, session->info.threads, session->info.context_length, chat_help);
   for (const char *line; (line = read_line(terminal, &buffer, &capacity, &length)) && strcmp(line, "/exit");) {
     if (!strcmp(line, "/reset")) {

@@ -38,14 +38,24 @@ static size_t find_stop(struct stops *stops, const char *text, size_t length) {
 struct writer {
   struct smc_generation *generation;
   struct stops stops;
-  int quiet;
+  enum smc_output output;
 };
+
+static void print_event(const char *text, size_t length) {
+  struct smc_buffer out = {0};
+  smc_add_format(&out, "{\"event\": \"text\", \"text\": ");
+  smc_add_json(&out, text, length);
+  smc_add_format(&out, "}\n");
+  smc_print(out.bytes, out.length);
+  smc_buffer_free(&out);
+}
 
 static void show(struct writer *writer, size_t length) {
   struct smc_buffer *held = &writer->stops.held;
   if (length == 0) return;
   smc_buffer_add(&writer->generation->text, held->bytes, length);
-  if (!writer->quiet) smc_print(held->bytes, length);
+  if (writer->output == SMC_OUTPUT_TEXT) smc_print(held->bytes, length);
+  if (writer->output == SMC_OUTPUT_EVENTS) print_event(held->bytes, length);
   memmove(held->bytes, held->bytes + length, held->length - length + 1);
   held->length -= length;
 }
@@ -100,13 +110,13 @@ static enum smc_finish run_tokens(struct smc_session *session, struct smc_sample
 }
 
 void smc_generate(struct smc_session *session, const struct smc_command *command, const int32_t *prompt, int32_t count,
-                  int quiet, struct smc_generation *generation) {
+                  enum smc_output output, struct smc_generation *generation) {
   check_prompt(session, count);
   *generation = (struct smc_generation){.finish = SMC_FINISH_LENGTH};
   smc_buffer_add(&generation->text, "", 0);
   if (command->max_tokens == 0) return;
   char reason[SMC_ERROR_BYTES];
-  struct writer writer = {.generation = generation, .quiet = quiet, .stops = {.texts = command->stops, .count = command->stop_count}};
+  struct writer writer = {.generation = generation, .output = output, .stops = {.texts = command->stops, .count = command->stop_count}};
   struct smc_detokenizer *detokenizer;
   struct smc_sampler sampler;
   generation->tokens = malloc((size_t)(session->info.context_length - count + 1) * sizeof *generation->tokens);

@@ -12,7 +12,8 @@ static smc_model *interrupted_model;
 void smc_die(const char *format, ...) {
   va_list values;
   va_start(values, format);
-  fputs(isatty(STDERR_FILENO) ? "\033[31merror:\033[0m " : "error: ", stderr);
+  const char *no_color = getenv("NO_COLOR"); /* no-color.org */
+  fputs(isatty(STDERR_FILENO) && !(no_color && *no_color) ? "\033[31merror:\033[0m " : "error: ", stderr);
   vfprintf(stderr, format, values);
   fputc('\n', stderr);
   va_end(values);
@@ -50,6 +51,9 @@ int main(int count, char **arguments) {
   const struct smc_command command = smc_parse_command(count, arguments);
   struct smc_session session;
   smc_session_open(&session, &command);
+  if (command.verbose)
+    fprintf(stderr, "%s, %d threads, level %s, context %d\n", session.info.name, session.info.threads, session.info.level,
+            session.info.context_length);
   if (command.mode != SMC_MODE_INFO) catch_interrupts(session.model);
   const int status = modes[command.mode](&session, &command);
   smc_session_close(&session);

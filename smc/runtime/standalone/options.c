@@ -18,50 +18,56 @@ static const char help[] =
     "Generate text with %s, printed as it comes.\n"
     "\n"
     "With a chat template in the model PROMPT is a user's message, else (and with --raw) a text to continue. Without\n"
-    "PROMPT, on a terminal, it is a chat; else, or where PROMPT is \"-\", the prompt is read from standard input. Ctrl-C\n"
-    "ends the text, with exit status 130. Sampling options not given are those of the checkpoint's generation config,\n"
-    "else greedy.\n"
+    "PROMPT, on a terminal, it is a chat. Text that is piped in comes before PROMPT, with an empty line between them;\n"
+    "without PROMPT, or where it is \"-\", it is the prompt. Ctrl-C ends the text, with exit status 130. Sampling options\n"
+    "not given are those of the checkpoint's generation config, else greedy.\n"
+    "\n"
+    "The events of --json --stream are {\"event\": \"text\", \"text\": …} as text comes, and at the end\n"
+    "{\"event\": \"result\", …} with what --json prints.\n"
     "\n"
     "Instead of generating text:\n"
     "  --chat                   Talk with the model line by line, also where standard input is no terminal.\n"
     "  --bench                  Measure tokens a second and memory.\n"
     "  --info                   Say what this file is.\n"
-    "  --version                Say which smc made this file.\n"
+    "  -V, --version            Say which smc made this file.\n"
     "  -h, --help               Show this help.\n"
     "\n"
     "Options:\n"
     "  --system TEXT            A system message before the prompt.\n"
     "  --raw                    Continue the prompt as plain text, without the chat template.\n"
     "  -n, --max-tokens N       Most tokens to generate; by default until the model ends or the context is full.\n"
-    "  --temperature T          0 is greedy.\n"
-    "  --top-k K                Only the K likeliest tokens; 0 is all.\n"
-    "  --top-p P                Only the likeliest tokens that make up P.\n"
-    "  --min-p P                Only tokens P times as likely as the likeliest.\n"
-    "  --repetition-penalty X   Above 1: repeat less.\n"
-    "  --seed N                 The same seed gives the same text.\n"
-    "  --stop TEXT              End before this text; may be given again.\n"
-    "  --ctx N                  Context length in tokens; by default as the model was trained.\n"
-    "  -t, --threads N          Threads; by default one for each (fast) CPU that it may use.\n"
-    "  --kv-dtype f16|f32|i8    Of the KV cache; by default f16.\n"
-    "  --level NAME             Force a feature level of this file.\n"
+    "  --temperature T          Temperature to draw with; 0 is greedy.\n"
+    "  --top-k K                Draw from the K likeliest tokens only; 0 takes all.\n"
+    "  --top-p P                Draw from the likeliest tokens only that together have probability P.\n"
+    "  --min-p P                Draw from tokens only that are P times as likely as the likeliest.\n"
+    "  --repetition-penalty X   Penalty for tokens that were there already; 1 is none.\n"
+    "  --seed N                 Seed of the sampling: the same seed gives the same text.\n"
+    "  --stop TEXT              Text that ends the answer and is not shown; may be given again.\n"
+    "  --ctx N                  Context length in tokens; by default the one that the model was trained for.\n"
+    "  -t, --threads N          Number of threads; by default one for each (fast) CPU that the process may use.\n"
+    "  --kv-dtype f16|f32|i8    Number format of the KV cache; by default f16.\n"
+    "  --level NAME             CPU feature level to run at; by default the best that this CPU has.\n"
     "  --logprobs N             Show every token's log-probability and the N likeliest.\n"
     "  --json                   Print the whole result as JSON at the end.\n"
+    "  --stream                 With --json, print a line of JSON for every event.\n"
     "  --stats                  Print speed and memory to standard error.\n"
+    "  -q, --quiet              Say nothing but errors and results: no progress, no notes.\n"
+    "  -v, --verbose            Say more: what is used and chosen.\n"
     "\n"
     "Options of --bench:\n"
-    "  --prompt-tokens P        By default 512.\n"
-    "  --decode-tokens D        By default 128.\n"
-    "  --depth N                Tokens before them; by default 0.\n"
-    "  --repeat R               Medians of R runs; by default 5.\n";
+    "  --prompt-tokens P        Tokens of the prompt; 0 leaves prefill out, by default 512.\n"
+    "  --decode-tokens D        Tokens to decode; 0 leaves decoding out, by default 128.\n"
+    "  --depth N                Tokens that the cache holds before; by default 0.\n"
+    "  --repeat R               Runs, of which the medians are shown; by default 5.\n";
 
-enum { CHAT = 256, BENCH, INFO, VERSION, SYSTEM, RAW, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, SEED, STOP, CTX,
-       KV_DTYPE, LEVEL, LOGPROBS, JSON, STATS, PROMPT_TOKENS, DECODE_TOKENS, DEPTH, REPEAT };
+enum { CHAT = 256, BENCH, INFO, SYSTEM, RAW, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, SEED, STOP, CTX,
+       KV_DTYPE, LEVEL, LOGPROBS, JSON, STREAM, STATS, PROMPT_TOKENS, DECODE_TOKENS, DEPTH, REPEAT };
 
 static const struct option options[] = {
     {"chat", no_argument, NULL, CHAT},
     {"bench", no_argument, NULL, BENCH},
     {"info", no_argument, NULL, INFO},
-    {"version", no_argument, NULL, VERSION},
+    {"version", no_argument, NULL, 'V'},
     {"help", no_argument, NULL, 'h'},
     {"system", required_argument, NULL, SYSTEM},
     {"raw", no_argument, NULL, RAW},
@@ -79,7 +85,10 @@ static const struct option options[] = {
     {"level", required_argument, NULL, LEVEL},
     {"logprobs", required_argument, NULL, LOGPROBS},
     {"json", no_argument, NULL, JSON},
+    {"stream", no_argument, NULL, STREAM},
     {"stats", no_argument, NULL, STATS},
+    {"quiet", no_argument, NULL, 'q'},
+    {"verbose", no_argument, NULL, 'v'},
     {"prompt-tokens", required_argument, NULL, PROMPT_TOKENS},
     {"decode-tokens", required_argument, NULL, DECODE_TOKENS},
     {"depth", required_argument, NULL, DEPTH},
@@ -142,7 +151,7 @@ static void set_option(struct smc_command *command, int option, const char *valu
   struct smc_sampling *sampling = &command->sampling;
   switch (option) {
     case 'h': printf(help, program, smc_program.name); finish();
-    case VERSION:
+    case 'V':
       printf("%s, compiled by smc %s for %s\n", smc_program.name, smc_facts.smc_version, smc_facts.target);
       finish();
     case CHAT: set_mode(command, SMC_MODE_CHAT); break;
@@ -152,7 +161,10 @@ static void set_option(struct smc_command *command, int option, const char *valu
     case RAW: command->raw = 1; break;
     case LOGPROBS: command->logprobs = count_of(option, value, 0); break;
     case JSON: command->json = 1; break;
+    case STREAM: command->stream = 1; break;
     case STATS: command->stats = 1; break;
+    case 'q': command->quiet = 1; break;
+    case 'v': command->verbose = 1; break;
     case 'n': command->max_tokens = count_of(option, value, 0); break;
     case TEMPERATURE: sampling->temperature = number_of(option, value); break;
     case TOP_K: sampling->top_k = count_of(option, value, 0); break;
@@ -200,17 +212,26 @@ static void choose_mode(struct smc_command *command) {
     smc_die("--system needs a chat template%s", command->raw ? ", so leave --raw away" : "");
 }
 
-/* The prompt, from standard input where it is not given. */
+/* The prompt; what is piped in comes before it, with an empty line between them. */
 static void find_prompt(struct smc_command *command) {
-  if (!command->prompt || !strcmp(command->prompt, "-")) {
-    struct smc_buffer input;
-    if (!command->prompt && isatty(STDIN_FILENO)) smc_die("there is no prompt: give one as in --raw \"Once upon a time\", or pipe it in");
-    smc_read_input(&input);
-    command->prompt = command->input = input.bytes, command->prompt_length = input.length;
-  } else {
-    command->prompt_length = strlen(command->prompt);
+  const char *given = command->prompt && strcmp(command->prompt, "-") ? command->prompt : NULL;
+  if (isatty(STDIN_FILENO)) {
+    if (!command->prompt) smc_die("there is no prompt: give one as in --raw \"Once upon a time\", or pipe it in");
+    if (given) {
+      command->prompt_length = strlen(given);
+      smc_check_utf8("the prompt", given, command->prompt_length);
+      return;
+    }
   }
-  smc_check_utf8("the prompt", command->prompt, command->prompt_length);
+  struct smc_buffer input;
+  smc_read_input(&input, given != NULL, command->quiet);
+  smc_check_utf8("the prompt on standard input", input.bytes, input.length);
+  if (given) {
+    smc_check_utf8("the prompt", given, strlen(given));
+    if (input.length && *given) smc_buffer_add(&input, "\n\n", 2);
+    smc_buffer_add(&input, given, strlen(given));
+  }
+  command->prompt = command->input = input.bytes, command->prompt_length = input.length;
 }
 
 struct smc_command smc_parse_command(int count, char **arguments) {
@@ -221,16 +242,18 @@ struct smc_command smc_parse_command(int count, char **arguments) {
   command.stops = calloc((size_t)count + 1, sizeof *command.stops);
   if (!command.stops) smc_die_of_memory();
   opterr = 0;
-  for (int option; (option = getopt_long(count, arguments, ":hn:t:", options, NULL)) != -1;) {
+  for (int option; (option = getopt_long(count, arguments, ":hn:t:Vqv", options, NULL)) != -1;) {
     const char *given = arguments[optind - 1];
     if (option == ':') smc_die("--%s needs a value; see --help", name_of(optopt));
-    if (option == '?' && optopt && strchr("hnt", optopt) == NULL && optopt < CHAT) smc_die("there is no option -%c; see --help", optopt);
+    if (option == '?' && optopt && strchr("hntVqv", optopt) == NULL && optopt < CHAT) smc_die("there is no option -%c; see --help", optopt);
     if (option == '?' && optopt) smc_die("--%s takes no value; see --help", name_of(optopt));
     if (option == '?') smc_die("there is no option %s; see --help", given);
     set_option(&command, option, optarg, program);
   }
   if (optind < count) command.prompt = arguments[optind++];
   if (optind < count) smc_die("there is more than one prompt: put '%s' and what follows into quotes with the first", arguments[optind]);
+  if (command.stream && !command.json) smc_die("--stream belongs to --json: other text is printed as it comes anyway");
+  if (command.verbose) command.quiet = 0;
   check_sampling(&command.sampling);
   choose_mode(&command);
   if (command.system) smc_check_utf8("--system", command.system, strlen(command.system));

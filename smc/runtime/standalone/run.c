@@ -16,10 +16,12 @@ static int32_t encode_prompt(const struct smc_session *session, const struct smc
   return command->system ? smc_encode_chat(session, messages, 2, tokens) : smc_encode_chat(session, messages + 1, 1, tokens);
 }
 
-static void print_json(const struct smc_session *session, const struct smc_generation *generation, const int32_t *prompt, int32_t count) {
+/* stream: as the last of the events. */
+static void print_json(const struct smc_session *session, const struct smc_generation *generation, const int32_t *prompt,
+                       int32_t count, int stream) {
   static const char *const reasons[] = {"stop", "length", "interrupted"};
   struct smc_buffer out = {0};
-  smc_add_format(&out, "{\"text\": ");
+  smc_add_format(&out, stream ? "{\"event\": \"result\", \"text\": " : "{\"text\": ");
   smc_add_json(&out, generation->text.bytes, generation->text.length);
   smc_add_format(&out, ", \"tokens\": [");
   for (int32_t i = 0; i < generation->count; i++) smc_add_format(&out, "%s%d", i ? ", " : "", generation->tokens[i]);
@@ -62,8 +64,9 @@ int smc_run(struct smc_session *session, const struct smc_command *command) {
   struct smc_generation generation;
   int32_t *prompt;
   const int32_t count = encode_prompt(session, command, &prompt);
-  smc_generate(session, command, prompt, count, command->json, &generation);
-  if (command->json) print_json(session, &generation, prompt, count);
+  const enum smc_output output = command->stream ? SMC_OUTPUT_EVENTS : command->json ? SMC_OUTPUT_NONE : SMC_OUTPUT_TEXT;
+  smc_generate(session, command, prompt, count, output, &generation);
+  if (command->json) print_json(session, &generation, prompt, count, command->stream);
   else print_end(session, &generation);
   if (command->stats) print_stats(session, &generation);
   const int interrupted = generation.finish == SMC_FINISH_INTERRUPTED;

@@ -60,7 +60,8 @@ struct smc_command {
   size_t prompt_length;
   char *input; /* where it was read into, or NULL: to be freed at the end */
   const char *system; /* may be NULL */
-  int raw, json, stats;
+  int raw, json, stream, stats;
+  int quiet, verbose; /* no notes and no progress; more notes */
   int32_t logprobs; /* how many of the likeliest tokens to report; -1: no log-probabilities */
   struct smc_sampling sampling;
   int32_t max_tokens; /* -1: until the context is full */
@@ -87,8 +88,9 @@ void smc_buffer_add(struct smc_buffer *buffer, const char *bytes, size_t length)
 void smc_buffer_free(struct smc_buffer *buffer);
 /* Dies unless `bytes` are UTF-8; `what` names them: "the prompt". */
 void smc_check_utf8(const char *what, const char *bytes, size_t length);
-/* All of standard input; a line break at the end is the shell's. */
-void smc_read_input(struct smc_buffer *buffer);
+/* All of standard input; a line break at the end is the shell's. Waiting for long is explained, unless `quiet`. A stream
+ * that nobody can read, such as nohup's, is as good as an empty one where the text `can_be_none`. */
+void smc_read_input(struct smc_buffer *buffer, int can_be_none, int quiet);
 /* Writes to standard output at once. */
 void smc_print(const char *bytes, size_t length);
 /* Writes a JSON string with its quotes to the buffer. */
@@ -164,9 +166,12 @@ struct smc_generation {
   double prompt_seconds, decode_seconds;
 };
 
-/* Generates until the model, a stop text, a limit or Ctrl-C ends it; prints the text as it comes unless `quiet`. */
+/* What is printed as text comes: the text, nothing, or a line of JSON for every piece. */
+enum smc_output { SMC_OUTPUT_TEXT, SMC_OUTPUT_NONE, SMC_OUTPUT_EVENTS };
+
+/* Generates until the model, a stop text, a limit or Ctrl-C ends it. */
 void smc_generate(struct smc_session *session, const struct smc_command *command, const int32_t *prompt, int32_t count,
-                  int quiet, struct smc_generation *generation);
+                  enum smc_output output, struct smc_generation *generation);
 void smc_generation_free(struct smc_generation *generation);
 
 /* ---- logprobs.c */

@@ -2,6 +2,7 @@
 #include "standalone.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,12 +72,17 @@ void smc_check_utf8(const char *what, const char *bytes, size_t length) {
   }
 }
 
-void smc_read_input(struct smc_buffer *buffer) {
+void smc_read_input(struct smc_buffer *buffer, int can_be_none, int quiet) {
+  enum { PATIENCE_MS = 2000 };
+  struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
   *buffer = (struct smc_buffer){0};
+  if (poll(&input, 1, PATIENCE_MS) == 0 && !quiet)
+    fputs("(waiting for text on standard input; where there is none, end the command with </dev/null)\n", stderr);
   for (;;) {
     reserve(buffer, 1 << 16);
     const ssize_t got = read(STDIN_FILENO, buffer->bytes + buffer->length, 1 << 16);
     if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EBADF && can_be_none) break;
     if (got < 0) smc_die("the prompt cannot be read from standard input: %s", strerror(errno));
     if (got == 0) break;
     buffer->length += (size_t)got;

@@ -344,7 +344,11 @@ static int go_through(const struct options *options, const char *cpu, const char
       if (strstr(done, prefix)) continue;
       count++;
       if (!measure) continue;
-      fprintf(stderr, "%d/%d  %s  %s  %d x %d, %d tokens\n", count, total, k->level, k->name, w->rows, w->columns, w->tokens);
+      char left[64] = "";
+      if (count > 1)
+        snprintf(left, sizeof left, ", about %.0f s left", (now(CLOCK_MONOTONIC) - began) * 1e-9 * (total - count + 1) / (count - 1));
+      fprintf(stderr, "%d/%d (%d %%%s)  %s  %s  %d x %d, %d tokens\n", count, total, (int)(100LL * (count - 1) / total), left, k->level,
+              k->name, w->rows, w->columns, w->tokens);
       memset(timings, 0, k->candidate_count * sizeof *timings);
       prepare(measure, k, w);
       *wrong += drop_wrong(measure, k, w, timings);

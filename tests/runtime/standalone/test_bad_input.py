@@ -254,7 +254,7 @@ def test_a_full_disk(executable: Executable, arguments: list[str]) -> None:
         (b"", "the prompt is empty"),
         (b"\n", "the prompt is empty"),
         (b"a" * 3_000_000, "the prompt has 3000000 tokens, but the context holds 200"),
-        (b"a" * 70_000 + b"\xff", "the prompt is not UTF-8 text: its byte 70001 cannot be there"),
+        (b"a" * 70_000 + b"\xff", "the prompt on standard input is not UTF-8 text: its byte 70001 cannot be there"),
     ],
     ids=["empty", "empty line", "huge", "broken"],
 )

@@ -82,6 +82,69 @@ def test_without_template_a_prompt_is_continued(sampling_executable: Executable)
     assert sampling_executable.text("Hello", "-n", "9", "--temperature", "0") == line(continuation("Hello", 9))
 
 
+def test_text_that_is_piped_in_comes_before_the_prompt(executable: Executable):
+    expected = line(continuation("some\ntext\n\nHello", 9))
+    assert executable.text("--raw", "Hello", "-n", "9", stdin=b"some\ntext\n") == expected
+    assert executable.text("--raw", "Hello", "-n", "9", stdin=b"") == line(continuation("Hello", 9))
+    assert "standard input is not UTF-8 text" in executable.refusal("--raw", "Hello", stdin=b"\xff")
+
+
+def test_streams_that_bring_nothing(executable: Executable):
+    """A pipe that stays open is explained; what cannot be read, as nohup leaves it, is as good as empty."""
+    command = executable.command("hello", "--raw", "-n", "3")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert b"waiting for text on standard input" in process.stderr.readline()
+        process.stdin.write(b"text\n")
+        process.stdin.close()
+        assert process.stdout.read().decode() == line(continuation("text\n\nhello", 3))
+    with open(os.devnull, "w") as unreadable:
+        done = subprocess.run(command, stdin=unreadable, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, line(continuation("hello", 3)), b"")
+
+
+def test_events(executable: Executable):
+    arguments = ["Hello", "--raw", "-n", "40", "--json", "--stream", "--temperature", "0"]
+    *texts, result = map(json.loads, executable.text(*arguments).splitlines())
+    *expected, python = map(json.loads, python_run(executable, *arguments).splitlines())
+    assert texts == expected and len(texts) > 10
+    assert result.keys() == python.keys() and result["event"] == "result"
+    assert result["text"] == "".join(event["text"] for event in texts)
+    assert "--stream belongs to --json" in executable.refusal("Hello", "--stream")
+
+
+def test_quiet_verbose_and_version(executable: Executable):
+    verbose = executable.run("--raw", "Hello", "-n", "3", "-v", "--threads", "1")
+    assert verbose.stderr == b"counting, 1 threads, level best, context 200\n"
+    assert executable.run("--raw", "Hello", "-n", "3", "-q").stderr == b""
+    assert executable.text("-V") == executable.text("--version")
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
+def test_no_color(executable: Executable, no_color: str, colored: bool):
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "NO_COLOR": no_color}
+    done = subprocess.run(executable.command("--none"), stdout=theirs, stderr=theirs, env=environment, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 4096)
+    os.close(ours)
+    assert done.returncode == 2
+    assert (b"\x1b[" in shown) == colored
+
+
+def test_bench_shows_progress_on_a_terminal(executable: Executable):
+    ours, theirs = pty.openpty()
+    command = executable.command("--bench", "--prompt-tokens", "4", "--decode-tokens", "0", "--repeat", "2")
+    for options in ([], ["-q"]):
+        done = subprocess.run([*command, *options], stdout=subprocess.PIPE, stderr=theirs, check=False)
+        assert b"prefill" in done.stdout
+    os.close(theirs)
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert shown.count("measure: 25 %, about ") == 1
+    assert shown.endswith("\r\x1b[K")
+
+
 def test_limits(executable: Executable):
     assert executable.text("--raw", "Hello", "-n", "0") == ""
     result = json.loads(executable.text("--raw", "Hello", "--ctx", "12", "--json"))
@@ -414,7 +477,7 @@ def test_wrong_input(executable: Executable, arguments: list[str], sentence: str
 
 def test_broken_utf8_is_told(executable: Executable):
     for broken in (b"\xff", b"a\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xe2\x82"):
-        assert "the prompt is not UTF-8 text" in executable.refusal("--raw", stdin=broken)
+        assert "the prompt on standard input is not UTF-8 text" in executable.refusal("--raw", stdin=broken)
         assert "not UTF-8 text" in executable.refusal("--chat", stdin=broken)
         assert "not UTF-8 text" in executable.refusal("--raw", os.fsdecode(broken))
 

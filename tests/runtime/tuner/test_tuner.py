@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def run(tuner: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_records_of_the_levels_that_the_cpu_has(tuner: Path) -> None:
     done = run(tuner, "--seconds", 1)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^2/\d+ \(\d+ %, about \d+ s left\)  plain  linear_right ", done.stderr, re.MULTILINE)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(r["level"], r["kernel"]) for r in records] == [("plain", "linear_right")] * 2
     assert records[0]["workload"] == {"rows": 40, "columns": 96, "tokens": 3}

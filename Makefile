@@ -52,9 +52,9 @@ test-long: setup test-arm64
 test-arm64: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64
 
-# Every goal side by side with llama.cpp, which is built from source first: takes hours on two cores.
+# Every case of docs/benchmarks.md beside llama.cpp, which is built from source first: takes hours on two cores.
 bench: setup
-	$(PY) -m benchmarks.goals
+	$(PY) -m benchmarks.llama_cpp
 
 # Instructions a token on 64-bit ARM, beside llama.cpp. The emulator that counts and llama.cpp are built from source first.
 bench-arm64: setup

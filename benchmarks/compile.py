@@ -31,6 +31,7 @@ import click
 import psutil
 
 from benchmarks import inputs, models
+from benchmarks.publish import Table, publish
 
 
 @dataclass
@@ -160,10 +161,20 @@ MEASUREMENTS = {
 }
 
 
+def table(rows: dict[str, dict[str, float]]) -> Table:
+    """The table of docs/benchmarks.md."""
+    lines = [
+        [name, f"{row['seconds']:.2f}", f"{row['peak_GiB']:.2f} GiB" if "peak_GiB" in row else ""]
+        for name, row in rows.items()
+    ]
+    return Table("", ["what", "seconds", "peak memory"], lines)
+
+
 @click.command(help=__doc__)
 @click.option("--only", multiple=True, type=click.Choice(list(MEASUREMENTS)), help="Some of them; may be repeated.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too.")
-def main(only: tuple[str, ...], json_file: Path | None) -> None:
+@click.option("--publish", "published", is_flag=True, help="Write the table for docs/benchmarks.md.")
+def main(only: tuple[str, ...], json_file: Path | None, published: bool) -> None:
     """Measure and print, one line a figure."""
     rows: dict[str, dict[str, float]] = {}
     click.echo(inputs.machine())
@@ -176,6 +187,8 @@ def main(only: tuple[str, ...], json_file: Path | None) -> None:
     if json_file:
         figures_json = {"machine": inputs.machine(), "rows": rows}
         json_file.write_text(json.dumps(figures_json, indent=2) + "\n", encoding="utf-8")
+    if published:
+        publish("compile", [table(rows)])
 
 
 if __name__ == "__main__":

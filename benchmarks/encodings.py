@@ -1,6 +1,6 @@
 """Every encoding's matmul kernel at every level of this CPU: one token, many tokens, instructions, errors.
 
-    python -m benchmarks.encodings [--level avx2] [--only int4] [--threads 2] [--rounds 9] [--markdown] [--json FILE]
+    python -m benchmarks.encodings [--level avx2] [--only int4] [--threads 2] [--rounds 9] [--json FILE]
 
 One token (decoding) multiplies 5632x2048 matrices, so many that they come from memory, and is compared with plainly
 reading as many bytes, which takes turns with it; and 2048x2048 matrices, 12 MiB in all, that stay in the L3 cache. Many
@@ -26,6 +26,7 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.kernels import Kernels, Memory, Shape, measurable_levels
+from benchmarks.publish import Table, publish
 from benchmarks.reads import Reads
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.ir import BF16, F16, Encoding, integer
@@ -156,6 +157,20 @@ def measure(rows: Sequence[Row], kernels: Kernels, memories: Sequence[Memory], t
             row.macs.append(MANY_TOKENS.macs / seconds(many, 1))
 
 
+PUBLISHED = (
+    "int8 g32",
+    "int6 g32",
+    "int5 g64 asymmetric",
+    "int4 g32",
+    "int4 g32 asymmetric",
+    "int3 g32",
+    "int2 g32",
+    "ternary 2 bits, i8 token",
+    "ternary base 3, i8 token",
+    "16 int8 levels g64 (nf4)",
+    "int4 g32, float inputs",
+    "f16",
+)
 HEADER = ("encoding", "bits", "GB/s", "of reads", "in L3, ms", "instructions", "GMAC/s", "of int4", "largest", "rms")
 
 
@@ -176,19 +191,36 @@ def cells(row: Row, base: float | None) -> list[str]:
     ]
 
 
-def print_table(rows: Sequence[Row], markdown: bool) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     """The rows of one level."""
     base = next((statistics.median(row.macs) for row in rows if row.encoding == BASE), None)
     table = [HEADER, *(cells(row, base) for row in rows)]
-    if markdown:
-        table.insert(1, ["---"] * len(HEADER))
-        for line in table:
-            click.echo(f"| {' | '.join(line)} |")
-        return
     widths = [max(len(line[column]) for line in table) for column in range(len(HEADER))]
     for line in table:
         numbers = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
         click.echo("  ".join([line[0].ljust(widths[0]), *numbers]))
+
+
+def levels_side_by_side(rows: Sequence[Row]) -> Table:
+    """The table of docs/benchmarks.md: the encodings of PUBLISHED at every level."""
+    levels = list(dict.fromkeys(row.level for row in rows))
+    columns = ["encoding", "bits", *(text for level in levels for text in (f"{level} GB/s", "of reads", "GMAC/s"))]
+    by_place = {(row.encoding, row.level): row for row in rows}
+    lines = []
+    for name in PUBLISHED:
+        found = [by_place[name, level] for level in levels if (name, level) in by_place]
+        figures = (
+            text
+            for row in found
+            for text in (
+                f"{statistics.median(row.memory) / 1e9:.1f}",
+                f"{100 * row.share:.0f} %",
+                f"{statistics.median(row.macs) / 1e9:.0f}",
+            )
+        )
+        if len(found) == len(levels):
+            lines.append([name, f"{found[0].bits:.2f}", *figures])
+    return Table("", columns, lines)
 
 
 @click.command(help=__doc__)
@@ -196,10 +228,10 @@ def print_table(rows: Sequence[Row], markdown: bool) -> None:
 @click.option("--only", multiple=True, help="Only encodings whose name has this in it; may be repeated.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option("--rounds", default=9, show_default=True)
-@click.option("--markdown", is_flag=True, help="Print tables as docs/benchmarks.md has them.")
+@click.option("--publish", "published", is_flag=True, help="Write the table for docs/benchmarks.md.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there too.")
 def main(
-    names: tuple[str, ...], only: tuple[str, ...], threads: int, rounds: int, markdown: bool, json_file: Path | None
+    names: tuple[str, ...], only: tuple[str, ...], threads: int, rounds: int, published: bool, json_file: Path | None
 ) -> None:
     """Build, measure and print, level by level."""
     torch.set_num_threads(threads)
@@ -221,11 +253,13 @@ def main(
         rows = [figures(name, level, kernels, *memories) for name in chosen]
         measure(rows, kernels, memories, threads, rounds)
         click.echo(f"\n{level.name}\n")
-        print_table(rows, markdown)
+        print_table(rows)
         results += rows
     if json_file:
         report = {"machine": inputs.machine(), "threads": threads, "rows": [asdict(row) for row in results]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if published:
+        publish("encodings", [levels_side_by_side(results)])
 
 
 if __name__ == "__main__":

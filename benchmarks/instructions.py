@@ -24,6 +24,7 @@ import click
 
 from benchmarks import inputs, instructions_own, instructions_peer, peer, qemu
 from benchmarks.instructions_peer import LEVELS, Level
+from benchmarks.publish import Table, publish
 from benchmarks.qemu import Profile
 from benchmarks.speed import numbers
 
@@ -130,6 +131,17 @@ def print_functions(title: str, functions: dict[str, float]) -> None:
         shown += instructions
 
 
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The table of docs/benchmarks.md: a line per level, millions of instructions per token of both programs."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    columns = ["level", *(text for case in cases for text in (f"{case}: smc", "llama.cpp", "ratio"))]
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        own, other = (sum(row[side].values()) / 1e6 for side in ("smc", "llama.cpp"))
+        lines.setdefault(row["level"], [row["level"]]).extend([f"{own:.1f}", f"{other:.1f}", f"{own / other:.2f}"])
+    return Table("", columns, list(lines.values()))
+
+
 @click.command(help=__doc__)
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--quant", default="int4-plain", show_default=True, help="The recipe to compile with.")
@@ -143,6 +155,7 @@ def print_functions(title: str, functions: dict[str, float]) -> None:
 @click.option("--ours-only", is_flag=True, help="Without llama.cpp.")
 @click.option("--peer-only", is_flag=True, help="llama.cpp alone.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too.")
+@click.option("--publish", "published", is_flag=True, help="Write the table for docs/benchmarks.md.")
 def main(
     model: Path | None,
     quant: str,
@@ -154,6 +167,7 @@ def main(
     ours_only: bool,
     peer_only: bool,
     json_file: Path | None,
+    published: bool,
 ) -> None:
     """Count and print the table, in millions of instructions a token."""
     model = model or inputs.offgrid_model()
@@ -182,6 +196,8 @@ def main(
     if json_file:
         figures = {"model": model.name, "smc": quant, "llama_cpp": format, "rows": rows}
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if published:
+        publish("instructions", [table(rows)])
 
 
 if __name__ == "__main__":

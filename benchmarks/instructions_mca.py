@@ -24,6 +24,7 @@ import click
 from benchmarks import inputs, instructions_own, instructions_peer, peer, qemu
 from benchmarks.instructions import DECODE_DEPTH, DECODE_TOKENS, Case, count_own, count_peer, gguf_bytes_per_token
 from benchmarks.instructions_peer import LEVELS
+from benchmarks.publish import Table, publish
 from benchmarks.qemu import Profile
 
 CORES = {
@@ -143,8 +144,8 @@ def cycles_per_turn(loop: Loop, core: str) -> float:
 
 def print_side(
     title: str, profile: Profile, program: Path, case: Case, cores: Mapping[str, str], weight_bytes: int, listing: bool
-) -> None:
-    """The loops of one program, and what they come to on every core."""
+) -> dict[str, float]:
+    """Print the loops of one program; returns what they come to on every core, in cycles per token."""
     loops = hot_loops(profile, program)
     covered = sum(loop.instructions for loop in loops) / profile.instructions
     click.echo(
@@ -169,6 +170,7 @@ def print_side(
         rows["GB/s of weights at 1 GHz"] = (weight_bytes, -1)
     for name, (factor, power) in rows.items():
         click.echo(f"    {name:<34}" + "".join(f"{factor * total**power:>13.2f}" for total in totals.values()))
+    return totals
 
 
 @click.command(help=__doc__)
@@ -179,6 +181,7 @@ def print_side(
 @click.option("--case", "kinds", multiple=True, type=click.Choice(["decode", "prefill"]), help="One of the two.")
 @click.option("--ours-only", is_flag=True, help="Without llama.cpp.")
 @click.option("--listing", is_flag=True, help="Also the loops' instructions.")
+@click.option("--publish", "published", is_flag=True, help="Write the table for docs/benchmarks.md.")
 def main(**options: Any) -> None:
     """Count, find the loops and print them."""
     model = options["model"] or inputs.offgrid_model()
@@ -186,15 +189,25 @@ def main(**options: Any) -> None:
     own = instructions_own.build(model, options["quant"])
     gguf = None if options["ours_only"] else peer.convert(model, type, pure=bool(pure))
     cases = [Case("decode", DECODE_TOKENS, DECODE_DEPTH), Case("prefill", 128)]
+    lines: dict[str, list[str]] = {}
     for level in [LEVELS[name] for name in options["levels"] or LEVELS]:
         for case in [case for case in cases if case.kind in (options["kinds"] or ("decode", "prefill"))]:
             click.echo(f"{level.name}, {case.name}")
             profile, facts = count_own(level, own, case)
             shown = (case, CORES[level.name])
-            print_side("smc", profile, own.executable, *shown, facts["token_weight_bytes"], options["listing"])
+            sides = [
+                print_side("smc", profile, own.executable, *shown, facts["token_weight_bytes"], options["listing"])
+            ]
             if gguf:
                 profile, program = count_peer(level, gguf, case), instructions_peer.build(level)
-                print_side("llama.cpp", profile, program, *shown, gguf_bytes_per_token(gguf), options["listing"])
+                sides.append(
+                    print_side("llama.cpp", profile, program, *shown, gguf_bytes_per_token(gguf), options["listing"])
+                )
+            for core in CORES[level.name]:
+                lines.setdefault(core, [core]).extend(f"{side[core] / 1e6:.1f}" for side in sides)
+    if options["published"]:
+        columns = ["core", *(text for case in cases for text in (f"{case.name}: smc", "llama.cpp"))]
+        publish("instructions_mca", [Table("", columns, list(lines.values()))])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 
 CPUs of one core complex share a cache and a way to memory, and answer each other soon; on two complexes they have twice
 of both and wait longer at barriers. A host may move a virtual machine's CPUs between the two, so that medians over all
-rounds say as much about the host as about a program. Rows are those of benchmarks.goals that decode. In every round
-both programs run in turns, and before, between and behind them a message goes from a CPU to another and back: rounds
-in which all took less than 300 ns are "near", those in which all took more "far", and the others, in which the CPUs
-moved, are left out.
+rounds say as much about the host as about a program. Rows are those of benchmarks.llama_cpp that decode. In every round
+both programs run, and before, between and behind them a message goes from one CPU to another and back. Rounds in which
+all took less than 300 ns are "near", those in which all took more "far". The others, in which the CPUs moved, are left
+out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks import goals, inputs
-from benchmarks.goal_rows import Bandwidth, Row, Speed
+from benchmarks import inputs, llama_cpp
+from benchmarks.llama_cpp_rows import Bandwidth, Row, Speed
 from benchmarks.reads import PLACES, Reads, place
 
 
@@ -76,12 +76,11 @@ def measure(rows: Sequence[Row], rounds: int) -> dict[str, dict[str, Figures]]:
 def markdown(rows: Sequence[Row], found: dict[str, dict[str, Figures]]) -> str:
     """A table, a line a row."""
     lines = [
-        "| | CPUs near: rounds | smc / llama.cpp | figure | CPUs far: rounds | smc / llama.cpp | figure | goal |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | CPUs near: rounds | smc / llama.cpp | figure | CPUs far: rounds | smc / llama.cpp | figure |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        goal = "" if row.goal is None else f"{row.goal:g}" + ("×" if row.unit == "tokens/s" else " %")
-        lines.append(f"| {row.case} | {' '.join(found[row.key][name].cells() for name in PLACES)} {goal} |")
+        lines.append(f"| {row.case} | {' '.join(found[row.key][name].cells() for name in PLACES)}")
     return "\n".join(lines)
 
 
@@ -93,8 +92,8 @@ def main(only: tuple[str, ...], rounds: int, file: Path | None) -> None:
     """Measure with two threads, and print the table."""
     if len(os.sched_getaffinity(0)) < 2:
         raise click.ClickException("this takes two CPUs")
-    decoding = [row for row in goals.rows(2) if row.table == "goals" and _decodes(row)]
-    rows = goals.choose(decoding, only)
+    decoding = [row for row in llama_cpp.rows(2) if row.table == "speed" and _decodes(row)]
+    rows = llama_cpp.choose(decoding, only)
     for row in rows:
         row.prepare()
     found = measure(rows, rounds)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs, peer
+from benchmarks.publish import Table, publish
 from smc.reference.evaluation import evaluate, text_windows
 from smc.runtime.artifact import read_manifest
 
@@ -114,6 +115,22 @@ def measure_peer(model: Path, format: str, text: Path, windows: int, context: in
     return Quality(f"llama.cpp {format}", peer.bits_per_weight(gguf), **figures)
 
 
+def table(rows: list[Quality]) -> Table:
+    """The table of docs/benchmarks.md."""
+    columns = ["format", "bits per weight", "perplexity", "mean KL divergence", "same top token"]
+    cells = [
+        [
+            row.name if row.name.startswith("llama.cpp") else f"`{row.name}`",
+            f"{row.bits_per_weight:.2f}",
+            f"{row.perplexity:.2f}",
+            f"{row.mean_kl:.2g}",
+            f"{100 * row.same_top_token:.1f} %",
+        ]
+        for row in rows
+    ]
+    return Table("", columns, cells)
+
+
 def print_table(rows: list[Quality]) -> None:
     """One line a format."""
     click.echo(f"{'':<24}{'bits/weight':>12}{'perplexity':>12}{'fp':>9}{'mean KL':>10}{'same top':>10}")
@@ -140,6 +157,7 @@ def print_table(rows: list[Quality]) -> None:
 @click.option("--context", default=512, show_default=True, help="Tokens in a window.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too.")
+@click.option("--publish", "published", is_flag=True, help="Write the table for docs/benchmarks.md.")
 def main(
     quants: tuple[str, ...],
     artifacts: tuple[Path, ...],
@@ -150,6 +168,7 @@ def main(
     context: int,
     threads: int,
     json_file: Path | None,
+    published: bool,
 ) -> None:
     """Measure and print the table."""
     model = model or inputs.offgrid_model()
@@ -163,6 +182,8 @@ def main(
     if json_file:
         figures = {"machine": inputs.machine(), "windows": windows, "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if published:
+        publish("quality", [table(rows)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the rows of benchmarks.goals are measured: speed beside llama.cpp, shares of a profile, quality."""
+"""How the rows of benchmarks.llama_cpp are measured: speed beside llama.cpp, shares of a profile, quality."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import inputs, peer
-from benchmarks.goal_results import Result
+from benchmarks.llama_cpp_results import Result
 from benchmarks.speed import Case, run_json
 
 if TYPE_CHECKING:
     from benchmarks import quality
 
-GOALS = "goals"
-"""The table of the rows that have a goal."""
+SPEED = "speed"
+"""The first table."""
 
 QUALITY_WINDOWS, QUALITY_CONTEXT = 20, 512
 """Windows of so many tokens tell recipes apart well enough for the place beside a speed."""
@@ -68,13 +68,11 @@ class Row(ABC):
         case: str,
         *,
         unit: str,
-        goal: float | None = None,
-        at_most: bool = False,
-        table: str = GOALS,
+        table: str = SPEED,
         base: str | None = None,
     ) -> None:
         self.key, self.case, self.unit = key, case, unit
-        self.goal, self.at_most, self.table, self.base = goal, at_most, table, base
+        self.table, self.base = table, base
         self.smc: list[float] = []
         self.llama_cpp: list[float] = []
 
@@ -95,8 +93,6 @@ class Row(ABC):
             unit=self.unit,
             smc=list(smc),
             llama_cpp=list(llama_cpp),
-            goal=self.goal,
-            at_most=self.at_most,
             base=self.base,
             commit=commit,
             date=date,
@@ -105,7 +101,7 @@ class Row(ABC):
 
 
 class Speed(Row):
-    """Tokens a second of both programs; level: see `peer.build`; busy: other programs that take a core each."""
+    """Tokens per second of both programs; level: see `peer.build`; busy: other programs that take a core each."""
 
     def __init__(
         self,
@@ -116,14 +112,13 @@ class Speed(Row):
         *,
         level: str | None = None,
         busy: int = 0,
-        goal: float | None = None,
-        table: str = GOALS,
+        table: str = SPEED,
         base: str | None = None,
     ) -> None:
         parts = [f"{model.name} {case.name}", level, f"{threads} thread{'s' if threads > 1 else ''}"]
         beside = f"beside {busy} busy program{'s' if busy > 1 else ''}" if busy else None
         name = ", ".join(part for part in (*parts, beside) if part)
-        super().__init__(key, name, unit="tokens/s", goal=goal, table=table, base=base)
+        super().__init__(key, name, unit="tokens/s", table=table, base=base)
         self._model, self._case = model, copy.deepcopy(case)
         self._threads, self._level, self._busy = threads, level, busy
         self.smc, self.llama_cpp = self._case.smc, self._case.llama_cpp
@@ -146,9 +141,8 @@ class Speed(Row):
 class _Share(Row):
     """A percentage that is measured while an artifact decodes."""
 
-    def __init__(self, key: str, what: str, model: Model, threads: int, *, goal: float | None, at_most: bool) -> None:
-        name = f"{what}, {model.name} decode, {threads} threads"
-        super().__init__(key, name, unit="%", goal=goal, at_most=at_most)
+    def __init__(self, key: str, what: str, model: Model, threads: int) -> None:
+        super().__init__(key, f"{what}, {model.name} decode, {threads} threads", unit="%")
         self._model, self._threads = model, threads
 
     def prepare(self) -> None:
@@ -157,16 +151,14 @@ class _Share(Row):
 
 
 class Bandwidth(_Share):
-    """Weight bytes that decoding multiplies a second, as a share of what reads beside it get.
+    """Weight bytes that decoding multiplies per second, as a share of what reads beside it get.
 
     phases: of reads in the phases of a step, not of plain ones.
     """
 
-    def __init__(
-        self, key: str, model: Model, threads: int, *, phases: bool = False, goal: float | None = None
-    ) -> None:
+    def __init__(self, key: str, model: Model, threads: int, *, phases: bool = False) -> None:
         what = "share of reads in a step's phases" if phases else "share of the memory's bandwidth"
-        super().__init__(key, what, model, threads, goal=goal, at_most=False)
+        super().__init__(key, what, model, threads)
         self._figure = "phase_share" if phases else "share"
 
     def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
@@ -182,8 +174,8 @@ class Bandwidth(_Share):
 class OutsideKernels(_Share):
     """The share of a decoding step that no kernel runs in: barriers, handing out work, the step's own start and end."""
 
-    def __init__(self, key: str, model: Model, threads: int, *, goal: float) -> None:
-        super().__init__(key, "time outside kernels", model, threads, goal=goal, at_most=True)
+    def __init__(self, key: str, model: Model, threads: int) -> None:
+        super().__init__(key, "time outside kernels", model, threads)
 
     def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:
         """Take one profile."""
@@ -195,9 +187,9 @@ class OutsideKernels(_Share):
 class TernaryGemv(Row):
     """One token by a 2048×2048 matrix of 2-bit ternary weights on one thread, out of 12 MiB of them in the L3 cache."""
 
-    def __init__(self, key: str, *, goal: float) -> None:
+    def __init__(self, key: str) -> None:
         case = "ternary 2048×2048 by one token, weights in L3, 1 thread"
-        super().__init__(key, case, unit="ms", goal=goal, at_most=True)
+        super().__init__(key, case, unit="ms")
 
     def prepare(self) -> None:
         """Nothing: its kernel is built, or found, whenever it is measured."""

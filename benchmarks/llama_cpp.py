@@ -1,12 +1,12 @@
-"""The goals on x86-64, each measured beside llama.cpp: one row a goal, as docs/benchmarks.md shows them.
+"""Speed on x86-64 beside llama.cpp: the tables of docs/benchmarks.md, one row per case.
 
-    python -m benchmarks.goals [--only tinyllama*] [--rounds 5] [--markdown docs/benchmarks.md]
-    python -m benchmarks.goals --list
+    python -m benchmarks.llama_cpp [--only tinyllama*] [--rounds 5] [--publish]
+    python -m benchmarks.llama_cpp --list
 
-Every round measures every row once, and a row runs both programs, in turns that swap from round to round: what else
-the machine does hits rows and programs alike. A row replaces what was kept of it in build/goals.json, or with `--add`
-goes on with its rounds if they are of the same commit; the tables show all rows kept. Models, artifacts and llama.cpp
-are made first where they are missing; `--prepare` does only that.
+Every round measures every row once. A row runs both programs, and the order alternates from round to round: what else
+the machine does hits rows and programs alike. A row replaces what was kept of it in build/llama_cpp.json, or with
+`--add` continues its rounds if they are of the same commit; the tables show all rows kept. Models, artifacts and
+llama.cpp are made first where they are missing; `--prepare` does only that.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks import goal_results, inputs
-from benchmarks.goal_results import Result
-from benchmarks.goal_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed, TernaryGemv
+from benchmarks import inputs, llama_cpp_results
+from benchmarks.llama_cpp_results import Result
+from benchmarks.llama_cpp_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed, TernaryGemv
+from benchmarks.publish import publish
 from benchmarks.speed import Case
 
 SMOLLM2 = Model("SmolLM2", inputs.offgrid_model, "int4-plain", "Q4_0-pure")
@@ -28,6 +29,7 @@ SMOLLM2_INT4 = Model("SmolLM2 `int4`", inputs.offgrid_model, "int4", "Q4_0-pure"
 TINYLLAMA = Model("TinyLlama", inputs.tinyllama_model, "int4-plain", "Q4_0-pure")
 TERNARY = Model("TinyLlama ternary", inputs.tinyllama_model, "ternary", "TQ2_0")
 
+KEPT = inputs.BUILD / "llama_cpp.json"
 THREADS, LOAD, BATCHES, QUALITY = "threads", "with other programs", "sequences at once", "mean KL divergence, nats"
 
 
@@ -35,39 +37,34 @@ def rows(threads: int) -> list[Row]:
     """All rows; threads: of those that name no number themselves."""
     decode, deep = Case("decode", 64), Case("decode", 32, 4096)
     found: list[Row] = [
-        Speed("smollm2-decode", SMOLLM2, decode, threads, goal=3.0),
-        Speed("smollm2-decode-int4", SMOLLM2_INT4, decode, threads, goal=2.6),
-        Speed("smollm2-prefill-128", SMOLLM2, Case("prefill", 128), threads, goal=3.0),
-        Speed("smollm2-prefill-512", SMOLLM2, Case("prefill", 512), threads, goal=3.0),
-        Speed("smollm2-decode-4096", SMOLLM2, deep, threads, goal=2.0),
-        Speed("tinyllama-decode", TINYLLAMA, Case("decode", 32), threads, goal=1.6),
-        Speed("tinyllama-decode-512", TINYLLAMA, Case("decode", 32, 512), threads, goal=1.6),
-        Speed("tinyllama-prefill-64", TINYLLAMA, Case("prefill", 64), threads, goal=2.2),
-        Speed("tinyllama-prefill-512", TINYLLAMA, Case("prefill", 512), threads, goal=2.2),
-        Speed("ternary-decode", TERNARY, Case("decode", 32), threads, goal=2.2),
-        Speed("ternary-prefill-64", TERNARY, Case("prefill", 64), threads, goal=4.0),
-        Speed("ternary-prefill-512", TERNARY, Case("prefill", 512), threads, goal=4.0),
-        Speed("avx2-decode", SMOLLM2, decode, threads, level="avx2", goal=1.3),
-        Speed("avx2-prefill-128", SMOLLM2, Case("prefill", 128), threads, level="avx2", goal=1.5),
-        Speed("avx2-prefill-512", SMOLLM2, Case("prefill", 512), threads, level="avx2", goal=1.5),
-        TernaryGemv("ternary-gemv", goal=0.02),
+        Speed("smollm2-decode", SMOLLM2, decode, threads),
+        Speed("smollm2-decode-int4", SMOLLM2_INT4, decode, threads),
+        Speed("smollm2-prefill-128", SMOLLM2, Case("prefill", 128), threads),
+        Speed("smollm2-prefill-512", SMOLLM2, Case("prefill", 512), threads),
+        Speed("smollm2-decode-4096", SMOLLM2, deep, threads),
+        Speed("tinyllama-decode", TINYLLAMA, Case("decode", 32), threads),
+        Speed("tinyllama-decode-512", TINYLLAMA, Case("decode", 32, 512), threads),
+        Speed("tinyllama-prefill-512", TINYLLAMA, Case("prefill", 512), threads),
+        Speed("ternary-decode", TERNARY, Case("decode", 32), threads),
+        Speed("ternary-prefill-64", TERNARY, Case("prefill", 64), threads),
+        Speed("avx2-decode", SMOLLM2, decode, threads, level="avx2"),
+        Speed("avx2-prefill-128", SMOLLM2, Case("prefill", 128), threads, level="avx2"),
+        TernaryGemv("ternary-gemv"),
         Bandwidth("smollm2-bandwidth", SMOLLM2, threads),
-        Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads, goal=85),
+        Bandwidth("tinyllama-bandwidth", TINYLLAMA, threads),
         Bandwidth("smollm2-phases", SMOLLM2, threads, phases=True),
         Bandwidth("tinyllama-phases", TINYLLAMA, threads, phases=True),
-        OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads, goal=8),
-        OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads, goal=3),
+        OutsideKernels("smollm2-outside-kernels", SMOLLM2, threads),
+        OutsideKernels("tinyllama-outside-kernels", TINYLLAMA, threads),
     ]
     for kind, case in (("decode", decode), ("prefill", Case("prefill", 512))):
         one = f"threads-{kind}-1"
         found.append(Speed(one, SMOLLM2, case, 1, table=THREADS))
-        for count in (2, 3, 4):
+        for count in (2, 4):
             found.append(Speed(f"threads-{kind}-{count}", SMOLLM2, case, count, table=THREADS, base=one))
-    for kind, case in (("decode", decode), ("prefill", Case("prefill", 512))):
-        idle = f"load-{kind}-0"
-        found.append(Speed(idle, SMOLLM2, case, threads, table=LOAD))
-        found.append(Speed(f"load-{kind}-1", SMOLLM2, case, threads, busy=1, table=LOAD, base=idle))
-    for count in (1, 2, 4, 8):
+    found.append(Speed("load-0", SMOLLM2, decode, threads, table=LOAD))
+    found.append(Speed("load-1", SMOLLM2, decode, threads, busy=1, table=LOAD, base="load-0"))
+    for count in (1, 4, 8):
         base = "batch-1" if count > 1 else None
         found.append(Speed(f"batch-{count}", SMOLLM2, Case("decode", 32, 16, count), threads, table=BATCHES, base=base))
     found += [Quality(f"quality-{model.quant}", model, threads, table=QUALITY) for model in (SMOLLM2, SMOLLM2_INT4)]
@@ -107,8 +104,8 @@ def merged(found: list[Row], kept: dict[str, Result], measured: list[Row], *, ad
 @click.option("--add", is_flag=True, help="Go on with the rounds kept of this commit.")
 @click.option("--prepare", is_flag=True, help="Make what is to be measured, and measure nothing.")
 @click.option("--list", "listed", is_flag=True, help="Print the rows' keys.")
-@click.option("--json", "file", type=click.Path(path_type=Path), default=inputs.BUILD / "goals.json", show_default=True)
-@click.option("--markdown", "page", type=click.Path(path_type=Path, exists=True), help="Put the tables into this page.")
+@click.option("--json", "file", type=click.Path(path_type=Path), default=KEPT, show_default=True)
+@click.option("--publish", "published", is_flag=True, help="Write the tables for docs/benchmarks.md.")
 def main(
     only: tuple[str, ...],
     rounds: int,
@@ -117,7 +114,7 @@ def main(
     prepare: bool,
     listed: bool,
     file: Path,
-    page: Path | None,
+    published: bool,
 ) -> None:
     """Measure, keep and print."""
     found = rows(threads)
@@ -129,18 +126,19 @@ def main(
         row.prepare()
     if prepare:
         return
-    kept = goal_results.read(file)
+    kept = llama_cpp_results.read(file)
     with click.progressbar(length=rounds * len(chosen), label="rows") as progress:
         for number in range(rounds):
             for row in chosen:
                 row.measure(swapped=number % 2 == 1)
                 progress.update(1)
                 measured = [row for row in chosen if row.smc]  # whoever stops here keeps what there is
-                goal_results.write(file, merged(found, kept, measured, add=add))
-    results = goal_results.read(file)
-    click.echo(goal_results.markdown({row.key: results[row.key] for row in chosen if row.key in results}))
-    if page:
-        goal_results.put_into(page, goal_results.markdown(results))
+                llama_cpp_results.write(file, merged(found, kept, measured, add=add))
+    results = llama_cpp_results.read(file)
+    click.echo(llama_cpp_results.markdown({row.key: results[row.key] for row in chosen if row.key in results}))
+    if published:
+        speeds = {key: row for key, row in results.items() if row.unit == "tokens/s"}
+        publish("llama_cpp", llama_cpp_results.tables(speeds))
 
 
 if __name__ == "__main__":

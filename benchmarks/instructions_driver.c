@@ -13,10 +13,11 @@
 #include "engine.h"
 
 static smc_model *model;
+static char error[SMC_ERROR_BYTES];
 
 static void check(int status) {
   if (status >= 0) return;
-  fprintf(stderr, "%s\n", smc_engine.error(model));
+  fprintf(stderr, "%s\n", error);
   exit(1);
 }
 
@@ -29,7 +30,7 @@ static void step(smc_token *tokens, int32_t length, int32_t count, int32_t vocab
         .index = length + i,
         .flags = i == count - 1 ? SMC_WANT_LOGITS : 0,
     };
-  check(smc_engine.step(model, &(smc_batch){.count = count, .tokens = tokens, .logits = logits}));
+  check(smc_engine.step(model, &(smc_batch){.count = count, .tokens = tokens, .logits = logits}, error));
 }
 
 int main(int argc, char **argv) {
@@ -39,19 +40,18 @@ int main(int argc, char **argv) {
   }
   const int32_t context = atoi(argv[2]), prompt = atoi(argv[3]), decode = atoi(argv[4]), repeat = atoi(argv[5]);
   const smc_options options = {.size = sizeof options, .path = argv[1], .threads = 1, .context_length = context};
-  char error[512];
-  if (smc_engine.open(&options, &model, error, sizeof error) < 0) {
+  if (smc_engine.open(&options, &model, error) < 0) {
     fprintf(stderr, "%s\n", error);
     return 1;
   }
   smc_info info = {.size = sizeof info};
-  check(smc_engine.info(model, &info));
+  check(smc_engine.info(model, &info, error));
   smc_token *tokens = calloc((size_t)(prompt + 1), sizeof *tokens);
   float *logits = calloc((size_t)info.logits_stride, sizeof *logits);
   if (!tokens || !logits) return 1;
-  check(smc_engine.sequence_create(model));
+  check(smc_engine.sequence_create(model, error));
   for (int32_t i = 0; i < repeat; i++) {
-    check(smc_engine.sequence_truncate(model, 0, 0));
+    check(smc_engine.sequence_truncate(model, 0, 0, error));
     if (prompt) step(tokens, 0, prompt, info.vocab_size, logits);
     for (int32_t j = 0; j < decode; j++) step(tokens, prompt + j, 1, info.vocab_size, logits);
   }

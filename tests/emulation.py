@@ -16,7 +16,7 @@ import pytest
 import smc
 from smc.codegen.cpu.link import FLAGS, cached_objects, compile_executable, engine_folder
 from smc.ir import Module
-from smc.runtime.binding import KV_DTYPES, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import KV_DTYPES, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from smc.targets import TARGETS, find_target
 
 CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max", "avx2": "Haswell"}

@@ -22,7 +22,7 @@ from smc.ir import EncodedTensor, Encoding, Module, Parameter, rotate
 from smc.passes import QuantizeRTN, load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
-from smc.runtime.binding import TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from tests.levels import usable_levels
 
 RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")

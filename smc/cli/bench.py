@@ -172,7 +172,7 @@ def _measure(
     model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool
 ) -> dict[str, Any]:
     """All figures; speeds are medians of `repeat` runs."""
-    from smc.runtime.binding import KV_DTYPES
+    from smc.runtime.interface import KV_DTYPES
     from smc.runtime.memory import peak_memory_bytes
 
     prompt_tokens, decode_tokens = counts["prefill"], counts["decode"]
@@ -224,7 +224,7 @@ def decode_seconds(model: Model, sequences: list[Sequence], count: int) -> float
     """Steps of one token for each sequence through the engine itself: what a program in C would do."""
     import numpy as np
 
-    from smc.runtime.binding import TOKEN, WANT_LOGITS, Batch
+    from smc.runtime.interface import TOKEN, WANT_LOGITS, Batch
 
     width, length = len(sequences), sequences[0].length
     batch = np.zeros((count, width), TOKEN)

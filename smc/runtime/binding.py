@@ -1,4 +1,4 @@
-"""The engine of a program.so through ctypes: structures and functions of engine/engine.h, one to one.
+"""The engine of a program.so through ctypes: the functions of engine/engine.h, one to one.
 
 `Engine` is one opened model. Its program is loaded once a process, however many models run it, and unloaded with the
 last of them. Threads are one pool a process for each requested count, shared by all models.
@@ -12,7 +12,8 @@ import hashlib
 import os
 import tempfile
 import threading
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from collections.abc import Callable
+from ctypes import c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,109 +21,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smc.errors import InputError
+from smc.runtime.interface import (
+    ABI_VERSION,
+    BAD_INPUT,
+    CANCELLED,
+    ERROR_BYTES,
+    KV_DTYPES,
+    NO_MEMORY,
+    NO_SPACE,
+    TOKEN,
+    UNSUPPORTED,
+    WANT_HIDDEN,
+    WANT_LOGITS,
+    WANT_TOP,
+    Api,
+    Batch,
+    Info,
+    Options,
+)
 from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-ABI_VERSION = 6
-
-BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED = -1, -2, -3, -4, -5, -6
 _USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}
-
-KV_DTYPES = {"f16": 0, "f32": 1, "i8": 2}
-WANT_LOGITS, WANT_HIDDEN, WANT_TOP = 1, 2, 4
-
-TOKEN = np.dtype(
-    [("token", "<i4"), ("sequence", "<i4"), ("position", "<i4"), ("index", "<i4"), ("flags", "<u4"), ("parent", "<i4")],
-    align=True,
-)
-"""One token of a batch: id, sequence slot, rotary position, cache index, WANT_… flags, 0 (reserved for trees)."""
 
 
 class CancelledError(Exception):
     """A step was stopped by `Engine.cancel`; the sequences are as before the step."""
 
 
-class Options(ctypes.Structure):
-    """smc_options."""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("context_length", c_int32),
-        ("sequences", c_int32),
-        ("kv_dtype", c_int32),
-        ("threads", c_int32),
-        ("path", c_char_p),
-        ("level", c_char_p),
-        ("pool", c_void_p),
-        ("adapter", c_void_p),
-        ("log", c_void_p),
-        ("log_user", c_void_p),
-    ]
+class ClosedError(ValueError):
+    """The model was closed, before a call or, by another thread, while it ran."""
 
 
-class Info(ctypes.Structure):
-    """smc_info: facts of an opened model."""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("layers", c_int32),
-        ("vocab_size", c_int32),
-        ("hidden_size", c_int32),
-        ("logits_stride", c_int32),
-        ("context_length", c_int32),
-        ("sequences", c_int32),
-        ("threads", c_int32),
-        ("kv_dtype", c_int32),
-        ("max_step_tokens", c_int32),
-        ("finds_top", c_int32),
-        ("kv_page_tokens", c_int32),
-        ("name", c_char_p),
-        ("level", c_char_p),
-        ("weight_bytes", c_uint64),
-        ("token_weight_bytes", c_uint64),
-        ("kv_bytes_per_token", c_uint64),
-        ("state_bytes_per_sequence", c_uint64),
-        ("kv_bytes_used", c_uint64),
-        ("activation_bytes", c_uint64),
-    ]
+class NoSlotError(InputError):
+    """All sequence slots are in use."""
 
 
-class Batch(ctypes.Structure):
-    """smc_batch."""
+class _Sentence(threading.local):
+    """Where the engine writes why a call of this thread failed."""
 
-    _fields_ = [
-        ("count", c_int32),
-        ("tokens", c_void_p),
-        ("logits", c_void_p),
-        ("hidden", c_void_p),
-        ("top", c_void_p),
-    ]
+    def __init__(self) -> None:
+        self.buffer = ctypes.create_string_buffer(ERROR_BYTES)
+
+    @property
+    def text(self) -> str:
+        return self.buffer.value.decode("utf-8", "replace")
 
 
-class Api(ctypes.Structure):
-    """smc_engine_api: the table that a program exports."""
-
-    _fields_ = [
-        ("abi_version", c_uint32),
-        ("size", c_uint32),
-        ("pool_create", CFUNCTYPE(c_int, c_int32, POINTER(c_void_p))),
-        ("pool_destroy", CFUNCTYPE(None, c_void_p)),
-        ("open", CFUNCTYPE(c_int, POINTER(Options), POINTER(c_void_p), c_char_p, c_size_t)),
-        ("close", CFUNCTYPE(None, c_void_p)),
-        ("error", CFUNCTYPE(c_char_p, c_void_p)),
-        ("info", CFUNCTYPE(c_int, c_void_p, POINTER(Info))),
-        ("step", CFUNCTYPE(c_int, c_void_p, POINTER(Batch))),
-        ("cancel", CFUNCTYPE(None, c_void_p)),
-        ("sequence_create", CFUNCTYPE(c_int, c_void_p)),
-        ("sequence_fork", CFUNCTYPE(c_int, c_void_p, c_int32)),
-        ("sequence_truncate", CFUNCTYPE(c_int, c_void_p, c_int32, c_int32)),
-        ("sequence_drop", CFUNCTYPE(c_int, c_void_p, c_int32)),
-        ("sequence_length", CFUNCTYPE(c_int, c_void_p, c_int32)),
-        ("sequence_save", CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, POINTER(c_uint64))),
-        ("sequence_restore", CFUNCTYPE(c_int, c_void_p, c_void_p, c_uint64)),
-        ("profile_start", CFUNCTYPE(c_int, c_void_p)),
-        ("profile_stop", CFUNCTYPE(c_int, c_void_p, POINTER(ProfileStruct))),
-        ("limits", CFUNCTYPE(c_int, c_void_p, POINTER(LimitsStruct))),
-    ]
+_sentence = _Sentence()
 
 
 class Library:
@@ -270,10 +215,10 @@ class Pool:
 
 
 class Engine:
-    """One opened model: the functions of engine.h as methods.
+    """One opened model: the functions of engine.h as methods, which several threads may use.
 
     Failures raise InputError where the input or the machine's means are at fault, `CancelledError` after `cancel`,
-    RuntimeError otherwise. Close it (or use it as a context manager); afterwards every method raises ValueError.
+    RuntimeError otherwise. Close it (or use it as a context manager); afterwards every method raises `ClosedError`.
     `facts` is the engine's info at the opening.
     """
 
@@ -297,6 +242,9 @@ class Engine:
                 raise InputError(f"{name} is {value}, but must be from 0 (automatic) to {(1 << 31) - 1}")
         self._model = c_void_p()
         self._process = os.getpid()
+        self._calls: set[object] = set()  # one object for every call that is inside the engine
+        self._closing = False
+        self._idle = threading.Condition()
         self._library = Library.acquire(program)
         try:
             self._pool = Pool.acquire(threads, self._library)
@@ -314,11 +262,10 @@ class Engine:
             level=None if level is None else level.encode(),
             pool=self._pool.pointer,
         )
-        message = ctypes.create_string_buffer(1024)
         try:
-            status = self._api.open(ctypes.byref(options), ctypes.byref(self._model), message, len(message))
+            status = self._api.open(ctypes.byref(options), ctypes.byref(self._model), _sentence.buffer)
             if status < 0:
-                raise _failure(status, message.value.decode("utf-8", "replace"))
+                raise _failure(status, _sentence.text)
         except BaseException:
             self._pool.release()
             self._library.release()
@@ -326,21 +273,19 @@ class Engine:
         self.facts = self.info()
 
     @property
-    def handle(self) -> c_void_p:
-        """The smc_model; raises ValueError after `close`."""
-        if not self._model:
-            raise ValueError("the model is closed")
-        return self._model
-
-    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return not self._model
+        return self._closing or not self._model
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that opened the model, and can't use it."""
+        return self._process != os.getpid()
 
     def info(self) -> Info:
         """Facts of the model; kv_bytes_used is of this moment."""
         info = Info(size=ctypes.sizeof(Info))
-        self._check(self._api.info(self.handle, ctypes.byref(info)))
+        self._call(self._api.info, ctypes.byref(info))
         return info
 
     def step(
@@ -348,11 +293,13 @@ class Engine:
         tokens: NDArray[np.void],
         logits: NDArray[np.float32] | None = None,
         hidden: NDArray[np.float32] | None = None,
+        since: int | None = None,
     ) -> NDArray[np.int32]:
         """Run a batch: `tokens` is a contiguous array of `TOKEN`.
 
         logits: [tokens that want them, facts.logits_stride], hidden: [tokens that want it, facts.hidden_size]; both
         contiguous float32, written in batch order. Returns the ids of the largest logits of those with WANT_TOP.
+        since: see `run`.
         """
         if tokens.dtype != TOKEN or not tokens.flags.c_contiguous:
             raise TypeError("tokens must be a contiguous array of binding.TOKEN")
@@ -365,74 +312,110 @@ class Engine:
             )
         ]
         top = np.empty(int((tokens["flags"] & WANT_TOP).astype(bool).sum()), np.int32)
-        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers, top.ctypes.data))
+        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers, top.ctypes.data), since)
         return top
 
-    def run(self, batch: Batch) -> None:
-        """Run a batch whose buffers the caller vouches for: the way of `step` without its checks, for tight loops."""
-        self._check(self._api.step(self.handle, ctypes.byref(batch)))
+    def run(self, batch: Batch, since: int | None = None) -> None:
+        """Run a batch whose buffers the caller vouches for: the way of `step` without its checks, for tight loops.
+
+        since: what `cancels` was when the work began that this step is a part of; a `cancel` since then ends it.
+        None: the step is all of the work.
+        """
+        batch.cancels = self.cancels if since is None else since
+        self._call(self._api.step, ctypes.byref(batch))
 
     def cancel(self) -> None:
-        """Make a running step end at the next layer; may be called from any thread."""
-        if self._model:
-            self._api.cancel(self._model)
+        """End all work that has begun, at the next layer of its step; may be called from any thread."""
+        call = object()
+        try:
+            self._calls.add(call)
+            if not self._closing and not self.forked:
+                self._api.cancel(self._model)
+        finally:
+            self._leave(call)
+
+    @property
+    def cancels(self) -> int:
+        """How often `cancel` was called: see `run`. Raises `ClosedError` after `close`."""
+        call = object()
+        try:
+            self._enter(call)
+            return int(self._api.cancels(self._model))
+        finally:
+            self._leave(call)
 
     def sequence_create(self) -> int:
-        """A new, empty sequence's slot."""
-        return self._check(self._api.sequence_create(self.handle))
+        """A new, empty sequence's slot. Raises `NoSlotError` where there is none."""
+        try:
+            return self._call(self._api.sequence_create)
+        except InputError as error:
+            raise NoSlotError(str(error)) from None
 
     def sequence_fork(self, sequence: int) -> int:
         """A new slot that shares the past of `sequence`."""
-        return self._check(self._api.sequence_fork(self.handle, sequence))
+        return self._call(self._api.sequence_fork, sequence)
 
     def sequence_truncate(self, sequence: int, length: int) -> None:
         """Forget what lies behind the first `length` tokens."""
-        self._check(self._api.sequence_truncate(self.handle, sequence, length))
+        self._call(self._api.sequence_truncate, sequence, length)
 
     def sequence_drop(self, sequence: int) -> None:
         """Free the slot."""
-        self._check(self._api.sequence_drop(self.handle, sequence))
+        self._call(self._api.sequence_drop, sequence)
 
     def sequence_length(self, sequence: int) -> int:
         """Tokens that the sequence holds."""
-        return self._check(self._api.sequence_length(self.handle, sequence))
+        return self._call(self._api.sequence_length, sequence)
 
     def sequence_save(self, sequence: int) -> bytes:
         """The K and V of a sequence, for `sequence_restore` in a model of the same artifact and KV dtype."""
         size = c_uint64(0)
-        self._api.sequence_save(self.handle, sequence, None, ctypes.byref(size))
+        self._call(self._api.sequence_save, sequence, None, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
-        self._check(self._api.sequence_save(self.handle, sequence, buffer, ctypes.byref(size)))
+        self._call(self._api.sequence_save, sequence, buffer, ctypes.byref(size))
         return buffer.raw[: size.value]
 
     def sequence_restore(self, data: bytes) -> int:
         """A new slot with what `sequence_save` gave. Raises InputError where it does not fit this model."""
-        return self._check(self._api.sequence_restore(self.handle, data, len(data)))
+        return self._call(self._api.sequence_restore, data, len(data))
 
     def profile_start(self) -> None:
         """Take the steps from here on apart; a profile that was running is forgotten."""
-        self._check(self._api.profile_start(self.handle))
+        self._call(self._api.profile_start)
 
     def profile_stop(self) -> Profile:
         """Where the time went since `profile_start`. Raises InputError without one."""
         profile = ProfileStruct(size=ctypes.sizeof(ProfileStruct))
-        self._check(self._api.profile_stop(self.handle, ctypes.byref(profile)))
-        return Profile.of(profile)
+        call = object()
+        try:
+            self._enter(call)  # what the struct points to is the model's
+            self._call(self._api.profile_stop, ctypes.byref(profile))
+            return Profile.of(profile)
+        finally:
+            self._leave(call)
 
     def limits(self, threads: int) -> Limits:
         """Measure for about a second what the machine can do with 1 … facts.threads threads."""
         limits = LimitsStruct(size=ctypes.sizeof(LimitsStruct), threads=threads)
-        self._check(self._api.limits(self.handle, ctypes.byref(limits)))
+        self._call(self._api.limits, ctypes.byref(limits))
         return Limits(threads, limits.memory_bytes, limits.weights_bytes, limits.i8_macs, limits.f32_macs)
 
     def close(self) -> None:
-        """Free everything; the second time does nothing."""
-        if not self._model:
+        """Free everything; the second time does nothing.
+
+        Calls that other threads have begun are cancelled and waited for: they raise `ClosedError`, as later ones do.
+        """
+        self._closing = True
+        if self.forked:  # a forked child has neither the threads nor the right to end them
             return
-        model, self._model = self._model, c_void_p()
-        if self._process != os.getpid():  # a forked child has neither the threads nor the right to end them
-            return
-        self._api.close(model)
+        with self._idle:
+            if not self._model:
+                return
+            self._api.cancel(self._model)
+            while self._calls:
+                self._idle.wait()
+            model, self._model = self._model, c_void_p()
+            self._api.close(model)
         self._pool.release()
         self._library.release()
 
@@ -443,14 +426,34 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None):
+        if getattr(self, "_model", None) and not self._closing:
             self.close()
 
-    def _check(self, status: int) -> int:
-        if status < 0:
-            raise _failure(status, self._api.error(self._model).decode("utf-8", "replace"))
-        return status
+    def _enter(self, call: object) -> None:
+        """Begin a call, during which `close` waits; raises `ClosedError` where `close` came first."""
+        self._calls.add(call)  # before the question, so that either this sees `close` or `close` sees this
+        if self._closing:
+            raise ClosedError("the model is closed")
 
+    def _leave(self, call: object) -> None:
+        self._calls.discard(call)
+        if self._closing and not self.forked:
+            with self._idle:
+                self._idle.notify_all()
+
+    def _call(self, function: Callable[..., int], *arguments: object) -> int:
+        """Call a function of the table on the model; its result, or what it failed with."""
+        call = object()
+        try:
+            self._enter(call)
+            status = function(self._model, *arguments, _sentence.buffer)
+            if status >= 0:
+                return status
+            if status == CANCELLED and self._closing:
+                raise ClosedError("the model was closed by another thread")
+            raise _failure(status, _sentence.text)
+        finally:
+            self._leave(call)
 
 def _failure(status: int, sentence: str) -> Exception:
     """The exception for a status of the engine."""

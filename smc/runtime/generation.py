@@ -102,8 +102,8 @@ class TextStream(Iterator[str]):
     """An iterator over pieces of text while they are generated; `result` grows along and is complete at the end.
 
     On KeyboardInterrupt, or `CancelledError` after `engine.cancel()`, the text so far stays in `result` and the
-    exception passes on. A sequence that the stream made is dropped at the end; one given to it stays and holds all
-    tokens that were run.
+    exception passes on; a cancellation counts whenever it comes after the stream was made, between two tokens too.
+    A sequence that the stream made is dropped at the end; one given to it stays and holds all tokens that were run.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class TextStream(Iterator[str]):
         self._model = model
         self._options = options
         self._sequence = sequence
+        self._since = model.engine.cancels
         self._pieces = self._run()
 
     def __next__(self) -> str:
@@ -131,7 +132,7 @@ class TextStream(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        sequence = self._sequence if self._sequence is not None else self._model.new_sequence()
+        sequence = self._sequence if self._sequence is not None else self._model.text_sequence(self._since)
         stops = StopStrings(self._options.stop)
         detokenizer = Detokenizer(self._model.tokenizer, self.result.prompt) if self._model.has_tokenizer else None
         try:
@@ -183,14 +184,13 @@ class TextStream(Iterator[str]):
             timings.decode_seconds += time.perf_counter() - started
             timings.decoded_tokens += 1
 
-    @staticmethod
-    def _largest(sequence: Sequence, tokens: list[int]) -> Outcome:
-        return sequence.next_token(tokens)
+    def _largest(self, sequence: Sequence, tokens: list[int]) -> Outcome:
+        return sequence.next_token(tokens, since=self._since)
 
     def _logits(self) -> Callable[[Sequence, list[int]], Outcome]:
         """Runs tokens for the last one's logits, which the next call overwrites."""
         buffer = self._model.logits_buffer(1)
-        return lambda sequence, tokens: sequence.extend(tokens, out=buffer)[0]
+        return lambda sequence, tokens: sequence.extend(tokens, out=buffer, since=self._since)[0]
 
     def _record(self, token: int, outcome: Outcome) -> None:
         self.result.tokens.append(token)

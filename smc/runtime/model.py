@@ -13,10 +13,12 @@ from tokenizers import Tokenizer
 
 from smc.errors import InputError
 from smc.runtime.artifact import Artifact, read_artifact
-from smc.runtime.binding import TOKEN, WANT_LOGITS, WANT_TOP, Engine
+from smc.runtime.binding import Engine
 from smc.runtime.chat import ChatTemplate, Message
 from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
+from smc.runtime.interface import TOKEN, WANT_LOGITS, WANT_TOP
 from smc.runtime.sampling import SamplingOptions
+from smc.runtime.slots import SlotQueue
 
 
 class Sequence:
@@ -47,16 +49,18 @@ class Sequence:
         tokens: Items[int],
         logits: Literal["last", "all", "none"] = "last",
         out: NDArray[np.float32] | None = None,
+        since: int | None = None,
     ) -> NDArray[np.float32]:
         """Run `tokens` after those that the sequence has; the logits [rows, vocab] of the last, of all, or of none.
 
         out: where to write them, contiguous float32 [rows, model.logits_stride]; the result is a view of it.
+        since: which cancellations count, see `Engine.run`.
         Raises InputError for a token outside the vocabulary and where the context is full.
         """
         batch = self._batch(tokens)
         if len(tokens):
             batch["flags"][{"last": slice(-1, None), "all": slice(None), "none": slice(0)}[logits]] = WANT_LOGITS
-        rows = self._model.step(batch, out)
+        rows = self._model.step(batch, out, since)
         self.tokens.extend(map(int, tokens))
         return rows
 
@@ -69,19 +73,19 @@ class Sequence:
             batch["index"] = batch["position"] = np.arange(self.length, self.length + len(tokens))
         return batch
 
-    def next_token(self, tokens: Items[int]) -> int:
+    def next_token(self, tokens: Items[int], since: int | None = None) -> int:
         """Run `tokens`, at least one, after those that the sequence has; the id of the last one's largest logit.
 
         The lowest id among equals, as numpy's argmax has it. No logits are written where the artifact knows how.
-        Raises InputError as `extend` does.
+        since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does.
         """
         if not len(tokens):
             raise InputError("there is no next token after no tokens")
         if not self._model.finds_top:
-            return int(np.argmax(self.extend(tokens)[0]))
+            return int(np.argmax(self.extend(tokens, since=since)[0]))
         batch = self._batch(tokens)
         batch["flags"][-1] = WANT_TOP
-        [top] = self._model.engine.step(batch)
+        [top] = self._model.engine.step(batch, since=since)
         self.tokens.extend(map(int, tokens))
         return int(top)
 
@@ -107,9 +111,9 @@ class Sequence:
 
     def drop(self) -> None:
         """Free the slot; the second time, and after the model was closed, it does nothing."""
-        if self._slot is not None and not self._model.closed:
-            self._model.engine.sequence_drop(self._slot)
-        self._slot = None
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._model.slots.free(slot)
 
     def __enter__(self) -> Sequence:
         return self
@@ -119,7 +123,11 @@ class Sequence:
 
 
 class Model:
-    """An opened artifact. Use it as a context manager or close it; it may be used from several threads.
+    """An opened artifact. Use it as a context manager or close it.
+
+    Several threads may use it. Their steps are run one after the other; `generate`, `stream` and `logits` wait for a
+    free sequence where texts of other threads have them all (`sequences` says how many there are). `close` ends what
+    other threads do with a `ClosedError`, and `engine.cancel` with a `CancelledError`.
 
     path: the artifact. context_length: tokens that a sequence may hold; 0: as many as the model was trained for.
     threads: 0: as many CPUs as this process may use. kv_dtype: "f16", "f32" or "i8", of the KV cache.
@@ -147,6 +155,7 @@ class Model:
             threads=threads,
             level=level,
         )
+        self.slots = SlotQueue(self.engine)
         facts = self.engine.facts
         self.vocab_size: int = facts.vocab_size
         self.context_length: int = facts.context_length
@@ -159,24 +168,35 @@ class Model:
 
     def logits(self, tokens: Items[int]) -> NDArray[np.float32]:
         """The logits of every token, float32 [len(tokens), vocab], of a text of its own (which takes a sequence)."""
-        with self.new_sequence() as sequence:
-            return sequence.extend(tokens, logits="all")
+        since = self.engine.cancels
+        with self.text_sequence(since) as sequence:
+            return sequence.extend(tokens, logits="all", since=since)
 
     def new_sequence(self) -> Sequence:
         """An empty sequence. Raises InputError where all slots are taken (see `sequences`)."""
         return Sequence(self, self.engine.sequence_create(), [])
 
-    def step(self, batch: NDArray[np.void], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Run a batch of `binding.TOKEN` records, of several sequences if need be (see engine.h).
+    def text_sequence(self, since: int) -> Sequence:
+        """An empty sequence for one text; where all slots are taken, waits for one that another thread's text has.
+
+        since: which cancellations end the waiting, see `Engine.run`. Raises as `SlotQueue.take` does.
+        """
+        return Sequence(self, self.slots.take(since), [])
+
+    def step(
+        self, batch: NDArray[np.void], out: NDArray[np.float32] | None = None, since: int | None = None
+    ) -> NDArray[np.float32]:
+        """Run a batch of `interface.TOKEN` records, of several sequences if need be (see engine.h).
 
         Returns the logits [tokens that want them, vocab], in batch order: a view of `out` [rows, logits_stride], which
         is made where it is not given. Sequence objects know nothing of tokens that are run this way.
+        since: which cancellations count, see `Engine.run`.
         """
         rows = int(np.count_nonzero(batch["flags"] & WANT_LOGITS))
         if out is None:
             out = self.logits_buffer(rows)
         if len(batch):
-            self.engine.step(batch, logits=out)
+            self.engine.step(batch, logits=out, since=since)
         return out[:, : self.vocab_size]
 
     def logits_buffer(self, rows: int) -> NDArray[np.float32]:

@@ -22,13 +22,13 @@ int main(int count, char **arguments) {
                                .kv_dtype = atoi(arguments[3]),
                                .sequences = atoi(arguments[4]),
                                .level = count > 5 ? arguments[5] : NULL};
-  char error[512];
+  char error[SMC_ERROR_BYTES];
   smc_model *model;
-  if (smc_engine.open(&options, &model, error, sizeof error)) return fail(error);
+  if (smc_engine.open(&options, &model, error)) return fail(error);
   smc_info info = {.size = sizeof info};
-  if (smc_engine.info(model, &info)) return fail(smc_engine.error(model));
+  if (smc_engine.info(model, &info, error)) return fail(error);
   for (int i = 0; i < options.sequences; i++)
-    if (smc_engine.sequence_create(model) != i) return fail(smc_engine.error(model));
+    if (smc_engine.sequence_create(model, error) != i) return fail(error);
   struct {
     char level[32];
     int32_t vocab_size, hidden_size, threads;
@@ -52,7 +52,7 @@ int main(int count, char **arguments) {
     int32_t *top = calloc(tops + 1, sizeof *top);
     if (!logits || !hidden || !top) return fail("cannot allocate the results");
     const smc_batch batch = {.count = length, .tokens = tokens, .logits = logits, .hidden = hidden, .top = top};
-    if (smc_engine.step(model, &batch)) return fail(smc_engine.error(model));
+    if (smc_engine.step(model, &batch, error)) return fail(error);
     for (size_t row = 0; row < rows; row++)
       fwrite(logits + row * (size_t)info.logits_stride, sizeof *logits, (size_t)info.vocab_size, stdout);
     fwrite(hidden, (size_t)info.hidden_size * sizeof *hidden, states, stdout);

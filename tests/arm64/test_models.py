@@ -16,7 +16,7 @@ from benchmarks.models import smollm2
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference
-from smc.runtime.binding import WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from tests.arm64.conftest import Built
 from tests.emulation import CPUS, EmulatedModel, batch, link_driver
 

@@ -17,21 +17,8 @@ import pytest
 
 from smc.errors import InputError
 from smc.runtime import Model, load
-from smc.runtime.binding import (
-    ABI_VERSION,
-    TOKEN,
-    WANT_HIDDEN,
-    WANT_LOGITS,
-    WANT_TOP,
-    Api,
-    Batch,
-    CancelledError,
-    Engine,
-    Info,
-    Library,
-    Options,
-    Pool,
-)
+from smc.runtime.binding import CancelledError, Engine, Library, Pool
+from smc.runtime.interface import ABI_VERSION, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP, Api, Batch, Info, Options
 from smc.runtime.profile import LimitsStruct, ProfileStruct, ProfileTaskStruct
 from tests.runtime.conftest import ENGINE, SLOW, VOCAB, counting_logits, manifest_for, write_artifact
 

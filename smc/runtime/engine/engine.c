@@ -11,6 +11,7 @@
 #define MAX_SEQUENCES 4096
 
 int smc_fail(char *error, int status, const char *format, ...) {
+  if (!error) return status;
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(error, SMC_ERROR_BYTES, format, arguments);
@@ -44,6 +45,8 @@ static int check_options(const struct smc_program *program, smc_options *options
   if ((status = count_option("threads", &options->threads, 0, SMC_MAX_THREADS, error))) return status;
   if (options->pool && !smc_pool_valid(options->pool))
     return smc_fail(error, SMC_BAD_INPUT, "options.pool is no pool of this version of the engine");
+  if (options->pool && options->pool->process != getpid())
+    return smc_fail(error, SMC_BAD_INPUT, "options.pool has no threads here: the process was forked after it was created");
   return SMC_OK;
 }
 
@@ -67,9 +70,8 @@ static int choose_level(const struct smc_program *program, const char *asked, co
   return smc_fail(error, SMC_UNSUPPORTED, "this CPU has none of the artifact's levels (%s): it lacks %s", names, missing);
 }
 
-static void model_close(smc_model *model) {
-  if (!model) return;
-  if (model->pool && model->pool->process == getpid()) smc_pool_await(model->pool);
+static void free_model(smc_model *model) {
+  if (model->pool && model->process == getpid()) smc_pool_await(model->pool);
   if (model->own_pool) smc_pool_destroy(model->pool);
   smc_profile_close(&model->profiler);
   smc_kv_close(&model->cache);
@@ -96,32 +98,27 @@ static int open_parts(smc_model *model, const smc_options *options, char *error)
   return smc_step_allocate(model, error);
 }
 
-static int model_open(const smc_options *given, smc_model **result, char *error, size_t error_size) {
-  char sentence[SMC_ERROR_BYTES] = "";
-  const struct smc_level *level = NULL;
-  int status = SMC_BAD_INPUT;
-  if (!result || !given) {
-    smc_fail(sentence, status, "smc_engine.open was called with a NULL pointer");
-    if (error && error_size) snprintf(error, error_size, "%s", sentence);
-    return status;
-  }
+static int model_open(const smc_options *given, smc_model **result, char *error) {
+  if (!result || !given) return smc_fail(error, SMC_BAD_INPUT, "smc_engine.open was called with a NULL pointer");
   *result = NULL;
+  const struct smc_level *level = NULL;
   smc_options options = {.size = given->size};
   if (given->size == sizeof options) options = *given;
-  if (!(status = check_options(&smc_program, &options, sentence))) status = choose_level(&smc_program, options.level, &level, sentence);
-  smc_model *model = status ? NULL : calloc(1, sizeof *model);
-  if (!status && !model) status = smc_fail(sentence, SMC_NO_MEMORY, "cannot allocate a model");
-  if (model) {
-    model->program = &smc_program;
-    model->level = level;
-    pthread_mutex_init(&model->mutex, NULL);
-    if ((status = open_parts(model, &options, sentence))) model_close(model);
-  }
-  if (status) {
-    if (error && error_size) snprintf(error, error_size, "%s", sentence);
+  int status = check_options(&smc_program, &options, error);
+  if (!status) status = choose_level(&smc_program, options.level, &level, error);
+  if (status) return status;
+  smc_model *model = calloc(1, sizeof *model);
+  if (!model) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a model");
+  model->program = &smc_program;
+  model->level = level;
+  model->process = getpid();
+  pthread_mutex_init(&model->mutex, NULL);
+  if ((status = open_parts(model, &options, error))) {
+    free_model(model);
     return status;
   }
   if (options.log) {
+    char sentence[SMC_ERROR_BYTES];
     snprintf(sentence, sizeof sentence, "%s: level %s, %d threads, context %d%s", smc_program.name, level->name, model->pool->threads,
              options.context_length, options.context_length > smc_program.context_length ? ", which is more than it was trained for" : "");
     options.log(options.log_user, sentence);
@@ -130,13 +127,53 @@ static int model_open(const smc_options *given, smc_model **result, char *error,
   return SMC_OK;
 }
 
-static const char *model_error(const smc_model *model) { return model ? model->error : "the model is NULL"; }
+/* ---- calls: every one is between enter and leave */
 
-static int model_info(const smc_model *model, smc_info *info) {
-  if (!model || !info || info->size != sizeof *info) return SMC_BAD_INPUT;
+static int leave(smc_model *model, int status) {
+  pthread_mutex_unlock(&model->mutex);
+  atomic_fetch_sub(&model->callers, 1); /* the last that is done here: close may free the model then */
+  return status;
+}
+
+/* Locks the model until `leave`, or says why that cannot be. In a forked child the lock may be held by a thread that is not
+ * there. The API's const models are ours to lock. */
+static int enter(const smc_model *model, smc_model **locked, char *error) {
+  if (!model) return smc_fail(error, SMC_BAD_INPUT, "the model is NULL");
+  if (model->process != getpid())
+    return smc_fail(error, SMC_FAILED, "the process was forked after the model was opened: open it again in the child");
+  smc_model *own = *locked = (smc_model *)(uintptr_t)model;
+  atomic_fetch_add(&own->callers, 1);
+  pthread_mutex_lock(&own->mutex);
+  if (!atomic_load(&own->closing)) return SMC_OK;
+  return leave(own, smc_fail(error, SMC_CANCELLED, "the model is being closed"));
+}
+
+static void model_cancel(smc_model *model) {
+  if (model) atomic_fetch_add(&model->cancels, 1);
+}
+
+static uint32_t model_cancels(const smc_model *model) { return model ? atomic_load(&model->cancels) : 0; }
+
+static void model_close(smc_model *model) {
+  if (!model) return;
+  if (model->process == getpid()) { /* a forked child has no callers: those that are counted are the parent's */
+    atomic_store(&model->closing, 1);
+    model_cancel(model);
+    pthread_mutex_lock(&model->mutex); /* waits for the running call without spinning */
+    pthread_mutex_unlock(&model->mutex);
+    for (int turns = 0; atomic_load(&model->callers); turns++) smc_relax(turns);
+  }
+  free_model(model);
+}
+
+static int model_info(const smc_model *model, smc_info *info, char *error) {
+  smc_model *locked;
+  const int status = enter(model, &locked, error);
+  if (status) return status;
+  if (!info || info->size != sizeof *info)
+    return leave(locked, smc_fail(error, SMC_BAD_INPUT, "info needs a struct of this engine's size"));
   const struct smc_program *program = model->program;
   const struct smc_kv_cache *cache = &model->cache;
-  pthread_mutex_lock((pthread_mutex_t *)(uintptr_t)&model->mutex);
   *info = (smc_info){
       .size = sizeof *info, .layers = program->layers, .vocab_size = program->vocab_size, .hidden_size = program->hidden_size,
       .logits_stride = program->logits_stride, .context_length = cache->context_length, .sequences = cache->sequence_count,
@@ -145,133 +182,100 @@ static int model_info(const smc_model *model, smc_info *info) {
       .weight_bytes = model->artifact.weight_bytes, .token_weight_bytes = program->token_weight_bytes,
       .kv_bytes_per_token = smc_kv_bytes_per_token(cache), .kv_bytes_used = smc_kv_bytes_used(cache),
       .activation_bytes = model->memory_bytes};
-  pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&model->mutex);
-  return SMC_OK;
+  return leave(locked, SMC_OK);
 }
 
-/* ---- step */
-
-static int check_process(smc_model *model) {
-  if (model->pool->process == getpid()) return SMC_OK;
-  return smc_fail(model->error, SMC_FAILED, "the process was forked after the model was opened: open it again in the child");
-}
-
-static int model_step(smc_model *model, const smc_batch *batch) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
-  atomic_store(&model->cancel, 0);
-  int status = check_process(model);
-  if (!status) status = smc_step_batch(model, batch);
-  pthread_mutex_unlock(&model->mutex);
-  return status;
-}
-
-static void model_cancel(smc_model *model) {
-  if (model) atomic_store(&model->cancel, 1);
+static int model_step(smc_model *model, const smc_batch *batch, char *error) {
+  const int status = enter(model, &model, error);
+  return status ? status : leave(model, smc_step_batch(model, batch, error));
 }
 
 /* ---- sequences: a lock and a check around kv_cache.c */
 
-/* Locks the model and checks the sequence; `leave` unlocks. The API's const models are ours to write errors to. */
-static int enter(const smc_model *model, int32_t sequence, smc_model **writable) {
-  if (!model) return SMC_BAD_INPUT;
-  *writable = (smc_model *)(uintptr_t)model;
-  pthread_mutex_lock(&(*writable)->mutex);
-  const int status = smc_kv_check(&model->cache, sequence, (*writable)->error);
-  if (status) pthread_mutex_unlock(&(*writable)->mutex);
-  return status;
+/* Enters the model and checks the sequence. */
+static int enter_sequence(const smc_model *model, int32_t sequence, smc_model **locked, char *error) {
+  int status = enter(model, locked, error);
+  if (status) return status;
+  status = smc_kv_check(&model->cache, sequence, error);
+  return status ? leave(*locked, status) : SMC_OK;
 }
 
-static int leave(smc_model *model, int status) {
-  pthread_mutex_unlock(&model->mutex);
-  return status;
+static int sequence_create(smc_model *model, char *error) {
+  const int status = enter(model, &model, error);
+  return status ? status : leave(model, smc_kv_create(&model->cache, error));
 }
 
-static int sequence_create(smc_model *model) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
-  return leave(model, smc_kv_create(&model->cache, model->error));
+static int sequence_fork(smc_model *model, int32_t sequence, char *error) {
+  const int status = enter_sequence(model, sequence, &model, error);
+  return status ? status : leave(model, smc_kv_fork(&model->cache, sequence, error));
 }
 
-static int sequence_fork(smc_model *model, int32_t sequence) {
-  const int status = enter(model, sequence, &model);
-  return status ? status : leave(model, smc_kv_fork(&model->cache, sequence, model->error));
-}
-
-static int sequence_truncate(smc_model *model, int32_t sequence, int32_t length) {
-  const int status = enter(model, sequence, &model);
+static int sequence_truncate(smc_model *model, int32_t sequence, int32_t length, char *error) {
+  const int status = enter_sequence(model, sequence, &model, error);
   if (status) return status;
   const int32_t now = model->cache.sequences[sequence].length;
   if (length < 0 || length > now)
-    return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d", sequence, now, length));
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d", sequence, now, length));
   if (length < now) smc_kv_shorten(&model->cache, sequence, length);
   return leave(model, SMC_OK);
 }
 
-static int sequence_drop(smc_model *model, int32_t sequence) {
-  const int status = enter(model, sequence, &model);
+static int sequence_drop(smc_model *model, int32_t sequence, char *error) {
+  const int status = enter_sequence(model, sequence, &model, error);
   if (status) return status;
   smc_kv_drop(&model->cache, sequence);
   return leave(model, SMC_OK);
 }
 
-static int sequence_length(const smc_model *model, int32_t sequence) {
+static int sequence_length(const smc_model *model, int32_t sequence, char *error) {
   smc_model *locked;
-  const int status = enter(model, sequence, &locked);
+  const int status = enter_sequence(model, sequence, &locked, error);
   return status ? status : leave(locked, locked->cache.sequences[sequence].length);
 }
 
-static int sequence_save(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size) {
+static int sequence_save(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size, char *error) {
   smc_model *locked;
-  const int status = enter(model, sequence, &locked);
+  const int status = enter_sequence(model, sequence, &locked, error);
   if (status) return status;
-  if (!size) return leave(locked, smc_fail(locked->error, SMC_BAD_INPUT, "sequence_save was called without a size"));
-  return leave(locked, smc_kv_save(&locked->cache, sequence, buffer, size, locked->error));
+  if (!size) return leave(locked, smc_fail(error, SMC_BAD_INPUT, "sequence_save was called without a size"));
+  return leave(locked, smc_kv_save(&locked->cache, sequence, buffer, size, error));
 }
 
-static int sequence_restore(smc_model *model, const void *buffer, uint64_t size) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
-  if (!buffer) return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "sequence_restore was called without bytes"));
-  return leave(model, smc_kv_restore(&model->cache, buffer, size, model->error));
+static int sequence_restore(smc_model *model, const void *buffer, uint64_t size, char *error) {
+  const int status = enter(model, &model, error);
+  if (status) return status;
+  if (!buffer) return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence_restore was called without bytes"));
+  return leave(model, smc_kv_restore(&model->cache, buffer, size, error));
 }
 
 /* ---- profiles */
 
-static int profile_start(smc_model *model) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
-  int status = check_process(model);
-  if (!status) {
-    smc_pool_await(model->pool);
-    status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
-    if (status) smc_fail(model->error, status, "cannot allocate a profile");
-  }
-  return leave(model, status);
+static int profile_start(smc_model *model, char *error) {
+  int status = enter(model, &model, error);
+  if (status) return status;
+  smc_pool_await(model->pool);
+  status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
+  return leave(model, status ? smc_fail(error, status, "cannot allocate a profile") : SMC_OK);
 }
 
-static int profile_stop(smc_model *model, smc_profile *profile) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
+static int profile_stop(smc_model *model, smc_profile *profile, char *error) {
+  const int status = enter(model, &model, error);
+  if (status) return status;
   if (!profile || profile->size != sizeof *profile)
-    return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
-  if (!model->profiler.on) return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
-  const int status = check_process(model);
-  if (status) return leave(model, status);
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
+  if (!model->profiler.on) return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
   smc_pool_await(model->pool);
   smc_profile_stop(&model->profiler, profile);
   return leave(model, SMC_OK);
 }
 
-static int limits(smc_model *model, smc_limits *limits) {
-  if (!model) return SMC_BAD_INPUT;
-  pthread_mutex_lock(&model->mutex);
+static int limits(smc_model *model, smc_limits *limits, char *error) {
+  int status = enter(model, &model, error);
+  if (status) return status;
   if (!limits || limits->size != sizeof *limits || limits->threads < 1 || limits->threads > model->pool->threads)
-    return leave(model, smc_fail(model->error, SMC_BAD_INPUT, "limits needs a struct of this engine's size, with 1 to %d threads", model->pool->threads));
-  int status = check_process(model);
-  if (status) return leave(model, status);
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "limits needs a struct of this engine's size, with 1 to %d threads", model->pool->threads));
   status = smc_measure_limits(model->pool, model->level, model->artifact.weights, model->program->weight_bytes, limits);
-  if (status) smc_fail(model->error, status, "cannot allocate the buffer that the memory's speed is measured with");
+  if (status) smc_fail(error, status, "cannot allocate the buffer that the memory's speed is measured with");
   return leave(model, status);
 }
 
@@ -286,10 +290,10 @@ __attribute__((visibility("default"))) const smc_engine_api smc_engine = {
     .pool_destroy = smc_pool_destroy,
     .open = model_open,
     .close = model_close,
-    .error = model_error,
     .info = model_info,
     .step = model_step,
     .cancel = model_cancel,
+    .cancels = model_cancels,
     .sequence_create = sequence_create,
     .sequence_fork = sequence_fork,
     .sequence_truncate = sequence_truncate,

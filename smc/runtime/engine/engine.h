@@ -2,9 +2,12 @@
  *
  * A program.so holds the engine, the kernels and the host program of one model. It exports one symbol, the function
  * table `smc_engine`. Every function returns 0 (or a count or an id, >= 0) for success and a negative smc_status
- * otherwise; the sentence that explains it is then in smc_engine.error(model). Pointers are checked where they cross.
+ * otherwise; the sentence that explains it is then in `error`, SMC_ERROR_BYTES of the caller's, which may be NULL. So
+ * every call has its own sentence, whatever other threads do. Pointers are checked where they cross.
  *
- * A model may be used from several threads; steps are serialized by a mutex. Only `cancel` may run beside a step.
+ * A model may be used from several threads: calls are serialized by a mutex. `cancel` and `cancels` run beside them.
+ * `close` ends the running step, waits for the calls that have begun, and frees the model: none may begin after it.
+ * A forked child has none of the parent's threads: there every call but `close` fails with a sentence.
  */
 #ifndef SMC_ENGINE_H
 #define SMC_ENGINE_H
@@ -12,13 +15,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMC_ABI_VERSION 6
+#define SMC_ABI_VERSION 7
+#define SMC_ERROR_BYTES 512 /* of a sentence, its 0 included */
 
 typedef enum smc_status {
   SMC_OK = 0,
   SMC_BAD_INPUT = -1,   /* the caller's: a token, an option or a file that cannot be right */
   SMC_NO_MEMORY = -2,   /* the KV cache or a buffer does not fit */
-  SMC_CANCELLED = -3,   /* cancel() was called; the sequences of the batch are as before the step */
+  SMC_CANCELLED = -3,   /* cancel() or close() was called; the sequences of the batch are as before the step */
   SMC_NO_SPACE = -4,    /* no free sequence slot, or a sequence would outgrow the context */
   SMC_UNSUPPORTED = -5, /* this CPU has none of the feature levels that the artifact brings */
   SMC_FAILED = -6,      /* the operating system refused something */
@@ -85,6 +89,8 @@ typedef struct smc_batch {
   int32_t *top;            /* for every token that wants it, and not its logits: the id of the largest logit, the lower
                               one among equals. No logits are written for it; where others of the batch want theirs,
                               the head's weights are read twice */
+  uint32_t cancels;        /* what cancels() said when the work began that this step is a part of: a cancel() since then
+                              ends the step, and none from before */
 } smc_batch;
 
 /* What one task of the program (a kernel with its place in the model, in all layers together) has cost since
@@ -132,33 +138,34 @@ typedef struct smc_engine_api {
   int (*pool_create)(int32_t threads, smc_pool **pool);
   void (*pool_destroy)(smc_pool *pool);
 
-  /* On failure *model is NULL and the sentence is in error[0..error_size). */
-  int (*open)(const smc_options *options, smc_model **model, char *error, size_t error_size);
+  int (*open)(const smc_options *options, smc_model **model, char *error); /* on failure *model is NULL */
   void (*close)(smc_model *model);
-  const char *(*error)(const smc_model *model); /* the last failure, "" if none; valid until the next call */
-  int (*info)(const smc_model *model, smc_info *info);
+  int (*info)(const smc_model *model, smc_info *info, char *error);
 
   /* Run a batch: prefill, decode and several sequences at once are this one call. */
-  int (*step)(smc_model *model, const smc_batch *batch);
-  void (*cancel)(smc_model *model); /* stop the running step at the next layer; safe in a signal handler */
+  int (*step)(smc_model *model, const smc_batch *batch, char *error);
+  /* End all work that has begun (see smc_batch.cancels): a running step at its next layer, a later one at once. Safe in a
+   * signal handler. */
+  void (*cancel)(smc_model *model);
+  uint32_t (*cancels)(const smc_model *model); /* how often cancel was called, modulo 2^32 */
 
   /* Sequences. create and fork return a slot id. fork shares the pages of the past; what is written later is not shared.
    * truncate forgets what lies behind the first `length` tokens. A window of attention keeps 64 tokens more than it needs: where
- * truncate goes further back, the next step of the sequence computes its tokens once more, for the same bits. */
-  int (*sequence_create)(smc_model *model);
-  int (*sequence_fork)(smc_model *model, int32_t sequence);
-  int (*sequence_truncate)(smc_model *model, int32_t sequence, int32_t length);
-  int (*sequence_drop)(smc_model *model, int32_t sequence);
-  int (*sequence_length)(const smc_model *model, int32_t sequence);
+   * truncate goes further back, the next step of the sequence computes its tokens once more, for the same bits. */
+  int (*sequence_create)(smc_model *model, char *error);
+  int (*sequence_fork)(smc_model *model, int32_t sequence, char *error);
+  int (*sequence_truncate)(smc_model *model, int32_t sequence, int32_t length, char *error);
+  int (*sequence_drop)(smc_model *model, int32_t sequence, char *error);
+  int (*sequence_length)(const smc_model *model, int32_t sequence, char *error);
   /* The K and V of a sequence as bytes, for a program of the same artifact and KV dtype. save returns SMC_OK and the size
    * needed in *size (nothing is written where buffer is NULL or *size was too small: SMC_BAD_INPUT then). */
-  int (*sequence_save)(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size);
-  int (*sequence_restore)(smc_model *model, const void *buffer, uint64_t size); /* a new slot id */
+  int (*sequence_save)(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size, char *error);
+  int (*sequence_restore)(smc_model *model, const void *buffer, uint64_t size, char *error); /* a new slot id */
 
   /* Profiling changes no result and costs nothing where it is off. start forgets what was taken before. */
-  int (*profile_start)(smc_model *model);
-  int (*profile_stop)(smc_model *model, smc_profile *profile);
-  int (*limits)(smc_model *model, smc_limits *limits); /* measures for about a second */
+  int (*profile_start)(smc_model *model, char *error);
+  int (*profile_stop)(smc_model *model, smc_profile *profile, char *error);
+  int (*limits)(smc_model *model, smc_limits *limits, char *error); /* measures for about a second */
 } smc_engine_api;
 
 /* The one exported symbol. */

@@ -17,11 +17,10 @@
 typedef struct cpu_set { char none; } cpu_set_t; /* elsewhere no program may say where its threads run */
 #endif
 
-#define SMC_ERROR_BYTES 512
 #define SMC_PREFETCHED 64 /* bytes that one prefetch brings, at least */
 #define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
 
-/* Writes the sentence into error[SMC_ERROR_BYTES] and returns status. */
+/* Writes the sentence into error[SMC_ERROR_BYTES], unless that is NULL, and returns status. */
 int smc_fail(char *error, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 static inline uint64_t smc_round_up(uint64_t value, uint64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -40,13 +39,15 @@ static inline struct smc_share smc_share_of(int64_t total, int32_t threads, int3
 
 /* ---- pool.c: the threads */
 
-/* What the threads run together. `cancel` is the model's flag, looked at by smc_cancelled. */
+/* What the threads run together. It ends early (smc_cancelled) when the model's count of cancellations is not the one
+ * that its caller has seen. */
 struct smc_job {
   void (*run)(struct smc_thread *thread, const struct smc_step *step);
   struct smc_step step; /* by value: workers on their way out of a step still look at it */
   uint8_t *scratch;
   uint64_t scratch_stride;
-  const atomic_int *cancel;
+  const _Atomic uint32_t *cancels;
+  uint32_t cancels_seen;
   struct smc_thread_profile *profile; /* [threads], or NULL */
 };
 
@@ -285,13 +286,16 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
 struct smc_model {
   const struct smc_program *program;
   const struct smc_level *level;
-  pthread_mutex_t mutex; /* held by every function but cancel */
+  pthread_mutex_t mutex; /* held by every function but cancel and cancels */
+  int32_t process;       /* that opened it */
+  atomic_int callers;    /* threads that hold the mutex or wait for it; they leave where … */
+  atomic_int closing;    /* … the model is being closed */
   struct smc_artifact artifact;
   struct smc_kv_cache cache;
   struct smc_pool *pool;
   int own_pool;
   struct smc_profiler profiler;
-  atomic_int cancel;
+  _Atomic uint32_t cancels;
   /* One mapping: the arena, the threads' scratch, and the tables of a step. */
   uint8_t *memory;
   uint64_t memory_bytes, scratch_stride;
@@ -304,7 +308,6 @@ struct smc_model {
   float *rope, *bounce; /* bounce: NULL until it is needed */
   float *partials;
   int32_t partial_count; /* for how many pairs of a token and a split there is room */
-  char error[SMC_ERROR_BYTES];
 };
 
 /* ---- step.c: a batch as steps; who calls holds the mutex */
@@ -312,7 +315,7 @@ struct smc_model {
 /* The activations' memory of a model with a pool and a cache: SMC_OK or SMC_NO_MEMORY. */
 int smc_step_allocate(smc_model *model, char *error);
 void smc_step_free(smc_model *model);
-/* Checks the batch, makes room in the cache and runs: all or nothing. A smc_status, with the sentence in model->error. */
-int smc_step_batch(smc_model *model, const smc_batch *batch);
+/* Checks the batch, makes room in the cache and runs: all or nothing. A smc_status. */
+int smc_step_batch(smc_model *model, const smc_batch *batch, char *error);
 
 #endif

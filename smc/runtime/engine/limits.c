@@ -112,9 +112,9 @@ static void run_parts(struct smc_thread *thread, const struct smc_step *step) {
 }
 
 static int64_t run_once(struct smc_pool *pool, const struct work *work) {
-  static const atomic_int never;
+  static const _Atomic uint32_t never;
   static uint8_t scratch[1]; /* nobody uses it */
-  const struct smc_job job = {.run = run_parts, .step = {.count = work->parts, .kernels = work}, .scratch = scratch, .cancel = &never};
+  const struct smc_job job = {.run = run_parts, .step = {.count = work->parts, .kernels = work}, .scratch = scratch, .cancels = &never};
   const int64_t start = smc_nanoseconds();
   smc_pool_run(pool, &job);
   return smc_nanoseconds() - start;

@@ -174,6 +174,7 @@ int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
 
 int smc_cancelled(const struct smc_thread *thread) {
   struct smc_pool *pool = thread->pool;
-  if (atomic_load_explicit(pool->job.cancel, memory_order_relaxed)) atomic_store_explicit(&pool->abort, 1, memory_order_relaxed);
+  const uint32_t cancels = atomic_load_explicit(pool->job.cancels, memory_order_relaxed);
+  if (cancels != pool->job.cancels_seen) atomic_store_explicit(&pool->abort, 1, memory_order_relaxed);
   return is_aborted(thread);
 }

@@ -75,35 +75,35 @@ void smc_step_free(smc_model *model) {
 /* ---- a batch */
 
 /* Checks the whole batch and counts every sequence's tokens, before anything changes. */
-static int check_batch(smc_model *model, const smc_batch *batch) {
+static int check_batch(smc_model *model, const smc_batch *batch, char *error) {
   const struct smc_program *program = model->program;
   struct smc_kv_cache *cache = &model->cache;
-  if (!batch || batch->count < 1 || !batch->tokens) return smc_fail(model->error, SMC_BAD_INPUT, "the batch has no tokens");
+  if (!batch || batch->count < 1 || !batch->tokens) return smc_fail(error, SMC_BAD_INPUT, "the batch has no tokens");
   for (int32_t i = 0; i < batch->count; i++) {
     const smc_token *token = &batch->tokens[i];
     if (token->token < 0 || token->token >= program->vocab_size)
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d at place %d of the batch is not in the vocabulary of %d", token->token, i, program->vocab_size);
-    const int status = smc_kv_check(cache, token->sequence, model->error);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d at place %d of the batch is not in the vocabulary of %d", token->token, i, program->vocab_size);
+    const int status = smc_kv_check(cache, token->sequence, error);
     if (status) return status;
     struct smc_sequence *sequence = &cache->sequences[token->sequence];
     if (sequence->pending && token->sequence != token[-1].sequence)
-      return smc_fail(model->error, SMC_BAD_INPUT, "the tokens of sequence %d do not follow each other in the batch", token->sequence);
+      return smc_fail(error, SMC_BAD_INPUT, "the tokens of sequence %d do not follow each other in the batch", token->sequence);
     const int64_t index = (int64_t)sequence->length + sequence->pending;
     if (token->index != index)
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has cache index %d where sequence %d goes on at %lld", i,
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has cache index %d where sequence %d goes on at %lld", i,
                       token->index, token->sequence, (long long)index);
     if (index >= cache->context_length)
-      return smc_fail(model->error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence, cache->context_length);
-    if (token->parent) return smc_fail(model->error, SMC_UNSUPPORTED, "token %d of the batch has a parent: trees of tokens are not supported", i);
-    if (token->position < 0) return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
+      return smc_fail(error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence, cache->context_length);
+    if (token->parent) return smc_fail(error, SMC_UNSUPPORTED, "token %d of the batch has a parent: trees of tokens are not supported", i);
+    if (token->position < 0) return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
     if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN | SMC_WANT_TOP))
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
     if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden) || (token->flags & SMC_WANT_TOP && !batch->top))
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
     if (token->flags & SMC_WANT_TOP && token->flags & SMC_WANT_LOGITS)
-      return smc_fail(model->error, SMC_BAD_INPUT, "token %d of the batch wants its logits and the largest one: the logits tell", i);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch wants its logits and the largest one: the logits tell", i);
     if (token->flags & SMC_WANT_TOP && !program->finds_top)
-      return smc_fail(model->error, SMC_UNSUPPORTED, "token %d of the batch wants its largest logit, which this model's head finds in the logits only", i);
+      return smc_fail(error, SMC_UNSUPPORTED, "token %d of the batch wants its largest logit, which this model's head finds in the logits only", i);
     sequence->pending++;
   }
   return SMC_OK;
@@ -201,18 +201,19 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
   return step->count;
 }
 
-static int run_batch(smc_model *model, const smc_batch *batch) {
+static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
   const struct smc_program *program = model->program;
   const uint64_t stride = (uint64_t)program->logits_stride;
   const int direct = (uintptr_t)batch->logits % ALIGNMENT == 0;
   if (!direct && !model->bounce) {
     void *memory;
     if (posix_memalign(&memory, ALIGNMENT, BOUNCE_ROWS * stride * sizeof(float)))
-      return smc_fail(model->error, SMC_NO_MEMORY, "cannot allocate a buffer for logits");
+      return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a buffer for logits");
     model->bounce = memory;
   }
   struct smc_job job = {
-      .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride, .cancel = &model->cancel,
+      .run = program->run, .scratch = model->scratch, .scratch_stride = model->scratch_stride,
+      .cancels = &model->cancels, .cancels_seen = batch->cancels,
       .profile = model->profiler.on ? model->profiler.times : NULL,
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .tiles = model->tiles, .kv = model->kv, .partials = model->partials,
@@ -227,7 +228,7 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
     step->logits = direct ? logits : model->bounce;
     smc_top_clear(step, model->pool->threads);
     if (model->profiler.on) smc_profile_count(&model->profiler, step);
-    if (smc_pool_run(model->pool, &job)) return smc_fail(model->error, SMC_CANCELLED, "the step was cancelled");
+    if (smc_pool_run(model->pool, &job)) return smc_fail(error, SMC_CANCELLED, "the step was cancelled");
     if (!direct) memcpy(logits, model->bounce, (uint64_t)step->logits_count * stride * sizeof(float));
     logits += (uint64_t)step->logits_count * stride;
     for (int32_t i = 0; i < step->top_count; i++) *top++ = smc_top_of(step, model->pool->threads, i);
@@ -242,37 +243,38 @@ static int run_batch(smc_model *model, const smc_batch *batch) {
 }
 
 /* Computes the tokens of a stale sequence once more: then its windows have what its next token sees. */
-static int run_again(smc_model *model, int32_t sequence) {
+static int run_again(smc_model *model, int32_t sequence, uint32_t cancels, char *error) {
   struct smc_kv_cache *cache = &model->cache;
   const int32_t length = cache->sequences[sequence].length;
   const struct smc_past_token *past = cache->past + (int64_t)sequence * cache->context_length;
   smc_token *tokens = calloc((size_t)length, sizeof *tokens);
-  if (!tokens) return smc_fail(model->error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs once more", length);
+  if (!tokens) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs once more", length);
   for (int32_t i = 0; i < length; i++)
     tokens[i] = (smc_token){.token = past[i].token, .sequence = sequence, .position = past[i].position, .index = i};
-  const int status = run_batch(model, &(smc_batch){.count = length, .tokens = tokens});
+  const int status = run_batch(model, &(smc_batch){.count = length, .tokens = tokens, .cancels = cancels}, error);
   if (!status) cache->sequences[sequence].stale = 0;
   free(tokens);
   return status;
 }
 
-static int run_stale(smc_model *model) {
+static int run_stale(smc_model *model, uint32_t cancels, char *error) {
   int status = SMC_OK;
   for (int32_t i = 0; i < model->cache.sequence_count && !status; i++)
-    if (model->cache.sequences[i].pending && model->cache.sequences[i].stale) status = run_again(model, i);
+    if (model->cache.sequences[i].pending && model->cache.sequences[i].stale) status = run_again(model, i, cancels, error);
   return status;
 }
 
-int smc_step_batch(smc_model *model, const smc_batch *batch) {
+int smc_step_batch(smc_model *model, const smc_batch *batch, char *error) {
   const int profiled = model->profiler.on;
   if (profiled) {
     smc_pool_await(model->pool); /* who leaves late still counts */
     smc_profile_step_begin(&model->profiler);
   }
-  int status = check_batch(model, batch);
-  if (!status) status = smc_kv_reserve(&model->cache, model->error);
-  if (!status) status = run_stale(model);
-  if (!status) status = run_batch(model, batch);
+  int status = check_batch(model, batch, error);
+  if (!status && atomic_load(&model->cancels) != batch->cancels) status = smc_fail(error, SMC_CANCELLED, "the step was cancelled");
+  if (!status) status = smc_kv_reserve(&model->cache, error);
+  if (!status) status = run_stale(model, batch->cancels, error);
+  if (!status) status = run_batch(model, batch, error);
   smc_kv_finish(&model->cache, status == SMC_OK);
   if (profiled) smc_profile_step_end(&model->profiler);
   return status;

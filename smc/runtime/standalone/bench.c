@@ -46,7 +46,7 @@ static void summarize(struct speeds *speeds, int32_t runs) {
 
 static uint64_t kv_bytes_used(const struct smc_session *session) {
   smc_info info = {.size = sizeof info};
-  smc_engine.info(session->model, &info);
+  smc_engine.info(session->model, &info, NULL);
   return info.kv_bytes_used;
 }
 

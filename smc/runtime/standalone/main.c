@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 volatile sig_atomic_t smc_interrupted;
-static smc_model *interrupted_model;
+static smc_model *volatile interrupted_model;
 
 void smc_die(const char *format, ...) {
   va_list values;
@@ -56,6 +56,7 @@ int main(int count, char **arguments) {
             session.info.context_length);
   if (command.mode != SMC_MODE_INFO) catch_interrupts(session.model);
   const int status = modes[command.mode](&session, &command);
+  interrupted_model = NULL;
   smc_session_close(&session);
   free(command.stops);
   free(command.input);

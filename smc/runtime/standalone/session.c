@@ -53,10 +53,10 @@ static void open_model(struct smc_session *session, const struct smc_command *co
   char reason[SMC_ERROR_BYTES];
   const smc_options options = {.size = sizeof options, .context_length = command->context_length, .kv_dtype = command->kv_dtype,
                                .threads = command->threads, .path = path, .level = command->level};
-  if (smc_engine.open(&options, &session->model, reason, sizeof reason)) smc_die("%s", reason);
+  if (smc_engine.open(&options, &session->model, reason)) smc_die("%s", reason);
   session->info.size = sizeof session->info;
-  smc_engine.info(session->model, &session->info);
-  session->sequence = smc_engine.sequence_create(session->model);
+  if (smc_engine.info(session->model, &session->info, reason)) smc_die("%s", reason);
+  session->sequence = smc_engine.sequence_create(session->model, reason);
   session->tokens = malloc((size_t)session->info.context_length * sizeof *session->tokens);
   void *logits = NULL; /* aligned: the engine then writes to it without a copy */
   if (posix_memalign(&logits, 64, (size_t)session->info.logits_stride * sizeof(float)) || !session->tokens || session->sequence < 0)
@@ -97,24 +97,28 @@ void smc_session_close(struct smc_session *session) {
 /* ---- the sequence */
 
 int smc_session_extend(struct smc_session *session, const int32_t *tokens, int32_t count) {
+  char reason[SMC_ERROR_BYTES];
   smc_token *batch = calloc((size_t)count, sizeof *batch);
   if (!batch) smc_die_of_memory();
   for (int32_t i = 0; i < count; i++)
     batch[i] = (smc_token){.token = tokens[i], .sequence = session->sequence, .position = session->length + i,
                            .index = session->length + i, .flags = i + 1 < count ? 0 : session->takes_largest ? SMC_WANT_TOP : SMC_WANT_LOGITS};
-  const smc_batch step = {.count = count, .tokens = batch, .logits = session->logits, .top = &session->largest};
-  const int status = smc_interrupted ? SMC_CANCELLED : smc_engine.step(session->model, &step);
+  /* Counted before the question whether there was a Ctrl-C: one that comes between the two ends the step. */
+  const smc_batch step = {.count = count, .tokens = batch, .logits = session->logits, .top = &session->largest,
+                          .cancels = smc_engine.cancels(session->model)};
+  const int status = smc_interrupted ? SMC_CANCELLED : smc_engine.step(session->model, &step, reason);
   free(batch);
   if (status == SMC_CANCELLED) return status;
-  if (status) smc_die("%s", smc_engine.error(session->model));
+  if (status) smc_die("%s", reason);
   memcpy(session->tokens + session->length, tokens, (size_t)count * sizeof *tokens);
   session->length += count;
   return SMC_OK;
 }
 
 void smc_session_truncate(struct smc_session *session, int32_t length) {
+  char reason[SMC_ERROR_BYTES];
   if (length == session->length) return;
-  if (smc_engine.sequence_truncate(session->model, session->sequence, length)) smc_die("%s", smc_engine.error(session->model));
+  if (smc_engine.sequence_truncate(session->model, session->sequence, length, reason)) smc_die("%s", reason);
   session->length = length;
 }
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from smc.runtime.binding import TOKEN, WANT_LOGITS, Engine
+from smc.runtime.binding import Engine
+from smc.runtime.interface import TOKEN, WANT_LOGITS
 
 from .conftest import VOCAB, WEIGHTS
 

@@ -21,7 +21,7 @@
 
 enum { PHASES = 40, TASKS = 5, BLOCKS = 70 };
 
-static atomic_int cancel;
+static _Atomic uint32_t cancel;
 static int failures;
 
 #define CHECK(condition)                                                \
@@ -40,7 +40,7 @@ static uint32_t next_random(uint32_t *state) {
 
 static struct smc_job job_of(void (*run)(struct smc_thread *, const struct smc_step *), int32_t seed) {
   static uint8_t scratch[1];
-  return (struct smc_job){.run = run, .step = {.count = seed}, .scratch = scratch, .cancel = &cancel};
+  return (struct smc_job){.run = run, .step = {.count = seed}, .scratch = scratch, .cancels = &cancel};
 }
 
 /* ---- stress */

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from smc.errors import InputError
-from smc.runtime import binding
-from smc.runtime.binding import WANT_HIDDEN, WANT_LOGITS
+from smc.runtime import interface
+from smc.runtime.interface import WANT_HIDDEN, WANT_LOGITS
 
 from .conftest import VOCAB, Open
 from .fake_model import (
@@ -245,6 +245,6 @@ def test_save_with_too_small_a_buffer(open_model: Open) -> None:
     sequence = engine.sequence_create()
     feed(engine, [(sequence, [1])])
     size, buffer = c_uint64(10), ctypes.create_string_buffer(10)
-    assert engine._api.sequence_save(engine.handle, sequence, buffer, byref(size)) == binding.BAD_INPUT
+    assert engine._api.sequence_save(engine._model, sequence, buffer, byref(size), None) == interface.BAD_INPUT
     assert size.value == 128 + page_bytes(engine)
     assert buffer.raw == bytes(10)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from smc.errors import InputError
-from smc.runtime import binding
-from smc.runtime.binding import TOKEN, WANT_HIDDEN, Batch, CancelledError, Engine, Options
+from smc.runtime import interface
+from smc.runtime.binding import CancelledError, Engine
+from smc.runtime.interface import TOKEN, WANT_HIDDEN, Batch, Options
 
 from .conftest import ENGINE, LEVELS, VOCAB, WEIGHTS, Open, compile_fake_program, write_artifact
 from .fake_model import PAGE, Reference, batch_of, expected, feed, page_bytes, tokens_of
@@ -25,11 +26,12 @@ from .fake_model import PAGE, Reference, batch_of, expected, feed, page_bytes, t
 # ---- bad input changes nothing
 
 
-def refuse(engine: Engine, batch: np.ndarray, sentence: str, status: int = binding.BAD_INPUT) -> None:
+def refuse(engine: Engine, batch: np.ndarray, sentence: str, status: int = interface.BAD_INPUT) -> None:
     logits = np.zeros((len(batch), engine.facts.logits_stride), np.float32)
     raw = Batch(len(batch), batch.ctypes.data, logits.ctypes.data, None)
-    assert engine._api.step(engine.handle, byref(raw)) == status
-    assert sentence in engine._api.error(engine.handle).decode()
+    error = ctypes.create_string_buffer(interface.ERROR_BYTES)
+    assert engine._api.step(engine._model, byref(raw), error) == status
+    assert sentence in error.value.decode()
     assert not logits.any()
 
 
@@ -48,11 +50,11 @@ def test_bad_batches(open_model: Open) -> None:
     refuse(engine, batch_of([(first, 10, [1])], flags=8), "unknown flags 0x8")
     refuse(engine, batch_of([(first, 10, [1])], flags=WANT_HIDDEN), "for which there is no buffer")
     refuse(engine, batch_of([(first, 10, [1])], shift=-11), "negative position -1")
-    refuse(engine, batch_of([(first, 10, [1] * 21)]), "would outgrow the context of 30", binding.NO_SPACE)
+    refuse(engine, batch_of([(first, 10, [1] * 21)]), "would outgrow the context of 30", interface.NO_SPACE)
     refuse(engine, np.zeros(0, TOKEN), "no tokens")
-    assert engine._api.step(engine.handle, byref(Batch(1, None, None, None))) == binding.BAD_INPUT
-    assert engine._api.step(engine.handle, None) == binding.BAD_INPUT
-    assert engine._api.step(None, byref(Batch())) == binding.BAD_INPUT
+    assert engine._api.step(engine._model, byref(Batch(1, None, None, None)), None) == interface.BAD_INPUT
+    assert engine._api.step(engine._model, None, None) == interface.BAD_INPUT
+    assert engine._api.step(None, byref(Batch()), None) == interface.BAD_INPUT
     assert [engine.sequence_length(i) for i in (first, second)] == [10, 0]
     assert engine.info().kv_bytes_used == page_bytes(engine)
     reference = Reference()
@@ -73,13 +75,13 @@ def test_bad_sequences(open_model: Open) -> None:
     with pytest.raises(InputError, match="all 2 sequence slots are in use"):
         engine.sequence_fork(0)
     api = engine._api
-    assert api.sequence_create(None) == binding.BAD_INPUT
-    assert api.sequence_length(None, 0) == binding.BAD_INPUT
-    assert api.sequence_save(engine.handle, 0, None, None) == binding.BAD_INPUT
-    assert api.sequence_restore(engine.handle, None, 1000) == binding.BAD_INPUT
-    assert api.info(engine.handle, None) == binding.BAD_INPUT
-    assert api.pool_create(2, None) == binding.BAD_INPUT
-    assert api.pool_create(65, byref(c_void_p())) == binding.BAD_INPUT
+    assert api.sequence_create(None, None) == interface.BAD_INPUT
+    assert api.sequence_length(None, 0, None) == interface.BAD_INPUT
+    assert api.sequence_save(engine._model, 0, None, None, None) == interface.BAD_INPUT
+    assert api.sequence_restore(engine._model, None, 1000, None) == interface.BAD_INPUT
+    assert api.info(engine._model, None, None) == interface.BAD_INPUT
+    assert api.pool_create(2, None) == interface.BAD_INPUT
+    assert api.pool_create(65, byref(c_void_p())) == interface.BAD_INPUT
     api.close(None)
     api.cancel(None)
     api.pool_destroy(None)
@@ -105,11 +107,11 @@ def test_bad_options(open_model: Open, artifact: Path, options: dict[str, object
     api = open_model()._api
     whole = Options(**{"size": ctypes.sizeof(Options), "path": os.fsencode(artifact), "threads": 1, **options})
     model, error = c_void_p(1), ctypes.create_string_buffer(512)
-    assert api.open(byref(whole), byref(model), error, 512) < 0
+    assert api.open(byref(whole), byref(model), error) < 0
     assert sentence in error.value.decode()
     assert not model
-    assert api.open(byref(whole), byref(model), None, 0) < 0
-    assert api.open(None, byref(model), error, 512) == binding.BAD_INPUT
+    assert api.open(byref(whole), byref(model), None) < 0
+    assert api.open(None, byref(model), error) == interface.BAD_INPUT
 
 
 def test_foreign_pool_is_refused(open_model: Open, artifact: Path) -> None:
@@ -117,7 +119,7 @@ def test_foreign_pool_is_refused(open_model: Open, artifact: Path) -> None:
     pool = (ctypes.addressof(foreign) + 127) & ~127
     options = Options(size=ctypes.sizeof(Options), path=os.fsencode(artifact), pool=pool)
     model, error = c_void_p(), ctypes.create_string_buffer(512)
-    assert open_model()._api.open(byref(options), byref(model), error, 512) == binding.BAD_INPUT
+    assert open_model()._api.open(byref(options), byref(model), error) == interface.BAD_INPUT
     assert b"no pool" in error.value
 
 
@@ -141,7 +143,7 @@ def test_kv_cache_larger_than_memory_is_a_sentence(artifact: Path, tmp_path: Pat
     with Engine(artifact, program.read_bytes(), context_length=PAGE, sequences=1000, threads=2) as engine:
         for _ in range(1000):
             engine.sequence_create()
-        refuse(engine, batch_of([(i, 0, [1]) for i in range(1000)]), "use a shorter context", binding.NO_MEMORY)
+        refuse(engine, batch_of([(i, 0, [1]) for i in range(1000)]), "use a shorter context", interface.NO_MEMORY)
         assert engine.info().kv_bytes_used == 0
         assert engine.sequence_length(7) == 0
 

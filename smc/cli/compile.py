@@ -196,10 +196,8 @@ def _check_space(out: Path, module: Module, standalone: bool) -> None:
 
 
 def _summary(module: Module, out: Path, report: CompileReport, progress: StageProgress) -> dict[str, Any]:
-    def encoding(slot: str) -> str:
-        tables = [call.attributes["parameters"] for call, _ in module.calls()]
-        names = {table[slot] for table in tables if slot in table}
-        return ", ".join(sorted({str(module.parameters[name].encoding) for name in names}))
+    def encoding(role: str) -> str:
+        return ", ".join(sorted({str(module.parameters[name].encoding) for name in module.parameters_of(role)}))
 
     facts = asdict(report)
     del facts["stage_seconds"]  # `progress` has these stages too, with those before
@@ -209,8 +207,8 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
         "standalone": report.executable_bytes > 0,
         "model": module.facts.name,
         "weights": module.weight_count(),
-        "embedding": encoding("embed_tokens"),
-        "head": encoding("lm_head"),
+        "embedding": encoding("embedding"),
+        "head": encoding("head"),
         "seconds": {stage: round(seconds, 3) for stage, seconds in progress.seconds.items()},
     }
 

@@ -108,16 +108,16 @@ def describe_module(module: Module) -> dict[str, Any]:
     functions = [function for _, function in module.calls()]
     attention = [node.attributes for function in functions for node in function.attentions()]
     kv_values = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in attention)
-    embedding = next(row for row in slots if row["slot"] == "embed_tokens")
+    [embedding, *_] = module.parameters_of("embedding")
     return {
         "name": facts.name,
         "architecture": facts.architecture,
         "layers": len(attention),
-        "hidden_size": embedding["shapes"][0][1],
+        "hidden_size": module.parameters[embedding].shape[1],
         "heads": _one_or_all(layer["heads"] for layer in attention),
         "kv_heads": _one_or_all(layer["kv_heads"] for layer in attention),
         "head_dim": _one_or_all(layer["head_dim"] for layer in attention),
-        "ffn_width": _one_or_all(shape[1] for row in slots if row["slot"] == "down_proj" for shape in row["shapes"]),
+        "ffn_width": _one_or_all(module.parameters[name].shape[1] for name in module.parameters_of("down")),
         "sliding_window": _one_or_all(layer["window"] for layer in attention if layer["window"] is not None),
         "vocab_size": facts.vocab_size,
         "context_length": facts.context_length,

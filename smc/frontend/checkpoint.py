@@ -55,8 +55,9 @@ class StoredTensor:
 class Checkpoint:
     """What a source brings: config, tensors by name, and what the runtime needs beside the weights.
 
-    The fields after `tensors` are those of `smc.ir.ModelFacts`. format: for the provenance, "safetensors" or "GGUF"
-    with the types of its tensors (which are read as the floats they stand for).
+    The fields from `tokenizer` to `generation` are those of `smc.ir.ModelFacts`. format: for the provenance,
+    "safetensors" or "GGUF" with the types of its tensors (which are read as the floats they stand for). applied: kinds
+    of transforms (`architectures.views`) that the format stores done.
     """
 
     name: str
@@ -67,3 +68,4 @@ class Checkpoint:
     chat_template: str | None = None
     special_tokens: dict[str, str] = field(default_factory=dict)
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    applied: frozenset[str] = frozenset()

@@ -1,8 +1,9 @@
-"""GGUF files of the Llama family as checkpoints: metadata → config, tensors under their Hugging Face names."""
+"""GGUF files as checkpoints: metadata → config, tensors under their Hugging Face names."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,13 @@ import numpy as np
 
 from smc.errors import InputError
 from smc.fields import Range
+from smc.frontend.architectures.registry import GGUF, gguf_family
 from smc.frontend.checkpoint import Checkpoint, StoredTensor
 from smc.frontend.config import CONTEXT, FACTOR, THETA, Config
 from smc.frontend.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from smc.frontend.gguf_tokenizer import build_tokenizer, special_tokens
 from smc.generation import GenerationDefaults
-from smc.ir import BF16, F16, F32, RopeScaling, inverse_frequencies
+from smc.ir import BF16, F16, F32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,31 +43,40 @@ NAMES = {
 PARTS = Range(0, 1 << 16, "a number of parts")
 """0 in files that llama-gguf-split has merged."""
 
-ROPE_FACTORS = "rope_freqs.weight"
+"""GGUF's name of a module → the checkpoint's, as most families have it; a layer's without the layer."""
+
+METADATA = {
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+}
+"""Key of the metadata → key of config.json, as most families have it."""
+
+PAIRED = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 def open_gguf(path: Path) -> Checkpoint:
     """The checkpoint in a GGUF file; its weights are decoded later, tensor by tensor.
 
-    InputError where the file is broken, one part of several, or of another architecture than llama.
+    InputError where the file is broken, one part of several, or of an architecture that is not supported.
     """
     file = read_gguf(path)
     metadata = Config(file.metadata, str(path))
-    architecture = metadata.text("general.architecture")
-    if architecture != "llama":
-        raise InputError(f"{path}: GGUF files of the architecture {architecture} are not supported (llama is)")
+    family, gguf = gguf_family(metadata)
     parts = metadata.integer("split.count", 1, PARTS)
     if parts > 1:
         raise InputError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge")
-    if metadata.values.get("llama.expert_count"):
+    if metadata.values.get(f"{gguf.prefix}.expert_count"):
         raise InputError(f"{path}: mixtures of experts are not supported")
-    config = _config(file, metadata)
+    reader = _Reader(file, metadata, gguf)
+    config = reader.config(family.name)
     return Checkpoint(
         name=path.stem,
         format=f"GGUF with {', '.join(sorted({tensor.type.name for tensor in file.tensors.values()}))}",
         config=config,
-        tensors=dict(_stored(file, tensor, config) for tensor in file.tensors.values() if tensor.name != ROPE_FACTORS),
+        tensors=dict(reader.stored(t, config) for t in file.tensors.values() if t.name not in ROPE_TENSORS),
+        applied=gguf.applied,
         tokenizer=build_tokenizer(metadata),
         chat_template=metadata.text("tokenizer.chat_template", "") or None,
         special_tokens=special_tokens(metadata),
@@ -73,94 +84,110 @@ def open_gguf(path: Path) -> Checkpoint:
     )
 
 
-def _config(file: GGUFFile, metadata: Config) -> Config:
-    """The metadata in the terms of a config.json."""
-    path, layers = file.path, metadata.integer("llama.block_count")
-    hidden_size, heads = metadata.integer("llama.embedding_length"), metadata.integer("llama.attention.head_count")
-    head_dim = metadata.integer("llama.attention.key_length", hidden_size // heads or 1)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if metadata.integer(key, head_dim) != head_dim:
+@dataclass(frozen=True)
+class _Reader:
+    """A file, in the terms of a family's config.json and under its names of tensors."""
+
+    file: GGUFFile
+    metadata: Config
+    gguf: GGUF
+
+    def config(self, architecture: str) -> Config:
+        """The metadata as a config.json."""
+        metadata, tensors = self.metadata, self.file.tensors
+        layers = metadata.integer(self._key("block_count"))
+        hidden_size, heads = (metadata.integer(self._key(k)) for k in ("embedding_length", "attention.head_count"))
+        head_dim = metadata.integer(self._key("attention.key_length"), hidden_size // heads or 1)
+        if metadata.integer(self._key("attention.value_length"), head_dim) != head_dim:
             raise InputError(
-                f"{path}: {key} {metadata.values[key]} differs from the head_dim {head_dim}, not supported"
+                f"{self.file.path}: {self._key('attention.value_length')} {self._value('attention.value_length')} "
+                f"differs from the head_dim {head_dim}, not supported"
             )
-    kv_heads: int | list[int] = heads
-    if metadata.values.get("llama.attention.head_count_kv") is not None:
-        kv_heads = metadata.integers("llama.attention.head_count_kv", layers)
-    if isinstance(kv_heads, list):
-        if len(set(kv_heads)) > 1:
-            raise InputError(f"{path}: layers with different numbers of key-value heads are not supported")
-        kv_heads = kv_heads[0]
-    window = metadata.values.get("llama.attention.sliding_window") or None
-    values = {
-        "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
-        "hidden_size": hidden_size,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "intermediate_size": metadata.integers("llama.feed_forward_length", layers),
-        "vocab_size": _vocab_size(file, metadata),
-        "max_position_embeddings": metadata.integer("llama.context_length", within=CONTEXT),
-        "rms_norm_eps": metadata.number("llama.attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(file, metadata, head_dim),
-        "sliding_window": window,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-    }
-    return Config(values, metadata.origin)
+        context = metadata.integer(self._key("context_length"), within=CONTEXT)
+        values = {
+            "architectures": [architecture],
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._kv_heads(heads, layers),
+            "head_dim": head_dim,
+            "intermediate_size": metadata.integers(self._key("feed_forward_length"), layers),
+            "vocab_size": self._vocab_size(),
+            "max_position_embeddings": context,
+            "rope_parameters": self._rope(head_dim, context),
+            "sliding_window": self._value("attention.sliding_window") or None,
+            "attention_bias": "blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "tie_word_embeddings": "output.weight" not in tensors,
+            **self.gguf.config,
+        }
+        renamed = {**METADATA, **self.gguf.metadata}
+        values.update((name, self._value(key)) for key, name in renamed.items() if self._value(key) is not None)
+        return Config(values, metadata.origin)
 
+    def _key(self, name: str) -> str:
+        return f"{self.gguf.prefix}.{name}"
 
-def _vocab_size(file: GGUFFile, metadata: Config) -> int:
-    """As declared; old files do not, there the embedding tells."""
-    embedding = file.tensors.get("token_embd.weight")
-    return metadata.integer("llama.vocab_size", embedding.shape[0] if embedding else None)
+    def _value(self, name: str) -> Any:
+        return self.metadata.values.get(self._key(name))
 
+    def _kv_heads(self, heads: int, layers: int) -> int:
+        if self._value("attention.head_count_kv") is None:
+            return heads
+        found = self.metadata.integers(self._key("attention.head_count_kv"), layers)
+        if not isinstance(found, list):
+            return found
+        if len(set(found)) > 1:
+            raise InputError(f"{self.file.path}: layers with different numbers of key-value heads are not supported")
+        return found[0]
 
-def _rope(file: GGUFFile, metadata: Config, head_dim: int) -> dict[str, Any]:
-    """The rotary embedding as `rope_parameters`."""
-    theta = metadata.number("llama.rope.freq_base", 10000.0, THETA)
-    kind = metadata.text("llama.rope.scaling.type", "none")
-    if ROPE_FACTORS in file.tensors:
-        return {"rope_theta": theta, **_llama3_scaling(file, head_dim, theta)}
-    linear = metadata.number("llama.rope.scale_linear", 1.0, FACTOR)
-    factor = metadata.number("llama.rope.scaling.factor", linear, FACTOR)
-    if kind == "none" and "llama.rope.scale_linear" not in metadata.values:
-        return {"rope_theta": theta, "rope_type": "default"}
-    return {"rope_theta": theta, "rope_type": "linear" if kind == "none" else kind, "factor": factor}
+    def _vocab_size(self) -> int:
+        """As declared; old files do not, there the embedding tells."""
+        embedding = self.file.tensors.get("token_embd.weight")
+        return self.metadata.integer(self._key("vocab_size"), embedding.shape[0] if embedding else None)
 
+    def _rope(self, head_dim: int, context: int) -> dict[str, Any]:
+        """The rotary embedding as `rope_parameters`."""
+        metadata = self.metadata
+        width = metadata.integer(self._key("rope.dimension_count"), head_dim)
+        found: dict[str, Any] = {
+            "rope_theta": metadata.number(self._key("rope.freq_base"), 10000.0, THETA),
+            "partial_rotary_factor": width / head_dim,
+        }
+        divisors, long, short = (self._divisors(name) for name in ROPE_TENSORS)
+        kind = metadata.text(self._key("rope.scaling.type"), "none")
+        linear = metadata.number(self._key("rope.scale_linear"), 1.0, FACTOR)
+        factor = metadata.number(self._key("rope.scaling.factor"), linear, FACTOR)
+        original = metadata.integer(self._key("rope.scaling.original_context_length"), context, CONTEXT)
+        magnitude = self._value("rope.scaling.attn_factor")
+        stretched = {"original_max_position_embeddings": original, "attention_factor": magnitude}
+        if long is not None and short is not None:
+            return {**found, **stretched, "rope_type": "longrope", "long_factor": long, "short_factor": short}
+        if divisors is not None:
+            return {**found, "rope_type": "divided", "divisors": divisors}
+        if kind == "none" and self._value("rope.scale_linear") is None:
+            return {**found, "rope_type": "default"}
+        if kind == "yarn":
+            return {**found, **stretched, "rope_type": kind, "factor": factor}
+        return {**found, "rope_type": "linear" if kind == "none" else kind, "factor": factor}
 
-def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float) -> dict[str, Any]:
-    """GGUF keeps llama3 scaling as a divisor for every frequency; find the parameters that make these divisors.
+    def _divisors(self, name: str) -> list[float] | None:
+        tensor = self.file.tensors.get(name)
+        return None if tensor is None else [float(d) for d in self.file.bytes_of(tensor).view(np.float32)]
 
-    All published models use low and high factors of 1 and 4 on 8192 tokens; the factor is the largest divisor.
-    """
-    divisors = file.bytes_of(file.tensors[ROPE_FACTORS]).view(np.float32)
-    factor = float(divisors.max())
-    scaling = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
-    expected = inverse_frequencies(head_dim, theta) / inverse_frequencies(head_dim, theta, scaling)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise InputError(f"{file.path}: the divisors in {ROPE_FACTORS} are no rotary scaling that we know")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_context,
-    }
-
-
-def _stored(file: GGUFFile, tensor: GGUFTensor, config: Config) -> tuple[str, StoredTensor]:
-    """A tensor under its Hugging Face name, with its rows in Hugging Face's order."""
-    block = BLOCK.fullmatch(tensor.name)
-    stem, _, kind = (block[2] if block else tensor.name).rpartition(".")
-    name = tensor.name
-    if stem in NAMES:
-        name = f"{f'model.layers.{block[1]}.' if block else ''}{NAMES[stem]}.{kind}"
-    heads = {"attn_q": config.integer("num_attention_heads"), "attn_k": config.integer("num_key_value_heads")}.get(stem)
-    encoding = ENCODINGS.get(tensor.type.name, F32)
-    read = partial(_read, file, tensor, heads)
-    return name, StoredTensor(name, tensor.shape, encoding, read, str(file.path))
+    def stored(self, tensor: GGUFTensor, config: Config) -> tuple[str, StoredTensor]:
+        """A tensor under its Hugging Face name, with the rows of q and k in Hugging Face's order."""
+        block = BLOCK.fullmatch(tensor.name)
+        stem, _, kind = (block[2] if block else tensor.name).rpartition(".")
+        names, name = {**NAMES, **self.gguf.tensors}, tensor.name
+        if stem in names:
+            name = f"{self.gguf.layer.format(block[1]) if block else ''}{names[stem]}.{kind}"
+        heads = None
+        if self.gguf.paired_rows and stem in PAIRED:
+            heads = config.integer(PAIRED[stem])
+        encoding = ENCODINGS.get(tensor.type.name, F32)
+        read = partial(_read, self.file, tensor, heads)
+        return name, StoredTensor(name, tensor.shape, encoding, read, str(self.file.path))
 
 
 def _read(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Tensor:

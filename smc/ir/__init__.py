@@ -15,7 +15,7 @@ from smc.ir.encoding import (
 from smc.ir.function import Function, Node
 from smc.ir.module import ModelFacts, Module, Parameter
 from smc.ir.printer import print_function, print_module
-from smc.ir.rope import RopeScaling, inverse_frequencies
+from smc.ir.rope import RopeTable
 from smc.ir.types import TensorType, TupleType
 from smc.ir.verify import VerifyError, verify
 
@@ -30,13 +30,12 @@ __all__ = [
     "Module",
     "Node",
     "Parameter",
-    "RopeScaling",
+    "RopeTable",
     "TensorType",
     "TupleType",
     "VerifyError",
     "encode_float",
     "integer",
-    "inverse_frequencies",
     "matrix_shape",
     "parse_encoding",
     "print_function",

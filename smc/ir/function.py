@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 
 from smc.ir.ops import find, infer_type
+from smc.ir.roles import ROLES
 from smc.ir.types import TensorType, Type
 
 
@@ -65,9 +66,14 @@ class Function:
         """Declare a function input; returns its name."""
         return self._insert(Node(name, "input", type=type))
 
-    def parameter(self, name: str, *shape: int | str) -> str:
-        """Declare a parameter slot of this shape (symbols for dims that differ between calls); returns its name."""
-        return self._insert(Node(name, "parameter", type=TensorType(shape)))
+    def parameter(self, name: str, *shape: int | str, role: str | None = None) -> str:
+        """Declare a parameter slot of this shape (symbols for dims that differ between calls); returns its name.
+
+        role: what it is for, one of `smc.ir.roles.ROLES`.
+        """
+        if role is not None and role not in ROLES:
+            raise ValueError(f"there is no role {role}")
+        return self._insert(Node(name, "parameter", attributes={"role": role}, type=TensorType(shape)))
 
     def add(self, op: str, *inputs: str, name: str | None = None, type: Type | None = None, **attributes: Any) -> str:
         """Append a node; its type is inferred from the inputs (only `call` brings its own). Returns its name.

@@ -87,6 +87,16 @@ class Module:
             if name == parameter
         ]
 
+    def parameters_of(self, role: str) -> list[str]:
+        """The parameters that fill slots of this role, each once, in order of use."""
+        found = [
+            call.attributes["parameters"][slot.name]
+            for call, function in self.calls()
+            for slot in function.parameters()
+            if slot.attributes["role"] == role
+        ]
+        return list(dict.fromkeys(found))
+
     def layer_calls(self) -> list[Node]:
         """The calls of functions that attend: the layers, in order."""
         return [call for call, function in self.calls() if any(True for _ in function.attentions())]

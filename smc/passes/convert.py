@@ -17,7 +17,8 @@ from smc.passes.registry import register
 class Convert(Pass):
     """Store matrices as plain floats, rounded to nearest even; quantized ones are decoded.
 
-    dtype: f32, f16 or bf16. include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
+    dtype: f32, f16 or bf16. include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*,
+    v_proj, value).
     """
 
     dtype: Literal["f32", "f16", "bf16"] = "f16"

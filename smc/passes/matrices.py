@@ -13,14 +13,15 @@ from smc.passes.options import nearest
 def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]) -> list[Parameter]:
     """The parameters with two or more dims that match a pattern of `include` and none of `exclude`.
 
-    A pattern meets a parameter's name ("model.layers.0.*") or a slot that it fills ("v_proj"). Vectors (norms, biases)
-    are never picked. InputError where a pattern matches no matrix at all: it must be a slip.
+    A pattern meets a parameter's name ("model.layers.0.*"), a slot that it fills ("v_proj") or the slot's role, which
+    all architectures share ("value"). Vectors (norms, biases) are never picked. InputError where a pattern matches no
+    matrix at all: it must be a slip.
     """
     names = {p.name: {p.name} for p in module.parameters.values() if len(p.shape) >= 2}
-    for call, _ in module.calls():
+    for call, function in module.calls():
         for slot, name in call.attributes["parameters"].items():
             if name in names:
-                names[name].add(slot)
+                names[name] |= {slot, function.node(slot).attributes.get("role") or slot}
     hits = {pattern: _matching(pattern, names) for pattern in (*include, *exclude)}
     for pattern, hit in hits.items():
         if not hit:

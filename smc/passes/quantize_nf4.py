@@ -27,7 +27,7 @@ class QuantizeNF4(WeightQuantizer):
 
     grid: f32 (the levels as they are; inputs stay floats) or i8 (levels rounded to multiples of 1/127, by at most 0.4 %
     of a group's largest weight, for integer dot products with int8 inputs: several times faster). group: 16 to 128
-    neighbouring inputs, or row. include, exclude: glob patterns on parameter names and slots (v_proj).
+    neighbouring inputs, or row. include, exclude: glob patterns on parameter names, slots and roles (v_proj, value).
     """
 
     grid: Literal["f32", "i8"] = "f32"

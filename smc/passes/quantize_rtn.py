@@ -34,7 +34,7 @@ class QuantizeRTN(WeightQuantizer):
     scale_dtype: f16, bf16 or f32. super_group: so many scales are stored in 8 bits, as multiples of one of scale_dtype.
     activation: i8 (inputs rounded to int8) or none (float inputs). activation_group: 32, 64 or 128 neighbouring inputs
     that share a scale, or token: all of them.
-    include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*).
+    include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*, v_proj, value).
     """
 
     bits: int = 4

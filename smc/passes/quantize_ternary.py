@@ -21,7 +21,8 @@ class QuantizeTernary(WeightQuantizer):
 
     storage: packed (2 bits a weight, the faster) or base3 (5 weights a byte, the smaller). group: weights that share a
     scale: tensor, row, or 16 to 128 neighbouring inputs. scale_dtype: f16, bf16 or f32. activation_group: inputs that
-    share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names and slots (v_proj).
+    share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names, slots and roles (v_proj,
+    value).
     """
 
     storage: Literal["packed", "base3"] = "packed"

@@ -4,7 +4,7 @@
 
     description: What it is good for, in a sentence.
     passes:
-      - quantize-rtn: {bits: 8, include: [v_proj]}
+      - quantize-rtn: {bits: 8, include: [value]}
       - quantize-rtn: {bits: 4, symmetric: no}
       - ./my_pass.py:my-pass
 """

@@ -21,10 +21,10 @@ class Untie(Pass):
         """Rename the parameter in every call that multiplies with a matrix that another call gathers from."""
         result = module.copy()
         untied = []
-        for name in _gathered(module):
+        for name in module.parameters_of("embedding"):
             own_name = "lm_head.weight" if "lm_head.weight" not in result.parameters else f"{name}.untied"
             for call, slot, function in module.uses(name):
-                if all(user.op != "embedding" for user in function.users(slot)):
+                if function.node(slot).attributes["role"] != "embedding":
                     node = result.main.node(call.name)
                     parameters = {**node.attributes["parameters"], slot: own_name}
                     result.main.replace_node(call.name, attributes={**node.attributes, "parameters": parameters})
@@ -33,12 +33,3 @@ class Untie(Pass):
                 untied.append(own_name)
         context.report(f"untied: {', '.join(untied)}" if untied else "nothing is tied")
         return result
-
-
-def _gathered(module: Module) -> list[str]:
-    """The parameters that an embedding reads, each once."""
-    return [
-        name
-        for name in module.parameters
-        if any(user.op == "embedding" for _, slot, function in module.uses(name) for user in function.users(slot))
-    ]

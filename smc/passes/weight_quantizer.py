@@ -37,8 +37,9 @@ class GroupStatistics:
 class WeightQuantizer(Pass):
     """Base of weight-quantization methods: say the encoding, and how groups of weights become codes and scales.
 
-    include, exclude: glob patterns on parameter names and slots (v_proj, model.layers.0.*). Only matrices still stored
-    as floats are touched, so a chain of quantizers with the special cases first makes a mixed-precision model.
+    include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*, v_proj, value). Only matrices
+    still stored as floats are touched, so a chain of quantizers with the special cases first makes a mixed-precision
+    model.
     Parameters stay lazy: quantizing happens when one is loaded, a chunk of rows at a time, and always the same way.
     """
 

@@ -11,8 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from smc.errors import InputError
-from smc.frontend.config import Config, rope_of
-from smc.ir import inverse_frequencies
+from smc.frontend.config import Config
+from smc.frontend.rope import rope_table
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -21,6 +21,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+YARN = {"beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.5, "truncate": False}
 
 
 @pytest.mark.parametrize("head_dim", [6, 64, 80, 128])
@@ -32,19 +35,44 @@ LLAMA3 = {
         {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0},
         {**LLAMA3, "rope_theta": 500000.0},
         {**LLAMA3, "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 1000},
+        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 32.0, "original_max_position_embeddings": 4096},
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512, **YARN},
+        {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096},
     ],
 )
 def test_frequencies_equal_those_of_transformers(head_dim: int, rope: dict[str, Any]) -> None:
-    config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(rope))
     kind = rope["rope_type"]
+    if kind == "longrope":
+        factors = {name: [first + i for i in range(head_dim // 2)] for name, first in (("short", 1.0), ("long", 1.5))}
+        rope = {**rope, **{f"{name}_factor": values for name, values in factors.items()}}
+    config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(rope))
     if kind == "default":
         expected, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
-        expected, factor = ROPE_INIT_FUNCTIONS[kind](config)
-    assert factor == 1
-    ours = inverse_frequencies(head_dim, *rope_of(Config(config.to_dict(), "config.json")))
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, expected.numpy(), rtol=3e-7)
+        expected, factor = ROPE_INIT_FUNCTIONS[kind](config, seq_len=131072)
+    ours = rope_table(Config(config.to_dict(), "config.json"), head_dim)
+    assert ours.magnitude == pytest.approx(factor, rel=1e-12)
+    np.testing.assert_allclose(ours.frequencies, expected.numpy(), rtol=5e-7)
+    assert all(np.float32(value) == value for value in ours.frequencies)
+
+
+def test_longrope_has_the_short_factors_where_the_context_is_not_stretched() -> None:
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096, **factors}
+    config = LlamaConfig(head_dim=4, max_position_embeddings=4096, rope_parameters=rope)
+    expected, factor = ROPE_INIT_FUNCTIONS["longrope"](config)
+    ours = rope_table(Config(config.to_dict(), "config.json"), 4)
+    assert (ours.magnitude, factor) == (1.0, 1.0)
+    np.testing.assert_allclose(ours.frequencies, expected.numpy(), rtol=3e-7)
+
+
+def test_a_part_of_each_head() -> None:
+    table = rope_table(Config({"partial_rotary_factor": 0.25}, "config.json"), 64, partial=0.5)
+    assert (table.pairs, str(table)) == (8, "theta 10000, 16 of 64 channels")
+    assert table.frequencies == rope_table(Config({}, "config.json"), 16).frequencies
+    with pytest.raises(InputError, match="a rotary embedding of 15 of the 60 channels"):
+        rope_table(Config({"partial_rotary_factor": 0.25}, "config.json"), 60, partial=0.5)
 
 
 @pytest.mark.parametrize(
@@ -61,20 +89,17 @@ def test_frequencies_equal_those_of_transformers(head_dim: int, rope: dict[str, 
     ],
 )
 def test_every_spelling_of_a_scaling(spelling: dict[str, Any]) -> None:
-    theta, scaling = rope_of(Config(spelling, "config.json"))
-    assert theta == 500000.0
-    assert str(scaling) == "llama3(32, 1..4, 8192)"
+    assert str(rope_table(Config(spelling, "config.json"), 64)) == "theta 500000, llama3(32, 1..4, 8192)"
 
 
 def test_null_scaling_is_none() -> None:
-    assert rope_of(Config({"rope_scaling": None}, "config.json")) == (10000.0, None)
-    assert rope_of(Config({"rope_theta": 1000000}, "config.json")) == (1000000.0, None)
+    assert str(rope_table(Config({"rope_scaling": None}, "config.json"), 64)) == "theta 10000"
+    assert str(rope_table(Config({"rope_theta": 1000000}, "config.json"), 64)) == "theta 1e+06"
 
 
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su"])
-def test_unsupported_scalings_are_named(kind: str) -> None:
-    with pytest.raises(InputError, match=rf"rope type {kind} is not supported \(default, linear and llama3 are\)"):
-        rope_of(Config({"rope_scaling": {"rope_type": kind, "factor": 2.0}}, "config.json"))
+def test_unsupported_scalings_are_named() -> None:
+    with pytest.raises(InputError, match=r"rope type spiral is not supported \(default, linear, dynamic, llama3,"):
+        rope_table(Config({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "config.json"), 64)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +112,12 @@ def test_unsupported_scalings_are_named(kind: str) -> None:
         ({"rope_theta": float("inf")}, "rope_theta must be a number from 1 to 1e30, not inf"),
         ({"partial_rotary_factor": 0.5}, r"a part of each head \(0.5\) is not supported"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor must be smaller"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "short_factor must be a list of 32 positive"),
     ],
 )
 def test_bad_scalings(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        rope_of(Config(values, "config.json"))
+        rope_table(Config(values, "config.json"), 64)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, [8], {}])

@@ -22,7 +22,7 @@ def tiny_module() -> Module:
     """An embedding of 5 tokens, two layers x + down(h·h) with h = up(x) of widths 3 and 2, and a tied head."""
     embed = Function("embed")
     tokens = embed.input("tokens", TOKENS)
-    embed.set_outputs(embed.add("embedding", tokens, embed.parameter("table", 5, 4)))
+    embed.set_outputs(embed.add("embedding", tokens, embed.parameter("table", 5, 4, role="embedding")))
 
     block = Function("block")
     x = block.input("x", STATE)
@@ -33,7 +33,8 @@ def tiny_module() -> Module:
 
     head = Function("head")
     x = head.input("x", STATE)
-    head.set_outputs(head.add("linear", x, head.parameter("weight", 5, 4), name="logits", bias=False, residual=False))
+    weight = head.parameter("weight", 5, 4, role="head")
+    head.set_outputs(head.add("linear", x, weight, name="logits", bias=False, residual=False))
 
     main = Function("main")
     tokens = main.input("tokens", TOKENS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from smc.frontend.architectures.llama import Block
-from smc.ir import Function, RopeScaling, TensorType, print_function, print_module
+from smc.frontend.architectures import llama, parts
+from smc.frontend.checkpoint import Checkpoint
+from smc.frontend.config import Config
+from smc.ir import Function, TensorType, print_function, print_module
 from tests.ir.models import tiny_module
 
 MODULE = """\
@@ -66,8 +68,8 @@ function block(x: f32[n, 48], positions: i32[n]) {
   q = linear(attention_norm, q_proj, q_proj.bias) {bias=True} : f32[n, 32]
   k = linear(attention_norm, k_proj, k_proj.bias) {bias=True} : f32[n, 16]
   v = linear(attention_norm, v_proj, v_proj.bias) {bias=True} : f32[n, 16]
-  q_rope = rope(q, positions) {head_dim=8, theta=500000, scaling=llama3(8, 1..4, 8192)} : f32[n, 32]
-  k_rope = rope(k, positions) {head_dim=8, theta=500000, scaling=llama3(8, 1..4, 8192)} : f32[n, 16]
+  q_rope = rope(q, positions) {head_dim=8, table=theta 500000, llama3(8, 1..4, 8192)} : f32[n, 32]
+  k_rope = rope(k, positions) {head_dim=8, table=theta 500000, llama3(8, 1..4, 8192)} : f32[n, 16]
   attention = attention(q_rope, k_rope, v) {heads=4, kv_heads=2, head_dim=8, scale=0.353553, window=64} : f32[n, 32]
   o = linear(attention, o_proj, o_proj.bias) {bias=True} : f32[n, 48]
   attention_residual = add(x, o) : f32[n, 48]
@@ -92,9 +94,19 @@ def test_printing_does_not_depend_on_the_process() -> None:
 
 
 def test_llama_block() -> None:
-    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
-    block = Block(48, 4, 2, 8, 1e-6, 500000.0, scaling, attention_bias=True, mlp_bias=False, window=64)
-    assert print_function(block.function("block")) == BLOCK
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    values = {
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "intermediate_size": 80,
+        "vocab_size": 96,
+        "attention_bias": True,
+        "rope_parameters": {**rope, "original_max_position_embeddings": 8192},
+    }
+    checkpoint = Checkpoint("tiny", "none", Config(values, "config.json"), {})
+    decoder = llama.decoder(checkpoint, parts.Heads(48, 4, 2, 8), default_context=2048, window=64)
+    [block] = decoder.layers
+    assert print_function(block.function) == BLOCK
 
 
 def test_several_results_and_outputs() -> None:

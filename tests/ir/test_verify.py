@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smc.ir import Function, Module, TensorType, VerifyError, verify
+from smc.ir import Function, Module, RopeTable, TensorType, VerifyError, verify
 from smc.ir.ops import TypeFault
 from smc.ir.verify import verify_function
 from tests.ir.models import parameter, tiny_module
@@ -183,9 +183,10 @@ FAULTS: dict[str, tuple[str, list[TensorType], dict[str, Any], str]] = {
     "odd head_dim": (
         "rope",
         [X, TensorType(("n",))],
-        {"head_dim": 1, "theta": 1e4, "scaling": None},
+        {"head_dim": 1, "table": RopeTable((1.0,))},
         "even head_dim 1",
     ),
+    "pairs": ("rope", [X, TensorType(("n",))], {"head_dim": 4, "table": RopeTable((1.0,) * 3)}, "3 pairs does not fit"),
     "heads": (
         "attention",
         [X, X, X],

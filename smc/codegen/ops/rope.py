@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from smc.codegen.ops.registry import Lowering, lowers
-from smc.codegen.plan.arguments import RopeTable
 from smc.codegen.plan.lowering import FunctionLowering
 from smc.errors import InputError
-from smc.ir import Node
+from smc.ir import Node, RopeTable
 
 
 @lowers("rope")
@@ -19,4 +18,7 @@ class Rope(Lowering):
         if len(f.function.users(source)) > 1 or len(f.function.users(node.name)) > 1:
             raise InputError(f"{node.name}: rotated q and k must have no other reader than attention")
         f.alias(node.name, f.buffer(source))
-        f.rotations[node.name] = RopeTable(attributes["head_dim"], attributes["theta"], attributes["scaling"])
+        table: RopeTable = attributes["table"]
+        if 2 * table.pairs != attributes["head_dim"]:
+            raise InputError(f"{node.name}: there is no kernel for a rotary table of {table} yet")
+        f.rotations[node.name] = table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from smc.codegen.kernels.abi import F32_FORM, Form
-from smc.ir import RopeScaling
+from smc.ir import RopeTable
 from smc.ir.types import Dim
 
 
@@ -141,22 +141,13 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class RopeTable:
-    """One table of rotary frequencies."""
-
-    head_dim: int
-    theta: float
-    scaling: RopeScaling | None
-
-
-@dataclass(frozen=True)
 class Rope:
     """Cosines and sines of the step's tokens by a table; None: nothing is rotated, and nothing read."""
 
     table: RopeTable | None
 
     def __str__(self) -> str:
-        return "no rope" if self.table is None else f"rope(theta={self.table.theta:g})"
+        return "no rope" if self.table is None else f"rope({self.table})"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 from smc.codegen.kernels.abi import F32_FORM, Form
 from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel
-from smc.codegen.plan.arguments import Activation, Argument, Buffer, RopeTable, Stride, TokenCount
+from smc.codegen.plan.arguments import Activation, Argument, Buffer, Stride, TokenCount
 from smc.codegen.plan.domains import Columns, Domain, Tokens
 from smc.codegen.plan.plan import KernelChoice, Operation
 from smc.errors import InputError
-from smc.ir import Function, Node
+from smc.ir import Function, Node, RopeTable
 
 Forms = Mapping[tuple[str, int], Form]
 """By node and place among its inputs: in which form it reads a value. What is not there is read as floats."""

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from smc.codegen.kernels.abi import AttentionShape, KVDtype
 from smc.codegen.kernels.specs import AttentionKernel, EmbeddingKernel, KernelSpec, LinearKernel, RopeKernel
-from smc.codegen.plan.arguments import Argument, Buffer, Cache, KvShape, Rope, RopeTable
+from smc.codegen.plan.arguments import Argument, Buffer, Cache, KvShape, Rope
 from smc.codegen.plan.domains import Domain
 from smc.codegen.plan.work import NO_WORK, CallSizes, Work, padded_width
-from smc.ir import Function, Module, Node, Parameter
+from smc.ir import Function, Module, Node, Parameter, RopeTable
 
 KV_DTYPES: tuple[KVDtype, ...] = ("f16", "f32", "i8")
 """In the order of the engine's smc_kv_dtype."""

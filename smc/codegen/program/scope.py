@@ -111,7 +111,7 @@ class Scope:
     def _rope(self, rope: Rope) -> str:
         """The cosines and sines of the step's tokens, which lie table by table."""
         tables = self.schedule.plan.rope_tables()
-        before = 0 if rope.table is None else sum(t.head_dim for t in tables[: tables.index(rope.table)])
+        before = 0 if rope.table is None else sum(2 * t.pairs for t in tables[: tables.index(rope.table)])
         return f"S->rope + (size_t)N * {before}" if before else "S->rope"
 
     def _cache(self, cache: Cache) -> str:

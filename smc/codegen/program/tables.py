@@ -14,7 +14,7 @@ from smc.codegen.profile import TaskProfile
 from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.schedule import FunctionSchedule, Phase, Schedule, Task
 from smc.codegen.weights import WeightTable
-from smc.ir import Encoding, Node, inverse_frequencies
+from smc.ir import Encoding, Node
 from smc.targets import Target
 
 
@@ -116,11 +116,12 @@ def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> l
     lines: list[str] = []
     ropes, groups = plan.rope_tables(), plan.kv_groups()
     for number, rope in enumerate(ropes):
-        frequencies = (float(v) for v in inverse_frequencies(rope.head_dim, rope.theta, rope.scaling))
-        lines += [f"static const float frequencies_{number}[] = {{{', '.join(map(c_float, frequencies))}}};", ""]
+        frequencies = ", ".join(map(c_float, rope.frequencies))
+        lines += [f"static const float frequencies_{number}[] = {{{frequencies}}};", ""]
     if ropes:
         lines.append("static const struct smc_rope_table rope_tables[] = {")
-        lines += [f"    {{{r.head_dim // 2}, 1.0f, frequencies_{n}}}," for n, r in enumerate(ropes)]
+        for number, rope in enumerate(ropes):
+            lines.append(f"    {{{rope.pairs}, {c_float(rope.magnitude)}, frequencies_{number}}},")
         lines += ["};", ""]
     if groups:
         lines.append("static const struct smc_kv_shape kv_groups[] = {")

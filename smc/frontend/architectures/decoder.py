@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from smc.errors import InputError
-from smc.frontend.checkpoint import Checkpoint, StoredTensor
+from smc.frontend.architectures.block import Block
+from smc.frontend.architectures.views import Source, check_leftovers
+from smc.frontend.checkpoint import Checkpoint
 from smc.ir import Function, ModelFacts, Module, Parameter, TensorType, verify
 
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -15,59 +17,37 @@ DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One call of `main`: a function, and which tensor of the checkpoint fills each of its slots.
-
-    sizes: the numbers that the symbols of the slots stand for in this call ({"ffn": 1536}).
-    """
-
-    function: Function
-    tensors: Mapping[str, str]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Decoder:
-    """A decoder-only transformer: what an architecture makes of a config.
+    """A decoder-only transformer: what an architecture makes of a checkpoint.
 
-    Layers that differ only in `sizes` share one Function object. unused: tensors that the checkpoint may hold beside
-    those of the stages (a head stored twice although it is tied).
+    embed: tokens (and, where its function takes them, positions) → x. layers: x and positions → x; they may differ, and
+    those of equal functions share one. head: x → logits. unused: tensors that the checkpoint may hold beside theirs (a
+    head stored twice although it is tied, a mask that follows from the config).
     """
 
     vocab_size: int
     context_length: int
-    embed: Stage
-    layers: Iterable[Stage]
-    head: Stage
-    unused: frozenset[str] = frozenset()
+    embed: Block
+    layers: Iterable[Block]
+    head: Block
+    unused: str | None = None
 
 
 def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Module:
     """Bind the tensors to the slots, write `main`, verify.
 
-    InputError where a tensor is missing, has the wrong shape, or is left over.
+    InputError where a tensor is missing, has the wrong shape, or is left over, as a whole or in part.
     """
     main = Function("main")
-    functions: dict[str, Function] = {}
-    parameters: dict[str, Parameter] = {}
     tokens = main.input("tokens", TensorType(("n",), "i32"))
     positions = main.input("positions", TensorType(("n",), "i32"))
-
-    def call(name: str, stage: Stage, *inputs: str) -> str:
-        function = functions.setdefault(stage.function.name, stage.function)
-        for slot in function.parameters():
-            shape = tuple(stage.sizes[d] if isinstance(d, str) else d for d in slot.tensor.shape)
-            parameter = _parameter(checkpoint, stage.tensors[slot.name], shape)
-            parameters.setdefault(parameter.name, parameter)
-        result = function.node(function.outputs[0]).tensor
-        bound = {slot: stage.tensors[slot] for slot in stage.tensors}
-        return main.add("call", *inputs, name=name, type=result, function=function.name, parameters=bound)
-
-    x = call("embed", decoder.embed, tokens)
+    program = _Program(checkpoint, main)
+    x = program.call("embed", decoder.embed, tokens, positions)
     for index, layer in enumerate(decoder.layers):
-        x = call(f"layer_{index}", layer, x, positions)
-    main.set_outputs(call("logits", decoder.head, x))
-    _refuse_leftovers(checkpoint, parameters, decoder.unused)
+        x = program.call(f"layer_{index}", layer, x, positions)
+    main.set_outputs(program.call("logits", decoder.head, x))
+    unused = re.compile(decoder.unused) if decoder.unused else DERIVED
+    check_leftovers(checkpoint, program.sources.values(), lambda n: bool(DERIVED.search(n) or unused.fullmatch(n)))
     facts = ModelFacts(
         name=checkpoint.name,
         architecture=architecture,
@@ -79,25 +59,42 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
         generation=checkpoint.generation,
         provenance=(f"checkpoint {checkpoint.name} ({checkpoint.format})",),
     )
-    module = Module({"main": main, **functions}, parameters, facts)
+    module = Module({"main": main, **program.functions}, program.parameters, facts)
     verify(module)
     return module
 
 
-def _parameter(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Parameter:
-    stored: StoredTensor | None = checkpoint.tensors.get(name)
-    if stored is None:
-        raise InputError(f"{checkpoint.config.origin}: the checkpoint lacks the tensor {name}, of shape {list(shape)}")
-    if stored.shape != shape:
-        raise InputError(f"{stored.origin}: tensor {name} has shape {list(stored.shape)}, expected {list(shape)}")
-    return stored.parameter()
+class _Program:
+    """`main` as it grows: the functions that it calls, each once, and the parameters that fill their slots."""
 
+    def __init__(self, checkpoint: Checkpoint, main: Function) -> None:
+        self.checkpoint, self.main = checkpoint, main
+        self.functions: dict[str, Function] = {}
+        self.parameters: dict[str, Parameter] = {}
+        self.sources: dict[str, Source] = {}
+        self._shared: dict[str, Function] = {}
 
-def _refuse_leftovers(checkpoint: Checkpoint, used: Mapping[str, Parameter], unused: frozenset[str]) -> None:
-    extra = [n for n in checkpoint.tensors if n not in used and n not in unused and not DERIVED.search(n)]
-    if extra:
-        others = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise InputError(
-            f"{checkpoint.tensors[extra[0]].origin}: the model has no place for the tensor {extra[0]}{others}, "
-            f"so config.json and weights do not belong together"
-        )
+    def call(self, name: str, block: Block, *inputs: str) -> str:
+        """Append a call of the block's function, with as many of the inputs as it takes."""
+        function = self._share(block.function)
+        bound = {}
+        for slot in function.parameters():
+            shape = tuple(block.sizes[d] if isinstance(d, str) else d for d in slot.tensor.shape)
+            source = block.sources[slot.name]
+            parameter = source.parameter(self.checkpoint, shape)
+            self.parameters.setdefault(parameter.name, parameter)
+            if self.sources.setdefault(parameter.name, source) != source:
+                raise ValueError(f"{parameter.name} fills slots in two different ways")
+            bound[slot.name] = parameter.name
+        result = function.node(function.outputs[0]).tensor
+        taken = inputs[: len(function.inputs())]
+        return self.main.add("call", *taken, name=name, type=result, function=function.name, parameters=bound)
+
+    def _share(self, function: Function) -> Function:
+        """The function equal to this one that there is already, or this one under a name of its own."""
+        key = repr((list(function.nodes()), function.outputs))
+        if key not in self._shared:
+            names = itertools.chain([function.name], (f"{function.name}_{i}" for i in itertools.count(2)))
+            function.name = next(name for name in names if name not in self.functions)
+            self._shared[key] = self.functions[function.name] = function
+        return self._shared[key]

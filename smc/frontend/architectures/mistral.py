@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from smc.frontend.architectures import llama
+from smc.frontend.architectures import llama, parts
 from smc.frontend.architectures.decoder import Decoder
+from smc.frontend.architectures.registry import GGUF, architecture
 from smc.frontend.checkpoint import Checkpoint
 
 
-def decoder(checkpoint: Checkpoint) -> Decoder:
-    """The functions of a MistralForCausalLM checkpoint.
-
-    A missing key means the class's default (8 key-value heads, a window of 4096), null means as many key-value heads as
-    heads, and no window.
-    """
+@architecture(
+    "MistralForCausalLM",
+    model_type="mistral",
+    gguf=GGUF("llama", needs="attention.sliding_window", paired_rows=True),
+)
+def mistral(checkpoint: Checkpoint) -> Decoder:
+    """A missing key means the class's default (8 key-value heads, a window of 4096), null means as many key-value heads
+    as heads, and no window."""
     config = checkpoint.config
     if "sliding_window" in config.values and config.values["sliding_window"] is None:
         window = None
     else:
         window = config.integer("sliding_window", 4096)
     kv_heads = None if "num_key_value_heads" in config.values else 8
-    block = llama.Block.of(config, default_kv_heads=kv_heads, window=window)
-    return llama.decoder_of(checkpoint, block, default_context=32 * 4096)
+    heads = parts.Heads.of(config, default_kv_heads=kv_heads)
+    return llama.decoder(checkpoint, heads, default_context=32 * 4096, window=window)

@@ -16,7 +16,7 @@ from smc.codegen.cpu.kernels.attention import attention_kernel, merge_kernel
 from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.kernels.abi import SPLIT_TOKENS, AttentionShape
 from smc.codegen.kernels.layout import padded
-from smc.ir import inverse_frequencies
+from smc.ir import RopeTable
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
 from tests.codegen.cpu.kernels import guarded
@@ -101,9 +101,14 @@ def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 THETA = 1e4
 
 
+def rope_table(shape: AttentionShape) -> RopeTable:
+    frequencies = THETA ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim)
+    return RopeTable(tuple(map(float, frequencies.astype(np.float32))))
+
+
 def cosines_and_sines(shape: AttentionShape, positions: Sequence[int]) -> np.ndarray:
     """The engine's table of some tokens: [tokens][2][head_dim/2]."""
-    frequencies = inverse_frequencies(shape.head_dim, THETA, None)
+    frequencies = np.array(rope_table(shape).frequencies, np.float32)
     angles = (np.array(positions, np.float32)[:, None] * frequencies).astype(np.float64)
     return guarded(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
 
@@ -112,7 +117,7 @@ def rotated(x: np.ndarray, shape: AttentionShape, positions: Sequence[int]) -> n
     """The exact reference's rotation of float32 [tokens, heads * head_dim], close to that of transformers."""
     if not shape.rotary:
         return x
-    attributes = {"head_dim": shape.head_dim, "theta": THETA, "scaling": None}
+    attributes = {"head_dim": shape.head_dim, "table": rope_table(shape)}
     result = compute_exactly("rope", [torch.from_numpy(x), torch.tensor(positions)], attributes).numpy()
     rope = torch.from_numpy(cosines_and_sines(shape, positions))
     cosines, sines = (torch.cat([rope[:, i], rope[:, i]], -1)[None] for i in (0, 1))

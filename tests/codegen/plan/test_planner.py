@@ -14,7 +14,7 @@ from smc.codegen.plan.plan import FunctionPlan, Plan
 from smc.codegen.plan.planner import make_plan
 from smc.codegen.plan.printer import print_plan
 from smc.errors import InputError
-from smc.ir import Function, Module, TensorType
+from smc.ir import Function, Module, RopeTable, TensorType
 from smc.passes import FUSIONS, apply
 from tests.codegen.modules import block_with, different_widths, linear, mixed_bits
 from tests.ir.models import tiny_module
@@ -163,7 +163,7 @@ def test_functions_of_two_activations_are_refused() -> None:
 def test_rotated_values_are_for_attention_alone() -> None:
     def build(block: Function, x: str) -> str:
         positions = block.input("positions", TensorType(("n",), "i32"))
-        return block.add("silu", block.add("rope", x, positions, head_dim=4, theta=1e4, scaling=None))
+        return block.add("silu", block.add("rope", x, positions, head_dim=4, table=RopeTable((1.0, 0.5))))
 
     with pytest.raises(InputError, match="reads rope, which is rotated"):
         make_plan(block_with(build))

@@ -1,0 +1,153 @@
+"""What fills a slot of the ir: lazy views of a checkpoint's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from smc.errors import InputError
+from smc.frontend.checkpoint import Checkpoint, StoredTensor
+from smc.ir import F32, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of a tensor's values. kind: what it is, for formats that store it done (`Checkpoint.applied`).
+
+    before: the shape that the stored tensor has, from that of the slot. exact: the result fits the dtype it came in.
+    """
+
+    kind: str
+    apply: Callable[[Tensor], Tensor]
+    before: Callable[[Shape], Shape] = lambda shape: shape
+    exact: bool = True
+
+
+ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, exact=False)
+"""1 + w: norms that store how far their weights are from 1."""
+
+TRANSPOSE = Transform("transpose", lambda values: values.T.contiguous(), lambda shape: shape[::-1])
+"""A matrix stored as [columns, rows]."""
+
+
+def scaled(factor: float) -> Transform:
+    """Every value times a number."""
+    return Transform("scaled", lambda values: values.float() * factor, exact=False)
+
+
+def reordered(kind: str, order: Callable[[Tensor], Tensor]) -> Transform:
+    """The same rows in another order."""
+    return Transform(kind, lambda values: order(values).contiguous())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A view of one tensor of the checkpoint: some of its rows or columns, then a transform.
+
+    name: the tensor's. rows, columns: a range of the stored tensor, None for all of them.
+    """
+
+    name: str
+    rows: range | None = None
+    columns: range | None = None
+    transform: Transform | None = None
+
+    def parameter(self, checkpoint: Checkpoint, shape: Shape) -> Parameter:
+        """The ir's parameter of this shape; InputError where the tensor is missing or of another shape."""
+        stored = self._stored(checkpoint, shape)
+        transform = self._pending(checkpoint)
+        wanted = transform.before(shape) if transform else shape
+        if self.rows is not None:
+            wanted = (stored.shape[0], *wanted[1:])
+        if self.columns is not None:
+            wanted = (*wanted[:-1], stored.shape[-1])
+        if stored.shape != wanted or not self._is_inside(stored.shape):
+            raise InputError(
+                f"{stored.origin}: tensor {self.name} has shape {list(stored.shape)}, expected {list(wanted)}"
+            )
+        if transform is None and self.rows is None and self.columns is None:
+            return stored.parameter()
+
+        def read() -> Tensor:
+            values = stored.values()
+            values = values if self.rows is None else values[self.rows.start : self.rows.stop]
+            values = values if self.columns is None else values[..., self.columns.start : self.columns.stop]
+            return (transform.apply(values) if transform else values).contiguous()
+
+        encoding = stored.encoding if transform is None or transform.exact else F32
+        return replace(stored, name=str(self), shape=shape, encoding=encoding, read=read).parameter()
+
+    def _stored(self, checkpoint: Checkpoint, shape: Shape) -> StoredTensor:
+        stored = checkpoint.tensors.get(self.name)
+        if stored is None:
+            raise InputError(
+                f"{checkpoint.config.origin}: the checkpoint lacks the tensor {self.name}, of shape {list(shape)}"
+            )
+        return stored
+
+    def _pending(self, checkpoint: Checkpoint) -> Transform | None:
+        """The transform, unless the format stores it done."""
+        return None if self.transform is None or self.transform.kind in checkpoint.applied else self.transform
+
+    def _is_inside(self, shape: Shape) -> bool:
+        rows, columns = self.area(shape)
+        return rows.stop <= shape[0] and columns.stop <= shape[-1]
+
+    def area(self, shape: Shape) -> tuple[range, range]:
+        """The rows and columns that are seen of a tensor of this shape; a vector is one column."""
+        columns = range(shape[-1] if len(shape) > 1 else 1)
+        return self.rows or range(shape[0]), self.columns or columns
+
+    def __str__(self) -> str:
+        """The tensor's name, and the range where it is not seen whole."""
+        if self.rows is None and self.columns is None:
+            return self.name
+        ranges = [f"{r.start}:{r.stop}" if r else ":" for r in (self.rows, self.columns)]
+        return f"{self.name}[{', '.join(ranges if self.columns else ranges[:1])}]"
+
+
+def check_leftovers(checkpoint: Checkpoint, sources: Iterable[Source], unused: Callable[[str], bool]) -> None:
+    """InputError where an element of a tensor has no place in the model, or two.
+
+    One view may fill several slots (a tied head); different views of one tensor must cover it without overlapping.
+    unused: tensors that need no place.
+    """
+    views: dict[str, set[tuple[range, range]]] = {}
+    for source in sources:
+        shape = checkpoint.tensors[source.name].shape
+        views.setdefault(source.name, set()).add(source.area(shape))
+    extra = [name for name in checkpoint.tensors if name not in views and not unused(name)]
+    if extra:
+        others = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise InputError(
+            f"{checkpoint.tensors[extra[0]].origin}: the model has no place for the tensor {extra[0]}{others}, "
+            f"so config.json and weights do not belong together"
+        )
+    for name, areas in views.items():
+        _check_cover(checkpoint.tensors, name, areas)
+
+
+def _check_cover(tensors: Mapping[str, StoredTensor], name: str, areas: set[tuple[range, range]]) -> None:
+    shape = tensors[name].shape
+    whole = shape[0] * (shape[-1] if len(shape) > 1 else 1)
+    ordered = sorted(areas, key=lambda area: (area[0].start, area[1].start))
+    for place, (rows, columns) in enumerate(ordered):
+        for other_rows, other_columns in ordered[place + 1 :]:
+            if _overlap(rows, other_rows) and _overlap(columns, other_columns):
+                raise InputError(f"{tensors[name].origin}: parts of the tensor {name} would be used twice")
+    used = sum(len(rows) * len(columns) for rows, columns in areas)
+    if used != whole:
+        raise InputError(
+            f"{tensors[name].origin}: the model has a place for {used:,} of {whole:,} weights of the tensor {name}, "
+            f"so config.json and weights do not belong together"
+        )
+
+
+def _overlap(a: range, b: range) -> bool:
+    return a.start < b.stop and b.start < a.stop

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from jinja2 import nodes
 from tokenizers import Tokenizer
 
 from smc.codegen.chat_pieces import ChatPieces, EmptySystem, Key, Kind, Piece, Place, Role, Strip, turn_keys
 from smc.errors import InputError
-from smc.runtime.chat import ChatTemplate, template_environment
+from smc.runtime.chat import ChatTemplate
+from smc.runtime.template_language import template_texts
 
 Messages = list[dict[str, str]]
 
@@ -271,26 +271,11 @@ def _settle_literals(template: ChatTemplate, pieces: ChatPieces, literals: Seque
 def _tested_texts(template: ChatTemplate) -> tuple[list[str], list[str]]:
     """The texts that the template compares something with, and those among them that may be a part of a message.
 
-    Texts of special tokens are none of these: no message shows them to the template.
+    Texts of control tokens are none of these: no message shows them to the template.
     """
-    tree = template_environment().parse(template.source)
-    whole: list[nodes.Node] = []
-    parts: list[nodes.Node] = []
-    for comparison in tree.find_all(nodes.Compare):
-        inside = any(operand.op in ("in", "notin") for operand in comparison.ops)
-        (parts if inside else whole).extend([comparison.expr, *(operand.expr for operand in comparison.ops)])
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Getattr):  # a method, such as startswith
-            parts.extend(call.args)
-    for use in tree.find_all((nodes.Filter, nodes.Test)):
-        parts.extend(use.args or ())
-    parts.extend(assignment.node for assignment in tree.find_all(nodes.Assign))
-
-    def texts(found: list[nodes.Node]) -> set[str]:
-        inner = itertools.chain.from_iterable(
-            node.items if isinstance(node, (nodes.Tuple, nodes.List)) else [node] for node in found
-        )
-        values = {node.value for node in inner if isinstance(node, nodes.Const) and isinstance(node.value, str)}
-        return {text for text in values if text and not template.has_special_token(text)}
-
-    return sorted(texts(whole + parts)), sorted(texts(parts))
+    source = template_texts(template.source)
+    parts = source.searched | source.assigned
+    return (
+        sorted(text for text in source.compared | parts if not template.hides(text)),
+        sorted(text for text in parts if not template.hides(text)),
+    )

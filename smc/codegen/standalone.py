@@ -38,11 +38,12 @@ def standalone_parts(facts: ModelFacts, target: Target) -> StandaloneParts:
         raise InputError(f"there are no standalone executables for {target.name}: compile without --standalone")
     if facts.tokenizer is None:
         raise InputError(f"{facts.name} has no tokenizer, which a standalone executable needs")
-    members = {TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}
     if facts.chat_template is None:
-        return StandaloneParts(members, None)
-    tokenizer = Tokenizer.from_str(facts.tokenizer)
-    pieces = split_chat_template(ChatTemplate(facts.chat_template, tokenizer, facts.special_tokens))
+        return StandaloneParts({TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}, None)
+    tokenizer, ends = Tokenizer.from_str(facts.tokenizer), facts.generation.eos_token_ids
+    chat = ChatTemplate(facts.chat_template, tokenizer, facts.special_tokens, ends)
+    members = {TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer, chat.control)}
+    pieces = split_chat_template(chat)
     if isinstance(pieces, Unsplittable):
         return StandaloneParts(members, pieces.reason)
     return StandaloneParts({**members, CHAT_PIECES: pieces.to_bytes()}, None)

@@ -30,6 +30,7 @@ from smc.codegen.tokenizer_parts import (
     refusal,
 )
 from smc.errors import InputError
+from smc.runtime.control_tokens import ControlTokens, control_tokens
 
 MAGIC, VERSION = 0x6B6F7473, 1
 ALIGNMENT = 8  # bytes
@@ -44,15 +45,16 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 # Masks of tokenizer_internal.h.
 MODEL_BYTE_LEVEL, MODEL_BYTE_FALLBACK, MODEL_FUSE_UNKNOWN, MODEL_IGNORE_MERGES = 1, 2, 4, 8
-TOKEN_EXISTS, TOKEN_SPECIAL, TOKEN_BYTE, TOKEN_SKIPPED = 1, 2, 4, 8
+TOKEN_EXISTS, TOKEN_CONTROL, TOKEN_BYTE, TOKEN_SKIPPED, TOKEN_IN_ANSWERS = 1, 2, 4, 8, 16
 ADDED_NORMALIZED, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_SINGLE_WORD = 1, 2, 4, 8
 
 
-def tokenizer_tables(tokenizer_json: str) -> bytes:
+def tokenizer_tables(tokenizer_json: str, control: ControlTokens | None = None) -> bytes:
     """The tables of a tokenizer, the same bytes for the same text.
 
-    tokenizer_json: what `tokenizers` reads. Raises InputError where it can't be read, or where a part of it is one that
-    the engine's tokenizer does not have; the sentence names the part.
+    tokenizer_json: what `tokenizers` reads. control: the tokens that nobody's text becomes; None: the special ones.
+    Raises InputError where the tokenizer can't be read, or where a part of it is one that the engine's tokenizer does
+    not have; the sentence names the part.
     """
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -60,7 +62,7 @@ def tokenizer_tables(tokenizer_json: str) -> bytes:
         raise InputError(f"the tokenizer can't be read: {error}") from None
     # What `tokenizers` makes of it: one spelling of everything, and of merges that occur twice the last.
     data = json.loads(tokenizer.to_str())
-    tables = _Tables(tokenizer, data)
+    tables = _Tables(tokenizer, data, control or control_tokens(tokenizer, None, {}, ()))
     if tokenizer.get_vocab_size(with_added_tokens=False) != len(data["model"]["vocab"]):
         raise InputError("the tokenizer is broken: two tokens have one id")
     return tables.build()
@@ -69,8 +71,9 @@ def tokenizer_tables(tokenizer_json: str) -> bytes:
 class _Tables:
     """Collects the sections of one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, data: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, data: dict[str, Any], control: ControlTokens) -> None:
         self._data = data
+        self._control = control
         self._model = data["model"]
         if self._model["type"] != "BPE":
             raise refusal(f"models of the kind {self._model['type']} (BPE is supported)")
@@ -80,7 +83,7 @@ class _Tables:
         if self._byte_level != bool(self._decoder.flags & DECODE_BYTE_LEVEL):
             raise refusal("a decoder of another kind than its pre-tokenizer")
         check_metaspace(self._normalizer, self._splitter)
-        self._special = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
+        self._special = {token["content"] for token in data["added_tokens"] if token["special"]}
         self._normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
         self._tokens = self._vocabulary()
         self._texts = bytearray()
@@ -159,13 +162,16 @@ class _Tables:
 
     def _token_texts(self) -> tuple[NDArray[np.uint32], bytes]:
         """Puts the texts of all ids into the section of bytes: where they begin, and the ids' flags."""
-        starts, flags, special = [0], bytearray(), set(self._special.values())
+        starts, flags = [0], bytearray()
+        control = set(self._control.ids.values())
+        in_answers = {self._control.ids[text] for text in self._control.in_answers}
         for number in range(max(self._tokens) + 1):
             text = self._tokens.get(number)
             flag = 0
             if text is not None:
                 flag = TOKEN_EXISTS | (TOKEN_BYTE if self._is_byte(text) else 0)
-                flag |= TOKEN_SPECIAL if number in special else 0
+                flag |= TOKEN_CONTROL if number in control else 0
+                flag |= TOKEN_IN_ANSWERS if number in in_answers else 0
                 flag |= TOKEN_SKIPPED if text in self._special else 0  # so not where it is normalized to another text
                 self._texts += _byte_level_text(text) if self._byte_level else text.encode()
             flags.append(flag)

@@ -247,7 +247,8 @@ class Model:
         """The model's chat template. Raises InputError where the artifact has none."""
         if self.artifact.chat_template is None:
             raise InputError(f"{self.artifact.path} has no chat template: give a plain prompt (--raw)")
-        return ChatTemplate(self.artifact.chat_template, self.tokenizer, self.artifact.manifest.special_tokens)
+        named = self.artifact.manifest.special_tokens
+        return ChatTemplate(self.artifact.chat_template, self.tokenizer, named, self.eos_token_ids)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Tokens of `text`, with what the tokenizer puts around a text (a BOS token) unless that is not wanted.

@@ -169,14 +169,17 @@ int32_t smc_tokenizer_find(const struct smc_tokenizer *t, const char *text, size
 
 /* ---- added tokens in a text */
 
-/* Whether special tokens may be made of all of text[start..end) (1), of none (0) or of a part (-1). */
-static int special_range(const struct smc_string *text, size_t start, size_t end) {
+/* Whether the token may be made of all of text[start..end) (1), of none (0) or of a part (-1). */
+static int allowed(const struct smc_tokenizer *t, int32_t token, const struct smc_string *text, size_t start, size_t end) {
+  const uint8_t flags = t->token_flags[token];
+  if (!(flags & SMC_TOKEN_CONTROL) || start >= end) return 1;
+  const int authors = smc_token_authors(flags), first = (text->authors[start] & authors) != 0;
   for (size_t i = start + 1; i < end; i++)
-    if (text->special[i] != text->special[start]) return -1;
-  return start < end ? text->special[start] : 1;
+    if (((text->authors[i] & authors) != 0) != first) return -1;
+  return first;
 }
 
-/* The longest added token at text[at], or NULL. A special token that begins in one text and ends in another is none. */
+/* The longest added token at text[at], or NULL. A control token that begins in one text and ends in another is none. */
 static const struct smc_added *longest_added(const struct smc_tokenizer *t, const struct smc_string *text, size_t at, int normalized) {
   const uint32_t *const first = t->added_first[normalized];
   const struct smc_added *best = NULL;
@@ -184,8 +187,7 @@ static const struct smc_added *longest_added(const struct smc_tokenizer *t, cons
   for (uint32_t depth = 1; low < high; depth++) { /* those in low..high agree with the text in so many bytes */
     const struct smc_added *const candidate = t->added + low;
     if (candidate->pattern.length == depth) {
-      const int special = t->token_flags[candidate->id] & SMC_TOKEN_SPECIAL;
-      if (!special || special_range(text, at + candidate->prefix, at + depth) >= 0) best = candidate;
+      if (allowed(t, candidate->id, text, at + candidate->prefix, at + depth) >= 0) best = candidate;
       low++;
     }
     if (at + depth == text->length) break;
@@ -238,7 +240,7 @@ static int next_added(struct search *search, struct place *place) {
     }
     size_t start = search->at, end = search->at + added->pattern.length;
     search->at = end;
-    if (search->tokenizer->token_flags[added->id] & SMC_TOKEN_SPECIAL && !special_range(text, start + added->prefix, end)) continue;
+    if (!allowed(search->tokenizer, added->id, text, start + added->prefix, end)) continue;
     if (added->flags & SMC_ADDED_SINGLE_WORD && ((start > 0 && has_class(text, previous_character(text, start), SMC_WORD)) ||
                                                  (end < text->length && has_class(text, end, SMC_WORD))))
       continue;
@@ -314,7 +316,7 @@ static int encode_normalized(struct encoder *e, const struct smc_string *text, s
       smc_replace_text(&e->normalized, &e->spare, one, step->first.length, other, step->second.length);
     } else {
       smc_string_clear(&e->spare);
-      if (e->normalized.length) smc_string_append(&e->spare, one, step->first.length, e->normalized.special[0]);
+      if (e->normalized.length) smc_string_append(&e->spare, one, step->first.length, e->normalized.authors[0]);
       smc_string_copy(&e->spare, &e->normalized, 0, e->normalized.length);
     }
     const struct smc_string spare = e->spare;
@@ -332,7 +334,7 @@ static void push_all(struct smc_numbers *tokens, const int32_t *ids, uint32_t co
 static int encode(struct encoder *e, const struct smc_text *texts, size_t count, int add_special) {
   const struct smc_tokenizer *const t = e->tokenizer;
   for (size_t i = 0; i < count; i++)
-    smc_string_append_lossy(&e->whole, (const uint8_t *)texts[i].bytes, texts[i].length, texts[i].special);
+    smc_string_append_lossy(&e->whole, (const uint8_t *)texts[i].bytes, texts[i].length, (uint8_t)texts[i].author);
   if (e->whole.failed || !e->merger) return no_memory(e);
   if (add_special) push_all(&e->tokens, t->prefix, t->header->prefix.count);
   const int status = encode_parts(e, &e->whole, 0, 1, encode_normalized);

@@ -13,13 +13,17 @@
 struct smc_tokenizer;
 struct smc_detokenizer;
 
+/* Who wrote a text. The text of a control token (smc/runtime/control_tokens.py) is such a token where the template, or
+ * somebody at the command line, wrote it. What a user wrote has none; an answer has those few that the template looks for
+ * in answers. A mask. */
+enum smc_author { SMC_BY_USER = 0, SMC_BY_TEMPLATE = 1, SMC_BY_MODEL = 2 };
+
 /* A part of a prompt, not terminated; it need not be valid UTF-8: what is not becomes U+FFFD, as in Python's
- * bytes.decode(errors="replace"). Special tokens are recognised only in parts that say so; in others, what a user wrote,
- * their text is ordinary text. */
+ * bytes.decode(errors="replace"). */
 struct smc_text {
   const char *bytes;
   size_t length;
-  int special;
+  enum smc_author author;
 };
 
 /* Checks the tables, which are not trusted. They must begin at a multiple of 8 bytes and stay until close. */
@@ -28,7 +32,7 @@ void smc_tokenizer_close(struct smc_tokenizer *tokenizer);
 
 /* The tokens of the texts read as one: *tokens is the caller's to free (NULL on failure), the result is how many.
  * add_special: with what the tokenizer puts around a text, such as a BOS token (not for chats: templates write their own).
- * SMC_BAD_INPUT where ordinary text can only be written with a special token. */
+ * SMC_BAD_INPUT where ordinary text can only be written with a control token. */
 int64_t smc_tokenizer_encode(const struct smc_tokenizer *tokenizer, const struct smc_text *texts, size_t count,
                              int add_special, int32_t **tokens, char *error);
 

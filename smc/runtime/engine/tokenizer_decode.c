@@ -71,7 +71,7 @@ int64_t smc_tokenizer_decode(const struct smc_tokenizer *tokenizer, const int32_
   struct smc_string string = {0};
   decode(tokenizer, (const uint32_t *)tokens, count, skip_special, &string);
   smc_string_append(&string, (const uint8_t *)"", 1, 1);
-  free(string.special);
+  free(string.authors);
   *text = (char *)string.bytes;
   if (!string.failed) return (int64_t)string.length - 1;
   free(string.bytes);

@@ -40,9 +40,10 @@ enum {
 /* Of a token id. */
 enum {
   SMC_TOKEN_EXISTS = 1,
-  SMC_TOKEN_SPECIAL = 2,
-  SMC_TOKEN_BYTE = 4,    /* decodes as the byte of its text, <0xNN> */
-  SMC_TOKEN_SKIPPED = 8, /* left out where special tokens are: not if its text is that of a normalized added token */
+  SMC_TOKEN_CONTROL = 2,     /* not made of what users write */
+  SMC_TOKEN_BYTE = 4,        /* decodes as the byte of its text, <0xNN> */
+  SMC_TOKEN_SKIPPED = 8,     /* left out where special tokens are: not if its text is that of a normalized added token */
+  SMC_TOKEN_IN_ANSWERS = 16, /* a control token that answers may have */
 };
 
 enum {
@@ -135,21 +136,27 @@ struct smc_tokenizer {
 
 /* ---- tokenizer_text.c: growing texts */
 
-/* Valid UTF-8 and, for every byte, whether special tokens may be made of it. What fails for want of memory sets `failed`
- * and changes nothing; so only the end of a chain of calls needs a look. */
+/* Valid UTF-8 and, for every byte, the smc_author: of a byte that two wrote, what both may. What fails for want of memory
+ * sets `failed` and changes nothing; so only the end of a chain of calls needs a look. */
 struct smc_string {
-  uint8_t *bytes, *special;
+  uint8_t *bytes, *authors;
   size_t length, capacity;
   int failed;
 };
 
 void smc_string_free(struct smc_string *string);
 void smc_string_clear(struct smc_string *string);
-void smc_string_append(struct smc_string *string, const uint8_t *bytes, size_t length, int special);
+void smc_string_append(struct smc_string *string, const uint8_t *bytes, size_t length, uint8_t author);
 void smc_string_copy(struct smc_string *string, const struct smc_string *from, size_t start, size_t end);
-void smc_string_append_character(struct smc_string *string, uint32_t character, int special);
+void smc_string_append_character(struct smc_string *string, uint32_t character, uint8_t author);
 /* Appends any bytes; what is no UTF-8 becomes U+FFFD, one for each longest beginning of a character. */
-void smc_string_append_lossy(struct smc_string *string, const uint8_t *bytes, size_t length, int special);
+void smc_string_append_lossy(struct smc_string *string, const uint8_t *bytes, size_t length, uint8_t author);
+
+/* Whose text may become the token: a mask of smc_author, all of it for tokens that are no control tokens. */
+static inline int smc_token_authors(uint8_t token_flags) {
+  if (!(token_flags & SMC_TOKEN_CONTROL)) return -1;
+  return token_flags & SMC_TOKEN_IN_ANSWERS ? SMC_BY_TEMPLATE | SMC_BY_MODEL : SMC_BY_TEMPLATE;
+}
 
 /* Length of the character at bytes[0]; and the character itself. `bytes` is valid UTF-8. */
 static inline size_t smc_utf8_length(uint8_t lead) { return lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4; }

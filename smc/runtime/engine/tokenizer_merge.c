@@ -181,12 +181,13 @@ static int32_t word_of(const struct smc_tokenizer *tokenizer, const uint8_t *byt
   return -1;
 }
 
-/* Appends a token that the model made of text[start..end); special ones only of text that may be special. */
+/* Appends a token that the model made of text[start..end); control tokens only of text that may become them. */
 static int emit(const struct smc_tokenizer *tokenizer, int32_t token, const struct smc_string *text, size_t start, size_t end,
                 struct smc_numbers *tokens, char *error) {
-  if (tokenizer->token_flags[token] & SMC_TOKEN_SPECIAL && token != tokenizer->header->unknown)
+  const uint8_t flags = tokenizer->token_flags[token];
+  if (flags & SMC_TOKEN_CONTROL && token != tokenizer->header->unknown)
     for (size_t i = start; i < end; i++)
-      if (!text->special[i]) {
+      if (!(text->authors[i] & smc_token_authors(flags))) {
         const uint32_t at = tokenizer->token_starts[token], length = tokenizer->token_starts[token + 1] - at;
         return smc_fail(error, SMC_BAD_INPUT,
                         "a message contains the text of the special token '%.*s', which this tokenizer can't write as "

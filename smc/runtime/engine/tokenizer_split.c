@@ -235,18 +235,18 @@ static void change(const struct smc_tokenizer *tokenizer, const struct smc_text_
   const uint8_t *const replacement = tokenizer->bytes + step->first.offset;
   const size_t length = step->first.length;
   if (step->kind == SMC_STEP_PREPEND_SPACE) {
-    if (text->bytes[start] != ' ') smc_string_append(target, (const uint8_t *)" ", 1, text->special[start]);
+    if (text->bytes[start] != ' ') smc_string_append(target, (const uint8_t *)" ", 1, text->authors[start]);
     smc_string_copy(target, text, start, end);
     return;
   }
   const int prepend = step->number == SMC_PREPEND_ALWAYS || (step->number == SMC_PREPEND_FIRST && first);
   if (prepend && text->bytes[start] != ' ' && !begins_with(text, start, end, replacement, length))
-    smc_string_append(target, replacement, length, text->special[start]);
+    smc_string_append(target, replacement, length, text->authors[start]);
   for (size_t at = start; at < end;) {
     const uint8_t *const space = memchr(text->bytes + at, ' ', end - at);
     const size_t place = space ? (size_t)(space - text->bytes) : end;
     smc_string_copy(target, text, at, place);
-    if (space) smc_string_append(target, replacement, length, text->special[place]);
+    if (space) smc_string_append(target, replacement, length, text->authors[place]);
     at = place + (space != NULL);
   }
 }

@@ -8,7 +8,7 @@ static const uint8_t REPLACEMENT[3] = {0xef, 0xbf, 0xbd}; /* U+FFFD */
 
 void smc_string_free(struct smc_string *string) {
   free(string->bytes);
-  free(string->special);
+  free(string->authors);
   *string = (struct smc_string){0};
 }
 
@@ -26,28 +26,28 @@ static int reserve(struct smc_string *string, size_t length) {
   }
   uint8_t *const bytes = realloc(string->bytes, capacity);
   if (bytes) string->bytes = bytes;
-  uint8_t *const special = bytes ? realloc(string->special, capacity) : NULL;
-  if (special) string->special = special;
-  if (!special) string->failed = 1;
-  if (special) string->capacity = capacity;
-  return special != NULL;
+  uint8_t *const authors = bytes ? realloc(string->authors, capacity) : NULL;
+  if (authors) string->authors = authors;
+  if (!authors) string->failed = 1;
+  if (authors) string->capacity = capacity;
+  return authors != NULL;
 }
 
-void smc_string_append(struct smc_string *string, const uint8_t *bytes, size_t length, int special) {
+void smc_string_append(struct smc_string *string, const uint8_t *bytes, size_t length, uint8_t author) {
   if (length == 0 || !reserve(string, length)) return;
   memcpy(string->bytes + string->length, bytes, length);
-  memset(string->special + string->length, special != 0, length);
+  memset(string->authors + string->length, author, length);
   string->length += length;
 }
 
 void smc_string_copy(struct smc_string *string, const struct smc_string *from, size_t start, size_t end) {
   if (start >= end || !reserve(string, end - start)) return;
   memcpy(string->bytes + string->length, from->bytes + start, end - start);
-  memcpy(string->special + string->length, from->special + start, end - start);
+  memcpy(string->authors + string->length, from->authors + start, end - start);
   string->length += end - start;
 }
 
-void smc_string_append_character(struct smc_string *string, uint32_t character, int special) {
+void smc_string_append_character(struct smc_string *string, uint32_t character, uint8_t author) {
   uint8_t bytes[4];
   size_t length = 1;
   if (character < 0x80) {
@@ -57,7 +57,7 @@ void smc_string_append_character(struct smc_string *string, uint32_t character, 
     for (size_t i = length - 1; i > 0; i--, character >>= 6) bytes[i] = (uint8_t)(0x80 | (character & 63));
     bytes[0] = (uint8_t)(0xf00 >> length | character);
   }
-  smc_string_append(string, bytes, length, special);
+  smc_string_append(string, bytes, length, author);
 }
 
 /* Table 3-7 of the Unicode standard: what may follow a lead byte; later bytes are 80..bf. */
@@ -76,19 +76,19 @@ size_t smc_utf8_check(const uint8_t *bytes, size_t length, int *valid) {
   return found;
 }
 
-void smc_string_append_lossy(struct smc_string *string, const uint8_t *bytes, size_t length, int special) {
+void smc_string_append_lossy(struct smc_string *string, const uint8_t *bytes, size_t length, uint8_t author) {
   size_t start = 0, at = 0; /* bytes[start..at) are valid and yet to be copied */
   while (at < length) {
     int valid;
     const size_t step = smc_utf8_check(bytes + at, length - at, &valid);
     if (!valid) {
-      smc_string_append(string, bytes + start, at - start, special);
-      smc_string_append(string, REPLACEMENT, sizeof REPLACEMENT, special);
+      smc_string_append(string, bytes + start, at - start, author);
+      smc_string_append(string, REPLACEMENT, sizeof REPLACEMENT, author);
       start = at + step;
     }
     at += step;
   }
-  smc_string_append(string, bytes + start, at - start, special);
+  smc_string_append(string, bytes + start, at - start, author);
 }
 
 int smc_numbers_reserve(struct smc_numbers *numbers, size_t count) {
@@ -123,9 +123,9 @@ void smc_replace_text(const struct smc_string *source, struct smc_string *target
     const size_t place = smc_find_text(source->bytes, at, source->length, from, from_length);
     smc_string_copy(target, source, at, place);
     if (place == source->length) break;
-    int special = 1;
-    for (size_t i = 0; i < from_length; i++) special &= source->special[place + i];
-    smc_string_append(target, to, to_length, special);
+    uint8_t author = SMC_BY_TEMPLATE | SMC_BY_MODEL;
+    for (size_t i = 0; i < from_length; i++) author &= source->authors[place + i];
+    smc_string_append(target, to, to_length, author);
     at = place + from_length;
   }
 }

@@ -31,7 +31,7 @@ enum { L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11a7, S_BASE = 0xac00, L_COU
 /* A decomposed character; `order` is the rank of its combining class, 0 for a starter. */
 struct part {
   uint32_t character;
-  uint8_t order, special;
+  uint8_t order, author;
 };
 
 struct parts {
@@ -45,7 +45,7 @@ static uint8_t order_of(uint32_t character) {
   return (uint8_t)smc_orders[last_not_above(smc_orders, COUNT(smc_orders), character << 8 | 255)];
 }
 
-static void push(struct parts *parts, uint32_t character, uint8_t special) {
+static void push(struct parts *parts, uint32_t character, uint8_t author) {
   if (parts->count == parts->capacity) {
     const size_t capacity = parts->capacity ? parts->capacity * 2 : 256;
     struct part *const values = parts->failed ? NULL : realloc(parts->values, capacity * sizeof *values);
@@ -54,25 +54,25 @@ static void push(struct parts *parts, uint32_t character, uint8_t special) {
     parts->values = values;
     parts->capacity = capacity;
   }
-  parts->values[parts->count++] = (struct part){character, order_of(character), special};
+  parts->values[parts->count++] = (struct part){character, order_of(character), author};
 }
 
-static void decompose(struct parts *parts, uint32_t character, uint8_t special) {
+static void decompose(struct parts *parts, uint32_t character, uint8_t author) {
   const uint32_t syllable = character - S_BASE; /* wraps around below */
   if (syllable < L_COUNT * V_COUNT * T_COUNT) {
-    push(parts, L_BASE + syllable / (V_COUNT * T_COUNT), special);
-    push(parts, V_BASE + syllable / T_COUNT % V_COUNT, special);
-    if (syllable % T_COUNT) push(parts, T_BASE + syllable % T_COUNT, special);
+    push(parts, L_BASE + syllable / (V_COUNT * T_COUNT), author);
+    push(parts, V_BASE + syllable / T_COUNT % V_COUNT, author);
+    if (syllable % T_COUNT) push(parts, T_BASE + syllable % T_COUNT, author);
     return;
   }
   if (character >= smc_decomposed[0]) {
     const size_t place = last_not_above(smc_decomposed, COUNT(smc_decomposed), character);
     if (smc_decomposed[place] == character) {
-      for (size_t i = smc_part_starts[place]; i < smc_part_starts[place + 1]; i++) push(parts, smc_parts[i], special);
+      for (size_t i = smc_part_starts[place]; i < smc_part_starts[place + 1]; i++) push(parts, smc_parts[i], author);
       return;
     }
   }
-  push(parts, character, special);
+  push(parts, character, author);
 }
 
 /* Puts runs of marks into the order of their classes; equal ones stay as they are. */
@@ -86,7 +86,7 @@ static void sort_marks(struct parts *parts) {
     sorted.count = 0;
     for (uint32_t order = 0; order <= SMC_ORDERS; order++) /* a counting sort: runs may be as long as the text */
       for (size_t i = start; i < end; i++)
-        if (parts->values[i].order == order) push(&sorted, parts->values[i].character, parts->values[i].special);
+        if (parts->values[i].order == order) push(&sorted, parts->values[i].character, parts->values[i].author);
     if (sorted.count == end - start) memcpy(parts->values + start, sorted.values, (end - start) * sizeof *sorted.values);
   }
   parts->failed |= sorted.failed;
@@ -120,7 +120,7 @@ static void recompose(struct parts *parts) {
       const uint32_t whole = composed(values[starter].character, part.character);
       if (whole) {
         values[starter].character = whole;
-        values[starter].special &= part.special;
+        values[starter].author &= part.author;
         continue;
       }
     }
@@ -142,10 +142,10 @@ void smc_compose(const struct smc_string *source, struct smc_string *target) {
   }
   struct parts parts = {0};
   for (size_t at = 0; at < source->length; at += smc_utf8_length(source->bytes[at]))
-    decompose(&parts, smc_utf8_character(source->bytes + at), source->special[at]);
+    decompose(&parts, smc_utf8_character(source->bytes + at), source->authors[at]);
   sort_marks(&parts);
   recompose(&parts);
-  for (size_t i = 0; i < parts.count; i++) smc_string_append_character(target, parts.values[i].character, parts.values[i].special);
+  for (size_t i = 0; i < parts.count; i++) smc_string_append_character(target, parts.values[i].character, parts.values[i].author);
   target->failed |= parts.failed;
   free(parts.values);
 }

@@ -149,15 +149,15 @@ struct output {
 };
 
 static int write_piece(struct output *output, const struct smc_chat_template *template, const struct piece *piece,
-                       struct span content, char *error) {
+                       struct span content, enum smc_author author, char *error) {
   const struct span text = {template->text + piece->offset, piece->length};
   const int shown = text.length > 300 ? 300 : (int)text.length;
   struct smc_text *next = &output->texts[output->count];
   switch ((enum kind)piece->kind) {
-    case KIND_TEXT: *next = (struct smc_text){text.bytes, text.length, 1}; break;
+    case KIND_TEXT: *next = (struct smc_text){text.bytes, text.length, SMC_BY_TEMPLATE}; break;
     case KIND_CONTENT:
       content = written(content, piece, text);
-      *next = (struct smc_text){content.bytes, content.length, 0};
+      *next = (struct smc_text){content.bytes, content.length, author};
       break;
     case KIND_DATE: {
       char format[MAX_FORMAT_BYTES + 1] = "";
@@ -165,7 +165,7 @@ static int write_piece(struct output *output, const struct smc_chat_template *te
       const time_t seconds = time(NULL);
       struct tm now;
       if (!localtime_r(&seconds, &now)) return smc_fail(error, SMC_FAILED, "this machine's clock has no date, which the chat template writes");
-      *next = (struct smc_text){output->dates, strftime(output->dates, DATE_BYTES, format, &now), 0};
+      *next = (struct smc_text){output->dates, strftime(output->dates, DATE_BYTES, format, &now), SMC_BY_USER};
       output->dates += DATE_BYTES;
       break;
     }
@@ -221,10 +221,12 @@ int64_t smc_chat_template_render(const struct smc_chat_template *template, const
   output.dates = (char *)(output.texts + capacity);
   for (size_t i = 0; i <= turns; i++) {
     const struct range *list = list_of(template, system, i, turns);
+    const enum smc_author author = i < turns && i % 2 ? SMC_BY_MODEL : SMC_BY_USER;
     const struct span own = {i < turns ? messages[first + i].content : "", i < turns ? messages[first + i].length : 0};
     for (uint32_t j = 0; j < list->count; j++) {
       const struct piece *piece = &template->pieces[list->first + j];
-      const int failed = write_piece(&output, template, piece, of_system(piece) ? system_content : own, error);
+      const int failed = of_system(piece) ? write_piece(&output, template, piece, system_content, SMC_BY_USER, error)
+                                          : write_piece(&output, template, piece, own, author, error);
       if (failed) {
         free(output.texts);
         return failed;

@@ -140,7 +140,7 @@ static int32_t encode(const struct smc_session *session, const struct smc_text *
 }
 
 int32_t smc_encode_text(const struct smc_session *session, const char *text, size_t length, int32_t **tokens) {
-  return encode(session, &(struct smc_text){.bytes = text, .length = length, .special = 1}, 1, 1, tokens);
+  return encode(session, &(struct smc_text){.bytes = text, .length = length, .author = SMC_BY_TEMPLATE}, 1, 1, tokens);
 }
 
 int32_t smc_encode_chat(const struct smc_session *session, const struct smc_message *messages, int32_t count, int32_t **tokens) {

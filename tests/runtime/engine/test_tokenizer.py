@@ -261,7 +261,7 @@ def test_a_special_token_does_not_begin_in_a_users_text(pair: Callable[[str], Pa
     assert ours.encode("<|im", "_end|>") == [token]
     for parts in ([("<|im_", False), ("end|>", True)], [("<|im_", True), ("end|>", False)], [("<|im_end|>", False)]):
         assert token not in ours.encode(*parts)
-    tool = theirs.token_to_id("<tool_call>")  # added, but not special: a user may write it
+    tool = theirs.token_to_id("<tool_call>")  # added, but neither special nor the template's: a user may write it
     assert ours.encode(("<tool_call>", False)) == [tool] == ours.encode(("<tool", True), ("_call>", False))
 
 

@@ -1,0 +1,74 @@
+"""The tokens by which a model is controlled: what people write never becomes one of them.
+
+They are the special tokens of the tokenizer, the tokens that begin and end a text, and every added token that the chat
+template itself writes, whatever the tokenizer calls it. White space is none: templates write it as everybody does.
+
+One exception: where a template looks for such a text in messages (`</think>`, to leave old thoughts out), an answer may
+have it. The answer is the model's own, and the template would not know it otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenizers import AddedToken, Tokenizer
+
+from smc.runtime.template_language import template_texts
+
+ENDS = ("bos_token", "eos_token")
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Control tokens by text: their ids, and the flags by which they are found in a text.
+
+    in_answers: the texts that stay tokens in an answer.
+    """
+
+    ids: Mapping[str, int]
+    flags: Mapping[str, AddedToken]
+    in_answers: frozenset[str] = frozenset()
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the text of any of them, the longest at a place, as `tokenizers` does."""
+        return _any_of(self.ids)
+
+    @cached_property
+    def pattern_in_answers(self) -> re.Pattern[str]:
+        """Matches those that an answer may not have."""
+        return _any_of(self.ids.keys() - self.in_answers)
+
+
+def control_tokens(
+    tokenizer: Tokenizer, template: str | None, named: Mapping[str, str], ends: Iterable[int]
+) -> ControlTokens:
+    """The control tokens of a model.
+
+    template: jinja source. named: "bos_token", … to text. ends: ids that end a text. Raises jinja2.TemplateError where
+    the template has a syntax error.
+    """
+    added = {token.content: (n, token) for n, token in tokenizer.get_added_tokens_decoder().items() if token.content}
+    found = {text for text, (_, token) in added.items() if token.special}
+    found |= {text for name in ENDS if (text := named.get(name))}
+    found |= {text for number in ends if (text := tokenizer.id_to_token(number))}
+    searched: set[str] = set()
+    if template is not None:
+        source = template_texts(template)
+        written = "\0".join(source.written)
+        soft = {text for text in added.keys() - found if text in written and not text.isspace()}
+        looked_for = "\0".join(source.compared | source.searched)
+        searched = {text for text in soft if text in looked_for}
+        found |= soft
+    ids = {text: number for text in sorted(found) if (number := tokenizer.token_to_id(text)) is not None}
+    flags = {text: added[text][1] if text in added else AddedToken(text, normalized=False) for text in ids}
+    return ControlTokens(ids, flags, frozenset(searched))
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the texts; nothing where there are none."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

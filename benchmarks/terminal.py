@@ -1,0 +1,54 @@
+"""The README's picture of a terminal, docs/terminal.svg, from a real run.
+
+    python -m benchmarks.terminal
+
+SmolLM2-135M-Instruct is compiled and asked a question; what the commands print becomes the picture.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from benchmarks import inputs
+
+PICTURE = Path(__file__).parent.parent / "docs" / "terminal.svg"
+MODEL = "SmolLM2-135M-Instruct.gguf"
+COMMANDS = (
+    f"smc compile {MODEL} -o smollm2.smc",
+    'smc run smollm2.smc "What is the capital of France?"',
+    f"smc compile {MODEL} --target arm64 --standalone -o smollm2",
+)
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command prints."""
+    words = [*inputs.SMC, *shlex.split(command)[1:]]
+    done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"this command failed: {command}\n{done.stderr}")
+    return done.stdout.rstrip()
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Run the commands and write the picture."""
+    with tempfile.TemporaryDirectory() as name, open("/dev/null", "w", encoding="utf-8") as nowhere:
+        folder = Path(name)
+        subprocess.run([sys.executable, "-m", "benchmarks.models", "smollm2-gguf", str(folder / MODEL)], check=True)
+        console = Console(record=True, width=88, file=nowhere, force_terminal=True)
+        for command in COMMANDS:
+            console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
+            console.print(Text(run(command, folder)))
+        PICTURE.write_text(console.export_svg(title="smc"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

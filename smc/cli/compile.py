@@ -140,7 +140,8 @@ def _read_model(
         out = Path(f"{_file_name(module.facts.name)}.smc")
         _check_output(out, model, force)
     progress.update("run passes", 0)
-    module = run_requests(module, requests, Context(calibration=calib, report=progress.note))
+    context = Context(calibration=calib, report=progress.note)
+    module = run_requests(module, requests, context, lambda fraction: progress.update("run passes", fraction))
     progress.update("run passes", 1)
     for line in module.facts.provenance:
         progress.detail(f"made from: {line}")

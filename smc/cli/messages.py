@@ -26,6 +26,8 @@ def set_level(level: int) -> None:
     """QUIET: errors only. VERBOSE: details too, and where an error came from."""
     global _level
     _level = level
+    if level <= QUIET:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # downloads show their own progress
 
 
 def is_quiet() -> bool:

@@ -92,7 +92,12 @@ def read_requests(passes: Sequence[str], quant: str | None, recipe: Path | None)
     return requests
 
 
-def run_requests(module: Module, requests: Sequence[Request], context: Context) -> Module:
+def run_requests(
+    module: Module,
+    requests: Sequence[Request],
+    context: Context,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Module:
     """Run the passes in order. Only matrices that are still floats are quantized, so the first that names one decides.
 
     InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts the
@@ -106,6 +111,7 @@ def run_requests(module: Module, requests: Sequence[Request], context: Context) 
     result = module
     for index, request in enumerate(requests):
         before, result = result, apply(result, request.passes, context)
+        progress((index + 1) / len(requests))
         if index == 0 or _encodings(before) != _encodings(result) or _encodings(before) == _encodings(module):
             continue
         if _encodings(apply(module, request.passes, quiet)) not in (_encodings(module), _encodings(before)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
 from smc.ir import Parameter, matrix_shape
+
+AHEAD_BYTES = 64 << 20
+"""How much may be packed, or being packed, before its turn to be written comes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def place_weights(plan: Plan) -> WeightTable:
 def write_weights(
     plan: Plan, table: WeightTable, family: str, out: IO[bytes], progress: Callable[[float], None]
 ) -> str:
-    """Load, pack and write every parameter, one in memory at a time; returns the hex SHA-256 of what was written."""
+    """Load, pack and write every parameter, a few in memory at a time; returns the hex SHA-256 of what was written."""
     digest, written = hashlib.sha256(), 0
 
     def write(data: np.ndarray) -> None:
@@ -99,13 +101,13 @@ def write_weights(
 def _packed(parameters: list[Parameter], family: str, progress: Callable[[float], None]) -> Iterator[np.ndarray]:
     """The packed matrices in order, loaded by a few threads.
 
-    They go ahead, so that none idles while another has a large matrix, but by no more weights than two such have.
+    They go ahead by AHEAD_BYTES, so that none idles while another has a large matrix.
     """
     import torch
 
     threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
-    sizes = [math.prod(parameter.shape) for parameter in parameters]
-    most, total, done = 2 * max(sizes, default=0), sum(sizes), 0
+    sizes = [parameter.encoding.stored_bits(parameter.shape) // 8 for parameter in parameters]
+    total, done = sum(sizes), 0
     waiting = collections.deque(zip(parameters, sizes, strict=True))
     running = collections.deque[tuple[concurrent.futures.Future[np.ndarray], int]]()
     before = torch.get_num_threads()
@@ -114,7 +116,7 @@ def _packed(parameters: list[Parameter], family: str, progress: Callable[[float]
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         while running or waiting:
-            while waiting and (len(running) < threads or sum(n for _, n in running) + waiting[0][1] <= most):
+            while waiting and (len(running) < threads or sum(n for _, n in list(running)[1:]) < AHEAD_BYTES):
                 parameter, size = waiting.popleft()
                 running.append((pool.submit(_load_packed, parameter, family), size))
             while not running[0][0].done():

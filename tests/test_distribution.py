@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_the_wheel_alone_names_what_installs_the_compiler(installed: Path, tmp_p
     tried = subprocess.run([*pip, "--dry-run", "--no-index"], capture_output=True, text=True, check=False)
     assert "Requirement already satisfied: smc-compiler[compile]" in tried.stdout
     assert "smc-compiler" not in tried.stderr.partition("from smc-compiler")[0]
+
+
+def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("smc/")}
+    files = {path for path in (ROOT / "smc").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert names == {str(path.relative_to(ROOT)) for path in files}
 
 
 def test_the_source_distribution_can_be_tested(built: Path) -> None:

@@ -3,15 +3,16 @@
 The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
 min-p; then one draw. A temperature of 0 is greedy: the largest penalized logit, the lowest id where several are equal.
 
-A standalone executable chooses the same tokens for the same seed (standalone/sampling.c): logits are scaled in
-float32, where division has the same bits everywhere, and exponentials are float64, where libraries hardly differ.
+A standalone executable chooses the same tokens for the same seed (standalone/sampling.c): all of it is float64, where
+arithmetic has the same bits everywhere and libraries' exponentials hardly differ. Logits are float32 and are counted
+from the largest: no option in its range makes anything overflow, and what underflows has no chance of being drawn.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from smc.errors import InputError
 from smc.fields import Range
 from smc.generation import SAMPLING
+
+NOT_FINITE = "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
 
 _SEED = Range(0, (1 << 64) - 1, "0 or more and below 2^64")
 
@@ -88,26 +91,24 @@ class Sampler:
 
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is."""
-        options = self.options
+        options, scores = self.options, cast("Floats", logits)
+        check_finite(logits)
         if options.repetition_penalty != 1.0:
-            logits = apply_repetition_penalty(logits, self._seen, options.repetition_penalty)
-        token = int(np.argmax(logits)) if options.temperature == 0.0 else self._draw(filter_logits(logits, options))
+            scores = apply_repetition_penalty(logits, self._seen, options.repetition_penalty)
+        token = int(np.argmax(scores)) if options.temperature == 0.0 else self._draw(filter_logits(scores, options))
         if options.repetition_penalty != 1.0 and not (self._seen == token).any():
             self._seen = np.append(self._seen, token)
         return token
 
-    def _draw(self, logits: Floats) -> int:
-        """One token with the probability that softmax gives it."""
-        largest = logits.max()
-        if not np.isfinite(largest):  # no distribution to draw from
-            return int(np.argmax(logits))
-        return invert_cumulative(_weights(logits, largest), self._random.uniform())
+    def _draw(self, scores: NDArray[np.float64]) -> int:
+        """One token with the probability that softmax gives it; the largest score is 0."""
+        return invert_cumulative(np.exp(scores), self._random.uniform())
 
 
-def _weights(logits: Floats, largest: np.floating[Any]) -> NDArray[np.float64]:
-    """Probabilities [vocab], each divided by that of the `largest` logit."""
-    weights = np.subtract(logits, largest, dtype=np.float64)
-    return np.exp(weights, out=weights)
+def check_finite(logits: NDArray[np.float32]) -> None:
+    """Raise InputError where one of `logits` [vocab] is NaN or infinite: there is nothing to choose by."""
+    if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN wins in both
+        raise InputError(NOT_FINITE)
 
 
 def invert_cumulative(weights: Floats, uniform: float) -> int:
@@ -128,33 +129,35 @@ def invert_cumulative(weights: Floats, uniform: float) -> int:
 
 def apply_repetition_penalty(
     logits: NDArray[np.float32], seen: NDArray[np.intp], penalty: float
-) -> NDArray[np.float32]:
-    """A copy of `logits` [vocab] with the tokens `seen` made less likely (penalty > 1) or likelier (< 1)."""
-    logits = logits.copy()
-    chosen = logits[seen]
-    logits[seen] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))
-    return logits
+) -> NDArray[np.float64]:
+    """`logits` [vocab] with the tokens `seen` made less likely (penalty > 1) or likelier (< 1)."""
+    scores = logits.astype(np.float64)
+    chosen = scores[seen]
+    scores[seen] = np.where(chosen < 0, chosen * penalty, chosen / penalty)
+    return scores
 
 
-def filter_logits(logits: Floats, options: SamplingOptions) -> Floats:
-    """Logits [vocab] divided by the temperature, with -inf for the tokens that top-k, top-p or min-p exclude."""
-    scaled: Floats = logits / logits.dtype.type(options.temperature)
+def filter_logits(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
+    """Logits [vocab] less the largest, divided by the temperature; -inf for what top-k, top-p or min-p exclude."""
+    scaled = np.subtract(logits, logits.max(), dtype=np.float64)
+    with np.errstate(over="ignore"):  # a small temperature makes -inf of all but the largest
+        scaled /= options.temperature
     if 0 < options.top_k < scaled.size:
         scaled[scaled < np.partition(scaled, -options.top_k)[-options.top_k]] = -np.inf
     if options.top_p < 1.0:
         scaled[scaled < _top_p_threshold(scaled, options.top_p)] = -np.inf
     if options.min_p > 0.0:
-        scaled[scaled < scaled.max() + np.log(options.min_p)] = -np.inf  # p < min_p · p_max, in logarithms
+        scaled[scaled < np.log(options.min_p)] = -np.inf  # p < min_p · p_max, in logarithms
     return scaled
 
 
-def _top_p_threshold(logits: Floats, top_p: float) -> np.floating[Any]:
-    """The logit of the last of the fewest most likely tokens whose probabilities reach `top_p`."""
-    weights = _weights(logits, logits.max())
+def _top_p_threshold(scores: NDArray[np.float64], top_p: float) -> np.floating[Any]:
+    """The score of the last of the fewest most likely tokens whose probabilities reach `top_p`; the largest is 0."""
+    weights = np.exp(scores)
     wanted = top_p * weights.sum()
     for least in (1e-4, 0.0):  # seldom must the whole vocabulary be sorted
-        descending = np.sort(logits[weights >= least])[::-1]
-        cumulative = np.cumsum(_weights(descending, descending[0]))
+        descending = np.sort(scores[weights >= least])[::-1]
+        cumulative = np.cumsum(np.exp(descending))
         if cumulative[-1] >= wanted:
             break
     return descending[min(int(np.searchsorted(cumulative, wanted)), descending.size - 1)]

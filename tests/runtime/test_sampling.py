@@ -23,7 +23,7 @@ def random_logits(vocab: int, seed: int = 0) -> np.ndarray:
 
 
 def transformers_logits(logits: np.ndarray, options: SamplingOptions, seen: list[int]) -> np.ndarray:
-    """The same options through transformers, in the order of its `generate`."""
+    """The same options through transformers, in the order of its `generate` and in float64."""
     import torch
     from transformers.generation import logits_process as hf
 
@@ -38,7 +38,7 @@ def transformers_logits(logits: np.ndarray, options: SamplingOptions, seen: list
         processors.append(hf.TopPLogitsWarper(options.top_p))
     if options.min_p > 0.0:
         processors.append(hf.MinPLogitsWarper(options.min_p))
-    return processors(torch.tensor([seen]), torch.from_numpy(logits.copy())[None])[0].numpy()
+    return processors(torch.tensor([seen]), torch.from_numpy(logits.astype(np.float64))[None])[0].numpy()
 
 
 @pytest.mark.parametrize("vocab", [5, 1000, 5003])
@@ -65,7 +65,8 @@ def test_filters_are_those_of_transformers(options: SamplingOptions, vocab: int)
     before = logits.copy()
     penalized = apply_repetition_penalty(logits, np.array(seen), options.repetition_penalty)
     result = filter_logits(penalized, options)
-    np.testing.assert_allclose(result, transformers_logits(logits, options, seen), rtol=1e-6)
+    expected = transformers_logits(logits, options, seen)
+    np.testing.assert_allclose(result, expected - expected.max(), rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(logits, before)
 
 
@@ -128,9 +129,41 @@ def test_seed_fixes_the_tokens():
     assert draw(None) != draw(None)
 
 
-def test_nothing_finite_still_gives_a_token():
-    logits = np.full(7, -np.inf, np.float32)
-    assert Sampler(SamplingOptions(temperature=1.0, seed=0), []).sample(logits) == 0
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=1.0, seed=0)], ids=repr)
+def test_logits_that_are_no_numbers_are_refused(bad: float, options: SamplingOptions):
+    logits = random_logits(7)
+    logits[3] = bad
+    with pytest.raises(InputError, match="NaN or infinite"):
+        Sampler(options, []).sample(logits)
+
+
+EXTREME = {
+    "ordinary": [1.0, 3.0, 2.0, -4.0],
+    "largest of float32": [3e38, -3.4e38, 3.4e38, 3.39e38],
+    "all below": [-3e38, -3.4e38, -2.9e38, -3.1e38],
+    "denormal": [1e-45, 0.0, 3e-45, -1e-45],
+}
+
+
+@pytest.mark.parametrize("logits", EXTREME)
+@pytest.mark.parametrize("penalty", [1e-30, 1.0, 1e30])
+def test_a_tiny_temperature_is_greedy(logits: str, penalty: float):
+    """Scores beyond every range of floats, and ties: never NaN, never another token than greedy has."""
+    values = np.array(EXTREME[logits], np.float32)
+    greedy = Sampler(SamplingOptions(repetition_penalty=penalty), [0, 3]).sample(values)
+    small = [5e-324, 1e-300, 1e-60] if logits == "denormal" else [5e-324, 1e-300, 1e-45, 1e-38, 1e-10]
+    for temperature in small:
+        for filters in ({}, {"top_k": 3}, {"top_p": 5e-324}, {"top_p": 0.9}, {"min_p": 5e-324}):
+            options = SamplingOptions(temperature=temperature, repetition_penalty=penalty, seed=1, **filters)
+            assert Sampler(options, [0, 3]).sample(values) == greedy, options
+
+
+@pytest.mark.parametrize("logits", ["ordinary", "denormal"])
+def test_an_endless_temperature_is_blind(logits: str):
+    sampler = Sampler(SamplingOptions(temperature=1.7e308, seed=1), [])
+    counts = np.bincount([sampler.sample(np.array(EXTREME[logits], np.float32)) for _ in range(4000)], minlength=4)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 16.3  # 3 degrees of freedom, p = 0.001
 
 
 def test_log_probabilities_and_top_tokens():
@@ -158,6 +191,11 @@ def test_log_probabilities_and_top_tokens():
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e31),
+        ("temperature", True),
+        ("temperature", "0.5"),
+        ("temperature", None),
+        ("min_p", 10**400),
         ("seed", -1),
         ("seed", 1 << 64),
     ],

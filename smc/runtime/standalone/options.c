@@ -132,8 +132,8 @@ static void check_sampling(const struct smc_sampling *sampling) {
     smc_die("temperature is %g, but must be 0 (greedy) or more", sampling->temperature);
   if (!(sampling->top_p > 0 && sampling->top_p <= 1)) smc_die("top_p is %g, but must be above 0 and at most 1", sampling->top_p);
   if (!(sampling->min_p >= 0 && sampling->min_p <= 1)) smc_die("min_p is %g, but must be from 0 to 1", sampling->min_p);
-  if (!(sampling->repetition_penalty > 0 && sampling->repetition_penalty < INFINITY))
-    smc_die("repetition_penalty is %g, but must be above 0", sampling->repetition_penalty);
+  if (!(sampling->repetition_penalty >= 1e-30 && sampling->repetition_penalty <= 1e30))
+    smc_die("repetition_penalty is %g, but must be from 1e-30 to 1e30", sampling->repetition_penalty);
 }
 
 static void set_mode(struct smc_command *command, enum smc_mode mode) {

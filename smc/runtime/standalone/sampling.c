@@ -1,4 +1,4 @@
-/* Choosing the next token from logits: filter by filter what smc/runtime/sampling.py does, in the same precision, so that
+/* Choosing the next token from logits: filter by filter what smc/runtime/sampling.py does, in float64 as there, so that
  * the same seed gives the same tokens. */
 #include "standalone.h"
 
@@ -20,8 +20,8 @@ void smc_sampler_open(struct smc_sampler *sampler, const struct smc_sampling *op
   const size_t vocab = (size_t)vocab_size;
   *sampler = (struct smc_sampler){.options = *options, .state = options->seed, .vocab_size = vocab_size};
   sampler->seen = calloc(vocab, 1);
-  sampler->scaled = malloc(vocab * sizeof(float));
-  sampler->ordered = malloc(vocab * sizeof(float));
+  sampler->scaled = malloc(vocab * sizeof *sampler->scaled);
+  sampler->ordered = malloc(vocab * sizeof *sampler->ordered);
   if (!sampler->seen || !sampler->scaled || !sampler->ordered) smc_die_of_memory();
   for (int32_t i = 0; i < count; i++) sampler->seen[prompt[i]] = 1;
 }
@@ -34,7 +34,7 @@ void smc_sampler_close(struct smc_sampler *sampler) {
 }
 
 /* The first of the largest. */
-static int32_t largest_of(const float *values, int32_t count) {
+static int32_t largest_of(const double *values, int32_t count) {
   int32_t best = 0;
   for (int32_t i = 1; i < count; i++)
     if (values[i] > values[best]) best = i;
@@ -42,16 +42,16 @@ static int32_t largest_of(const float *values, int32_t count) {
 }
 
 /* The k-th largest of the values, which end up in another order (Hoare's quickselect). */
-static float kth_largest(float *values, int32_t count, int32_t k) {
+static double kth_largest(double *values, int32_t count, int32_t k) {
   int32_t low = 0, high = count - 1;
   while (low < high) {
-    const float pivot = values[low + (high - low) / 2];
+    const double pivot = values[low + (high - low) / 2];
     int32_t left = low, right = high;
     while (left <= right) {
       while (values[left] > pivot) left++;
       while (values[right] < pivot) right--;
       if (left > right) break;
-      const float swap = values[left];
+      const double swap = values[left];
       values[left++] = values[right];
       values[right--] = swap;
     }
@@ -63,69 +63,72 @@ static float kth_largest(float *values, int32_t count, int32_t k) {
 }
 
 static int descending(const void *a, const void *b) {
-  const float x = *(const float *)a, y = *(const float *)b;
+  const double x = *(const double *)a, y = *(const double *)b;
   return (x < y) - (x > y);
 }
 
-/* The logit of the last of the fewest most likely tokens whose probabilities reach top_p. */
-static float top_p_threshold(const struct smc_sampler *sampler, float largest) {
-  const float *scaled = sampler->scaled;
-  float *ordered = sampler->ordered;
+/* The score of the last of the fewest most likely tokens whose probabilities reach top_p; the largest is 0. */
+static double top_p_threshold(const struct smc_sampler *sampler) {
+  const double *scaled = sampler->scaled;
+  double *ordered = sampler->ordered;
   double sum = 0;
-  for (int32_t i = 0; i < sampler->vocab_size; i++) sum += exp((double)scaled[i] - (double)largest);
+  for (int32_t i = 0; i < sampler->vocab_size; i++) sum += exp(scaled[i]);
   const double wanted = sampler->options.top_p * sum;
   for (int everything = 0;; everything = 1) {
     int32_t count = 0;
     for (int32_t i = 0; i < sampler->vocab_size; i++)
-      if (everything || exp((double)scaled[i] - (double)largest) >= LIKELY) ordered[count++] = scaled[i];
+      if (everything || exp(scaled[i]) >= LIKELY) ordered[count++] = scaled[i];
     qsort(ordered, (size_t)count, sizeof *ordered, descending);
     double reached = 0;
     for (int32_t i = 0; i < count; i++)
-      if ((reached += exp((double)ordered[i] - (double)largest)) >= wanted) return ordered[i];
+      if ((reached += exp(ordered[i])) >= wanted) return ordered[i];
     if (everything) return ordered[count - 1];
   }
 }
 
 static void exclude_below(struct smc_sampler *sampler, double threshold) {
   for (int32_t i = 0; i < sampler->vocab_size; i++)
-    if ((double)sampler->scaled[i] < threshold) sampler->scaled[i] = -INFINITY;
+    if (sampler->scaled[i] < threshold) sampler->scaled[i] = -INFINITY;
 }
 
+/* Counts from the largest: what a small temperature makes infinite then has no chance. */
 static void filter(struct smc_sampler *sampler) {
   const struct smc_sampling *options = &sampler->options;
   const int32_t vocab = sampler->vocab_size;
-  for (int32_t i = 0; i < vocab; i++) sampler->scaled[i] /= (float)options->temperature;
+  const double largest = sampler->scaled[largest_of(sampler->scaled, vocab)];
+  for (int32_t i = 0; i < vocab; i++) sampler->scaled[i] = (sampler->scaled[i] - largest) / options->temperature;
   if (options->top_k > 0 && options->top_k < vocab) {
-    memcpy(sampler->ordered, sampler->scaled, (size_t)vocab * sizeof(float));
-    exclude_below(sampler, (double)kth_largest(sampler->ordered, vocab, (int32_t)options->top_k));
+    memcpy(sampler->ordered, sampler->scaled, (size_t)vocab * sizeof *sampler->ordered);
+    exclude_below(sampler, kth_largest(sampler->ordered, vocab, (int32_t)options->top_k));
   }
-  const float largest = sampler->scaled[largest_of(sampler->scaled, vocab)];
-  if (options->top_p < 1) exclude_below(sampler, (double)top_p_threshold(sampler, largest));
-  if (options->min_p > 0) exclude_below(sampler, (double)largest + log(options->min_p)); /* p < min_p * p_max */
+  if (options->top_p < 1) exclude_below(sampler, top_p_threshold(sampler));
+  if (options->min_p > 0) exclude_below(sampler, log(options->min_p)); /* p < min_p * p_max */
 }
 
-/* One token with the probability that softmax gives it. */
+/* One token with the probability that softmax gives it; the largest score is 0. */
 static int32_t draw(struct smc_sampler *sampler) {
-  const float *scaled = sampler->scaled;
-  const int32_t best = largest_of(scaled, sampler->vocab_size);
-  if (!isfinite(scaled[best])) return best; /* no distribution to draw from */
+  const double *scaled = sampler->scaled;
   double sum = 0, reached = 0;
-  for (int32_t i = 0; i < sampler->vocab_size; i++) sum += exp((double)scaled[i] - (double)scaled[best]);
+  for (int32_t i = 0; i < sampler->vocab_size; i++) sum += exp(scaled[i]);
   const double target = (double)(smc_random(&sampler->state) >> 11) * 0x1p-53 * sum;
   for (int32_t i = 0; i < sampler->vocab_size; i++) {
-    reached += exp((double)scaled[i] - (double)scaled[best]);
+    reached += exp(scaled[i]);
     if (reached > target) return i;
   }
-  return best; /* only by rounding */
+  return largest_of(scaled, sampler->vocab_size); /* only by rounding */
 }
 
 int smc_takes_largest(const struct smc_sampling *options) { return options->temperature == 0 && options->repetition_penalty == 1; }
 
 int32_t smc_sample(struct smc_sampler *sampler, const float *logits) {
-  const float penalty = (float)sampler->options.repetition_penalty;
-  memcpy(sampler->scaled, logits, (size_t)sampler->vocab_size * sizeof(float));
-  for (int32_t i = 0; i < sampler->vocab_size && penalty != 1; i++)
-    if (sampler->seen[i]) sampler->scaled[i] = logits[i] < 0 ? logits[i] * penalty : logits[i] / penalty;
+  const double penalty = sampler->options.repetition_penalty;
+  double none = 0; /* NaN where a logit is NaN or infinite */
+  for (int32_t i = 0; i < sampler->vocab_size; i++) {
+    const double logit = (double)logits[i];
+    none += logit * 0;
+    sampler->scaled[i] = !sampler->seen[i] ? logit : logit < 0 ? logit * penalty : logit / penalty;
+  }
+  if (none != 0) smc_die("the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds");
   int32_t token;
   if (sampler->options.temperature == 0) {
     token = largest_of(sampler->scaled, sampler->vocab_size);

@@ -105,7 +105,7 @@ struct smc_sampler {
   uint64_t state;
   int32_t vocab_size;
   uint8_t *seen;           /* [vocab_size] whether the prompt or the text has the token */
-  float *scaled, *ordered; /* [vocab_size] */
+  double *scaled, *ordered; /* [vocab_size] */
 };
 
 /* The next 64 bits of SplitMix64. */
@@ -115,7 +115,7 @@ void smc_sampler_open(struct smc_sampler *sampler, const struct smc_sampling *op
 void smc_sampler_close(struct smc_sampler *sampler);
 /* Whether smc_sample always takes the largest logit, so that no others are needed. */
 int smc_takes_largest(const struct smc_sampling *options);
-/* The next token for logits [vocab_size]. */
+/* The next token for logits [vocab_size]; dies where one is NaN or infinite. */
 int32_t smc_sample(struct smc_sampler *sampler, const float *logits);
 
 /* ---- session.c: the opened model and its one sequence */

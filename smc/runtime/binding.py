@@ -29,6 +29,7 @@ from smc.runtime.interface import (
     KV_DTYPES,
     NO_MEMORY,
     NO_SPACE,
+    NOT_FINITE,
     TOKEN,
     UNSUPPORTED,
     WANT_HIDDEN,
@@ -41,7 +42,7 @@ from smc.runtime.interface import (
 )
 from smc.runtime.profile import Limits, LimitsStruct, Profile, ProfileStruct
 
-_USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED}
+_USERS = {BAD_INPUT, NO_MEMORY, NO_SPACE, UNSUPPORTED, NOT_FINITE}
 
 
 class CancelledError(Exception):

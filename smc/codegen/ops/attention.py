@@ -83,6 +83,7 @@ def _write(
             "tiles": StepField("tiles"),
             "cache": Cache(cache, "data"),
             "scales": Cache(cache, "data"),
+            "beyond": StepField("beyond"),
             "stride": Stride(k),
             "page": Cache(cache, "page_bytes"),
             "layer": Cache(cache, "first_head"),

@@ -105,7 +105,7 @@ class Null:
 class StepField:
     """A table or a number of the step, the same for all calls (`struct smc_step` in the engine's program.h)."""
 
-    name: Literal["tokens", "tiles", "partials", "splits"]
+    name: Literal["tokens", "tiles", "partials", "splits", "beyond"]
 
     def __str__(self) -> str:
         return f"step.{self.name}"

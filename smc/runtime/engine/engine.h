@@ -26,6 +26,7 @@ typedef enum smc_status {
   SMC_NO_SPACE = -4,    /* no free sequence slot, or a sequence would outgrow the context */
   SMC_UNSUPPORTED = -5, /* this CPU has none of the feature levels that the artifact brings */
   SMC_FAILED = -6,      /* the operating system refused something */
+  SMC_NOT_FINITE = -7,  /* numbers go beyond what the arithmetic or the KV cache holds; sequences as for SMC_CANCELLED */
 } smc_status;
 
 typedef enum smc_kv_dtype {

@@ -20,6 +20,8 @@ typedef struct cpu_set { char none; } cpu_set_t; /* elsewhere no program may say
 #define SMC_PREFETCHED 64 /* bytes that one prefetch brings, at least */
 #define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
 
+#define SMC_SAYS_NOT_FINITE "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
+
 /* Writes the sentence into error[SMC_ERROR_BYTES], unless that is NULL, and returns status. */
 int smc_fail(char *error, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
@@ -142,7 +144,7 @@ int64_t smc_nanoseconds(void); /* of a clock that only goes forward */
 /* ---- top.c: the largest logits, found by every thread among those that it made */
 
 void smc_top_clear(const struct smc_step *step, int32_t threads);
-/* The id of the step's i-th token that wants one; 0 where no logit is larger than -infinity. */
+/* The id of the step's i-th token that wants one; -1 where the largest is infinite or all are NaN. */
 int32_t smc_top_of(const struct smc_step *step, int32_t threads, int32_t i);
 
 /* ---- limits.c: what the machine can do */
@@ -301,6 +303,7 @@ struct smc_model {
   uint64_t memory_bytes, scratch_stride;
   uint8_t *arena, *scratch;
   int32_t *tokens, *wanted_tokens, *logits_tokens, *top_tokens;
+  int32_t *beyond; /* see smc_step */
   int32_t *slots; /* [kv_group_count][max_step_tokens] */
   struct smc_kv_pages kv[SMC_MAX_KV_GROUPS];
   struct smc_top *tops;

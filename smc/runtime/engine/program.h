@@ -149,6 +149,7 @@ struct smc_step {
   struct smc_top *tops;          /* [threads][top_count] what every thread has found, at the step's begin nothing */
   const uint8_t *weights;        /* the weights member, 64-KiB aligned */
   uint8_t *arena;                /* 64-byte aligned */
+  int32_t *beyond;               /* becomes 1 where a key or a value is beyond the cache's range; at the step's begin 0 */
   const void *kernels;           /* of the level in use */
 };
 

@@ -42,6 +42,7 @@ int smc_step_allocate(smc_model *model, char *error) {
   const int32_t most = splits_for(model->cache.context_length); /* of one token */
   if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
   const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
+  const uint64_t beyond = place(&end, sizeof *model->beyond);
   void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)end);
   smc_advise_huge_pages(memory, end);
@@ -64,6 +65,7 @@ int smc_step_allocate(smc_model *model, char *error) {
   model->wanted_tiles = (struct smc_tile *)(void *)(model->memory + wanted_tiles);
   model->rope = (float *)(void *)(model->memory + rope);
   model->partials = (float *)(void *)(model->memory + partials);
+  model->beyond = (int32_t *)(void *)(model->memory + beyond);
   return SMC_OK;
 }
 
@@ -201,6 +203,12 @@ static int32_t fill_step(smc_model *model, struct smc_step *step, const smc_toke
   return step->count;
 }
 
+static int fail_beyond(const smc_model *model, char *error) {
+  if (model->cache.kv_dtype == SMC_KV_F16)
+    return smc_fail(error, SMC_NOT_FINITE, "a key or a value is beyond the range of the f16 KV cache: use an f32 one (--kv-dtype f32)");
+  return smc_fail(error, SMC_NOT_FINITE, "a key or a value is NaN or infinite: the model's weights or its input go beyond what the arithmetic holds");
+}
+
 static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
   const struct smc_program *program = model->program;
   const uint64_t stride = (uint64_t)program->logits_stride;
@@ -218,7 +226,7 @@ static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
       .step = {.kv_dtype = model->cache.kv_dtype, .tokens = model->tokens, .rope = model->rope,
                .tiles = model->tiles, .kv = model->kv, .partials = model->partials,
                .wanted_tokens = model->wanted_tokens, .wanted_tiles = model->wanted_tiles, .logits_tokens = model->logits_tokens, .top_tokens = model->top_tokens, .tops = model->tops, .weights = model->artifact.weights, .arena = model->arena,
-               .kernels = model->level->kernels}};
+               .beyond = model->beyond, .kernels = model->level->kernels}};
   struct smc_step *step = &job.step;
   float *logits = batch->logits, *hidden = batch->hidden;
   int32_t *top = batch->top;
@@ -227,11 +235,14 @@ static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
     begin += fill_step(model, step, tokens, batch->count - begin, direct ? INT32_MAX : BOUNCE_ROWS);
     step->logits = direct ? logits : model->bounce;
     smc_top_clear(step, model->pool->threads);
+    *model->beyond = 0;
     if (model->profiler.on) smc_profile_count(&model->profiler, step);
     if (smc_pool_run(model->pool, &job)) return smc_fail(error, SMC_CANCELLED, "the step was cancelled");
+    if (*model->beyond) return fail_beyond(model, error);
     if (!direct) memcpy(logits, model->bounce, (uint64_t)step->logits_count * stride * sizeof(float));
     logits += (uint64_t)step->logits_count * stride;
-    for (int32_t i = 0; i < step->top_count; i++) *top++ = smc_top_of(step, model->pool->threads, i);
+    for (int32_t i = 0; i < step->top_count; i++)
+      if ((*top++ = smc_top_of(step, model->pool->threads, i)) < 0) return smc_fail(error, SMC_NOT_FINITE, SMC_SAYS_NOT_FINITE);
     const float *states = (const float *)(const void *)(model->arena + program->hidden_offset);
     for (int32_t i = 0; i < step->wanted_count; i++) {
       if (!(tokens[step->wanted_tokens[i]].flags & SMC_WANT_HIDDEN)) continue;

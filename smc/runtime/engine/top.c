@@ -23,5 +23,6 @@ int32_t smc_top_of(const struct smc_step *step, int32_t threads, int32_t i) {
       id = top->ids[lane];
     }
   }
-  return id;
+  /* NaN is never the largest: where all logits are, nothing was found. */
+  return isfinite(largest) ? id : -1;
 }

@@ -64,11 +64,15 @@ static void push(struct writer *writer, const char *text, size_t length) {
   if (length) show(writer, find_stop(&writer->stops, text, length));
 }
 
-static void check_prompt(const struct smc_session *session, int32_t count) {
+static void check_prompt(const struct smc_session *session, const int32_t *prompt, int32_t count) {
   if (count == 0) smc_die("the prompt is empty: give at least one token");
   if (count > session->info.context_length)
     smc_die("the prompt has %d tokens, but the context holds %d; shorten it or choose a longer context (--ctx)", count,
             session->info.context_length);
+  /* A tokenizer may have more tokens than the model: what has a place for each of the model's is used from here on. */
+  for (int32_t i = 0; i < count; i++)
+    if (prompt[i] < 0 || prompt[i] >= session->info.vocab_size)
+      smc_die("token %d is not in the vocabulary of %d tokens", prompt[i], session->info.vocab_size);
 }
 
 static int ends_text(int32_t token) {
@@ -111,7 +115,7 @@ static enum smc_finish run_tokens(struct smc_session *session, struct smc_sample
 
 void smc_generate(struct smc_session *session, const struct smc_command *command, const int32_t *prompt, int32_t count,
                   enum smc_output output, struct smc_generation *generation) {
-  check_prompt(session, count);
+  check_prompt(session, prompt, count);
   *generation = (struct smc_generation){.finish = SMC_FINISH_LENGTH};
   smc_buffer_add(&generation->text, "", 0);
   if (command->max_tokens == 0) return;

@@ -128,7 +128,7 @@ int32_t smc_sample(struct smc_sampler *sampler, const float *logits) {
     none += logit * 0;
     sampler->scaled[i] = !sampler->seen[i] ? logit : logit < 0 ? logit * penalty : logit / penalty;
   }
-  if (none != 0) smc_die("the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds");
+  if (none != 0) smc_die("%s", SMC_SAYS_NOT_FINITE);
   int32_t token;
   if (sampler->options.temperature == 0) {
     token = largest_of(sampler->scaled, sampler->vocab_size);

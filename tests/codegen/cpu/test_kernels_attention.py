@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -146,13 +147,40 @@ def test_keys_are_rotated_and_written(build: Any, level: Level, shape: Attention
     stride = padded(width, 32)
     k_rows, v_rows = (guarded(np.pad(x, ((0, 0), (0, stride - width)), constant_values=np.nan)) for x in (k, v))
     arrays = [k_rows, v_rows, cosines_and_sines(shape, positions), guarded(slots), guarded(np.array(rows, np.int32))]
+    beyond = guarded(np.zeros(1, np.int32))
     for begin, end in ((0, 1), (1, len(rows) * shape.kv_heads)):
-        kernel(*arrays, cache.memory, cache.memory, stride, cache.page, cache.layer, begin, end)
+        kernel(*arrays, cache.memory, cache.memory, beyond, stride, cache.page, cache.layer, begin, end)
+    assert beyond[0] == 0
     heads = (shape.kv_heads, shape.head_dim)
     for token, key in enumerate(rotated(k, shape, positions)):
         place = (slots[token] // PAGE, slots[token] % PAGE)
         cache.write(*place, key.reshape(heads), v[token].reshape(heads), expected_memory)
     np.testing.assert_array_equal(cache.memory, expected_memory)
+
+
+@pytest.mark.parametrize(
+    "shape", [SHAPES[0], SHAPES[3], SHAPES[8], AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str
+)
+def test_what_the_cache_cannot_hold_is_told(build: Any, level: Level, shape: AttentionShape) -> None:
+    """Wherever it is, in a key or a value; the largest that can be held is not told."""
+    kernel = build(level, rope_cache_kernel("write", shape, level))["write"]
+    cache, tokens, width = Cache(shape, [64], 2), 9, shape.kv_heads * shape.head_dim
+    rows = guarded(np.array([[0, 8, 0, 0], [8, 1, 0, 8]], np.int32))
+    slots = guarded((cache.tables[0] * PAGE + np.arange(tokens)).astype(np.int32))
+    rope = np.zeros((tokens, 2, shape.head_dim // 2), np.float32)
+    rope[:, 0] = 1  # no rotation, so that a key is what is written
+    stride, beyond = padded(width, 32), guarded(np.zeros(1, np.int32))
+    largest, least_beyond = (65519.0, 65520.0) if shape.kv_dtype == "f16" else (np.finfo(np.float32).max, np.inf)
+    for place, sign in itertools.product([0, 1, 15, 16, 19, shape.head_dim - 1, width - 1], [1, -1]):
+        for bad, told in ((largest, 0), (least_beyond, 1), (np.inf, 1), (np.nan, 1)):
+            for of_key, token in itertools.product((True, False), (0, 7, 8)):
+                k, v = (np.pad(np.ones((tokens, width)), ((0, 0), (0, stride - width))) for _ in range(2))
+                (k if of_key else v)[token, place] = sign * bad
+                k_rows, v_rows = (guarded(x.astype(np.float32)) for x in (k, v))
+                beyond[0] = 0
+                arrays = [k_rows, v_rows, guarded(rope), slots, rows, cache.memory, cache.memory, beyond]
+                kernel(*arrays, stride, cache.page, cache.layer, 0, 2 * shape.kv_heads)
+                assert beyond[0] == told, (place, sign * bad, of_key, token)
 
 
 # ---- attention

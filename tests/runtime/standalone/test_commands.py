@@ -192,6 +192,9 @@ def test_stop_texts(executable: Executable):
         "--temperature 9 --top-p 0.99",
         "--temperature 1 --top-p 0.999999",  # takes tokens less likely than those that are sorted first
         "--temperature 2 --min-p 0.2",
+        "--temperature 1e-300 --top-p 0.9",
+        "--temperature 1.7e308 --min-p 5e-324",
+        "--temperature 1e-40 --top-k 5 --repetition-penalty 1e30",
         "--temperature 2 --top-k 40 --top-p 0.8 --min-p 0.05 --repetition-penalty 1.3",
         "--repetition-penalty 1.7",
         "--temperature 1 --repetition-penalty 0.6",

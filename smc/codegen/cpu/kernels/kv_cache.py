@@ -10,21 +10,26 @@ from smc.codegen.cpu.builder import (
     Expr,
     Kernel,
     Pointer,
+    Register,
     broadcast,
     cast,
     const,
     dtype_of,
     intrinsic,
+    lanes_of,
     shuffle,
     shuffle_pair,
 )
-from smc.codegen.cpu.kernels.rope import rotated_head
+from smc.codegen.cpu.kernels.rope import rotated_head, rotated_lanes
 from smc.codegen.cpu.kernels.sink import symmetric_scale
 from smc.codegen.cpu.kernels.vector_math import LANES, horizontal, magnitude, nearest
 from smc.codegen.kernels.abi import PAGE_TOKENS, TILE_TOKENS, AttentionShape
 from smc.targets import Level
 
 TILE_FIELDS = 4
+
+F16_OVERFLOW = 65520.0
+"""The least float32 that is rounded to infinity."""
 
 
 def read_tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, Expr]:
@@ -37,14 +42,19 @@ def read_tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, 
 
 
 def rope_cache_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(k, v, rope, slots, tiles, cache, scales, stride, page, layer, begin, end)
+    """int32_t name(k, v, rope, slots, tiles, cache, scales, beyond, stride, page, layer, begin, end)
 
     Blocks are (tile, KV head): rotates the tile's keys and writes keys and values into the cache.
     k, v: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens];
     tiles: int32 [n][4] token, count, table, index; cache: all pages; scales: the same memory, for those of an int8
-    cache; page: bytes of a page; layer: KV heads in front of this layer's.
+    cache; page: bytes of a page; layer: KV heads in front of this layer's. beyond: int32 [1], becomes 1 where a key or
+    a value is beyond the cache's range: NaN, infinite, or in f16 what would be rounded to infinity.
     """
     return _CacheWrite(name, shape, level).build()
+
+
+def _floats(lanes: int) -> str:
+    return "float32" if lanes == 1 else f"float32x{lanes}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class _CacheWrite:
         self.rope, self.slots = k.pointer("rope", "float32"), k.pointer("slots", "int32")
         self.tiles = k.pointer("tiles", "int32")
         self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
+        self.beyond = k.pointer("beyond", "int32")
         self.scales.written = True  # by the kernels of one dtype: the others must have the same C parameters
         self.stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
         page, layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
@@ -73,6 +84,9 @@ class _CacheWrite:
         # A tile's keys as the cache has them, and for codes a rotated key.
         self.rows = k.array(shape.element_dtype, TILE_TOKENS * shape.padded_dim, "rows")
         self.rotated = k.array("float32", shape.padded_dim, "rotated") if shape.kv_dtype == "i8" else None
+        self.limit = F16_OVERFLOW if shape.kv_dtype == "f16" else float("inf")
+        # Not 0 where an element was beyond the range, by how many come at once.
+        self.faults: dict[int, Register] = {}
 
     def build(self) -> Kernel:
         k, shape = self.k, self.shape
@@ -83,6 +97,10 @@ class _CacheWrite:
             # A tile is of one sequence: from a multiple of 8 on, its tokens lie in the same 16 of a page.
             aligned = first.key % TILE_TOKENS == const(0, "int64")
             together = k.let(cast(tirx.And(count == const(TILE_TOKENS, "int64"), aligned), "int32"), "together")
+            self.faults = {
+                lanes: k.register(const(0.0, _floats(lanes)), "fault")
+                for lanes in {1, LANES, rotated_lanes(shape)}
+            }
             with k.loop(count, "t") as t:
                 start = k.let((token + t) * self.stride + head * shape.head_dim, "start")
                 slot = self._slot(token + t, head)
@@ -93,7 +111,28 @@ class _CacheWrite:
                     self._write_key(slot, row)
             with k.when(together != const(0, "int32")):
                 self._write_keys(first)
+            self._tell()
         return k
+
+    def _watch(self, values: Expr) -> Expr:
+        """The values, compared with the limit on their way; NaN is never below it."""
+        k, lanes = self.k, lanes_of(values)
+        values = k.let(values, "values")
+        dtype = _floats(lanes)
+        fits = intrinsic(dtype, "llvm.fabs", values) < const(self.limit, dtype)
+        fault = self.faults[lanes]
+        k.set(fault, tirx.Select(fits, fault.value, const(1.0, dtype)))
+        return values
+
+    def _tell(self) -> None:
+        """One flag for the step: whoever sets it writes the same."""
+        k, zero = self.k, const(0.0, "float32")
+        for lanes, fault in self.faults.items():
+            largest = horizontal(k, fault.value, tirx.max) if lanes == LANES else zero
+            for lane in range(lanes if lanes < LANES else 0):
+                largest = tirx.max(largest, shuffle(fault.value, [lane]) if lanes > 1 else fault.value)
+            with k.when(largest > zero):
+                k.store(self.beyond, const(0, "int64"), const(1, "int32"))
 
     def _slot(self, token: Expr, head: Expr) -> _Slot:
         k, shape = self.k, self.shape
@@ -111,16 +150,16 @@ class _CacheWrite:
             return
         whole = shape.head_dim // LANES * LANES
         for d in range(0, whole, LANES):
-            k.store(self.cache, slot.value + d, self._stored(self.value.load(start + d, LANES)))
+            k.store(self.cache, slot.value + d, self._stored(self._watch(self.value.load(start + d, LANES))))
         for d in range(whole, shape.head_dim):
-            k.store(self.cache, slot.value + d, self._stored(self.value.load(start + d)))
+            k.store(self.cache, slot.value + d, self._stored(self._watch(self.value.load(start + d))))
 
     def _keep_key(self, token: Expr, start: Expr, slot: _Slot, row: Expr) -> None:
         """A rotated key, as the cache has it, goes to self.rows[row…]."""
         k, shape = self.k, self.shape
         for d, values in rotated_head(k, shape, self.key, start, self.rope, token):
             if self.rotated is None:
-                k.store(self.rows, row + d, self._stored(values))
+                k.store(self.rows, row + d, self._stored(self._watch(values)))
             else:
                 k.store(self.rotated, d, values)
         if self.rotated is not None:
@@ -168,10 +207,10 @@ class _CacheWrite:
         whole = shape.head_dim // LANES * LANES
         largest = k.register(const(0.0, f"float32x{LANES}"), "largest")
         with k.loop(const(whole // LANES, "int64"), "vector") as v:
-            k.set(largest, tirx.max(largest.value, magnitude(k.let(x.load(start + v * LANES, LANES), "x"))))
+            k.set(largest, tirx.max(largest.value, magnitude(self._watch(x.load(start + v * LANES, LANES)))))
         amax = k.register(horizontal(k, largest.value, tirx.max), "amax")
         for d in range(whole, shape.head_dim):
-            k.set(amax, tirx.max(amax.value, intrinsic("float32", "llvm.fabs", x.load(start + d))))
+            k.set(amax, tirx.max(amax.value, intrinsic("float32", "llvm.fabs", self._watch(x.load(start + d)))))
         scale, inverse = symmetric_scale(k, amax.value)
         k.store(self.scales, scale_place, scale)
         with k.loop(const(whole // LANES, "int64"), "vector") as v:

@@ -9,6 +9,11 @@ from smc.codegen.cpu.kernels.vector_math import LANES
 from smc.codegen.kernels.abi import AttentionShape
 
 
+def rotated_lanes(shape: AttentionShape) -> int:
+    """How many elements of a half of a head come at once where it is rotated."""
+    return next(n for n in (16, 8, 4, 2, 1) if shape.head_dim // 2 % n == 0)
+
+
 def rotated_head(
     k: Kernel, shape: AttentionShape, x: Pointer, start: Expr, rope: Pointer, token: Expr
 ) -> Iterator[tuple[Expr, Expr]]:
@@ -24,8 +29,7 @@ def rotated_head(
         for d in range(whole, shape.head_dim):
             yield d, x.load(start + d)
         return
-    half = shape.head_dim // 2
-    lanes = next(n for n in (16, 8, 4, 2, 1) if half % n == 0)
+    half, lanes = shape.head_dim // 2, rotated_lanes(shape)
     cosines = k.let(token * shape.head_dim, "cosines")
     with k.loop(const(half // lanes, "int64"), "pair") as pair:
         d = k.let(pair * lanes, "d")

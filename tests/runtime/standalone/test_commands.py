@@ -458,7 +458,7 @@ def test_a_cut_file_is_told(executable: Executable, tmp_path: Path, kept: float 
         (["x", "--temperature", "inf"], "temperature is inf"),
         (["x", "--top-p", "0"], "top_p is 0, but must be above 0 and at most 1"),
         (["x", "--min-p", "1.5"], "min_p is 1.5, but must be from 0 to 1"),
-        (["x", "--repetition-penalty", "0"], "repetition_penalty is 0, but must be above 0"),
+        (["x", "--repetition-penalty", "0"], "repetition_penalty is 0, but must be from 1e-30 to 1e30"),
         (["x", "--kv-dtype", "f64"], "--kv-dtype takes f16, f32 or i8, not 'f64'"),
         (["x", "--threads", "65"], "threads is 65"),
         (["x", "--level", "best2"], "has no level 'best2': it has best, floor, never"),

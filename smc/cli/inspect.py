@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smc.cli import messages
 from smc.cli.options import verbosity_options
 from smc.errors import InputError
 
@@ -200,7 +201,8 @@ def _print_table(columns: list[str] | None, rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     if sys.stdout.isatty():
-        Console(highlight=False, markup=False).print(table)
+        plain = messages.color() is False
+        Console(highlight=False, markup=False, color_system=None if plain else "auto").print(table)
         return
     text = io.StringIO()
     Console(width=UNBOUNDED, highlight=False, markup=False, file=text).print(table)

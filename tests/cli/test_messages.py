@@ -29,12 +29,12 @@ def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes
 
 
 @pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
-@pytest.mark.parametrize("arguments", [["run", "nothing.smc", "x"], ["targets"], ["doctor"]])
-def test_no_color(arguments: list[str], no_color: str, colored: bool) -> None:
+@pytest.mark.parametrize("arguments", [["run", "nothing.smc", "x"], ["targets"], ["doctor"], ["inspect", "ARTIFACT"]])
+def test_no_color(arguments: list[str], no_color: str, colored: bool, artifact: Path) -> None:
     """On a terminal: errors, headings and marks."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": no_color, "TERM": "xterm"}
-    command = [sys.executable, "-m", "smc", *arguments]
+    command = [sys.executable, "-m", "smc", *(str(artifact) if word == "ARTIFACT" else word for word in arguments)]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
         os.close(theirs)
         shown = b""

@@ -28,7 +28,7 @@ static int huge_pages_given(void) {
 void smc_weights_to_huge_pages(struct smc_artifact *artifact) {
   const uint64_t bytes = smc_round_up(artifact->weight_bytes, HUGE_PAGE);
   if (bytes < SMALLEST_COPY || !huge_pages_given()) return;
-  if (smc_available_memory() / 2 < bytes) return; /* file pages can be dropped and read again, a copy cannot */
+  if (smc_available_memory(2 * bytes) / 2 < bytes) return; /* file pages can be dropped and read again, a copy cannot */
   uint8_t *region = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (region == MAP_FAILED) return;
   uint8_t *copy = (uint8_t *)(uintptr_t)smc_round_up((uint64_t)(uintptr_t)region, HUGE_PAGE);

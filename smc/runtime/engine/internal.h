@@ -157,8 +157,7 @@ int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, con
 int smc_default_threads(void);
 int smc_thread_id(void); /* by which the calling thread can be placed; never 0 */
 #if defined(__linux__)
-/* CPUs that the cgroup quota gives, rounded up, or 0 for no limit. `membership` is /proc/self/cgroup, `root` where the
- * cgroup file systems are mounted. */
+/* CPUs that the cgroup quota gives, rounded up, or 0 for no limit; see smc_cgroup_levels. */
 int smc_quota_cpus(const char *membership, const char *root);
 /* Takes the CPUs from the set that are less than half as fast as the fastest, where the system says how fast they are.
  * `root` is /sys/devices/system/cpu. */
@@ -166,6 +165,24 @@ void smc_keep_fast_cpus(const char *root, cpu_set_t *cpus);
 #endif
 void smc_place_workers(struct smc_pool *pool); /* at creation, by the caller's thread */
 void smc_follow_caller(struct smc_pool *pool); /* before a job: makes room where the caller's thread has moved */
+
+/* ---- cgroup.c: what a container may use */
+
+/* Of a cgroup's directory; version: 1 or 2. */
+typedef void smc_cgroup_visit(void *context, const char *directory, int version);
+/* Visits all levels of the process's cgroups that have the controller ("cpu"), from its own up to the mount. `membership` is
+ * /proc/self/cgroup, `root` where the cgroup file systems are mounted. */
+void smc_cgroup_levels(const char *membership, const char *root, const char *controller, smc_cgroup_visit *visit, void *context);
+/* The first line of a file into line[size]; 0 where there is none. */
+int smc_read_line(const char *path, char *line, int size);
+
+/* ---- memory.c: how much there is */
+
+/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX where nobody says. What they
+ * hold of files can be taken back and counts as free; that is looked at only where less than `enough` is free without. */
+uint64_t smc_available_memory(uint64_t enough);
+/* The same for other files than /proc/meminfo, /proc/self/cgroup and /sys/fs/cgroup. */
+uint64_t smc_memory_left(const char *meminfo, const char *membership, const char *root, uint64_t enough);
 
 /* ---- cpu.c: what this CPU can do */
 
@@ -200,9 +217,6 @@ void smc_weights_to_huge_pages(struct smc_artifact *artifact);
 void smc_advise_huge_pages(void *begin, uint64_t bytes);
 
 /* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens for each group of layers, reached through a block table per sequence */
-
-/* Bytes that the machine can still give, or UINT64_MAX where it does not say. */
-uint64_t smc_available_memory(void);
 
 #define SMC_KV_ROLLBACK 64 /* tokens that a window keeps behind what it needs: so many can be taken back without computing */
 

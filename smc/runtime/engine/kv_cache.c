@@ -20,6 +20,7 @@
 /* So much memory of pages that nobody uses stays: the next prompt would get it back page fault by page fault, cleared each
  * time, which took 70 % of the time in which 512 tokens of a 135M model were written to the cache. */
 #define KEPT_BYTES (16 << 20)
+#define SPARE_BYTES (16 << 20) /* of memory that the cache leaves to all the others in the process */
 #if defined(__APPLE__)
 #define GIVE_BACK MADV_FREE
 #else
@@ -167,25 +168,15 @@ void smc_kv_shorten(struct smc_kv_cache *cache, int32_t sequence, int32_t length
     if (cache->groups[i].window) keep_pages(cache, &cache->groups[i], sequence, 0, 0);
 }
 
-uint64_t smc_available_memory(void) {
-  FILE *file = fopen("/proc/meminfo", "re");
-  if (!file) return UINT64_MAX;
-  char line[256];
-  unsigned long long kibibytes = UINT64_MAX / 1024;
-  while (fgets(line, sizeof line, file))
-    if (sscanf(line, "MemAvailable: %llu kB", &kibibytes) == 1) break;
-  fclose(file);
-  return kibibytes * 1024;
-}
-
 /* Overcommitted memory ends in a killed process; here it ends in a sentence. */
 int smc_kv_check_memory(const struct smc_kv_cache *cache, uint64_t bytes, char *error) {
   if (bytes == 0) return SMC_OK;
-  const uint64_t available = smc_available_memory();
-  if (bytes <= available) return SMC_OK;
+  const uint64_t wanted = bytes + SPARE_BYTES, available = smc_available_memory(wanted);
+  if (wanted <= available) return SMC_OK;
   return smc_fail(error, SMC_NO_MEMORY,
-                  "the KV cache needs another %.0f MiB and the machine has %.0f MiB left: use a shorter context, fewer sequences%s",
-                  (double)bytes / MEBIBYTE, (double)available / MEBIBYTE, cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : cache->kv_dtype == SMC_KV_F16 ? " or an i8 cache" : "");
+                  "the KV cache needs another %.0f MiB and there are %.0f MiB left for it: use a shorter context, fewer sequences%s",
+                  (double)bytes / MEBIBYTE, available > SPARE_BYTES ? (double)(available - SPARE_BYTES) / MEBIBYTE : 0.0,
+                  cache->kv_dtype == SMC_KV_F32 ? " or an f16 cache" : cache->kv_dtype == SMC_KV_F16 ? " or an i8 cache" : "");
 }
 
 /* ---- sequences */

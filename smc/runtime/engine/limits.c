@@ -156,7 +156,7 @@ static double multiply_rate(struct smc_pool *pool, int32_t threads, const struct
 
 int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, const void *weights, uint64_t weight_bytes,
                        smc_limits *limits) {
-  const uint64_t free_bytes = smc_available_memory() / 4, bytes = free_bytes < BUFFER_BYTES ? free_bytes : BUFFER_BYTES;
+  const uint64_t free_bytes = smc_available_memory(4 * BUFFER_BYTES) / 4, bytes = free_bytes < BUFFER_BYTES ? free_bytes : BUFFER_BYTES;
   void *buffer;
   if (posix_memalign(&buffer, HUGE_PAGE, bytes)) return SMC_NO_MEMORY;
   smc_advise_huge_pages(buffer, bytes); /* as the weights have them */

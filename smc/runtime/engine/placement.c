@@ -20,70 +20,32 @@ static int limit_threads(int count) { return count < 1 ? 1 : count > SMC_MAX_THR
 
 #define PATH_BYTES 4096
 
-static int read_line(const char *path, char *line, int size) {
-  FILE *file = fopen(path, "re");
-  if (!file) return 0;
-  const int got = fgets(line, size, file) != NULL;
-  fclose(file);
-  return got;
-}
-
 /* The quota of one cgroup directory in CPUs, rounded up, or 0. */
 static int directory_quota(const char *directory, int version) {
   char path[PATH_BYTES + 32], line[128];
   long long quota = 0, period = 0;
   if (version == 2) { /* "max 100000" or "150000 100000" */
     snprintf(path, sizeof path, "%s/cpu.max", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld %lld", &quota, &period) != 2) return 0;
+    if (!smc_read_line(path, line, sizeof line) || sscanf(line, "%lld %lld", &quota, &period) != 2) return 0;
   } else {
     snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return 0;
+    if (!smc_read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return 0;
     snprintf(path, sizeof path, "%s/cpu.cfs_period_us", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return 0;
+    if (!smc_read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return 0;
   }
   if (quota <= 0 || period <= 0 || quota / period > 1 << 20) return 0;
   return (int)((quota + period - 1) / period);
 }
 
-/* The smallest quota from the process's own cgroup up to the mount point. Inside a container the path in
- * /proc/self/cgroup may not exist below the mount; then the mount point itself is the container's. */
-static int path_quota(const char *mount, const char *group, int version) {
-  char directory[PATH_BYTES];
-  int best = 0;
-  if ((size_t)snprintf(directory, sizeof directory, "%s%s", mount, group) >= sizeof directory) return 0;
-  for (;;) {
-    const int quota = directory_quota(directory, version);
-    if (quota && (!best || quota < best)) best = quota;
-    char *slash = strrchr(directory, '/');
-    if (!slash || (size_t)(slash - directory) < strlen(mount)) return best;
-    *slash = 0;
-  }
+static void visit_quota(void *context, const char *directory, int version) {
+  int *best = context;
+  const int quota = directory_quota(directory, version);
+  if (quota && (!*best || quota < *best)) *best = quota;
 }
 
 int smc_quota_cpus(const char *membership, const char *root) {
-  FILE *file = fopen(membership, "re");
-  if (!file) return 0;
-  char line[PATH_BYTES], mount[PATH_BYTES];
   int best = 0;
-  while (fgets(line, sizeof line, file)) { /* "0::/group" (version 2) or "4:cpu,cpuacct:/group" (version 1) */
-    line[strcspn(line, "\n")] = 0;
-    char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
-    if (!group) continue;
-    *group++ = 0;
-    controllers++;
-    const int version = *controllers ? 1 : 2;
-    const int length = snprintf(mount, sizeof mount, "%s%s%s", root, *controllers ? "/" : "", controllers);
-    int named = version == 2;
-    for (char *rest = controllers, *name; (name = strtok_r(rest, ",", &rest));) named |= !strcmp(name, "cpu");
-    if (!named || length >= (int)sizeof mount) continue;
-    int quota = path_quota(mount, group, version);
-    if (version == 1 && !quota) { /* mounted as "cpu" where the list says "cpu,cpuacct" */
-      snprintf(mount, sizeof mount, "%s/cpu", root);
-      quota = path_quota(mount, group, version);
-    }
-    if (quota && (!best || quota < best)) best = quota;
-  }
-  fclose(file);
+  smc_cgroup_levels(membership, root, "cpu", visit_quota, &best);
   return best;
 }
 
@@ -93,7 +55,7 @@ void smc_keep_fast_cpus(const char *root, cpu_set_t *cpus) {
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
     if (!CPU_ISSET(cpu, cpus)) continue;
     snprintf(path, sizeof path, "%s/cpu%d/cpu_capacity", root, cpu);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%ld", &capacity[cpu]) != 1) return;
+    if (!smc_read_line(path, line, sizeof line) || sscanf(line, "%ld", &capacity[cpu]) != 1) return;
     if (capacity[cpu] > most) most = capacity[cpu];
   }
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)

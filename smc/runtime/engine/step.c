@@ -43,6 +43,8 @@ int smc_step_allocate(smc_model *model, char *error) {
   if (most > 1 && model->pool->threads > 1) model->partial_count = most > MOST_PARTIALS ? most : MOST_PARTIALS;
   const uint64_t partials = place(&end, (uint64_t)model->partial_count * program->partial_bytes);
   const uint64_t beyond = place(&end, sizeof *model->beyond);
+  if (end > smc_available_memory(end))
+    return smc_fail(error, SMC_NO_MEMORY, "there are less than %.0f MiB of memory left, which the activations need", (double)end / (1 << 20));
   void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)end);
   smc_advise_huge_pages(memory, end);

@@ -15,6 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifndef FAKE_WEIGHT_BYTES
+#define FAKE_WEIGHT_BYTES VOCAB
+#endif
 #ifndef FAKE_LAYERS
 #define FAKE_LAYERS 3
 #endif
@@ -189,7 +192,7 @@ const struct smc_program smc_program = {
     .max_step_tokens = STEP,
     .rope_table_count = 2,
     .rope_tables = rope_tables,
-    .weight_bytes = VOCAB,
+    .weight_bytes = FAKE_WEIGHT_BYTES,
     .token_weight_bytes = 0,
     .arena_bytes = 16384,
     .thread_scratch_bytes = 64,

@@ -8,6 +8,7 @@
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
+ *   phases memory MEMINFO MEMBERSHIP ROOT ENOUGH   bytes that the machine and a cgroup give
  *   phases fast ROOT COUNT             which of so many CPUs are fast
  *
  * Shared data is plain on purpose: where the barrier orders too little, the thread sanitizer sees it. */
@@ -293,6 +294,10 @@ static void bench(struct smc_pool *pool, int phases, int blocks) {
 int main(int count, char **arguments) {
   if (count == 4 && !strcmp(arguments[1], "quota")) {
     printf("%d\n", smc_quota_cpus(arguments[2], arguments[3]));
+    return 0;
+  }
+  if (count == 6 && !strcmp(arguments[1], "memory")) {
+    printf("%llu\n", (unsigned long long)smc_memory_left(arguments[2], arguments[3], arguments[4], strtoull(arguments[5], NULL, 10)));
     return 0;
   }
   if (count == 4 && !strcmp(arguments[1], "fast")) {

@@ -18,6 +18,13 @@ SAMPLING = {
 }
 """How tokens may be chosen, in which ranges; executables have the same (standalone/options.c)."""
 
+END_TEXTS = (
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>",
+    "<end_of_utterance>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "</s>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+"""Tokens with these texts end a turn, a message or a text in models that have them, whatever the checkpoint says."""
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:

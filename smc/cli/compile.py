@@ -110,6 +110,8 @@ def compile(
             emit_kinds=kinds,
             records=records,
         )
+        for note in report.notes:
+            progress.note(note)
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
     summary = _summary(module, out, report, progress)

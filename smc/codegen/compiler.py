@@ -22,6 +22,7 @@ from smc.codegen.plan.planner import make_plan
 from smc.codegen.schedule.memory import MemoryPlan, plan_memory
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone_parts
+from smc.codegen.texts import settle_texts
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module, verify
@@ -34,7 +35,7 @@ class CompileReport:
     """What was made: sizes in bytes, seconds a stage.
 
     executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
-    the model has a chat template, the end of a sentence.
+    the model has a chat template, the end of a sentence. notes: what is odd about the model's texts, a sentence each.
     """
 
     target: str
@@ -46,6 +47,7 @@ class CompileReport:
     kernels: int
     executable_bytes: int = 0
     no_chat: str | None = None
+    notes: list[str] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -69,6 +71,8 @@ def compile_module(
     """
     machine, out = find_target(target), Path(out)
     verify(module)
+    facts, notes = settle_texts(module.facts)
+    module = replace(module, facts=facts)
     stages = _Stages(progress or (lambda stage, fraction: None))
     with stages("plan"):
         plan = make_plan(module)
@@ -98,6 +102,7 @@ def compile_module(
         len(kernels.objects),
         written.executable_bytes,
         parts.no_chat if parts else None,
+        notes,
         stages.seconds,
     )
 

@@ -12,7 +12,7 @@ from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.distribution import VERSION
 from smc.errors import InputError
 from smc.ir import ModelFacts, Module
-from smc.runtime.chat import ChatTemplate
+from smc.runtime.chat import BrokenTemplateError, ChatTemplate
 from smc.runtime.sampling import SamplingOptions
 from smc.targets import Target
 
@@ -41,7 +41,10 @@ def standalone_parts(facts: ModelFacts, target: Target) -> StandaloneParts:
     if facts.chat_template is None:
         return StandaloneParts({TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}, None)
     tokenizer, ends = Tokenizer.from_str(facts.tokenizer), facts.generation.eos_token_ids
-    chat = ChatTemplate(facts.chat_template, tokenizer, facts.special_tokens, ends)
+    try:
+        chat = ChatTemplate(facts.chat_template, tokenizer, facts.special_tokens, ends)
+    except BrokenTemplateError as error:
+        return StandaloneParts({TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer)}, f"is broken: {error.reason}")
     members = {TOKENIZER_TABLES: tokenizer_tables(facts.tokenizer, chat.control)}
     pieces = split_chat_template(chat)
     if isinstance(pieces, Unsplittable):

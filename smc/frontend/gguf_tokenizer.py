@@ -8,6 +8,7 @@ from typing import Any
 from smc.errors import InputError
 from smc.frontend.config import Config
 from smc.frontend.sentencepiece import Kind, Vocabulary, frame
+from smc.generation import END_TEXTS
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Radford et al., "Language Models are Unsupervised Multitask Learners" (2019)."""
@@ -86,7 +87,18 @@ def build_tokenizer(metadata: Config) -> str | None:
     kinds = _list(metadata, "token_type", int, [Kind.NORMAL] * len(tokens))
     if len(kinds) != len(tokens):
         raise InputError(f"{metadata.origin}: {len(tokens)} tokens, but {len(kinds)} token types")
+    kinds = _with_ends(metadata, tokens, kinds)
     return _byte_level(metadata, tokens, kinds) if model == "gpt2" else _sentencepiece(metadata, tokens, kinds)
+
+
+def _with_ends(metadata: Config, tokens: list[str], kinds: list[int]) -> list[int]:
+    """The token types, where tokens that begin or end texts are control tokens whatever the file calls them."""
+    names = ("bos", "eos", "eot", "eom")
+    ids = {number for name in names for number in metadata.token_ids(f"tokenizer.ggml.{name}_token_id")}
+    return [
+        Kind.CONTROL if (place in ids or token in END_TEXTS) and kind in (Kind.NORMAL, Kind.USER_DEFINED) else kind
+        for place, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+    ]
 
 
 def special_tokens(metadata: Config) -> dict[str, str]:

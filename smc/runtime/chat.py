@@ -34,11 +34,20 @@ from smc.runtime.template_language import template_environment
 Message = Mapping[str, Any]
 
 
+class BrokenTemplateError(InputError):
+    """A template with a syntax error; `reason` is jinja's sentence."""
+
+    def __init__(self, error: jinja2.TemplateError) -> None:
+        line = getattr(error, "lineno", None)
+        self.reason = f"{error.message or error}" + (f" (line {line})" if line else "")
+        super().__init__(f"the model's chat template is broken: {self.reason}; use --raw to run without it")
+
+
 class ChatTemplate:
     """A chat template together with its tokenizer.
 
     source: jinja text. special_tokens: names ("bos_token", …) to token text, visible to the template. ends: ids of the
-    tokens that end a text. Raises InputError where the template has a syntax error.
+    tokens that end a text. Raises BrokenTemplateError where the template has a syntax error.
     """
 
     def __init__(
@@ -51,7 +60,7 @@ class ChatTemplate:
         try:
             self._template = template_environment().from_string(source)
         except jinja2.TemplateError as error:
-            raise InputError(f"the model's chat template is broken: {error}; use --raw to run without it") from None
+            raise BrokenTemplateError(error) from None
 
     @cached_property
     def control(self) -> ControlTokens:

@@ -155,8 +155,11 @@ def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pyt
     folder, _ = make_checkpoint()
     before = set(tmp_path.iterdir())
     assert main.run(["compile", str(folder), "--quant", "int8", "--emit", "c,tir,asm,obj", "listing", "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
     artifact = Path(summary["out"])
+    [note] = summary["notes"]
+    assert "has no tokenizer that can be read" in note and note in shown.err.replace("\n", " ")
     assert set(tmp_path.iterdir()) - before == {tmp_path / artifact, tmp_path / "listing"}
     assert summary["bytes"] == artifact.stat().st_size
     assert summary["embedding"].startswith("int8.g32")

@@ -1,0 +1,124 @@
+"""What a model's tokenizer and chat template mean for its program, settled and checked before anything is built.
+
+A turn is ended by every token that the checkpoint names for it, by well-known ones that the tokenizer has, and by what
+the chat template writes behind an answer. What would make a model talk on to itself or cut its markers into letters is
+said now: refused where the model could never end a text, else noted.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from tokenizers import Tokenizer
+
+from smc.errors import InputError
+from smc.generation import END_TEXTS
+from smc.ir import ModelFacts
+from smc.runtime.chat import BrokenTemplateError, ChatTemplate, Message
+
+ENDS = ("eos_token", "eot_token", "eom_token")
+MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_\w+>|</?s>|<(?:bos|eos)>")
+"""Texts that look like control tokens in everybody's templates."""
+
+HARMONY = {"<|return|>", "<|call|>"}
+"""Tokenizers with both of them end a message with <|end|>, not a turn."""
+
+
+def settle_texts(facts: ModelFacts) -> tuple[ModelFacts, list[str]]:
+    """The facts with every token that ends a turn, and notes for who compiles.
+
+    InputError where the checkpoint names ends, but none that the model could write.
+    """
+    if facts.tokenizer is None:
+        kinds = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+        return facts, [f"{facts.name} has no tokenizer that can be read ({kinds}): it will take token ids, not text"]
+    tokenizer = Tokenizer.from_str(facts.tokenizer)
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    template, notes = None, list[str]()
+    if facts.chat_template is not None:
+        try:
+            template = ChatTemplate(
+                facts.chat_template, tokenizer, facts.special_tokens, facts.generation.eos_token_ids
+            )
+        except BrokenTemplateError as error:
+            notes.append(
+                f"the chat template of {facts.name} is broken: {error.reason}; what is compiled continues plain text "
+                "(--raw); for chats correct the template in the checkpoint and compile again"
+            )
+    ends = list(dict.fromkeys(_ends(facts, tokenizer, added, template)))
+    known = [number for number in ends if number < facts.vocab_size and tokenizer.id_to_token(number) is not None]
+    if ends and not known:
+        raise InputError(
+            f"{facts.name} could never end a text: its end tokens {ends} are no tokens of a tokenizer and a model of "
+            f"{facts.vocab_size}; correct eos_token_id in generation_config.json or config.json"
+        )
+    if strange := [number for number in ends if number not in known]:
+        notes.append(f"the end tokens {strange} of {facts.name} are none that the model can write: they are left out")
+    if template is not None:
+        notes += _marker_notes(template, added, facts.vocab_size)
+    return replace(facts, generation=replace(facts.generation, eos_token_ids=tuple(known))), notes
+
+
+def _ends(
+    facts: ModelFacts, tokenizer: Tokenizer, added: Mapping[str, int], template: ChatTemplate | None
+) -> Iterator[int]:
+    """Every token that ends a turn, those that the checkpoint names first."""
+    yield from facts.generation.eos_token_ids
+    for name in ENDS:
+        number = tokenizer.token_to_id(facts.special_tokens.get(name, ""))
+        if number is not None:
+            yield number
+    found = [added[text] for text in END_TEXTS if text in added and not (text == "<|end|>" and added.keys() >= HARMONY)]
+    if template is not None and (end := _end_of_answer(template)) is not None:
+        found.append(added.get(end, -1))
+    yield from (number for number in found if 0 <= number < facts.vocab_size)
+
+
+def _end_of_answer(template: ChatTemplate) -> str | None:
+    """The control token that the template writes behind an answer; None where it writes none or begins a turn."""
+    question, answer = _mark(), _mark()
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    text = _rendered(template, messages, False) or ""
+    before, found, behind = text.partition(answer)
+    asked, _, between = before.partition(question)
+    begins = {tokens[-1] for part in (asked, between) if (tokens := template.control.pattern.findall(part))}
+    match = template.control.pattern.match(behind.lstrip())
+    return match.group() if found and match and match.group() not in begins else None
+
+
+def _marker_notes(template: ChatTemplate, added: Mapping[str, int], vocab_size: int) -> list[str]:
+    """Of markers that the template writes, but that are not one token each."""
+    system, question, answer = ({"role": role, "content": _mark()} for role in ("system", "user", "assistant"))
+    texts = [
+        _rendered(template, messages, True) or ""
+        for messages in ([system, question, answer, question], [question, answer, question], [question])
+    ]
+    markers = sorted({marker for text in texts for marker in MARKER.findall(text)})
+    notes = []
+    if cut := [marker for marker in markers if marker not in added]:
+        notes.append(
+            f"the chat template writes {', '.join(cut)}, no token of the tokenizer: it is cut into letters, which is "
+            "right only if the model was trained so"
+        )
+    if beyond := [marker for marker in markers if added.get(marker, 0) >= vocab_size]:
+        notes.append(
+            f"the chat template writes {', '.join(beyond)}, for which the model of {vocab_size} tokens has no "
+            "embedding: chats will be refused (--raw continues plain text)"
+        )
+    return notes
+
+
+def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) -> str | None:
+    """None where the template refuses the conversation."""
+    try:
+        return template.render(messages, add_generation_prompt=prompt)
+    except InputError:
+        return None
+
+
+def _mark() -> str:
+    """A text that no template has."""
+    return secrets.token_hex(16)

@@ -140,8 +140,8 @@ class Kernels:
         tuning = load_tuning("native")
         measured = workloads((encoding, shape.rows, shape.columns) for encoding in encodings)
         specs = [tuning.choose(LinearKernel(encoding), level, measured).spec for encoding in encodings]
-        objects = build_kernels([(spec, level) for spec in specs], X86_64, progress)
         with tempfile.TemporaryDirectory() as folder:
+            objects = build_kernels([(spec, level) for spec in specs], X86_64, Path(folder), progress)
             files = _measurable_files(objects, level, Path(folder))
             # Of C's options listings take few.
             options = ["-I", str(tuner_folder()), "-Wno-unused-command-line-argument"]

@@ -84,8 +84,8 @@ def compile(
     emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels), "asm" and "obj" (their
         machine code).
     records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
-    `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full,
-    or where an executable can't have the model's tokenizer.
+    `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full, an `out`
+    that is no regular file or belongs to the checkpoint, or where an executable can't have the model's tokenizer.
     """
     from smc.codegen import compile_module
     from smc.passes import FUSIONS

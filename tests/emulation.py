@@ -44,7 +44,7 @@ def link_driver(module: Module, target: str, folder: Path) -> tuple[Path, Path]:
     machine, listings, program = find_target(target), folder / "listings", folder / "driver"
     smc.compile(module, target=target, out=folder / "model.smc", emit=listings, emit_kinds=("c", "obj"))
     assert machine.executable_target is not None
-    engine = cached_objects(engine_folder(), machine.executable_target, FLAGS)
+    engine = cached_objects(engine_folder(), machine.executable_target, FLAGS, program.parent)
     objects = [*engine, *sorted(listings.glob("*.o"))]
     compile_executable([DRIVER, listings / "program.c"], objects, machine, program, [engine_folder()])
     return program, folder / "model.smc"

@@ -13,6 +13,7 @@ import click
 from smc.cli import messages
 from smc.cli.options import complete_target, verbosity_options
 from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
+from smc.cli.signals import orderly_end
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def compile(
     """
     import smc
     from smc.cli.progress import StageProgress
+    from smc.codegen.output import output_folder
     from smc.targets import find_target
 
     machine = find_target(target)
@@ -97,8 +99,12 @@ def compile(
     kinds = _emit_kinds(emit[0]) if emit else ()
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
-    with StageProgress() as progress:
-        module, out = _read_model(model, out, force, requests, calib, standalone, progress)
+    named = [Path(text.partition(".py:")[0] + ".py") for text in passes if ".py:" in text]
+    inputs = [Path(model), *(path for path in (calib, recipe, records) if path is not None), *named]
+    if emit is not None:
+        output_folder(emit[1])
+    with StageProgress() as progress, orderly_end():
+        module, out = _read_model(model, out, inputs, force, requests, calib, standalone, progress)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(
             module,
@@ -124,6 +130,7 @@ def compile(
 def _read_model(
     model: str,
     out: Path | None,
+    inputs: list[Path],
     force: bool,
     requests: list[Request],
     calib: Path | None,
@@ -135,12 +142,12 @@ def _read_model(
     from smc.passes import Context
 
     if out is not None:
-        _check_output(out, model, force)
+        _check_output(out, inputs, force)
     progress.update("read checkpoint", 0)
     module = smc.load_checkpoint(model)
     if out is None:
         out = Path(f"{_file_name(module.facts.name)}.smc")
-        _check_output(out, model, force)
+        _check_output(out, inputs, force)
     progress.update("run passes", 0)
     context = Context(calibration=calib, report=progress.note)
     module = run_requests(module, requests, context, lambda fraction: progress.update("run passes", fraction))
@@ -164,14 +171,11 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
 
 
-def _check_output(out: Path, model: str, force: bool) -> None:
-    if out.is_dir():
-        raise InputError(f"the output {out} is a folder: name a file, such as {out / 'model.smc'}")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} to write {out.name} into: make it first")
-    if out.exists() and Path(model).exists() and out.samefile(model):
-        raise InputError(f"the output {out} is the model itself: name another file")
-    if not force and out.is_file() and out.stat().st_size and not _is_ours(out):
+def _check_output(out: Path, inputs: list[Path], force: bool) -> None:
+    from smc.codegen.output import output_file
+
+    file = output_file(out, inputs)
+    if not force and file.is_file() and file.stat().st_size and not _is_ours(file):
         raise InputError(f"the output {out} exists and is no artifact: name another file, or replace it by --force")
 
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,18 +48,23 @@ class Check:
 
 
 @click.command()
+@click.option("--clear-cache", is_flag=True, help="Remove what compiling keeps for the next time, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @verbosity_options
-def doctor(as_json: bool) -> None:
+def doctor(clear_cache: bool, as_json: bool) -> None:
     """Say what this machine has, what is missing, and how to get it.
 
     The exit status is 0 where artifacts can be run here and 2 where something needed for that is missing. What only
     compiling needs is reported but may be missing: a device that runs artifacts does without it.
 
     \b
-    Example:
+    Examples:
       smc doctor --json
+      smc doctor --clear-cache
     """
+    if clear_cache:
+        _clear_cache(as_json)
+        return
     sections = {"software": software_checks(), "machine": machine_checks(), "toolchain": toolchain_checks()}
     checks = [check for section in sections.values() for check in section]
     lacking = {check.needed_for for check in checks if check.fix}
@@ -72,6 +76,14 @@ def doctor(as_json: bool) -> None:
         _print(sections, ready)
     if not ready["running"]:
         click.get_current_context().exit(2)
+
+
+def _clear_cache(as_json: bool) -> None:
+    from smc.codegen.cache import cache_folder, clear_cache
+
+    folder, size = cache_folder(), clear_cache()
+    facts = {"cache": None if folder is None else str(folder), "removed_bytes": size}
+    click.echo(json.dumps(facts) if as_json else f"{size / 1e6:,.1f} MB removed from {folder}")
 
 
 def _print(sections: dict[str, list[Check]], ready: dict[str, bool]) -> None:
@@ -247,32 +259,28 @@ def _meminfo() -> dict[str, int]:
 
 
 def toolchain_checks() -> list[Check]:
-    """The C compiler that links artifacts, and the folder where compiled kernels are kept."""
+    """The C compiler that links artifacts, and the cache of compiled kernels, whose every entry is checked."""
     checks = []
     if importlib.util.find_spec("ziglang") is not None:  # else the software section says that it is missing
         checks.append(_compiler_check())
     if importlib.util.find_spec("tvm") is None:
         return checks
-    from smc.codegen.objects import cache_folder
+    return [*checks, _cache_check()]
 
-    with warnings.catch_warnings(record=True) as notices:
-        warnings.simplefilter("always")
-        folder = cache_folder()
-    if notices:
-        fix = "set SMC_CACHE to a folder that can be made"
-        return [*checks, Check("cache", str(notices[0].message), "compiling", fix)]
-    place = next(path for path in [folder, *folder.parents] if path.exists())
-    free = shutil.disk_usage(place).free
-    writable = os.access(place, os.W_OK)
-    checks.append(
-        Check(
-            "cache",
-            f"{folder}, {free / 2**30:.1f} GiB free" + ("" if writable else ", not writable"),
-            "compiling",
-            None if writable else "set SMC_CACHE to a folder that can be written",
-        )
-    )
-    return checks
+
+def _cache_check() -> Check:
+    from smc.codegen.cache import cache_folder, cache_state, cache_trouble
+
+    folder, trouble, state = cache_folder(), cache_trouble(), cache_state()
+    kept = f"{folder}, {state.entries:,} objects, {state.bytes / 1e6:,.1f} MB"
+    if trouble is not None:
+        fix = "set SMC_CACHE to a folder that can be written"
+        return Check("cache", f"{kept}: nothing more can be kept ({trouble})", fix=fix)
+    assert folder is not None
+    if state.damaged:
+        kept += f", {state.damaged:,} of them damaged, which will be made anew"
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    return Check("cache", f"{kept}, {free / 2**30:.1f} GiB free")
 
 
 def _compiler_check() -> Check:

@@ -1,6 +1,7 @@
 """The `smc` command: its subcommands, loaded when named, and the one place where errors become exit statuses.
 
-0: done. 1: a bug of ours. 2: the input is wrong. 130: interrupted. 141: whoever read the output has gone.
+0: done. 1: a bug of ours. 2: the input is wrong, or the system refused something. 128 and a number: ended by that
+signal, 130 by Ctrl-C; 141: whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
@@ -17,8 +19,10 @@ import click
 
 import smc
 from smc.cli import messages
+from smc.cli.faults import explain
+from smc.cli.signals import Terminated
+from smc.cli.streams import flush_output, repair_streams
 from smc.distribution import packages_named
-from smc.errors import InputError
 
 COMMANDS = {
     "compile": "smc.cli.compile:compile",
@@ -36,17 +40,6 @@ COMMANDS = {
 
 BROKEN_PIPE = 128 + 13
 """As the shell reports a program that SIGPIPE ended, which is how others end then."""
-
-USERS_ERRNO = {
-    errno.ENOSPC: "there is not enough disk space",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is too large for this file system or for this user's limit",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-}
-"""What the operating system may refuse without any fault of ours."""
-
 
 class LazyGroup(click.Group):
     """A group that imports a subcommand's module when the subcommand is used or its help is shown."""
@@ -96,10 +89,9 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
+    repair_streams()
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  (until the process ends)
     messages.prepare_output()
     sys.exit(run(arguments))
 
@@ -110,28 +102,41 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         with packages_named(), messages.notices():
             status = cli.main(args=arguments, prog_name="smc", standalone_mode=False, color=messages.color())
-        return status if isinstance(status, int) else 0
-    except InputError as error:
-        if messages.is_verbose():
-            _print_traceback()
-        return _complain(str(error))
-    except click.ClickException as error:
+    except BaseException as error:
+        return _told(error)
+    if unwritten := flush_output():
+        return _output_lost(unwritten)
+    return status if isinstance(status, int) else 0
+
+
+def _told(error: BaseException) -> int:
+    """Say what went wrong; the exit status."""
+    if isinstance(error, click.ClickException):
         error.show()
         return 2
-    except SystemExit as exit:  # outside of its standalone mode, click exits for completion and for a broken pipe
-        return int(exit.code or 0) if "_SMC_COMPLETE" in os.environ else BROKEN_PIPE
-    except (click.Abort, KeyboardInterrupt):
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
         click.echo("interrupted", err=True)
         return 130
-    except MemoryError:
-        return _complain("there is not enough memory for this")
-    except OSError as error:
-        if error.errno not in USERS_ERRNO:
-            return _report_bug()
-        where = f": {error.filename}" if error.filename else ""
-        return _complain(USERS_ERRNO[error.errno] + where)
-    except Exception:
-        return _report_bug()
+    if isinstance(error, Terminated):
+        click.echo("terminated", err=True)
+        return 128 + error.number
+    unwritten = flush_output() if isinstance(error, OSError) and error.filename is None else None
+    if unwritten is not None:
+        return _output_lost(unwritten)
+    sentence = explain(error)
+    if sentence is not None:
+        if messages.is_verbose():
+            traceback.print_exception(error)
+        return _complain(sentence)
+    if isinstance(error, SystemExit):  # outside of its standalone mode, click exits for completion and a broken pipe
+        return int(error.code or 0) if "_SMC_COMPLETE" in os.environ else BROKEN_PIPE
+    return _report_bug(error)
+
+
+def _output_lost(error: OSError) -> int:
+    if error.errno == errno.EPIPE:
+        return BROKEN_PIPE
+    return _complain(f"standard output can't be written: {error.strerror}")
 
 
 def _complain(sentence: str) -> int:
@@ -139,14 +144,8 @@ def _complain(sentence: str) -> int:
     return 2
 
 
-def _print_traceback() -> None:
-    import traceback
-
-    traceback.print_exc()
-
-
-def _report_bug() -> int:
-    _print_traceback()
+def _report_bug(error: BaseException) -> int:
+    traceback.print_exception(error)
     versions = f"smc {smc.__version__}, Python {sys.version.split()[0]}"
     click.echo(f"\nThis is a bug in smc ({versions}): please report it with the lines above.", err=True)
     return 1

@@ -16,6 +16,7 @@ from smc.cli import messages
 from smc.cli.options import complete_target, verbosity_options
 from smc.cli.output import check_replaceable
 from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
+from smc.cli.signals import orderly_end
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,13 +89,16 @@ def tune(
       smc tune --import records.jsonl        # there: ./kit > records.jsonl
     """
     from smc.codegen.cpu.tuning import user_records
+    from smc.codegen.output import output_file
     from smc.targets import find_target
 
     records = out or user_records()
     if records is None:
-        raise InputError("there is no home folder for the tuning records: name a file for them with -o")
+        raise InputError("there is no home folder for the tuning records: name a file with -o RECORDS or $SMC_RECORDS")
     if records.is_dir():
         raise InputError(f"{records} is a folder: name a file for the tuning records")
+    if out is not None:
+        output_file(out, [Path(model) for model in models])
     if imported:
         if models or emit_kit:
             raise InputError("--import only reads records: leave out MODEL and --emit-kit")
@@ -104,6 +108,8 @@ def tune(
     levels = _levels(machine, names)
     if emit_kit is None and machine != find_target("native"):
         raise InputError(f"{target} can't be measured here: write a program for it with --emit-kit FILE")
+    if emit_kit is not None:
+        output_file(emit_kit, [Path(model) for model in models])
     matrices = _matrices(models, quant, passes, recipe)
     if emit_kit is not None:
         _emit(matrices, machine, levels, emit_kit, as_json)
@@ -177,7 +183,7 @@ def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Pat
     from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
 
     check_replaceable(kit, "kit", b"\x7fELF")
-    with StageProgress() as progress:
+    with StageProgress() as progress, orderly_end():
         count = build_kit(
             workloads(matrices),
             machine,
@@ -219,15 +225,14 @@ def _measure(
     from smc.cli.progress import StageProgress
     from smc.codegen.cpu.tuning import read_records
     from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
-    from smc.codegen.objects import cache_folder
+    from smc.codegen.output import work_folder
 
     if records.exists():
         read_records(records)  # refuse to add to what is none
     measured = workloads(matrices)
-    cache_folder().mkdir(parents=True, exist_ok=True)
     records.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder, StageProgress(still=True) as progress:
-        kit, bytes_between = Path(folder) / "kit", max(weight_bytes(matrices), SMALLEST_WEIGHTS)
+    with StageProgress(still=True) as progress, orderly_end(), work_folder(records) as folder:
+        kit, bytes_between = folder / "kit", max(weight_bytes(matrices), SMALLEST_WEIGHTS)
         build_kit(measured, machine, kit, levels=levels, weights=bytes_between, progress=progress.update)
         command = [str(kit), "--resume", str(records.absolute())]
         info = json.loads(subprocess.run([*command, "--info"], check=True, capture_output=True).stdout)

@@ -23,6 +23,15 @@ _PADDING_FIELD = 0x6D73
 """Id of the extra field that fills a local header up to the alignment."""
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether the file is an artifact, by what is in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "manifest.json" in archive.namelist()
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile):
+        return False
+
+
 class ArtifactWriter:
     """A ZIP under construction; members are written in the order of the calls."""
 

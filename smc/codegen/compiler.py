@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,11 +13,13 @@ from pathlib import Path
 
 from smc.codegen.artifact import ArtifactWriter
 from smc.codegen.backends import Backend, find_backend
+from smc.codegen.cache import cache_trouble
 from smc.codegen.cpu.link import link_program, link_standalone
 from smc.codegen.cpu.tuning import Choice, Tuning, load_tuning, records_hash
 from smc.codegen.cpu.tuning_kit import plan_matrices, workloads
 from smc.codegen.kernels.layout import LAYOUT_VERSION
 from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
+from smc.codegen.output import output_file, output_folder, work_folder
 from smc.codegen.plan.planner import make_plan
 from smc.codegen.schedule.memory import MemoryPlan, plan_memory
 from smc.codegen.schedule.schedule import Schedule
@@ -25,6 +27,7 @@ from smc.codegen.standalone import StandaloneParts, standalone_facts, standalone
 from smc.codegen.texts import settle_texts
 from smc.codegen.weights import WeightTable, place_weights, write_weights
 from smc.distribution import VERSION
+from smc.errors import Notice
 from smc.ir import ModelFacts, Module, verify
 from smc.runtime.manifest import FileFacts, LevelFacts, Manifest, TuningFacts
 from smc.targets import Target, find_target
@@ -67,9 +70,14 @@ def compile_module(
     standalone: make it an executable too.
     progress: called with (stage, fraction done). emit: a folder for listings of the kinds "c", "tir", "asm" and "obj".
     records: a file of tuning records, in place of the user's.
-    Raises InputError for unknown targets and for ops or encodings without a kernel.
+    Raises InputError for unknown targets, for ops or encodings without a kernel, and for what can't be written.
     """
-    machine, out = find_target(target), Path(out)
+    inputs = [path for path in (module.facts.source, records) if path is not None]
+    machine, file = find_target(target), output_file(Path(out), inputs)
+    if emit is not None:
+        output_folder(emit)
+    if trouble := cache_trouble():
+        warnings.warn(f"no cache for kernels: {trouble}; SMC_CACHE names another folder", Notice, stacklevel=2)
     verify(module)
     facts, notes = settle_texts(module.facts)
     module = replace(module, facts=facts)
@@ -81,17 +89,16 @@ def compile_module(
         memory, table = plan_memory(schedule), place_weights(plan)
         parts = standalone_parts(module.facts, machine) if standalone else None
         tuning = load_tuning(target, records)
-    with stages("build kernels") as report:
-        kernels = _build_kernels(backend, schedule, machine, tuning, report)
-    parent = out.absolute().parent
-    with _errors_name(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
-        partial = Path(folder) / "artifact"
-        linker = _Linker(backend, schedule, memory, table, kernels.objects, machine, Path(folder))
+    with _errors_name(file), work_folder(file) as folder:
+        with stages("build kernels") as report:
+            kernels = _build_kernels(backend, schedule, machine, tuning, folder, report)
+        partial = folder / "artifact"
+        linker = _Linker(backend, schedule, memory, table, kernels.objects, machine, folder)
         written = _write_artifact(partial, linker, kernels, parts, stages)
         if emit is not None:
             _write_emitted(emit, emit_kinds, linker.host(written.weights_hash), kernels, machine)
         size = partial.stat().st_size
-        os.replace(partial, out)
+        os.replace(partial, file)
     return CompileReport(
         machine.name,
         [level.name for level in machine.levels],
@@ -118,13 +125,13 @@ class _Kernels:
 
 
 def _build_kernels(
-    backend: Backend, schedule: Schedule, target: Target, tuning: Tuning, report: Callable[[float], None]
+    backend: Backend, schedule: Schedule, target: Target, tuning: Tuning, folder: Path, report: Callable[[float], None]
 ) -> _Kernels:
     wanted = [(spec, level) for level in target.levels for spec in backend.kernels(schedule)]
     work = workloads(plan_matrices(schedule.plan))
     choices = [tuning.choose(spec, level, work) for spec, level in wanted]
     built = build_kernels(
-        [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, report
+        [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, folder, report
     )
     # The host program knows kernels by what they compute; which candidate does it differs from level to level.
     objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, wanted, strict=True)]

@@ -1,13 +1,12 @@
 """Kernels → object files: built in worker processes, kept in a content-addressed cache.
 
 LLVM aborts the process on an intrinsic that it can't select, so kernels never compile in the caller's process; a worker
-that dies names its kernel. An object is filed under the hash of everything it is made from: spec, level, the sources of
-the kernels and tvm's version.
+that dies names its kernel. An object is kept (cache.py) under the hash of everything it is made from: spec, level, the
+sources of the kernels and tvm's version.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import importlib.metadata
@@ -15,16 +14,15 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smc.codegen import cache
 from smc.codegen.kernels.specs import KernelSpec
 from smc.codegen.workers import WorkerDiedError, run_in_workers
 from smc.distribution import install_command
-from smc.errors import InputError, Notice
+from smc.errors import InputError
 from smc.targets import Level, Target
 
 SOURCES = ("kernels", "cpu", "cpu/kernels")
@@ -45,29 +43,6 @@ class KernelObject:
     path: Path
 
 
-def cache_folder() -> Path:
-    """Where objects and the linker's cache are kept: $SMC_CACHE, or smc in the user's cache folder.
-
-    Where it can't be made: a temporary folder, until this process ends, and a Notice.
-    """
-    root = os.environ.get("SMC_CACHE")
-    return _made(root or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "smc"))
-
-
-@functools.cache
-def _made(place: str) -> Path:
-    try:
-        folder = Path(place).expanduser()  # RuntimeError: there is no home
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "there is no home folder"
-        folder = Path(tempfile.mkdtemp(prefix="smc-cache-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        text = f"the cache {place} can't be made ({reason}): a temporary one takes its place; SMC_CACHE names another"
-        warnings.warn(text, Notice, stacklevel=3)
-    return folder
-
-
 def check_versions() -> None:
     """InputError where the installed tvm is not the pinned pair."""
     for package, wanted in TVM_PINS.items():
@@ -81,32 +56,59 @@ def check_versions() -> None:
 
 
 def build_kernels(
-    kernels: Sequence[tuple[KernelSpec, Level]], target: Target, progress: Callable[[float], None]
+    kernels: Sequence[tuple[KernelSpec, Level]], target: Target, work: Path, progress: Callable[[float], None]
 ) -> list[KernelObject]:
-    """Objects of all kernels, in order; what the cache has is not built again."""
-    folder = cache_folder().absolute() / "objects"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Objects of all kernels, in order, in the folder `work`; what the cache has is not built again."""
     keys = [_key(spec, level, target) for spec, level in kernels]
-    missing = [place for place, key in enumerate(keys) if not (folder / f"{key}.json").exists()]
+    facts = {key: _fetch(key, work) for key in dict.fromkeys(keys)}
+    missing = [place for place, key in enumerate(keys) if facts[key] is None and keys.index(key) == place]
     if missing:
         check_versions()
-        _build_missing([(*kernels[p], target.llvm_triple, folder / keys[p]) for p in missing], progress)
+        cache.sweep()
+        jobs = [(*kernels[place], target.llvm_triple, work.absolute() / keys[place]) for place in missing]
+        for done, place in enumerate(_built(jobs), 1):
+            key = keys[missing[place]]
+            facts[key] = _keep(key, work)
+            progress(done / len(jobs))
     progress(1.0)
     objects = []
     for (spec, level), key in zip(kernels, keys, strict=True):
-        facts = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        objects.append(KernelObject(spec, level, facts["symbol"], facts["prototype"], folder / f"{key}.o"))
+        known = facts[key]
+        assert known is not None
+        objects.append(KernelObject(spec, level, known["symbol"], known["prototype"], _object(key, work)))
     return objects
 
 
-def _build_missing(jobs: list[tuple[KernelSpec, Level, str, Path]], progress: Callable[[float], None]) -> None:
+def _object(key: str, work: Path) -> Path:
+    return work / f"{key}.o"
+
+
+def _fetch(key: str, work: Path) -> dict[str, str] | None:
+    """Put a kernel's object from the cache into `work`; its facts, None where the cache has it not."""
+    entry = cache.fetch(key)
+    if entry is None:
+        return None
+    _object(key, work).write_bytes(entry.data)
+    return entry.facts
+
+
+def _keep(key: str, work: Path) -> dict[str, str]:
+    """Put what a worker has built into the cache; its facts."""
+    facts: dict[str, str] = json.loads((work / f"{key}.json").read_text())
+    cache.keep(key, _object(key, work).read_bytes(), facts)
+    return facts
+
+
+def _built(jobs: list[tuple[KernelSpec, Level, str, Path]]) -> Iterator[int]:
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     try:
-        for done, _ in enumerate(run_in_workers(build_one, jobs, workers), 1):
-            progress(done / len(jobs))
+        yield from run_in_workers(build_one, jobs, workers)
     except WorkerDiedError as error:
         spec, level, *_ = jobs[error.job]
-        raise RuntimeError(f"LLVM gave up on the kernel {spec.name()} for {level.name} ({error})") from None
+        kernel = f"the kernel {spec.name()} for {level.name}"
+        if error.refusal is not None:
+            raise InputError(f"{kernel} can't be built: {error.refusal}") from None
+        raise RuntimeError(f"LLVM gave up on {kernel} ({error})") from None
 
 
 def symbol_name(spec: KernelSpec, level: Level) -> str:
@@ -115,19 +117,14 @@ def symbol_name(spec: KernelSpec, level: Level) -> str:
 
 
 def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
-    """Build a kernel; runs in a worker. Writes path.o and, last, path.json."""
+    """Build a kernel; runs in a worker. Writes path.o and path.json, its facts."""
     from smc.codegen.cpu.build import build_kernel
     from smc.codegen.cpu.builder import lower
 
     kernel = build_kernel(spec, symbol_name(spec, level), level)
-    module = lower(kernel, triple, level)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder) / "kernel"
-        module.write_to_file(str(partial.with_suffix(".o")))
-        facts = json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()})
-        partial.with_suffix(".json").write_text(facts, encoding="utf-8")
-        for suffix in (".o", ".json"):
-            os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))
+    lower(kernel, triple, level).write_to_file(f"{path}.o")
+    facts = json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()})
+    Path(f"{path}.json").write_text(facts, encoding="utf-8")
 
 
 def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:
@@ -155,8 +152,7 @@ def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kin
 
 
 def _key(spec: KernelSpec, level: Level, target: Target) -> str:
-    text = repr((spec, level, target.llvm_triple, _sources_hash(), TVM_PINS))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return cache.key_of("kernel", spec, level, target.llvm_triple, _sources_hash(), TVM_PINS)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from smc.codegen.tokenizer_parts import (
     read_pre_tokenizer,
     refusal,
 )
-from smc.errors import InputError
+from smc.errors import InputError, blamed_on
 from smc.runtime.control_tokens import ControlTokens, control_tokens
 
 MAGIC, VERSION = 0x6B6F7473, 1
@@ -56,10 +56,8 @@ def tokenizer_tables(tokenizer_json: str, control: ControlTokens | None = None) 
     Raises InputError where the tokenizer can't be read, or where a part of it is one that the engine's tokenizer does
     not have; the sentence names the part.
     """
-    try:
+    with blamed_on("the tokenizer can't be read"):
         tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"the tokenizer can't be read: {error}") from None
     # What `tokenizers` makes of it: one spelling of everything, and of merges that occur twice the last.
     data = json.loads(tokenizer.to_str())
     tables = _Tables(tokenizer, data, control or control_tokens(tokenizer, None, {}, ()))

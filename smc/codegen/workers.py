@@ -9,29 +9,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any
+from typing import IO, Any
 
-from smc.errors import InputError
+from smc.errors import InputError, child_refused
+
+_LAST_WORDS = 4000
+"""Bytes of what a dead worker printed last."""
 
 
 class WorkerDiedError(Exception):
-    """A worker ended in the middle of a job: `job` is its place in the list."""
+    """A worker ended in the middle of a job: `job` is its place in the list.
 
-    def __init__(self, job: int, status: int) -> None:
-        super().__init__(f"a worker ended with status {status}")
-        self.job = job
+    refusal: what the system refused it or did to it, the end of a sentence; None where it ended by its own fault.
+    """
+
+    def __init__(self, job: int, status: int, said: str) -> None:
+        super().__init__(f"a worker ended with status {status}" + (f":\n{said}" if said else ""))
+        self.job, self.refusal = job, child_refused(status, said)
 
 
 def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[int]:
     """Call function(*job) for every job in so many processes; yields the place of every job that is done.
 
     function: of a module, with arguments that can be pickled; paths among them must be absolute.
-    Raises WorkerDiedError, the function's InputError or OSError, or RuntimeError with the traceback of anything else.
-    Workers end with this generator.
+    Raises WorkerDiedError, the function's InputError, OSError or MemoryError, or RuntimeError with the traceback of
+    anything else. Workers end with this generator. What they print is shown where they die, and nowhere else.
     """
     with ExitStack() as stack:
         idle = [stack.enter_context(_Worker(function)) for _ in range(min(workers, len(jobs)))]
@@ -51,6 +58,7 @@ def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]
 
 class _Worker:
     def __init__(self, function: Callable[..., None]) -> None:
+        self._said = _nameless_file()
         self.connection, theirs = Pipe()
         call = f"{function.__module__!r}, {function.__name__!r}, {theirs.fileno()}"
         # In "/" the empty entry that `-c` puts into sys.path finds nothing. A session of its own: Ctrl-C is for the
@@ -59,6 +67,8 @@ class _Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", f"from smc.codegen.workers import serve; serve({call})"],
                 stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                 pass_fds=[theirs.fileno()],
@@ -72,23 +82,36 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+        self._said.close()
 
     def send(self, place: int, job: tuple[Any, ...]) -> None:
         try:
             self.connection.send(job)
         except BrokenPipeError:
-            raise WorkerDiedError(place, self.process.wait()) from None
+            raise self._death(place) from None
 
     def finish(self, place: int) -> None:
         """Take the answer to the job sent last."""
         try:
             fault = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise WorkerDiedError(place, self.process.wait()) from None
-        if isinstance(fault, (InputError, OSError)):
+            raise self._death(place) from None
+        if isinstance(fault, BaseException):
             raise fault
         if fault is not None:
             raise RuntimeError(f"in a worker process:\n{fault}")
+
+    def _death(self, place: int) -> WorkerDiedError:
+        status = self.process.wait()
+        self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _LAST_WORDS))
+        return WorkerDiedError(place, status, self._said.read().decode("utf-8", "replace").strip())
+
+
+def _nameless_file() -> IO[bytes]:
+    """In memory where the system can: the disk may be full, which is what a worker may have to say."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("smc-worker"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def serve(module: str, function: str, file: int) -> None:
@@ -105,8 +128,11 @@ def serve(module: str, function: str, file: int) -> None:
             try:
                 call(*job)
                 answer: Any = None
-            except (InputError, OSError) as error:
+            except (InputError, OSError, MemoryError) as error:
                 answer = error
             except Exception:
                 answer = traceback.format_exc()
-            connection.send(answer)
+            try:
+                connection.send(answer)
+            except OSError:  # the caller has gone
+                return

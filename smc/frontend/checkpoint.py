@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smc.errors import InputError
@@ -58,6 +59,7 @@ class Checkpoint:
     The fields from `tokenizer` to `generation` are those of `smc.ir.ModelFacts`. format: for the provenance,
     "safetensors" or "GGUF" with the types of its tensors (which are read as the floats they stand for). applied: kinds
     of transforms (`architectures.views`) that the format stores done.
+    source: the file or folder that all of it is in.
     """
 
     name: str
@@ -69,3 +71,4 @@ class Checkpoint:
     special_tokens: dict[str, str] = field(default_factory=dict)
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     applied: frozenset[str] = frozenset()
+    source: Path | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from smc.errors import InputError
+from smc.errors import InputError, blamed_on
 from smc.fields import read_json
 from smc.frontend.config import Config
 from smc.frontend.gguf_tokenizer import cl100k
@@ -113,10 +113,8 @@ def _base(folder: Path, settings: Config, kind: str, model_type: str) -> tuple[s
 
 
 def _parsed(text: str, path: Path) -> Tokenizer:
-    try:
+    with blamed_on(f"{path} is no tokenizer file that can be read"):
         return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{path} is no tokenizer file that can be read: {error}") from None
 
 
 def _read_text(path: Path) -> str:
@@ -161,10 +159,8 @@ def _from_vocabulary(folder: Path, settings: Config, kind: str) -> Tokenizer:
         for line in _read_text(folder / MERGES).split("\n")
         if line.strip() and not line.startswith("#version")
     ]
-    try:
+    with blamed_on(f"{folder}: {MERGES} does not fit {VOCABULARY}"):
         tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{folder}: {MERGES} does not fit {VOCABULARY}: {error}") from None
     prefix = settings.flag("add_prefix_space", False)
     if pipeline == "GPT2Tokenizer":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from smc.errors import InputError
+from smc.errors import InputError, blamed_on
 from smc.frontend.config import Config
 from smc.frontend.sentencepiece import Kind, Vocabulary, frame
 from smc.generation import END_TEXTS
@@ -122,10 +122,8 @@ def _byte_level(metadata: Config, tokens: list[str], kinds: list[int]) -> str:
         raise InputError(f"{metadata.origin}: the pre-tokenizer {name} is not supported; supported are {known}")
     splitting = SPLITTINGS[name]
     merges = [tuple(merge.split(" ", 1)) for merge in _list(metadata, "merges", str)]
-    try:
+    with blamed_on(f"{metadata.origin}: the tokenizer's merges do not fit its tokens"):
         bpe = models.BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=splitting.ignore_merges)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{metadata.origin}: the tokenizer's merges do not fit its tokens: {error}") from None
     tokenizer = Tokenizer(bpe)
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()

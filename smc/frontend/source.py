@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from smc.errors import InputError
@@ -18,13 +19,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            return huggingface.open_folder(path)
+            return replace(huggingface.open_folder(path), source=path)
         if path.is_file():
-            return _open_file(path)
+            return replace(_open_file(path), source=path)
     except OSError as error:  # not allowed to look, name too long
         raise InputError(f"cannot open {source}: {error.strerror}") from None
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return huggingface.open_folder(hub.download(source), name=source.split("/")[1])
+        folder = hub.download(source)
+        return replace(huggingface.open_folder(folder, name=source.split("/")[1]), source=folder)
     raise InputError(f"{source} does not exist: give a checkpoint folder, a .gguf file or a hub id like org/name")
 
 

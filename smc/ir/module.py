@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smc.generation import GenerationDefaults
@@ -41,6 +42,7 @@ class ModelFacts:
     special_tokens: names ("bos_token", …) to token text, as the chat template wants them.
     generation: which tokens end a text, and how tokens are chosen by default.
     provenance: one line for the source and one for every pass that ran.
+    source: the checkpoint's file or folder, which nothing may be written over; None where there is none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ModelFacts:
     special_tokens: dict[str, str] = field(default_factory=dict)
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     provenance: tuple[str, ...] = ()
+    source: Path | None = None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from smc.distribution import install_command
 from smc.errors import InputError
 from smc.ir import Module, VerifyError, verify
 from smc.passes.base import Context, Pass
-from smc.passes.registry import parse_pass
+from smc.passes.registry import is_users, parse_pass
 
 
 def apply(module: Module, passes: Sequence[Pass | str], context: Context | None = None) -> Module:
@@ -18,7 +18,7 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
 
     Refuses before any work starts where a pass is unknown or needs what is not there (InputError). Every pass reports
     one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is told
-    with its name (VerifyError).
+    with its name (VerifyError, or InputError for a pass that is not smc's own).
     """
     context = context or Context()
     chain = [parse_pass(item) if isinstance(item, str) else item for item in passes]
@@ -27,10 +27,15 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
     for step in chain:
         notes: list[str] = []
         before = module
-        module = step.run(before, replace(context, report=notes.append)).with_provenance(str(step))
+        made = step.run(before, replace(context, report=notes.append))
+        if not isinstance(made, Module):
+            raise InputError(f"pass {step.name} must give a Module, not {type(made).__name__}")
+        module = made.with_provenance(str(step))
         try:
             verify(module)
         except VerifyError as error:
+            if is_users(step):
+                raise InputError(f"pass {step.name} breaks the model: {error}") from error
             raise VerifyError(f"after pass {step.name}: {error}") from error
         context.report(f"{step.name}: {_statistics(before, module, notes)}")
     return module

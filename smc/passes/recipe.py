@@ -61,6 +61,8 @@ def load_recipe(source: str | Path) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"recipe {source} is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise InputError(f"recipe {source} is nested too deeply") from None
     if not isinstance(content, dict) or not isinstance(content.get("passes"), list):
         raise InputError(f"recipe {source} must have a list named passes")
     keys = ["description", "passes"]

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from importlib.metadata import entry_points
@@ -20,6 +21,9 @@ from smc.passes.options import make_pass, nearest
 PassType = TypeVar("PassType", bound=type[Pass])
 
 _registered: dict[str, type[Pass]] = {}
+
+_USERS_MODULES = "smc_user_passes_"
+"""How the modules of users' files begin."""
 
 
 def register(name: str) -> Callable[[PassType], PassType]:
@@ -83,7 +87,7 @@ def load_file(path: Path) -> None:
     """Run a user's Python file, once, so that its passes are registered."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    name = f"smc_user_passes_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    name = f"{_USERS_MODULES}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -93,17 +97,48 @@ def load_file(path: Path) -> None:
     known = dict(_registered)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _registered.clear()
         _registered.update(known)
         del sys.modules[name]
-        raise InputError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+        if isinstance(error, MemoryError):
+            raise
+        raise InputError(f"{path} cannot be loaded: {_text(error)}") from error
+
+
+def is_users(step: Pass) -> bool:
+    """Whether a pass is not one of smc's own."""
+    return not type(step).__module__.startswith("smc.")
+
+
+def users_fault(error: BaseException) -> str | None:
+    """The sentence for an error that a user's pass raised, wherever it ran; None where none of them was running.
+
+    Passes run late, too: what they do to a parameter is done when the parameter is written.
+    """
+    if isinstance(error, KeyboardInterrupt) or not isinstance(error, (Exception, SystemExit)):
+        return None
+    packages = {cls.__module__.partition(".")[0] for cls in _registered.values()} - {"smc"}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(_USERS_MODULES) or module.partition(".")[0] in packages:
+            return f"the pass in {frame.f_code.co_filename} failed in line {line}: {_text(error)}"
+    return None
+
+
+def _text(error: BaseException) -> str:
+    """An error as the end of a sentence."""
+    if isinstance(error, SystemExit):
+        return f"it called exit ({error.code})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _load_entry_point(entry: importlib.metadata.EntryPoint) -> None:
     try:
         entry.load()
-    except Exception as error:
-        raise InputError(f"the pass {entry.name} of an installed package cannot be loaded: {error}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InputError(f"the pass {entry.name} of an installed package cannot be loaded: {_text(error)}") from error
     if entry.name not in _registered:
         raise InputError(f"{entry.value} is announced as the pass {entry.name} but does not register it")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from smc.errors import InputError
+from smc.errors import InputError, blamed_on
 from smc.runtime.artifact import Artifact, read_artifact
 from smc.runtime.binding import Engine
 from smc.runtime.chat import ChatTemplate, Message
@@ -233,10 +233,8 @@ class Model:
         """The model's tokenizer. Raises InputError where the artifact has none or a broken one."""
         if self.artifact.tokenizer is None:
             raise InputError(f"{self.artifact.path} has no tokenizer: give tokens instead of text")
-        try:
+        with blamed_on(f"{self.artifact.path} is damaged: its tokenizer can't be read"):
             tokenizer = Tokenizer.from_str(self.artifact.tokenizer)
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{self.artifact.path} is damaged: its tokenizer can't be read ({error})") from None
         # Some files keep the settings of their training; transformers ignores them too.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -255,11 +253,13 @@ class Model:
 
         Special tokens written out in `text` are parsed as such: this is for prompts, not for other people's text.
         """
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with blamed_on(f"the tokenizer of {self.artifact.path} can't encode this text"):
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, tokens: Items[int], skip_special_tokens: bool = True) -> str:
         """Text of `tokens`."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+        with blamed_on(f"the tokenizer of {self.artifact.path} can't decode these tokens"):
+            return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(
         self, messages: Items[Message], add_generation_prompt: bool = True, **variables: Any

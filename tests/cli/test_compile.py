@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
@@ -182,18 +183,75 @@ def test_progress_moves_within_every_long_stage(make_checkpoint: MakeCheckpoint,
         assert any(0 < fraction < 1 for fraction in told[stage])
 
 
-def test_interrupted_process_leaves_nothing_behind(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def ended_by(number: signal.Signals, folder: Path, tmp_path: Path) -> tuple[int, str]:
+    """Compile with an empty cache, and send a signal while kernels are built. Exit status and what was said."""
+    command = [sys.executable, "-m", "smc", "compile", str(folder), "-o", "out.smc"]
+    environment = {**os.environ, "SMC_CACHE": str(tmp_path.parent / f"cold-{number}"), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list(tmp_path.glob(".out.smc.*/*.o")):  # the first kernel is there, others are being built
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.stderr is not None
+        message = process.stderr.read()
+    return process.returncode, message
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + 15), (signal.SIGHUP, 128 + 1)]
+)
+def test_interrupted_process_leaves_nothing_behind(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     folder, _ = make_checkpoint()
     before = set(tmp_path.iterdir())
-    command = [sys.executable, "-m", "smc", "compile", str(folder), "-o", "out.smc"]
-    environment = {**os.environ, "SMC_CACHE": str(tmp_path.parent / "cold-cache"), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("run passes"):
-                process.send_signal(signal.SIGINT)
-                break
-        message = process.stderr.read()
-    assert process.returncode == 130, message
+    code, message = ended_by(number, folder, tmp_path)
+    assert code == status, message
+    assert message.splitlines()[-1] == ("interrupted" if number == signal.SIGINT else "terminated")
     assert "Traceback" not in message
     assert set(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder, _ = make_checkpoint()
+    before = set(tmp_path.iterdir())
+    code, message = ended_by(signal.SIGKILL, folder, tmp_path)
+    assert code == -signal.SIGKILL
+    assert "Traceback" not in message, "of the workers, whose caller is gone"
+    assert set(tmp_path.iterdir()) - before
+    assert main.run(["compile", str(folder), "-o", "out.smc"]) == 0
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "out.smc"}
+
+
+@pytest.mark.parametrize("arguments", [["-o", "{}/config.json"], ["-o", "link"], ["-o", "/dev/null"], []])
+def test_python_checks_the_output_too(make_checkpoint: MakeCheckpoint, tmp_path: Path, arguments: list[str]) -> None:
+    """What belongs to the checkpoint stays, through a link as well, and a device stays a device."""
+    folder, _ = make_checkpoint()
+    (tmp_path / "link").symlink_to(folder / "model.safetensors")
+    out = Path(arguments[1].format(folder)) if arguments else folder / "model.safetensors"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    module = smc.load_checkpoint(folder)
+    with pytest.raises(smc.InputError, match=r"is the model itself or a part of its input|is no regular file"):
+        smc.compile(module, "native", out)
+    assert main.run(["compile", str(folder), "-o", str(out)]) == 2
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_output_may_lie_in_the_checkpoints_folder(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Twice: an artifact is nothing that the checkpoint needs."""
+    folder, _ = make_checkpoint()
+    module = smc.apply(smc.load_checkpoint(folder), ["convert:dtype=f16"])
+    for _ in range(2):
+        smc.compile(module, "native", folder / "model")
+    assert zipfile.is_zipfile(folder / "model")
+
+
+def test_a_link_is_written_through(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder, _ = make_checkpoint()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.smc").symlink_to("elsewhere/real.smc")
+    assert main.run(["compile", str(folder), "-o", "link.smc"]) == 0
+    assert (tmp_path / "link.smc").is_symlink()
+    assert zipfile.is_zipfile(tmp_path / "elsewhere" / "real.smc")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.smc"]

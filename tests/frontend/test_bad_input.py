@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
+from tests.test_errors import PANICS_AT_LOAD
 
 Make = Callable[..., tuple[Path, Any]]
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -235,10 +237,20 @@ def test_index_that_points_outside(sharded: Path, place: str) -> None:
     assert_refused(sharded, "points outside its folder", repr(place))
 
 
-@pytest.mark.parametrize("text", ["{}", "not json", '{"model": {"type": "Mystery"}}'])
+@pytest.mark.parametrize("text", ["{}", "not json", '{"model": {"type": "Mystery"}}', PANICS_AT_LOAD])
 def test_broken_tokenizer(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
     assert_refused(folder, "tokenizer.json is no tokenizer file that can be read")
+
+
+def test_memory_that_runs_out_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(text: str) -> None:
+        raise MemoryError
+
+    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr("smc.frontend.folder_tokenizer.Tokenizer", SimpleNamespace(from_str=no_memory))
+    with pytest.raises(MemoryError):
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x0a", b"\x0a\xff\xff\xff\xff\x7fabc", b"junk", b"\x08" + b"\xff" * 40])

@@ -93,7 +93,10 @@ def test_nothing_starts_when_a_later_pass_is_impossible(module):
     assert not Recorder.ran
 
 
-def test_a_pass_that_breaks_the_ir_is_named(module):
+@pytest.mark.parametrize(("module_name", "kind"), [("smc.passes.mine", VerifyError), ("mine", InputError)])
+def test_a_pass_that_breaks_the_ir_is_named(module, module_name, kind):
+    """Ours is a bug, a user's is not."""
+
     @dataclass(frozen=True)
     class Breaker(Recorder):
         """Drops a parameter that is in use."""
@@ -103,8 +106,21 @@ def test_a_pass_that_breaks_the_ir_is_named(module):
             result.parameters.popitem()
             return result
 
-    with pytest.raises(VerifyError, match=r"after pass recorder: main: call .* is no parameter of the module"):
+    Breaker.__module__ = module_name
+    with pytest.raises(kind, match=r"pass recorder.*: main: call .* is no parameter of the module"):
         apply(module, [Breaker()])
+
+
+def test_a_pass_that_gives_no_module_is_named(module):
+    @dataclass(frozen=True)
+    class Forgetful(Recorder):
+        """Forgets to return."""
+
+        def run(self, module, context):
+            return None
+
+    with pytest.raises(InputError, match="pass recorder must give a Module, not NoneType"):
+        apply(module, [Forgetful()])
 
 
 def test_convert(module):

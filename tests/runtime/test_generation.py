@@ -20,6 +20,7 @@ from smc.runtime import Model, load
 from smc.runtime.interrupt import on_interrupt
 from smc.runtime.sampling import log_probabilities
 from tests.runtime.conftest import SLOW, byte_tokenizer, counting_logits, counting_text, manifest_for, write_artifact
+from tests.test_errors import PANICS_AT_ENCODE, PANICS_AT_LOAD
 
 EOS = 257
 
@@ -196,11 +197,19 @@ def test_settings_of_training_in_the_tokenizer_are_ignored(program: bytes, tmp_p
         assert model.encode("a") == byte_tokenizer().encode("a").ids
 
 
-def test_damaged_tokenizer(program: bytes, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{}", "its tokenizer can't be read"),
+        (PANICS_AT_LOAD, "its tokenizer can't be read"),
+        (PANICS_AT_ENCODE, "can't encode this text"),
+    ],
+)
+def test_damaged_tokenizer(program: bytes, tmp_path: Path, text: str, sentence: str):
     members = {"weights": bytes(64), "manifest.json": json.dumps(manifest_for(program)), "program.so": program}
     with (
-        load(write_artifact(tmp_path / "model.smc", members | {"tokenizer.json": "{}"}), threads=1) as model,
-        pytest.raises(InputError, match="its tokenizer can't be read"),
+        load(write_artifact(tmp_path / "model.smc", members | {"tokenizer.json": text}), threads=1) as model,
+        pytest.raises(InputError, match=sentence),
     ):
         model.encode("a")
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from smc.codegen import cache
 from smc.codegen.cpu import bionic
-from smc.codegen.objects import cache_folder
-from smc.distribution import install_command
-from smc.errors import InputError
+from smc.codegen.cpu.zig import zig_compile, zig_link, zig_version
 from smc.targets import Target
 
 FLAGS = (
@@ -33,6 +27,7 @@ FLAGS = (
 ELF_FLAGS = (
     "-shared",
     "-s",
+    "-fno-sanitize=undefined",  # zig would compile its library for that, too
     "-rtlib=none",  # nothing needs it, and zig would compile it from source first
     "-Wl,-Bsymbolic",  # several programs in a process must not find each other's functions
     "-Wl,--gc-sections",
@@ -87,19 +82,24 @@ def standalone_folder() -> Path:
 def link_program(
     host: Path, objects: Sequence[Path], target: Target, out: Path, progress: Progress = _nothing
 ) -> None:
-    """Link the shared library `out`. The engine's objects are compiled once for a target and cached."""
-    engine = cached_objects(engine_folder(), *_compiler(target), progress=_part(progress, 0, 3))
+    """Link the shared library `out`, in whose folder intermediate files are left.
+
+    The engine's objects are compiled once for a target and cached.
+    """
+    zig_target, flags = _compiler(target)
+    engine = cached_objects(engine_folder(), zig_target, flags, out.parent, progress=_part(progress, 0, 3))
     host_object = out.with_suffix(".host.o")
-    _compile(target, ["-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)])
+    arguments = [*flags, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)]
+    zig_compile(zig_target, arguments, out.parent)
     progress(2 / 3)
     inputs = [str(path) for path in (host_object, *engine, *objects)]
     if target.system == "Android":
-        inputs += map(str, bionic.write_stand_ins(out.parent, lambda rest: _link(target, rest)))
+        inputs += map(str, bionic.write_stand_ins(out.parent, lambda rest: _link(target, rest, out.parent)))
     if target.system != "Darwin":
         exports = out.with_suffix(".exports")
         exports.write_text(EXPORTS)
         inputs.append(f"-Wl,--version-script={exports}")
-    _link(target, [*inputs, "-o", str(out)])
+    _link(target, [*inputs, "-o", str(out)], out.parent)
 
 
 def compile_executable(
@@ -113,11 +113,16 @@ def compile_executable(
     """Compile C sources, to objects beside `out`, and link them with others to the static executable `out`."""
     zig_target = target.executable_target
     assert zig_target is not None
-    folders = [part for folder in includes for part in ("-I", str(folder))]
-    jobs = [([*FLAGS, *folders], source, out.parent / f"{source.stem}.o") for source in sources]
-    _compile_all(zig_target, jobs, _part(progress, 0, 2))
-    inputs = [str(path) for path in (*(path for _, _, path in jobs), *objects)]
-    _zig(zig_target, [*FLAGS, *EXECUTABLE_FLAGS, *inputs, "-o", str(out)])
+    flags = [*FLAGS, *(part for folder in includes for part in ("-I", str(folder)))]
+
+    def build(source: Path) -> Path:
+        path = out.parent / f"{source.stem}.o"
+        zig_compile(zig_target, [*flags, "-c", str(source), "-o", str(path)], out.parent)
+        return path
+
+    compiled = _side_by_side(build, sources, _part(progress, 0, 2))
+    inputs = [str(path) for path in (*compiled, *objects)]
+    zig_link(zig_target, [*FLAGS, *EXECUTABLE_FLAGS, *inputs, "-o", str(out)], out.parent)
 
 
 def link_standalone(
@@ -129,42 +134,46 @@ def link_standalone(
     ours = [
         path
         for index, folder in enumerate(folders)
-        for path in cached_objects(folder, target.executable_target, FLAGS, progress=_part(progress, index, 3))
+        for path in cached_objects(
+            folder, target.executable_target, FLAGS, out.parent, progress=_part(progress, index, 3)
+        )
     ]
     compile_executable(sources, [*ours, *objects], target, out, folders, _part(progress, 2, 3))
 
 
 def cached_objects(
-    folder: Path, zig_target: str, flags: Sequence[str], *, progress: Progress = _nothing
+    folder: Path, zig_target: str, flags: Sequence[str], work: Path, *, progress: Progress = _nothing
 ) -> list[Path]:
-    """A folder's C files compiled, once for all that is the same: files, headers, target and flags."""
-    sources = sorted(folder.glob("*.c"))
-    headers = sorted({*folder.glob("*.h"), *engine_folder().glob("*.h")})
-    digest = hashlib.sha256(repr((zig_target, *flags)).encode())
-    for path in [*headers, *sources]:
-        digest.update(path.read_bytes())
-    kept = cache_folder() / "engine" / digest.hexdigest()[:32]
-    objects = [kept / f"{source.stem}.o" for source in sources]
-    kept.mkdir(parents=True, exist_ok=True)
+    """A folder's C files compiled, once for all that is the same: source, headers, target and flags.
 
-    arguments = [*flags, "-I", str(engine_folder())]
-    missing = [(arguments, source, path) for source, path in zip(sources, objects, strict=True) if not path.exists()]
-    _compile_all(zig_target, missing, progress)
-    return objects
+    work: an existing folder that objects and intermediate files go to.
+    """
+    headers = [path.read_bytes() for path in sorted({*folder.glob("*.h"), *engine_folder().glob("*.h")})]
+
+    def build(source: Path) -> Path:
+        key = cache.key_of("C", zig_version(), zig_target, flags, source.name, source.read_bytes(), headers)
+        path = work / f"{source.stem}-{key}.o"
+        kept = cache.fetch(key)
+        if kept is not None:
+            path.write_bytes(kept.data)
+        else:
+            arguments = [*flags, "-I", str(engine_folder()), "-c", str(source), "-o", str(path)]
+            zig_compile(zig_target, arguments, work)
+            cache.keep(key, path.read_bytes())
+        return path
+
+    return _side_by_side(build, sorted(folder.glob("*.c")), progress)
 
 
-def _compile_all(zig_target: str, jobs: Sequence[tuple[list[str], Path, Path]], progress: Progress) -> None:
-    """Compile C files side by side; jobs: arguments, source, and the object, which appears when it is complete."""
-
-    def build(arguments: list[str], source: Path, path: Path) -> None:
-        partial = path.with_suffix(f".{os.getpid()}.o")
-        _zig(zig_target, [*arguments, "-c", str(source), "-o", str(partial)])
-        os.replace(partial, path)
-
+def _side_by_side(build: Callable[[Path], Path], sources: Sequence[Path], progress: Progress) -> list[Path]:
+    """build(source) → object, for all sources at once."""
+    objects = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done, _ in enumerate(pool.map(lambda job: build(*job), jobs), 1):
-            progress(done / len(jobs))
+        for path in pool.map(build, sources):
+            objects.append(path)
+            progress(len(objects) / len(sources))
     progress(1.0)
+    return objects
 
 
 def _compiler(target: Target) -> tuple[str, tuple[str, ...]]:
@@ -174,22 +183,5 @@ def _compiler(target: Target) -> tuple[str, tuple[str, ...]]:
     return target.zig_target, FLAGS
 
 
-def _compile(target: Target, arguments: list[str]) -> None:
-    zig_target, flags = _compiler(target)
-    _zig(zig_target, [*flags, *arguments])
-
-
-def _link(target: Target, arguments: list[str]) -> None:
-    _zig(target.zig_target, [*LINK_FLAGS[target.system], *arguments])
-
-
-def _zig(zig_target: str, arguments: list[str]) -> None:
-    if importlib.util.find_spec("ziglang") is None:
-        raise InputError(f"compiling needs the package ziglang: {install_command()}")
-    environment = dict(os.environ)
-    for kind in ("GLOBAL", "LOCAL"):
-        environment.setdefault(f"ZIG_{kind}_CACHE_DIR", str(cache_folder() / "zig"))
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *arguments]
-    result = subprocess.run(command, capture_output=True, env=environment, check=False)
-    if result.returncode:
-        raise RuntimeError(f"the C compiler failed: {' '.join(command)}\n{result.stderr.decode(errors='replace')}")
+def _link(target: Target, arguments: list[str], work: Path) -> None:
+    zig_link(target.zig_target, [*LINK_FLAGS[target.system], *arguments], work)

@@ -20,6 +20,7 @@ from typing import Any
 
 from smc.codegen.cpu.tiles import candidates
 from smc.codegen.kernels.specs import KernelSpec, LinearKernel
+from smc.codegen.output import output_file, work_folder
 from smc.errors import InputError
 from smc.targets import Level, find_target
 
@@ -109,12 +110,16 @@ def _numbers(value: Any, name: str, limit: int) -> tuple[tuple[str, int], ...]:
 def read_records(path: Path) -> list[Record]:
     """All records of a file, in order. InputError names the first line that is none."""
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not a file of tuning records")
+        if path.exists() and not path.is_file():  # a pipe that nobody writes to would be read for ever
+            raise InputError(f"{path} is no regular file of tuning records")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise InputError(f"there is no file of tuning records {path}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder, not a file of tuning records") from None
+    except OSError as error:
+        raise InputError(f"the tuning records {path} can't be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{path} is no file of tuning records: it is larger than {MAX_FILE_BYTES >> 20} MiB")
     records = []
@@ -139,21 +144,22 @@ def merge_records(*parts: Iterable[Record]) -> list[Record]:
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write a file that appears only when it is complete; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    file = output_file(path)
+    with work_folder(file) as folder:
+        partial = folder / "records"
         partial.write_text("".join(record.line() + "\n" for record in records), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        os.replace(partial, file)
 
 
 def user_records() -> Path | None:
-    """The user's own records: $SMC_RECORDS, or smc/tuning.jsonl in the user's settings; None without a home."""
+    """The user's own records: $SMC_RECORDS, or smc/tuning.jsonl in the user's folder of settings; None without one."""
     named = os.environ.get("SMC_RECORDS")
     if named:
         return Path(named)
-    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return None if settings.startswith("~") else Path(settings) / "smc" / "tuning.jsonl"
+    try:
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "smc" / "tuning.jsonl"
+    except RuntimeError:
+        return None
 
 
 def shipped_records() -> list[Path]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from smc.codegen.kernels.groups import sum_group
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.codegen.kernels.specs import LinearKernel
 from smc.codegen.objects import KernelObject, build_kernels
+from smc.codegen.output import output_file, work_folder
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
@@ -113,13 +113,12 @@ def build_kit(
         raise InputError(f"there is no tuner for {target.name}: it is a static Linux program")
     spaces = {(kernel, level): candidates(kernel, level) for level in levels or target.levels for kernel in measured}
     jobs = [(spec, level) for (_, level), specs in spaces.items() for spec in specs.values()]
-    objects = build_kernels(jobs, target, lambda fraction: progress("build candidates", fraction))
-    table = _table(measured, spaces, objects, weights)
-    progress("link", 0)
-    parent = out.absolute().parent
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as folder:
-        source, partial = Path(folder) / "table.c", Path(folder) / "kit"
-        source.write_text(table, encoding="utf-8")
+    out = output_file(out)
+    with work_folder(out) as folder:
+        objects = build_kernels(jobs, target, folder, lambda fraction: progress("build candidates", fraction))
+        progress("link", 0)
+        source, partial = folder / "table.c", folder / "kit"
+        source.write_text(_table(measured, spaces, objects, weights), encoding="utf-8")
         sources = [*sorted(tuner_folder().glob("*.c")), engine_folder() / "cpu.c", source]
         kernels = [o.path for o in objects]
         linking = functools.partial(progress, "link")

@@ -58,6 +58,7 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
         special_tokens=checkpoint.special_tokens,
         generation=checkpoint.generation,
         provenance=(f"checkpoint {checkpoint.name} ({checkpoint.format})",),
+        source=checkpoint.source,
     )
     module = Module({"main": main, **program.functions}, program.parameters, facts)
     verify(module)

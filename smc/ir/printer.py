@@ -17,6 +17,7 @@ from typing import Any
 
 from smc.ir.function import Function, Node
 from smc.ir.module import Module
+from smc.ir.ops import find
 
 
 def print_module(module: Module) -> str:
@@ -55,7 +56,8 @@ def _node_text(node: Node) -> str:
     if node.op == "call":
         slots = ", ".join(f"{slot}={name}" for slot, name in node.attributes["parameters"].items())
         return f"{node.name} = {node.attributes['function']}({', '.join(node.inputs)}) [{slots}] : {node.type}"
-    shown = {k: v for k, v in node.attributes.items() if v is not None and v is not False}
+    defaults = find(node.op).defaults
+    shown = {k: v for k, v in node.attributes.items() if k not in defaults or v != defaults[k]}
     attributes = " {" + ", ".join(f"{k}={_value_text(v)}" for k, v in shown.items()) + "}" if shown else ""
     return f"{node.name} = {node.op}({', '.join(node.inputs)}){attributes} : {node.type}"
 

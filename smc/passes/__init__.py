@@ -2,7 +2,7 @@
 
 from smc.passes.base import Context, Pass
 from smc.passes.convert import Convert
-from smc.passes.fusion import FUSIONS, FuseGatedActivation, FuseResidual
+from smc.passes.fusion import FUSIONS, FuseGatedActivation, FuseNormResidual, FuseResidual
 from smc.passes.manager import apply
 from smc.passes.quantize_nf4 import QuantizeNF4
 from smc.passes.quantize_rtn import QuantizeRTN
@@ -17,6 +17,7 @@ __all__ = [
     "Context",
     "Convert",
     "FuseGatedActivation",
+    "FuseNormResidual",
     "FuseResidual",
     "GroupStatistics",
     "Pass",

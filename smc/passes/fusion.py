@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.ir import Function, Module
+from smc.ir import Function, Module, Node
 from smc.ir.activations import ACTIVATIONS
 from smc.passes.base import Context, Pass
 from smc.passes.match import Match, Pattern, rewrite
@@ -32,18 +32,37 @@ class FuseResidual(Pass):
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
         result = module.copy()
-        count = rewrite(result, _RESIDUAL, _fuse_residual)
+        count = rewrite(result, _RESIDUAL, _add_residual)
         context.report(f"{count} fused")
         return result
 
 
-FUSIONS: tuple[Pass, ...] = (FuseGatedActivation(), FuseResidual())
+@register("fuse-norm-residual")
+@dataclass(frozen=True)
+class FuseNormResidual(Pass):
+    """Turn add(rms_norm, x), in either order, into a norm with x as residual, where nobody else reads the norm."""
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Rewrite every match in every function."""
+        result = module.copy()
+        count = rewrite(result, _NORM_RESIDUAL, _add_residual)
+        context.report(f"{count} fused")
+        return result
+
+
+FUSIONS: tuple[Pass, ...] = (FuseGatedActivation(), FuseResidual(), FuseNormResidual())
 """Always worth it and never a loss: the compiler runs them after the user's passes."""
 
 
 _GATED = Pattern("product", ("mul",), (Pattern("activation", ACTIVATIONS, ("gate",)), "up"))
-_LINEAR = Pattern("linear", ("linear",), where=lambda node: not node.attributes["residual"])
-_RESIDUAL = Pattern("sum", ("add",), (_LINEAR, "x"))
+
+
+def _has_no_residual(node: Node) -> bool:
+    return not node.attributes["residual"]
+
+
+_RESIDUAL = Pattern("sum", ("add",), (Pattern("maker", ("linear",), where=_has_no_residual), "x"))
+_NORM_RESIDUAL = Pattern("sum", ("add",), (Pattern("maker", ("rms_norm",), where=_has_no_residual), "x"))
 
 
 def _fuse_activation(function: Function, found: Match) -> None:
@@ -54,10 +73,10 @@ def _fuse_activation(function: Function, found: Match) -> None:
     function.remove(activation.name)
 
 
-def _fuse_residual(function: Function, found: Match) -> None:
-    # The residual cannot depend on the linear: whatever it reads on the way would be a second reader.
-    linear, total = found["linear"], found["sum"].name
-    function.replace_uses(total, linear.name)
+def _add_residual(function: Function, found: Match) -> None:
+    # The residual cannot depend on the maker: whatever it reads on the way would be a second reader.
+    maker, total = found["maker"], found["sum"].name
+    function.replace_uses(total, maker.name)
     function.remove(total)
-    attributes = {**linear.attributes, "residual": True}
-    function.replace_node(linear.name, inputs=(*linear.inputs, found.values["x"]), attributes=attributes)
+    attributes = {**maker.attributes, "residual": True}
+    function.replace_node(maker.name, inputs=(*maker.inputs, found.values["x"]), attributes=attributes)

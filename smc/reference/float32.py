@@ -91,6 +91,22 @@ def _constant(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent of float32, x clamped to [-10, 10]: E / (E + 2), where E = e**2x - 1.
+
+    E = 2**n · p + (2**n - 1) by one fma, p the polynomial of `exp2` without its 1: small x lose nothing.
+    """
+    x, twice = x.clamp(-10, 10), _constant(2 * math.log2(math.e))
+    shifted = fma(x, twice, _ROUNDER)
+    r = fma(x, twice, _ROUNDER - shifted)
+    _, *rest, polynomial = map(_constant, _EXP2)
+    for coefficient in reversed(rest):
+        polynomial = fma(polynomial, r, coefficient)
+    power = (torch.ones(()).view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
+    minus_one = fma(power, polynomial * r, power - 1)
+    return minus_one / (minus_one + 2)
+
+
 class Float32:
     """`smc.ir.activations.Arithmetic` on float32 tensors."""
 
@@ -98,9 +114,25 @@ class Float32:
         """A number, rounded to float32."""
         return _constant(value)
 
+    def fma(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """a * b + c, rounded once."""
+        return fma(a, b, c)
+
+    def maximum(self, a: Tensor, b: Tensor) -> Tensor:
+        """The larger one."""
+        return torch.maximum(a, b)
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """|x|."""
+        return x.abs()
+
     def exp(self, x: Tensor) -> Tensor:
         """e**x, as above."""
         return exp(x)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """As above."""
+        return tanh(x)
 
 
 FLOAT32 = Float32()

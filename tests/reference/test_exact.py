@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
-from smc.ir import EncodedTensor, Encoding, Parameter
+from smc.ir import EncodedTensor, Encoding, Parameter, RopeTable, ops
+from smc.ir.activations import ACTIVATIONS
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.reference.exact import compute_exactly
 from smc.reference.exact.linear import multiply
-from smc.reference.float32 import exp, exp2, fma, sum_products, tree_sum
+from smc.reference.float32 import exp, exp2, fma, sum_products, tanh, tree_sum
 from tests.codegen.cpu.kernels import random_tensor
 from tests.codegen.encodings import ENCODINGS
 
@@ -104,6 +105,31 @@ def test_exp2():
     assert exp2(whole).tolist() == [2.0**n for n in range(-126, 128)]
     assert not exp2(torch.tensor([-127.0, -3e38])).any()
     assert (torch.diff(exp2(torch.linspace(-127.5, -125.5, 20001))) >= 0).all()
+
+
+def test_tanh():
+    x = torch.cat([torch.linspace(-12, 12, 20001), torch.logspace(-12, 0, 2001), -torch.logspace(-12, 0, 2001)])
+    np.testing.assert_allclose(tanh(x).numpy(), np.tanh(x.double().numpy()), rtol=1e-6)
+    assert tanh(torch.tensor([0.0, 1e30, -1e30])).tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str):
+    """Within 1e-5 of float64, and of torch's own, down to where results are too small for float32."""
+    x = torch.cat([torch.linspace(-9, 9, 20001), torch.logspace(-10, 1, 1001), -torch.logspace(-10, 0.9, 1001)])
+    exact = ACTIVATIONS[name].torch(x.double())
+    result = compute_exactly(name, [x], {})
+    # torch adds 1 to an erf or a tanh near -1, even in float64.
+    torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-14 if "gelu" in name else 1e-30)
+    torch.testing.assert_close(result, ACTIVATIONS[name].torch(x), rtol=1e-5, atol=1e-6)
+    far = torch.tensor([0.0, 1e4, -1e4])
+    torch.testing.assert_close(compute_exactly(name, [far], {}), ACTIVATIONS[name].torch(far), rtol=1e-6, atol=1e-30)
+
+
+def test_softcap():
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 40
+    result = compute_exactly("softcap", [x], {"cap": 30.0})
+    torch.testing.assert_close(result.double(), 30 * (x.double() / 30).tanh(), rtol=1e-6, atol=0)
 
 
 def test_trees_add_halves():
@@ -217,6 +243,59 @@ def test_rms_norm_sums_in_32_lanes():
     stored = EncodedTensor(Encoding("f32"), (77,), values=weight)
     result = compute_exactly("rms_norm", [x, stored], {"eps": 1e-5})
     np.testing.assert_array_equal(result.numpy(), x.numpy() * factor * weight.numpy())
+
+
+def f32(*shape: int, seed: int = 0) -> tuple[torch.Tensor, EncodedTensor]:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values, EncodedTensor(Encoding("f32"), shape, values=values)
+
+
+@pytest.mark.parametrize("width", [7, 32, 77])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_layer_norm(width: int, has_bias: bool):
+    x = f32(3, width)[0] * 3 + 5
+    (weight, stored_weight), (bias, stored_bias) = f32(width, seed=1), f32(width, seed=2)
+    inputs = [x, stored_weight, *([stored_bias] if has_bias else [])]
+    result = compute_exactly("layer_norm", inputs, {"bias": has_bias, "eps": 1e-5})
+    expected = torch.nn.functional.layer_norm(
+        x.double(), (width,), weight.double(), bias.double() if has_bias else None, 1e-5
+    )
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+    # The sums themselves go as those of the RMS norm: of what is centered already, both are alike.
+    centered = torch.tensor([[1.0, -1.0, 2.0, -2.0]])
+    one = EncodedTensor(Encoding("f32"), (4,), values=torch.ones(4))
+    both = [compute_exactly(op, [centered, one], {"eps": 1e-5}) for op in ("layer_norm", "rms_norm")]
+    assert torch.equal(*both)
+
+
+def test_heads_are_normed_like_rows_and_the_residual_is_added_last():
+    x, residual = f32(2, 3 * 10)[0], f32(2, 3 * 10, seed=3)[0]
+    weight = f32(10, seed=1)[1]
+    rows = compute_exactly("rms_norm", [x.view(6, 10), weight], {"eps": 1e-5}).view(2, 30)
+    assert torch.equal(compute_exactly("rms_norm", [x, weight], {"eps": 1e-5}), rows)
+    with_residual = compute_exactly("rms_norm", [x, weight, residual], {"eps": 1e-5, "residual": True})
+    assert torch.equal(with_residual, rows + residual)
+
+
+def test_rope_of_a_part_of_each_head():
+    x, positions = f32(4, 2 * 10)[0], torch.tensor([0, 1, 5, 300])
+    frequencies = torch.tensor([1.0, 0.25, 0.0625])
+    table = RopeTable(tuple(frequencies.tolist()), 1.5)
+    result = compute_exactly("rope", [x, positions], {"head_dim": 10, "table": table}).view(4, 2, 10)
+    angles = (positions[:, None] * frequencies).double()[:, None]
+    turn = torch.polar(torch.full_like(angles, 1.5), angles)
+    pairs = torch.complex(x.view(4, 2, 10)[..., :3], x.view(4, 2, 10)[..., 3:6]) * turn
+    torch.testing.assert_close(result[..., :6], torch.cat((pairs.real, pairs.imag), -1).float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(result[..., 6:], x.view(4, 2, 10)[..., 6:])
+
+
+def test_scores_are_capped():
+    q, k, v = f32(70, 4 * 8)[0] * 3, f32(70, 2 * 8, seed=1)[0] * 3, f32(70, 2 * 8, seed=2)[0]
+    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 0.4, "window": 50, "softcap": 2.5}
+    result = compute_exactly("attention", [q, k, v], attributes)
+    op = ops.find("attention")
+    expected = op.call(op.compute, [q.double(), k.double(), v.double()], attributes)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_decodes_rows():

@@ -37,6 +37,8 @@ class Attention(Lowering):
         if q_table != k_table:
             raise InputError(f"attention {node.name}: q and k must be rotated alike")
         attributes = node.attributes
+        if attributes["softcap"] is not None:
+            raise InputError(f"there is no kernel yet for attention with a soft-cap ({node.name})")
         heads, kv_heads, head_dim = (attributes[name] for name in ("heads", "kv_heads", "head_dim"))
         shape = AttentionShape(heads, kv_heads, head_dim, "f16", q_table is not None)
         cache = KvShape(kv_heads, shape.padded_dim, attributes["window"] or 0)

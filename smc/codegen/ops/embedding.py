@@ -23,6 +23,8 @@ class Embedding(Lowering):
         """Token ids are no activations. A table whose columns are moved or rotated can't be looked up."""
         _, table = node.inputs
         found = parameter(table)
+        if node.attributes["scale"] != 1:
+            raise InputError(f"there is no kernel yet for a scaled embedding ({node.name})")
         if found.encoding.permuted or found.encoding.rotation:
             raise InputError(
                 f"{found.name} is {found.encoding}, which no embedding can be: the pass untie gives the head"

@@ -20,6 +20,10 @@ class RmsNorm(Lowering):
         source, weight, width = f.buffer(node.inputs[0]), node.inputs[1], node.tensor.shape[1]
         if not isinstance(width, int):
             raise InputError(f"there is no kernel yet for a norm of a width that layers differ in ({node.name})")
+        if node.attributes["residual"]:
+            raise InputError(f"there is no kernel yet for a norm with a residual ({node.name})")
+        if f.function.node(weight).tensor.shape != (width,):
+            raise InputError(f"there is no kernel yet for a norm of single heads ({node.name})")
         results = f.results(node, lambda form: True)
         f.add(
             node.name,

@@ -29,20 +29,23 @@ def decoder(
     checkpoint: Checkpoint, heads: parts.Heads, *, default_context: int, window: int | None = None
 ) -> Decoder:
     """A decoder of Llama's layers, with attention of these sizes and within this window."""
-    config = checkpoint.config
-    norm = parts.rms_norm(heads.hidden_size, config.number("rms_norm_eps", 1e-6))
+    config, hidden_size = checkpoint.config, heads.hidden_size
+    norm = parts.rms_norm(hidden_size, config.number("rms_norm_eps", 1e-6))
     activation, rope = parts.activation_of(config), rope_table(config, heads.head_dim)
     attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
 
     def layer(index: int, width: Width) -> Block:
-        b = Block.layer(f"model.layers.{index}.", heads.hidden_size)
-        normed = norm(b, "x", "input_layernorm", "attention_norm")
-        q, k, v = parts.projections(b, normed, heads, bias=attention_bias)
-        attended = parts.attend(b, q, k, v, heads, rope, window=window)
-        x = b.add("add", "x", parts.output(b, attended, heads, bias=attention_bias), name="attention_residual")
-        normed = norm(b, x, "post_attention_layernorm", "ffn_norm")
-        product = parts.gated_ffn(b, normed, heads.hidden_size, width, activation, bias=mlp_bias)
-        return b.finish(b.add("add", x, product, name="ffn_residual"))
+        b = Block.layer(f"model.layers.{index}.", hidden_size)
+
+        def attention(x: str) -> str:
+            q, k, v = parts.projections(b, x, heads, bias=attention_bias)
+            attended = parts.attend(b, q, k, v, heads, rope, window=window)
+            return parts.output(b, attended, heads, bias=attention_bias)
+
+        def feed_forward(x: str) -> str:
+            return parts.gated_ffn(b, x, hidden_size, width, activation, bias=mlp_bias)
+
+        return parts.pre_norm_layer(b, norm, attention, feed_forward)
 
     layers = (layer(index, width) for index, width in enumerate(parts.widths(config)))
-    return parts.decoder(checkpoint, layers, heads.hidden_size, norm, default_context=default_context)
+    return parts.decoder(checkpoint, layers, hidden_size, norm, default_context=default_context)

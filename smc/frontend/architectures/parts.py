@@ -14,11 +14,14 @@ from smc.frontend.architectures.decoder import Decoder
 from smc.frontend.architectures.views import Source, Transform
 from smc.frontend.checkpoint import Checkpoint
 from smc.frontend.config import CONTEXT, Config
-from smc.ir import Function, RopeTable, TensorType
+from smc.ir import Function, RopeTable, TensorType, encode_float
 from smc.ir.activations import ACTIVATIONS
 
 Norm = Callable[[Block, str, str, str], str]
 """(block, x, path, name) → the normed x."""
+
+EMBEDDING = "model.embed_tokens.weight"
+"""Where most checkpoints keep it."""
 
 ACTIVATION_NAMES = {
     "silu": "silu",
@@ -74,6 +77,17 @@ class Heads:
         return self.kv_heads * self.head_dim
 
 
+def rounded(value: float, checkpoint: Checkpoint, tensor: str) -> float:
+    """A number as the dtype of a stored tensor has it."""
+    import torch
+
+    stored = checkpoint.tensors.get(tensor)
+    if stored is None or not stored.encoding.is_float:
+        return value
+    number = encode_float(torch.tensor([value], dtype=torch.float64), stored.encoding)
+    return float(number.decode()[0])
+
+
 # ---- norms
 
 
@@ -83,6 +97,17 @@ def rms_norm(width: int, eps: float, transform: Transform | None = None) -> Norm
     def norm(b: Block, x: str, path: str, name: str) -> str:
         weight = b.parameter(f"{path}.weight", width, role="norm", transform=transform)
         return b.add("rms_norm", x, weight, name=name, eps=eps)
+
+    return norm
+
+
+def layer_norm(width: int, eps: float, *, bias: bool = True) -> Norm:
+    """A layer norm of rows of this width."""
+
+    def norm(b: Block, x: str, path: str, name: str) -> str:
+        weights = [b.parameter(f"{path}.weight", width, role="norm")]
+        weights += [b.parameter(f"{path}.bias", width, role="bias")] if bias else []
+        return b.add("layer_norm", x, *weights, name=name, bias=bias, eps=eps)
 
     return norm
 
@@ -136,6 +161,7 @@ def attend(
     *,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> str:
     """Attention of q and k, rotated where the layer has a table, over v. scale: 1 / sqrt(head_dim) if not given."""
     if rope is not None:
@@ -151,12 +177,32 @@ def attend(
         head_dim=heads.head_dim,
         scale=heads.head_dim**-0.5 if scale is None else scale,
         window=window,
+        softcap=softcap,
     )
 
 
-def output(b: Block, x: str, heads: Heads, *, bias: bool = False, path: str = "self_attn.o_proj") -> str:
+def window_of(config: Config, layer: int, *, every: int | None = None) -> int | None:
+    """The window of a layer, where `layer_types` says which layers have one; without, all but each `every`th do."""
+    kinds = config.items("layer_types")
+    if kinds and layer < len(kinds):
+        slides = kinds[layer] == "sliding_attention"
+    else:
+        slides = every is not None and (layer + 1) % every != 0
+    return config.integer("sliding_window") if slides else None
+
+
+def output(
+    b: Block,
+    x: str,
+    heads: Heads,
+    *,
+    bias: bool = False,
+    path: str = "self_attn.o_proj",
+    transform: Transform | None = None,
+) -> str:
     """The product behind attention."""
-    return b.linear(x, path, heads.hidden_size, heads.width, role="output", bias=bias, name="o")
+    shape = heads.hidden_size, heads.width
+    return b.linear(x, path, *shape, role="output", bias=bias, name="o", transform=transform)
 
 
 # ---- feed-forward
@@ -169,20 +215,53 @@ def widths(config: Config, key: str = "intermediate_size") -> list[Width]:
     return [Width("ffn", size) for size in (found if isinstance(found, list) else [found] * count)]
 
 
-def gated_ffn(
-    b: Block, x: str, hidden_size: int, width: Width, activation: str, *, bias: bool = False, path: str = "mlp"
-) -> str:
-    """down(activation(gate(x)) * up(x))."""
-    gate = b.linear(x, f"{path}.gate_proj", width, hidden_size, role="gate", bias=bias, name="gate")
-    up = b.linear(x, f"{path}.up_proj", width, hidden_size, role="up", bias=bias, name="up")
-    return down(b, b.add("mul", b.add(activation, gate), up), hidden_size, width, bias=bias, path=f"{path}.down_proj")
+def gated(b: Block, x: str, hidden_size: int, width: int | Width, activation: str, *, bias: bool = False) -> str:
+    """activation(gate(x)) * up(x)."""
+    gate = b.linear(x, "mlp.gate_proj", width, hidden_size, role="gate", bias=bias, name="gate")
+    up = b.linear(x, "mlp.up_proj", width, hidden_size, role="up", bias=bias, name="up")
+    return b.add("mul", b.add(activation, gate), up)
 
 
 def down(
-    b: Block, x: str, hidden_size: int, width: Width, *, bias: bool = False, path: str = "mlp.down_proj"
+    b: Block,
+    x: str,
+    hidden_size: int,
+    width: int | Width,
+    *,
+    bias: bool = False,
+    path: str = "mlp.down_proj",
+    transform: Transform | None = None,
 ) -> str:
     """The product that ends a feed-forward."""
-    return b.linear(x, path, hidden_size, width, role="down", bias=bias, name="down")
+    return b.linear(x, path, hidden_size, width, role="down", bias=bias, name="down", transform=transform)
+
+
+def gated_ffn(b: Block, x: str, hidden_size: int, width: int | Width, activation: str, *, bias: bool = False) -> str:
+    """down(activation(gate(x)) * up(x))."""
+    return down(b, gated(b, x, hidden_size, width, activation, bias=bias), hidden_size, width, bias=bias)
+
+
+# ---- layers
+
+Part = Callable[[str], str]
+"""x → what a part of a layer makes of it."""
+
+
+def pre_norm_layer(b: Block, norm: Norm, attention: Part, feed_forward: Part) -> Block:
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    attended = attention(norm(b, "x", "input_layernorm", "attention_norm"))
+    x = b.add("add", "x", attended, name="attention_residual")
+    product = feed_forward(norm(b, x, "post_attention_layernorm", "ffn_norm"))
+    return b.finish(b.add("add", x, product, name="ffn_residual"))
+
+
+def both_norms_layer(b: Block, norm: Norm, attention: Part, feed_forward: Part) -> Block:
+    """x + norm(attention(norm(x))), then x + norm(feed_forward(norm(x))), as in Gemma 2 and 3."""
+    attended = attention(norm(b, "x", "input_layernorm", "attention_norm"))
+    x = b.add("add", "x", norm(b, attended, "post_attention_layernorm", "attended_norm"), name="attention_residual")
+    product = feed_forward(norm(b, x, "pre_feedforward_layernorm", "ffn_norm"))
+    normed = norm(b, product, "post_feedforward_layernorm", "product_norm")
+    return b.finish(b.add("add", x, normed, name="ffn_residual"))
 
 
 # ---- the whole
@@ -195,21 +274,26 @@ def decoder(
     norm: Norm,
     *,
     default_context: int,
-    embedding: str = "model.embed_tokens.weight",
+    embedding: str = EMBEDDING,
     final_norm: str = "model.norm",
     head: str = "lm_head.weight",
     tied: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Decoder:
-    """An embedding, the layers, a norm and a head. tied: what the config's class has for `tie_word_embeddings`."""
+    """An embedding, the layers, a norm and a head.
+
+    tied: what the config's class has for `tie_word_embeddings`. scale: of embeddings. softcap: of logits.
+    """
     config = checkpoint.config
     vocab_size = config.integer("vocab_size")
     first, last = _ends(checkpoint, embedding, head, tied)
     return Decoder(
         vocab_size=vocab_size,
         context_length=config.integer("max_position_embeddings", default_context, CONTEXT),
-        embed=_embed(vocab_size, hidden_size, first),
+        embed=_embed(vocab_size, hidden_size, first, scale),
         layers=layers,
-        head=_head(vocab_size, hidden_size, final_norm, norm, last),
+        head=_head(vocab_size, hidden_size, final_norm, norm, last, softcap),
         unused="|".join(name.replace(".", r"\.") for name in (embedding, head)),
     )
 
@@ -231,16 +315,19 @@ def _ends(checkpoint: Checkpoint, embedding: str, head: str, default: bool) -> t
     return only, only
 
 
-def _embed(vocab_size: int, hidden_size: int, table: Source) -> Block:
+def _embed(vocab_size: int, hidden_size: int, table: Source, scale: float) -> Block:
     b = Block(Function("embed"))
     tokens = b.function.input("tokens", TensorType(("n",), "i32"))
     rows = b.parameter("", vocab_size, hidden_size, role="embedding", slot="embed_tokens", source=table)
-    return b.finish(b.add("embedding", tokens, rows))
+    return b.finish(b.add("embedding", tokens, rows, scale=scale))
 
 
-def _head(vocab_size: int, hidden_size: int, path: str, norm: Norm, matrix: Source) -> Block:
+def _head(
+    vocab_size: int, hidden_size: int, path: str, norm: Norm, matrix: Source, softcap: float | None
+) -> Block:
     b = Block(Function("head"))
     x = b.function.input("x", TensorType(("n", hidden_size)))
     normed = norm(b, x, path, "rms_norm")
     weight = b.parameter("", vocab_size, hidden_size, role="head", slot="lm_head", source=matrix)
-    return b.finish(b.add("linear", normed, weight, name="logits"))
+    logits = b.add("linear", normed, weight, name="logits")
+    return b.finish(logits if softcap is None else b.add("softcap", logits, cap=softcap))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,21 +19,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of a tensor's values. kind: what it is, for formats that store it done (`Checkpoint.applied`).
+    """A change of a whole tensor, one to one. kind: what it is, for formats that store it done (`Checkpoint.applied`).
 
-    before: the shape that the stored tensor has, from that of the slot. exact: the result fits the dtype it came in.
+    shape: that of the result, from the stored one. exact: the result fits the dtype it came in.
     """
 
     kind: str
     apply: Callable[[Tensor], Tensor]
-    before: Callable[[Shape], Shape] = lambda shape: shape
+    shape: Callable[[Shape], Shape] = lambda shape: shape
     exact: bool = True
 
 
 ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, exact=False)
 """1 + w: norms that store how far their weights are from 1."""
 
-TRANSPOSE = Transform("transpose", lambda values: values.T.contiguous(), lambda shape: shape[::-1])
+TRANSPOSE = Transform("transpose", lambda values: values.T, lambda shape: shape[::-1])
 """A matrix stored as [columns, rows]."""
 
 
@@ -43,14 +44,14 @@ def scaled(factor: float) -> Transform:
 
 def reordered(kind: str, order: Callable[[Tensor], Tensor]) -> Transform:
     """The same rows in another order."""
-    return Transform(kind, lambda values: order(values).contiguous())
+    return Transform(kind, order)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A view of one tensor of the checkpoint: some of its rows or columns, then a transform.
+    """A view of one tensor of the checkpoint: transformed, then some of its rows or columns.
 
-    name: the tensor's. rows, columns: a range of the stored tensor, None for all of them.
+    name: the tensor's. rows, columns: a range of the transformed tensor, None for all of them.
     """
 
     name: str
@@ -62,23 +63,18 @@ class Source:
         """The ir's parameter of this shape; InputError where the tensor is missing or of another shape."""
         stored = self._stored(checkpoint, shape)
         transform = self._pending(checkpoint)
-        wanted = transform.before(shape) if transform else shape
-        if self.rows is not None:
-            wanted = (stored.shape[0], *wanted[1:])
-        if self.columns is not None:
-            wanted = (*wanted[:-1], stored.shape[-1])
-        if stored.shape != wanted or not self._is_inside(stored.shape):
-            raise InputError(
-                f"{stored.origin}: tensor {self.name} has shape {list(stored.shape)}, expected {list(wanted)}"
-            )
+        whole = self.whole(checkpoint)
+        if not self._fits(whole, shape):
+            wanted = shape if self.rows is None else (f"{self.rows.stop} or more", *shape[1:])
+            raise InputError(f"{stored.origin}: tensor {self.name} has shape {list(whole)}, expected {list(wanted)}")
         if transform is None and self.rows is None and self.columns is None:
             return stored.parameter()
 
         def read() -> Tensor:
-            values = stored.values()
+            values = transform.apply(stored.values()) if transform else stored.values()
             values = values if self.rows is None else values[self.rows.start : self.rows.stop]
             values = values if self.columns is None else values[..., self.columns.start : self.columns.stop]
-            return (transform.apply(values) if transform else values).contiguous()
+            return values.contiguous()
 
         encoding = stored.encoding if transform is None or transform.exact else F32
         return replace(stored, name=str(self), shape=shape, encoding=encoding, read=read).parameter()
@@ -95,9 +91,18 @@ class Source:
         """The transform, unless the format stores it done."""
         return None if self.transform is None or self.transform.kind in checkpoint.applied else self.transform
 
-    def _is_inside(self, shape: Shape) -> bool:
-        rows, columns = self.area(shape)
-        return rows.stop <= shape[0] and columns.stop <= shape[-1]
+    def _fits(self, whole: Shape, shape: Shape) -> bool:
+        """Whether the view of a transformed tensor has this shape."""
+        if len(whole) != len(shape):
+            return False
+        rows, columns = self.area(whole)
+        seen = (len(rows), *whole[1:-1], len(columns)) if len(whole) > 1 else (len(rows),)
+        return seen == shape and rows.stop <= whole[0] and columns.stop <= (whole[-1] if len(whole) > 1 else 1)
+
+    def whole(self, checkpoint: Checkpoint) -> Shape:
+        """The shape of the whole tensor, transformed."""
+        transform, shape = self._pending(checkpoint), checkpoint.tensors[self.name].shape
+        return transform.shape(shape) if transform else shape
 
     def area(self, shape: Shape) -> tuple[range, range]:
         """The rows and columns that are seen of a tensor of this shape; a vector is one column."""
@@ -119,9 +124,10 @@ def check_leftovers(checkpoint: Checkpoint, sources: Iterable[Source], unused: C
     unused: tensors that need no place.
     """
     views: dict[str, set[tuple[range, range]]] = {}
+    shapes: dict[str, Shape] = {}
     for source in sources:
-        shape = checkpoint.tensors[source.name].shape
-        views.setdefault(source.name, set()).add(source.area(shape))
+        views.setdefault(source.name, set()).add(source.area(source.whole(checkpoint)))
+        shapes[source.name] = source.whole(checkpoint)
     extra = [name for name in checkpoint.tensors if name not in views and not unused(name)]
     if extra:
         others = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
@@ -130,21 +136,18 @@ def check_leftovers(checkpoint: Checkpoint, sources: Iterable[Source], unused: C
             f"so config.json and weights do not belong together"
         )
     for name, areas in views.items():
-        _check_cover(checkpoint.tensors, name, areas)
+        _check_cover(checkpoint.tensors[name], shapes[name], areas)
 
 
-def _check_cover(tensors: Mapping[str, StoredTensor], name: str, areas: set[tuple[range, range]]) -> None:
-    shape = tensors[name].shape
+def _check_cover(stored: StoredTensor, shape: Shape, areas: set[tuple[range, range]]) -> None:
+    for (rows, columns), (other_rows, other_columns) in itertools.combinations(areas, 2):
+        if _overlap(rows, other_rows) and _overlap(columns, other_columns):
+            raise InputError(f"{stored.origin}: parts of the tensor {stored.name} would be used twice")
     whole = shape[0] * (shape[-1] if len(shape) > 1 else 1)
-    ordered = sorted(areas, key=lambda area: (area[0].start, area[1].start))
-    for place, (rows, columns) in enumerate(ordered):
-        for other_rows, other_columns in ordered[place + 1 :]:
-            if _overlap(rows, other_rows) and _overlap(columns, other_columns):
-                raise InputError(f"{tensors[name].origin}: parts of the tensor {name} would be used twice")
     used = sum(len(rows) * len(columns) for rows, columns in areas)
     if used != whole:
         raise InputError(
-            f"{tensors[name].origin}: the model has a place for {used:,} of {whole:,} weights of the tensor {name}, "
+            f"{stored.origin}: the model has a place for {used:,} of {whole:,} weights of the tensor {stored.name}, "
             f"so config.json and weights do not belong together"
         )
 

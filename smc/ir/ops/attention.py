@@ -33,11 +33,12 @@ def attention(
     head_dim: int,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """q [n, heads·head_dim], k and v [n, kv_heads·head_dim] → softmax(scale · q·kᵀ)·v for every query head, like q.
 
-    A token sees itself and what came before, with a window only the last `window` of these. In torch, n are the tokens
-    of one whole sequence.
+    A token sees itself and what came before, with a window only the last `window` of these. softcap: scores s become
+    softcap · tanh(s / softcap). In torch, n are the tokens of one whole sequence.
     """
     import torch
     from torch.nn import functional
@@ -46,5 +47,10 @@ def attention(
     q, k, v = (x.view(tokens, -1, head_dim).transpose(0, 1) for x in (q, k, v))
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
     visible = (distance >= 0) & (distance < (window or tokens))
+    if softcap is not None:
+        k, v = (x.repeat_interleave(heads // kv_heads, dim=0) for x in (k, v))
+        scores = (q @ k.transpose(1, 2) * (scale / softcap)).tanh() * softcap
+        mixed = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+        return mixed.transpose(0, 1).reshape(tokens, -1)
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
     return mixed.transpose(0, 1).reshape(tokens, -1)

@@ -34,5 +34,11 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
     return a * b
 
 
+@op(result=lambda x, cap: x)
+def softcap(x: Tensor, *, cap: float) -> Tensor:
+    """cap · tanh(x / cap): values within (-cap, cap), small ones as they are."""
+    return (x / cap).tanh() * cap
+
+
 for _activation in ACTIVATIONS.values():
     register(_activation.name, _activation.torch, _unary, {})

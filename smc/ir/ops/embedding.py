@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _result(tokens: TensorType, table: TensorType) -> TensorType:
+def _result(tokens: TensorType, table: TensorType, scale: float) -> TensorType:
     return TensorType((tokens.shape[0], table.shape[1]))
 
 
 @op(ranks={"tokens": 1, "table": 2}, result=_result)
-def embedding(tokens: Tensor, table: Weight) -> Tensor:
-    """tokens i32 [n], table [vocab, d] → the tokens' rows, [n, d]."""
-    return table.values[tokens.long()]
+def embedding(tokens: Tensor, table: Weight, *, scale: float = 1.0) -> Tensor:
+    """tokens i32 [n], table [vocab, d] → the tokens' rows times scale, [n, d]."""
+    return table.values[tokens.long()] * scale

@@ -78,8 +78,12 @@ class Op:
         for name in self.required:
             if name not in attributes:
                 raise TypeFault(f"{self.name} needs the attribute {name}")
-        defaults = {**self.attributes, **dict.fromkeys(self.optional, False)}
-        return {**attributes, **{name: value for name, value in defaults.items() if name not in attributes}}
+        return {**attributes, **{name: value for name, value in self.defaults.items() if name not in attributes}}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What attributes and flags are that are left out."""
+        return {**self.attributes, **dict.fromkeys(self.optional, False)}
 
     def given(self, attributes: Attributes) -> list[str]:
         """The names of the inputs that a node with these attributes has, in order."""

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smc.ir.ops.registry import Weight, op, same
+from smc.ir.ops.registry import TypeFault, Weight, op, same
 from smc.ir.types import TensorType
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _result(x: TensorType, weight: TensorType, eps: float) -> TensorType:
-    same("rms_norm", x.shape[1], weight.shape[0], "width and weight")
+def _result(x: TensorType, weight: TensorType, residual: TensorType | None, eps: float) -> TensorType:
+    width, columns = x.shape[1], weight.shape[0]
+    if not (isinstance(width, int) and isinstance(columns, int)):
+        same("rms_norm", width, columns, "width and weight")
+    elif width % columns:
+        raise TypeFault(f"rms_norm: width and weight differ, {width} and {columns}, and are no heads")
+    if residual is not None:
+        same("rms_norm", width, residual.shape[1], "width and residual width")
     return x
 
 
-@op(ranks={"x": 2, "weight": 1}, result=_result)
-def rms_norm(x: Tensor, weight: Weight, *, eps: float) -> Tensor:
-    """x [n, d], weight [d] → x / sqrt(mean(x²) + eps) · weight, the mean over a token's columns."""
+@op(ranks={"x": 2, "weight": 1, "residual": 2}, result=_result)
+def rms_norm(x: Tensor, weight: Weight, residual: Tensor | None = None, *, eps: float) -> Tensor:
+    """x [n, d], weight [d] → x / sqrt(mean(x²) + eps) · weight, the mean over a token's columns; plus residual [n, d].
+
+    A weight of fewer columns norms every so many columns of x, the heads of attention, by themselves.
+    """
     import torch
 
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.values
+    heads = x.view(len(x), -1, weight.values.shape[0])
+    result = (heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + eps) * weight.values).view(x.shape)
+    return result if residual is None else result + residual

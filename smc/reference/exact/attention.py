@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smc.reference.exact.registry import exact
-from smc.reference.float32 import LANES, exp2, fma, tree_sum
+from smc.reference.float32 import LANES, exp2, fma, tanh, tree_sum
 
 SPLIT_TOKENS = 256
 """Attention cuts the KV cache into splits of this many tokens, each with a softmax of its own."""
@@ -37,10 +37,11 @@ def attention(
     head_dim: int,
     scale: float,
     window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """Split by split a softmax, merged in order; tokens that a query does not see weigh exactly nothing."""
     count = len(q)
-    q = q.view(count, heads, head_dim) * (scale * math.log2(math.e))
+    q = q.view(count, heads, head_dim) * (scale * math.log2(math.e) if softcap is None else scale / softcap)
     # Every KV head repeated for its group of heads: all are [n, heads, head_dim].
     group = heads // kv_heads
     keys, values = (_stored(x).view(count, kv_heads, head_dim).repeat_interleave(group, dim=1) for x in (k, v))
@@ -54,6 +55,7 @@ def attention(
         seen = _seen(count, split, queries, window)
         scores = _scores(q[queries], keys[split])
         scores = scores * scales[0][:, split] if scales else scores
+        scores = scores if softcap is None else tanh(scores) * (softcap * math.log2(math.e))
         maximum = torch.where(seen, scores, MASKED).amax(-1).clamp(min=LOWEST)
         weights = torch.where(seen, exp2(scores - maximum[..., None]), 0)
         split_sums, split_outputs = torch.zeros_like(sums[queries]), torch.zeros_like(outputs[queries])

@@ -27,6 +27,12 @@ def gated_activation(gate: Tensor, up: Tensor, *, activation: str) -> Tensor:
     return activate(gate, activation) * up
 
 
+@exact("softcap")
+def softcap(x: Tensor, *, cap: float) -> Tensor:
+    """The product with 1 / cap, its tanh, times cap."""
+    return FLOAT32.tanh(x * FLOAT32.constant(1 / cap)) * FLOAT32.constant(cap)
+
+
 def activate(x: Tensor, activation: str) -> Tensor:
     """An activation's formula in float32."""
     result: Tensor = ACTIVATIONS[activation].formula(FLOAT32, x)

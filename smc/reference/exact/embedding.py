@@ -11,12 +11,13 @@ from smc.reference.float32 import fma
 
 
 @exact("embedding")
-def embedding(tokens: Tensor, table: EncodedTensor) -> Tensor:
-    """The tokens' rows; an offset is added by one fma."""
+def embedding(tokens: Tensor, table: EncodedTensor, *, scale: float) -> Tensor:
+    """The tokens' rows, an offset added by one fma; then times the scale."""
     if table.encoding.permuted or table.encoding.rotation:
         raise no_kernel(f"an embedding in encoding {table.encoding}")
     rows = rows_of(table, tokens.long())
     if rows.offsets is None:
-        return rows.decode()
+        return rows.decode() * scale
     assert rows.codes is not None and rows.scales is not None
-    return fma(rows.codes.float(), rows.scales[..., None], rows.offsets[..., None]).flatten(1)[:, : table.shape[1]]
+    values = fma(rows.codes.float(), rows.scales[..., None], rows.offsets[..., None])
+    return values.flatten(1)[:, : table.shape[1]] * scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,21 @@ COLUMNS = 32
 
 
 @exact("rms_norm")
-def rms_norm(x: Tensor, weight: EncodedTensor, *, eps: float) -> Tensor:
-    """Squares in two vectors of lanes, added up as a tree."""
-    width = x.shape[1]
-    padded = torch.nn.functional.pad(x, (0, -width % COLUMNS)).view(len(x), -1, 2, LANES)
-    squares = x.new_zeros(len(x), 2, LANES)
-    for vectors in padded.unbind(1):
+def rms_norm(x: Tensor, weight: EncodedTensor, residual: Tensor | None, *, eps: float) -> Tensor:
+    """Squares in two vectors of lanes, added up as a tree; heads as if each were a token."""
+    columns = weight.shape[0]
+    heads = x.reshape(-1, columns)
+    squares = x.new_zeros(len(heads), 2, LANES)
+    for vectors in vectors_of(heads):
         squares = fma(vectors, vectors, squares)
-    mean = tree_sum(squares[:, 0] + squares[:, 1]) / width
+    mean = tree_sum(squares[:, 0] + squares[:, 1]) / columns
     # The root in float64: torch's own in float32 may be off by a bit. Rounding it twice is harmless (53 ≥ 2 · 24 + 2).
     factor = 1 / (mean + eps).double().sqrt().float()
-    return x * factor[:, None] * weight.decode()
+    result = (heads * factor[:, None] * weight.decode()).view(x.shape)
+    return result if residual is None else result + residual
+
+
+def vectors_of(rows: Tensor) -> Sequence[Tensor]:
+    """float32 [n, columns] as pairs of vectors of lanes, [n, 2, 16] each; the last is padded with zeros."""
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % COLUMNS))
+    return padded.view(len(rows), -1, 2, LANES).unbind(1)

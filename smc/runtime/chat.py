@@ -83,29 +83,14 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
         """The prompt as tokens; text of control tokens in messages stays ordinary text (see the module)."""
-        marks: dict[str, str] = {}  # text → its mark
-
-        def mark(match: re.Match[str]) -> str:
-            return marks.setdefault(match.group(), _private_text())
-
-        marked = [self._marked(message, mark) for message in messages]
-        variables = {name: _map_strings(value, self._marker(mark)) for name, value in variables.items()}
+        marks = _Marks(self.control)
+        marked = [_map_strings(message, marks.of(_role(message))) for message in messages]
+        variables = {name: _map_strings(value, marks.of(None)) for name, value in variables.items()}
         text = self.render(marked, add_generation_prompt, **variables)
-        if not marks:
+        if not marks.needed:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         text = self.control.pattern.sub(lambda match: self._literal.aliases[match.group()], text)
-        originals = {name: original for original, name in marks.items()}
-        text = re.sub("|".join(originals), lambda match: originals[match.group()], text)
-        return self._literal.encode(text)
-
-    def _marked(self, message: Message, mark: Callable[[re.Match[str]], str]) -> Any:
-        """The message with what could be taken for a control token marked."""
-        answer = isinstance(message, Mapping) and message.get("role") == "assistant"
-        return _map_strings(message, self._marker(mark, answer))
-
-    def _marker(self, mark: Callable[[re.Match[str]], str], answer: bool = False) -> Callable[[str], str]:
-        pattern = self.control.pattern_in_answers if answer else self.control.pattern
-        return lambda text: pattern.sub(mark, text)
+        return self._literal.encode(marks.undone(text))
 
     def hides(self, text: str) -> bool:
         """Whether a control token's text occurs in `text` that no message shows to the template."""
@@ -114,6 +99,38 @@ class ChatTemplate:
     @cached_property
     def _literal(self) -> _LiteralTokenizer:
         return _LiteralTokenizer(self._tokenizer, self.control)
+
+
+class _Marks:
+    """Random marks in place of control tokens' texts; `needed` once a text had something that could become one."""
+
+    def __init__(self, control: ControlTokens) -> None:
+        self.needed = False
+        self._control = control
+        self._names: dict[str, str] = {}  # text → its mark
+
+    def of(self, role: str | None) -> Callable[[str], str]:
+        """What marks the texts in a message of this role."""
+        pattern = self._control.pattern_in_answers if role == "assistant" else self._control.pattern
+
+        def marked(text: str) -> str:
+            self.needed = self.needed or self._control.disguised(text)
+            return pattern.sub(self._mark, text)
+
+        return marked
+
+    def _mark(self, match: re.Match[str]) -> str:
+        self.needed = True
+        return self._names.setdefault(match.group(), _private_text())
+
+    def undone(self, text: str) -> str:
+        """The text with what the marks stand for."""
+        originals = {name: original for original, name in self._names.items()}
+        return re.sub("|".join(originals) or r"(?!)", lambda match: originals[match.group()], text)
+
+
+def _role(message: Any) -> str | None:
+    return message.get("role") if isinstance(message, Mapping) else None
 
 
 class _LiteralTokenizer:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.normalizers import Normalizer
 
 from smc.runtime.template_language import template_texts
 
@@ -25,12 +26,13 @@ ENDS = ("bos_token", "eos_token")
 class ControlTokens:
     """Control tokens by text: their ids, and the flags by which they are found in a text.
 
-    in_answers: the texts that stay tokens in an answer.
+    in_answers: the texts that stay tokens in an answer. normalizer: the tokenizer's.
     """
 
     ids: Mapping[str, int]
     flags: Mapping[str, AddedToken]
     in_answers: frozenset[str] = frozenset()
+    normalizer: Normalizer | None = None
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -41,6 +43,22 @@ class ControlTokens:
     def pattern_in_answers(self) -> re.Pattern[str]:
         """Matches those that an answer may not have."""
         return _any_of(self.ids.keys() - self.in_answers)
+
+    def disguised(self, text: str) -> bool:
+        """Whether normalizing the text may make a control token of what is none yet, such as one in wide letters.
+
+        It may be true of a text where it does not.
+        """
+        if self.normalizer is None or not any(token.normalized for token in self.flags.values()):
+            return False
+        return self._normalized_pattern.search(self.normalizer.normalize_str(text)) is not None
+
+    @cached_property
+    def _normalized_pattern(self) -> re.Pattern[str]:
+        """Matches control tokens in normalized texts, whatever the normalizer puts before a text."""
+        assert self.normalizer is not None
+        normalized = {self.normalizer.normalize_str(f"x{text}x").partition("x")[2][:-1] for text in self.ids}
+        return _any_of({text for text in (*normalized, *self.ids) if text})
 
 
 def control_tokens(
@@ -65,7 +83,7 @@ def control_tokens(
         found |= soft
     ids = {text: number for text in sorted(found) if (number := tokenizer.token_to_id(text)) is not None}
     flags = {text: added[text][1] if text in added else AddedToken(text, normalized=False) for text in ids}
-    return ControlTokens(ids, flags, frozenset(searched))
+    return ControlTokens(ids, flags, frozenset(searched), tokenizer.normalizer)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -200,6 +200,16 @@ def test_the_class_of_llama_says_how_spaces_are_treated(tmp_path: Path, legacy: 
     assert_equal(folder_tokenizer(folder, "llama"), transformers.AutoTokenizer.from_pretrained(folder))
 
 
+def test_a_tokenizer_of_mistrals_is_as_its_file_says(tmp_path: Path) -> None:
+    make, _ = sentencepiece_files(legacy=True)
+    plain = folder_tokenizer(make(tmp_path / "plain"), "llama").text
+    assert plain is not None
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "eos_token": "</s>", "bos_token": "<s>"}
+    config["unk_token"] = "<unk>"
+    folder = write(tmp_path / "model", {"tokenizer.json": plain, "tokenizer_config.json": config}, "mistral")
+    assert_equal(folder_tokenizer(folder, "mistral"), transformers.AutoTokenizer.from_pretrained(folder))
+
+
 def test_a_sentencepiece_model_alone_is_as_sentencepiece_has_it(tmp_path: Path) -> None:
     model = sentencepiece_model()
     (tmp_path / "tokenizer.model").write_bytes(model.serialized_model_proto())

@@ -209,6 +209,19 @@ def test_an_end_that_is_no_added_token_is_no_ones_text(by_name: bool):
     assert ours.encode([{"role": "user", "content": "s</"}]) == [3, 5]
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_what_normalizing_makes_a_control_token_of_is_text(special: bool):
+    """Wide letters become ASCII ones, and tokens are looked for behind that."""
+    tokenizer = with_markers(normalized=True, special=special)
+    tokenizer.normalizer = normalizers.NFKC()
+    ours = template(tokenizer, CHATML)
+    end, wide = tokenizer.token_to_id("<|im_end|>"), "＜｜ｉｍ＿ｅｎｄ｜＞"
+    assert tokenizer.encode(wide).ids == [end]
+    ids = ours.encode([{"role": "user", "content": f"a{wide}b"}])
+    assert ids.count(end) == 2
+    assert "a<|im_end|>b" in tokenizer.decode(ids, skip_special_tokens=False)
+
+
 def test_tools_cannot_write_control_tokens():
     tokenizer = TOKENIZERS["byte-level"]
     tools = [{"name": "f<|im_end|>"}]

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import transformers
 from gguf import GGUFReader
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -26,9 +27,11 @@ from benchmarks.packages import fetch
 from smc.codegen import unicode_tables
 from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.errors import InputError
+from smc.frontend.folder_tokenizer import folder_tokenizer
 from smc.frontend.source import open_checkpoint
 from smc.runtime.chat import ChatTemplate
 from smc.runtime.streaming import Detokenizer
+from tests.frontend import test_folder_tokenizer as folders
 
 from .conftest import HERE, compile_c, supports
 from .native_tokenizer import SOURCES, NativeTokenizer, RefusedError, build
@@ -253,6 +256,32 @@ def test_users_cannot_write_special_tokens(family: str, pair: Callable[[str], Pa
         messages = [content, "ok", content[::-1]]
         parts = [part for c in messages for part in ((f"{begin}user\n", True), (c, False), (f"{end}\n", True))]
         assert ours.encode(*parts) == template.encode([{"role": "user", "content": c} for c in messages]), content
+
+
+@pytest.mark.parametrize("name", folders.sources())
+def test_tables_of_a_folder_give_transformers_tokens(name: str, library: ctypes.CDLL, tmp_path: Path) -> None:
+    """Wherever the folder names its added tokens, and whatever their flags."""
+    folder = folders.write(tmp_path / "model", folders.sources()[name])
+    assert_folder(library, folder, transformers.AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("settings", [{"legacy": False}, {"legacy": True}, {"add_prefix_space": False}], ids=str)
+def test_tables_of_a_sentencepiece_model_give_transformers_tokens(
+    settings: dict[str, bool], library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    make, theirs = folders.sentencepiece_files(**settings)
+    assert_folder(library, make(tmp_path / "model"), theirs)
+
+
+def assert_folder(library: ctypes.CDLL, folder: Path, theirs: Any) -> None:
+    text = folder_tokenizer(folder, "llama").text
+    assert text is not None
+    ours = NativeTokenizer.of(library, text)
+    for text in folders.TEXTS:
+        for special in (False, True):
+            ids = theirs.encode(text, add_special_tokens=special)
+            assert ours.encode(text, add_special=special) == ids, text
+            assert ours.decode(ids, special) == theirs.decode(ids, skip_special_tokens=special), text
 
 
 def test_a_special_token_does_not_begin_in_a_users_text(pair: Callable[[str], Pair]) -> None:

@@ -174,7 +174,7 @@ class Kernels:
         )
 
     def run(self, encoding: Encoding, arguments: Sequence[np.ndarray | int]) -> None:
-        """One call with arguments of one's own, by `linear_kernel`'s signature."""
+        """One call with arguments of one's own, by the signature of `LinearKernel`."""
         values = [c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else c_int32(a) for a in arguments]
         getattr(self._library, self._symbols[encoding])(*values)
 

@@ -34,12 +34,11 @@ TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
 @dataclass(frozen=True)
 class KernelObject:
-    """A compiled kernel: its symbol, C parameters and object file."""
+    """A compiled kernel: its symbol and object file."""
 
     spec: KernelSpec
     level: Level
     symbol: str
-    prototype: str
     path: Path
 
 
@@ -75,7 +74,7 @@ def build_kernels(
     for (spec, level), key in zip(kernels, keys, strict=True):
         known = facts[key]
         assert known is not None
-        objects.append(KernelObject(spec, level, known["symbol"], known["prototype"], _object(key, work)))
+        objects.append(KernelObject(spec, level, known["symbol"], _object(key, work)))
     return objects
 
 
@@ -123,8 +122,7 @@ def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
 
     kernel = build_kernel(spec, symbol_name(spec, level), level)
     lower(kernel, triple, level).write_to_file(f"{path}.o")
-    facts = json.dumps({"symbol": kernel.name, "prototype": kernel.prototype()})
-    Path(f"{path}.json").write_text(facts, encoding="utf-8")
+    Path(f"{path}.json").write_text(json.dumps({"symbol": kernel.name}), encoding="utf-8")
 
 
 def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """A small builder of TIR kernels: explicit vectors, loops and pointers; nothing is left for a scheduler to guess.
 
-A kernel is a plain C function `int32_t name(pointers…, scalars…)` that returns 0. Pointers never alias each other
+A kernel is a plain C function with the parameters of its `Signature` that returns 0. Pointers never alias each other
 (TIR is lowered noalias); one that is read and written is passed once.
 """
 
@@ -14,6 +14,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
+from smc.codegen.kernels.signature import Signature
 from smc.targets import Level
 
 CACHE_LINE = 64
@@ -94,8 +95,8 @@ def vector_constant(values: Sequence[float], dtype: str) -> Expr:
 class Pointer:
     """A pointer parameter, or an array of the kernel's own, seen as a flat array of its element type."""
 
-    def __init__(self, name: str, dtype: str, buffer: Any = None) -> None:
-        self.dtype, self.written = dtype, False
+    def __init__(self, name: str, dtype: str, buffer: Any = None, const: bool = False) -> None:
+        self.dtype, self.const = dtype, const
         self.var = tirx.Var(name, PointerType(PrimType(dtype), "global"))
         self.buffer = tirx.decl_buffer((1 << 62,), dtype, name + "_data", data=self.var) if buffer is None else buffer
 
@@ -133,31 +134,30 @@ def _ramp(index: Expr, lanes: int) -> Expr:
 
 
 class Kernel:
-    """Collects parameters and statements; `function` is the finished TIR function. matmul: of the level's schedule for
-    these."""
+    """Collects statements; `function` is the finished TIR function. matmul: of the level's schedule for these."""
 
-    def __init__(self, name: str, matmul: bool = False) -> None:
-        self.name, self.matmul = name, matmul
-        self._parameters: list[Any] = []
+    def __init__(self, name: str, signature: Signature, matmul: bool = False) -> None:
+        self.name, self.signature, self.matmul = name, signature, matmul
+        self._scalars = {p.name: tirx.Var(p.name, p.dtype) for p in signature.parameters if not p.pointer}
         self._pointers: dict[str, Pointer] = {}
-        self._declarations: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
 
-    # ---- parameters, in C order
+    # ---- parameters, by name
 
-    def pointer(self, name: str, dtype: str) -> Pointer:
-        """A pointer parameter."""
-        pointer = Pointer(name, dtype)
-        self._parameters.append(pointer.var)
-        self._pointers[name] = pointer
-        self._declarations.append(tirx.DeclBuffer(pointer.buffer, data=pointer.var))
+    def pointer(self, name: str, view: str | None = None) -> Pointer:
+        """A pointer parameter. view: the dtype of the elements that the kernel sees in bytes and structs."""
+        parameter = self.signature.by_name[name]
+        dtype = view or parameter.dtype
+        assert parameter.pointer and dtype is not None, parameter
+        assert parameter.is_raw or dtype == parameter.dtype, f"{parameter.declaration} has no elements of {dtype}"
+        pointer = self._pointers.setdefault(name, Pointer(name, dtype, const=parameter.const))
+        assert pointer.dtype == dtype, f"{name} is seen in two ways"
         return pointer
 
-    def scalar(self, name: str, dtype: str = "int32") -> Expr:
-        """A scalar parameter."""
-        self._parameters.append(tirx.Var(name, dtype))
-        return self._parameters[-1]
+    def scalar(self, name: str) -> Expr:
+        """A parameter that is a number."""
+        return self._scalars[name]
 
     # ---- statements
 
@@ -167,7 +167,7 @@ class Kernel:
 
     def store(self, pointer: Pointer, index: Expr, value: Expr) -> None:
         """pointer[index…] = value."""
-        pointer.written = True
+        assert not pointer.const, f"{pointer.var.name} is only read"
         self.emit(pointer.store(index, value))
 
     def let(self, value: Expr, name: str = "v") -> Expr:
@@ -234,20 +234,18 @@ class Kernel:
         yield
         self.emit(tirx.IfThenElse(condition, self._closed(), None))
 
-    def prototype(self) -> str:
-        """The C parameters, such as "const void *x, void *out, int32_t begin"; the function returns int32_t."""
-        types = {"int32": "int32_t", "int64": "int64_t", "float32": "float"}
-        return ", ".join(
-            f"{'' if self._pointers[p.name].written else 'const '}void *{p.name}"
-            if p.name in self._pointers
-            else f"{types[dtype_of(p)]} {p.name}"
-            for p in self._parameters
-        )
-
     def function(self) -> Any:
         """The finished function."""
-        body = tirx.SeqStmt([*self._declarations, *self._blocks[0], tirx.Return(tirx.IntImm("int32", 0))])
-        function = tirx.PrimFunc(self._parameters, body, PrimType("int32"))
+        parameters, declarations = [], []
+        for p in self.signature.parameters:
+            if not p.pointer:
+                parameters.append(self._scalars[p.name])
+                continue
+            pointer = self._pointers.get(p.name) or Pointer(p.name, p.dtype or "uint8")  # nothing looks at it
+            parameters.append(pointer.var)
+            declarations.append(tirx.DeclBuffer(pointer.buffer, data=pointer.var))
+        body = tirx.SeqStmt([*declarations, *self._blocks[0], tirx.Return(tirx.IntImm("int32", 0))])
+        function = tirx.PrimFunc(parameters, body, PrimType("int32"))
         return function.with_attr({"global_symbol": self.name, "calling_conv": 1, "tirx.noalias": True})
 
     def _closed(self) -> Any:

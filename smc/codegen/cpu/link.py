@@ -21,6 +21,11 @@ FLAGS = (
     "-fno-asynchronous-unwind-tables",
     "-Wall",
     "-Wno-unused-parameter",
+    # Two arguments of a kernel that are swapped must not compile.
+    "-Werror=incompatible-pointer-types",
+    "-Werror=incompatible-pointer-types-discards-qualifiers",
+    "-Werror=int-conversion",
+    "-Werror=pointer-sign",
 )
 """zig's own default would be native instructions and trapping arithmetic."""
 

@@ -136,7 +136,7 @@ def _table(
 ) -> str:
     """The C source of the table that tuner.h declares."""
     lines = ["/* What the tuner measures, generated. */", '#include "tuner.h"', ""]
-    lines += [f"int32_t {o.symbol}({o.prototype});" for o in objects]
+    lines += [f"tuner_linear {o.symbol};" for o in objects]
     symbols = {(o.spec, o.level): o.symbol for o in objects}
     rows = []
     for index, ((kernel, level), specs) in enumerate(spaces.items()):

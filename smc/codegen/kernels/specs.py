@@ -3,11 +3,70 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from smc.codegen.kernels.abi import AttentionShape, Form
+from smc.codegen.kernels.abi import AttentionShape, Form, form_for
+from smc.codegen.kernels.signature import Signature
 from smc.ir import Encoding
+
+
+class KernelSpec(Protocol):
+    """What describes a kernel, a frozen dataclass; codegen/cpu/build.py says what builds it."""
+
+    def name(self) -> str:
+        """The kernel's C name."""
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+
+
+# ---- parts of signatures
+
+BLOCKS = ("int32_t begin", "int32_t end")
+"""Which of its blocks a call computes: the last parameters of every kernel."""
+
+MATRIX = ("const uint8_t *codes", "const uint8_t *scales", "const uint8_t *zeros")
+"""A packed matrix (layout.py)."""
+
+
+def results(forms: Sequence[Form]) -> list[str]:
+    """Where a result goes in several forms: `out`, and of the form number i codes_i, scales_i and sums_i."""
+    declarations = []
+    for place, form in enumerate(forms):
+        if form.kind == "f32":
+            declarations.append("float *out")
+        else:
+            declarations += [f"int8_t *codes_{place}", f"float *scales_{place}", f"int32_t *sums_{place}"]
+    return declarations
+
+
+def operands(op: str) -> str:
+    """The names of an element-wise op's operands."""
+    return "ab" if op in ("add", "mul", "gated_silu") else "a"
+
+
+def linear_signature(inputs: Literal["f32", "i8"], top: bool = False) -> Signature:
+    """The parameters of matmuls whose inputs are of this kind."""
+    return Signature.of(
+        "const int8_t *x" if inputs == "i8" else "const float *x",
+        *("const float *x_scales", "const int32_t *x_sums"),
+        *MATRIX,
+        "const float *bias",
+        "struct smc_top *out" if top else "float *out",
+        *("int32_t tokens", "int32_t columns", "int32_t x_stride", "int32_t out_stride", "int32_t flags"),
+        *BLOCKS,
+    )
+
+
+EMBEDDING_SIGNATURE = Signature.of(
+    "const int32_t *tokens", *MATRIX, "float *out", "int32_t rows", "int32_t columns", "int32_t stride", *BLOCKS
+)
+"""The parameters of embeddings."""
+
+
+# ---- specs
 
 
 @dataclass(frozen=True)
@@ -56,6 +115,10 @@ class LinearKernel:
         tile = "" if self.tile is None else f"_{self.tile}"
         return f"linear_{'top_' if self.top else ''}{_encoding_name(self.encoding)}{tile}"
 
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        return linear_signature(form_for(self.encoding).kind, self.top)
+
 
 @dataclass(frozen=True)
 class EmbeddingKernel:
@@ -67,6 +130,10 @@ class EmbeddingKernel:
         """Its C name."""
         return f"embedding_{_encoding_name(self.encoding)}"
 
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        return EMBEDDING_SIGNATURE
+
 
 @dataclass(frozen=True)
 class RmsNormKernel:
@@ -77,6 +144,12 @@ class RmsNormKernel:
     def name(self) -> str:
         """Its C name."""
         return "_".join(["rms_norm", *map(_identifier, self.forms)])
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        sizes = ("int32_t tokens", "int32_t width", "int32_t stride")
+        inputs = ("const float *x", "const float *weight")
+        return Signature.of(*inputs, *results(self.forms), *sizes, "float eps", *BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -91,6 +164,13 @@ class ElementwiseKernel:
         """Its C name."""
         return "_".join([*(["chained"] if self.chained else []), self.op, *map(_identifier, self.forms)])
 
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        kind = "float" if self.chained else "const float"
+        inputs = [f"{kind} *a", *(f"const float *{name}" for name in operands(self.op)[1:])]
+        tokens = ("int32_t first", "int32_t count") if self.chained else ()
+        return Signature.of(*inputs, *results(self.forms), "int32_t tokens", "int32_t stride", *tokens, *BLOCKS)
+
 
 @dataclass(frozen=True)
 class QuantizeTokensKernel:
@@ -101,6 +181,10 @@ class QuantizeTokensKernel:
     def name(self) -> str:
         """Its C name."""
         return f"quantize_{_identifier(self.form)}"
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        return Signature.of("const float *x", *results([self.form]), "int32_t tokens", "int32_t stride", *BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -114,6 +198,11 @@ class TransformKernel:
         """Its C name."""
         return f"transform{'_permute' if self.permuted else ''}{f'_rotate{self.rotation}' if self.rotation else ''}"
 
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        pointers = ("const float *x", "const int32_t *order", "float *out")
+        return Signature.of(*pointers, "int32_t columns", "int32_t stride", *BLOCKS)
+
 
 @dataclass(frozen=True)
 class RopeKernel:
@@ -125,6 +214,15 @@ class RopeKernel:
         """Its C name."""
         return f"rope_cache_{self.shape}"
 
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        return Signature.of(
+            *("const float *k", "const float *v", "const float *rope", "const int32_t *slots"),
+            *("const struct smc_tile *tiles", "uint8_t *cache", "uint8_t *scales", "int32_t *beyond"),
+            *("int32_t stride", "int64_t page", "int64_t layer"),
+            *BLOCKS,
+        )
+
 
 @dataclass(frozen=True)
 class AttentionKernel:
@@ -135,6 +233,16 @@ class AttentionKernel:
     def name(self) -> str:
         """Its C name."""
         return f"attention_{self.shape}"
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        return Signature.of(
+            *("const float *q", "const float *rope", "const uint8_t *cache", "const uint8_t *scales"),
+            *("const int32_t *tables", "const struct smc_tile *tiles"),
+            *("float *out", "float *partials", "float *scratch"),
+            *("int32_t stride", "int64_t page", "int64_t layer", "float scale", "int32_t window", "int32_t splits"),
+            *BLOCKS,
+        )
 
 
 @dataclass(frozen=True)
@@ -148,15 +256,7 @@ class MergeKernel:
         shape = self.shape
         return f"merge_h{shape.heads}_kv{shape.kv_heads}_d{shape.head_dim}"
 
-
-KernelSpec = (
-    LinearKernel
-    | EmbeddingKernel
-    | RmsNormKernel
-    | ElementwiseKernel
-    | QuantizeTokensKernel
-    | TransformKernel
-    | RopeKernel
-    | AttentionKernel
-    | MergeKernel
-)
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        pointers = ("const struct smc_tile *tiles", "const float *partials", "float *out", "float *scratch")
+        return Signature.of(*pointers, "int32_t stride", "int32_t window", "int32_t splits", *BLOCKS)

@@ -68,7 +68,7 @@ class Linear(Lowering):
         f.add(
             node.name,
             "linear",
-            BySlot(LinearKernel, matrix),
+            BySlot(LinearKernel, matrix, form.kind),
             Rows(matrix),
             arguments,
             reads=(source, out) if node.attributes["residual"] else (source,),

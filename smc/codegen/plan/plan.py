@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from smc.codegen.kernels.abi import AttentionShape, KVDtype
-from smc.codegen.kernels.specs import AttentionKernel, EmbeddingKernel, KernelSpec, LinearKernel, RopeKernel
+from smc.codegen.kernels.signature import Signature
+from smc.codegen.kernels.specs import (
+    EMBEDDING_SIGNATURE,
+    AttentionKernel,
+    EmbeddingKernel,
+    KernelSpec,
+    LinearKernel,
+    RopeKernel,
+    linear_signature,
+)
 from smc.codegen.plan.arguments import Argument, Buffer, Cache, KvShape, Rope
 from smc.codegen.plan.domains import Domain
 from smc.codegen.plan.work import NO_WORK, CallSizes, Work, padded_width
@@ -22,14 +31,20 @@ KV_DTYPES: tuple[KVDtype, ...] = ("f16", "f32", "i8")
 
 @dataclass(frozen=True)
 class BySlot:
-    """The kernel of a kind for the encoding that a call's matrix has in a slot."""
+    """The kernel of a kind for the encoding that a call's matrix has in a slot. inputs: the kind of form that it reads,
+    for kernels that read floats and those that read codes have different parameters."""
 
     kind: type[LinearKernel] | type[EmbeddingKernel]
     slot: str
+    inputs: Literal["f32", "i8"] = "f32"
 
     def spec(self, parameter: Parameter) -> KernelSpec:
         """The kernel for a matrix."""
         return self.kind(parameter.encoding)
+
+    def signature(self) -> Signature:
+        """The parameters, the same for all encodings."""
+        return linear_signature(self.inputs) if self.kind is LinearKernel else EMBEDDING_SIGNATURE
 
     def __str__(self) -> str:
         return f"{self.kind.__name__}[{self.slot}]"
@@ -44,6 +59,10 @@ class ByCacheDtype:
     def specs(self) -> list[KernelSpec]:
         """The kernel for each dtype, in their order."""
         return [replace(self.any, shape=replace(self.any.shape, kv_dtype=dtype)) for dtype in KV_DTYPES]
+
+    def signature(self) -> Signature:
+        """The parameters, the same for all dtypes."""
+        return self.any.signature()
 
     @property
     def name(self) -> str:

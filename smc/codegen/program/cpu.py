@@ -115,9 +115,9 @@ CLAIMED: Mapping[str, str] = {"begin": "phase.begin", "end": "phase.end"}
 
 
 def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
-    """A call through the table of kernels; blocks: the last arguments."""
-    arguments = [scope.expression(argument, tokens) for argument in call.arguments.values()]
-    return f"K->{member(call.kernel)}({', '.join([*arguments, *blocks.values()])})"
+    """A call through the table of kernels; blocks: the arguments that say which."""
+    arguments = {name: scope.expression(argument, tokens) for name, argument in call.arguments.items()}
+    return f"K->{member(call.kernel)}({call.kernel.signature().arguments({**arguments, **blocks})})"
 
 
 def _tiles(scope: Scope, buffer: Buffer) -> str:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from smc.codegen.c_literals import c_identifier
+from smc.codegen.kernels.abi import form_for
 from smc.codegen.kernels.specs import EmbeddingKernel, KernelSpec, LinearKernel
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan.plan import ByCacheDtype, BySlot, KernelChoice
 from smc.codegen.schedule.schedule import Schedule
 from smc.targets import Target
 
-TABLES: dict[type, str] = {LinearKernel: "linear", EmbeddingKernel: "embedding"}
-"""The member of kernels that a call's matrix chooses."""
+CHOSEN_BY_MATRIX = ("linear_f32", "linear_i8", "embedding")
+"""The members, arrays, of which a call's matrix chooses a kernel."""
+
+
+def table_of(spec: LinearKernel | EmbeddingKernel) -> str:
+    """The array of a kernel that a matrix chooses: all its kernels have the same parameters."""
+    return "embedding" if isinstance(spec, EmbeddingKernel) else f"linear_{form_for(spec.encoding).kind}"
 
 
 def program_kernels(schedule: Schedule) -> list[KernelSpec]:
@@ -23,7 +29,10 @@ def program_kernels(schedule: Schedule) -> list[KernelSpec]:
 def members(schedule: Schedule) -> dict[str, list[KernelSpec]]:
     """The members of `struct kernels` and the kernels in each, in the order of what indexes them."""
     plan = schedule.plan
-    found: dict[str, list[KernelSpec]] = {"linear": [*plan.linear_kernels()], "embedding": [*plan.embedding_kernels()]}
+    found: dict[str, list[KernelSpec]] = {}
+    chosen: list[LinearKernel | EmbeddingKernel] = [*plan.linear_kernels(), *plan.embedding_kernels()]
+    for spec in chosen:
+        found.setdefault(table_of(spec), []).append(spec)
     for kernel in _kernels(schedule):
         if isinstance(kernel, ByCacheDtype):
             found[kernel.name] = kernel.specs()
@@ -43,7 +52,8 @@ def _kernels(schedule: Schedule) -> Iterator[KernelChoice]:
 def member(kernel: KernelChoice) -> str:
     """A kernel in `struct kernels`, inside a function."""
     if isinstance(kernel, BySlot):
-        return f"{TABLES[kernel.kind]}[L->{c_identifier(kernel.slot)}.kernel]"
+        table = f"linear_{kernel.inputs}" if kernel.kind is LinearKernel else "embedding"
+        return f"{table}[L->{c_identifier(kernel.slot)}.kernel]"
     if isinstance(kernel, ByCacheDtype):
         return f"{kernel.name}[S->kv_dtype]"
     return kernel.name()
@@ -51,15 +61,14 @@ def member(kernel: KernelChoice) -> str:
 
 def kernel_tables(schedule: Schedule, objects: Sequence[KernelObject], target: Target) -> list[str]:
     """`struct kernels`, the kernels' prototypes, and an instance of the struct for every level."""
-    prototypes = {o.spec: o.prototype for o in objects}
     table = members(schedule)
-    arrays = {name for name, specs in table.items() if len(specs) > 1} | set(TABLES.values())
+    arrays = {name for name, specs in table.items() if len(specs) > 1 or name in CHOSEN_BY_MATRIX}
     lines = ["struct kernels {"]
     for name, specs in table.items():
-        assert len({prototypes[spec] for spec in specs}) == 1, f"kernels of {name} differ in their parameters"
+        [signature] = {spec.signature() for spec in specs}
         size = f"[{len(specs)}]" if name in arrays else ""
-        lines.append(f"  int32_t (*{name}{size})({prototypes[specs[0]]});")
-    lines += ["};", "", *(f"int32_t {o.symbol}({o.prototype});" for o in objects)]
+        lines.append(f"  int32_t (*{name}{size})({signature});")
+    lines += ["};", "", *(f"int32_t {o.symbol}({o.spec.signature()});" for o in objects)]
     symbols = {(o.spec, o.level): o.symbol for o in objects}
     for level in target.levels:
         lines += ["", f"static const struct kernels kernels_{level.name} = {{"]

@@ -77,11 +77,12 @@ class Scope:
             case TokenCount():
                 return tokens.count
             case Weight(slot, part):
-                return f"W + L->{c_identifier(slot)}.{part}"
+                place = f"W + L->{c_identifier(slot)}.{part}"
+                return f"(const int32_t *)({place})" if part == "order" else place
             case WeightSize(slot, side):
                 return f"L->{c_identifier(slot)}.{side}"
             case Vector(slot):
-                return f"W + L->{c_identifier(slot)}"
+                return f"(const float *)(W + L->{c_identifier(slot)})"
             case Number(value):
                 return c_float(value) if isinstance(value, float) else str(value)
             case Null():
@@ -95,7 +96,7 @@ class Scope:
             case Rope():
                 return self._rope(argument)
             case Scratch():
-                return "thread->scratch"
+                return "(float *)thread->scratch"
             case TopRows():
                 return "S->tops + thread->index * N"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from smc.codegen.c_literals import c_float, c_identifier, c_string
 from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout, padded
-from smc.codegen.kernels.specs import EmbeddingKernel, LinearKernel
 from smc.codegen.plan.domains import Rows
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import CallSizes, padded_width
 from smc.codegen.profile import TaskProfile
+from smc.codegen.program.kernel_table import table_of
 from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.schedule import FunctionSchedule, Phase, Schedule, Task
 from smc.codegen.weights import WeightTable
@@ -96,10 +96,12 @@ def _stream(table: WeightTable, sizes: CallSizes, task: Task) -> str:
 
 
 def _kernel_numbers(plan: Plan, function: FunctionSchedule) -> dict[Encoding, int]:
-    """By encoding: the number of a kernel among those that look up rows, or that multiply."""
-    parameters = plan.chosen(EmbeddingKernel if function.plan is plan.embed else LinearKernel)
-    encodings = dict.fromkeys(parameter.encoding for parameter in parameters)
-    return {encoding: number for number, encoding in enumerate(encodings)}
+    """By encoding: the number of a kernel in its table."""
+    kernels = plan.embedding_kernels() if function.plan is plan.embed else plan.linear_kernels()
+    tables: dict[str, list[Encoding]] = {}
+    for kernel in kernels:
+        tables.setdefault(table_of(kernel), []).append(kernel.encoding)
+    return {encoding: number for table in tables.values() for number, encoding in enumerate(table)}
 
 
 def _matrix(table: WeightTable, sizes: CallSizes, slot: str, kernels: dict[Encoding, int]) -> str:

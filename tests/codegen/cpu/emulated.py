@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import struct
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import numpy as np
 
 from smc.codegen.cpu.builder import Kernel
 from smc.targets import Level
-from tests.codegen.cpu.kernels import C_TYPES
 from tests.emulation import CPUS, emulated
 
 SERVER = r"""
@@ -30,6 +28,8 @@ SERVER = r"""
  * up to 64 bytes, lies a page without access. */
 #define PAGE 65536
 #define SAME (1ull << 63)
+struct smc_tile;
+struct smc_top;
 PROTOTYPES
 static void must_read(void *to, size_t size) {
   if (size && fread(to, size, 1, stdin) != 1) exit(feof(stdin) ? 0 : 3);
@@ -84,11 +84,11 @@ def server_source(kernels: Sequence[Kernel]) -> str:
     """The C program that calls these kernels."""
     prototypes, calls, kinds = [], [], []
     for number, kernel in enumerate(kernels):
-        types = [parameter.rpartition(" ")[0] for parameter in kernel.prototype().split(", ")]
-        prototypes.append(f"int32_t {kernel.name}({kernel.prototype()});")
-        arguments = [f"*({t} *)&a[{i}]" if t in C_TYPES else f"(void *)a[{i}]" for i, t in enumerate(types)]
+        parameters = kernel.signature.parameters
+        prototypes.append(f"int32_t {kernel.name}({kernel.signature});")
+        arguments = [f"(void *)a[{i}]" if p.pointer else f"*({p.type} *)&a[{i}]" for i, p in enumerate(parameters)]
         calls.append(f"      case {number}: status = (uint64_t){kernel.name}({', '.join(arguments)}); break;")
-        kinds.append('"' + "".join("n" if t in C_TYPES else "p" for t in types) + '"')
+        kinds.append('"' + "".join("p" if p.pointer else "n" for p in parameters) + '"')
     table = f"static const char *const KINDS[] = {{{', '.join(kinds)}}};"
     source = SERVER.replace("PROTOTYPES", "\n".join([*prototypes, table]))
     return source.replace("CALLS", "\n".join(calls))
@@ -115,15 +115,14 @@ def serve(
 
 
 def _caller(pipes: tuple[IO[bytes], IO[bytes]], number: int, kernel: Kernel) -> Callable[..., None]:
-    types = [parameter.rpartition(" ")[0] for parameter in kernel.prototype().split(", ")]
+    parameters = kernel.signature.parameters
     formats = {"int32_t": "<i4x", "int64_t": "<q", "float": "<f4x"}
-    assert all(re.match(r"(const )?void", t) or t in C_TYPES for t in types)
 
     def call(*arguments: Any) -> None:
         pipes[0].write(struct.pack("<Q", number))
         sent: list[int] = []
-        for argument, kind in zip(arguments, types, strict=True):
-            assert isinstance(argument, np.ndarray) == (kind not in C_TYPES), (argument, kind)
+        for argument, parameter in zip(arguments, parameters, strict=True):
+            assert isinstance(argument, np.ndarray) == parameter.pointer, (argument, parameter)
             if isinstance(argument, np.ndarray):
                 assert argument.flags.c_contiguous
                 same = next(place for place, other in enumerate(arguments) if other is argument)
@@ -133,7 +132,7 @@ def _caller(pipes: tuple[IO[bytes], IO[bytes]], number: int, kernel: Kernel) -> 
                 sent.append(same)
                 pipes[0].write(struct.pack("<Q", argument.nbytes) + argument.tobytes())
             else:
-                pipes[0].write(struct.pack(formats[kind], argument))
+                pipes[0].write(struct.pack(formats[parameter.type], argument))
         pipes[0].flush()
         status = pipes[1].read(8)
         assert status == bytes(8), f"{kernel.name} under emulation: {status!r}"

@@ -42,7 +42,7 @@ def compiled(kernel: Kernel, level: Level) -> Any:
 def callable_kernel(library: ctypes.CDLL, kernel: Kernel) -> Callable[..., None]:
     """A kernel of a library as a Python function of arrays and numbers."""
     entry = getattr(library, kernel.name)
-    types = [C_TYPES.get(part.split()[0], ctypes.c_void_p) for part in kernel.prototype().split(", ")]
+    types = [ctypes.c_void_p if p.pointer else C_TYPES[p.type] for p in kernel.signature.parameters]
     entry.argtypes, entry.restype = types, ctypes.c_int32
 
     def call(*arguments: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smc.codegen.cpu.builder import Kernel, fma, rounded_product
+from smc.codegen.kernels.signature import Signature
 from smc.targets import Level
 
 
@@ -19,8 +20,8 @@ def test_fused_and_rounded_products(build: Any, level: Level, lanes: int) -> Non
     c = -(a * b)
     kernels = []
     for name, multiply_add in (("fused", fma), ("rounded", lambda a, b, c: rounded_product(a, b) + c)):
-        k = Kernel(name)
-        pointers = [k.pointer(n, "float32") for n in ("a", "b", "c", "out")]
+        k = Kernel(name, Signature.of("const float *a", "const float *b", "const float *c", "float *out"))
+        pointers = [k.pointer(n) for n in ("a", "b", "c", "out")]
         k.store(pointers[3], 0, multiply_add(*(p.load(0, lanes) for p in pointers[:3])))
         kernels.append(k)
     functions = build(level, *kernels)

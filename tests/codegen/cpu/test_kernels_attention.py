@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from smc.codegen.cpu.kernels.attention import attention_kernel, merge_kernel
-from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
+from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.abi import SPLIT_TOKENS, AttentionShape
 from smc.codegen.kernels.layout import padded
+from smc.codegen.kernels.specs import AttentionKernel, MergeKernel, RopeKernel
 from smc.ir import RopeTable
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
@@ -134,7 +134,7 @@ WRITTEN_TILES = [(0, 8), (8, 8), (20, 8), (62, 3), (72, 1), (80, 7), (125, 8), (
 
 @pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(4, 2, 20, "f16", rotary=False)], ids=str)
 def test_keys_are_rotated_and_written(build: Any, level: Level, shape: AttentionShape) -> None:
-    kernel, rng = build(level, rope_cache_kernel("write", shape, level))["write"], np.random.default_rng(1)
+    kernel, rng = build(level, build_kernel(RopeKernel(shape), "write", level))["write"], np.random.default_rng(1)
     cache = Cache(shape, [200], 2)
     expected_memory = cache.memory.copy()
     indices = [index for first, count in WRITTEN_TILES for index in range(first, first + count)]
@@ -163,7 +163,7 @@ def test_keys_are_rotated_and_written(build: Any, level: Level, shape: Attention
 )
 def test_what_the_cache_cannot_hold_is_told(build: Any, level: Level, shape: AttentionShape) -> None:
     """Wherever it is, in a key or a value; the largest that can be held is not told."""
-    kernel = build(level, rope_cache_kernel("write", shape, level))["write"]
+    kernel = build(level, build_kernel(RopeKernel(shape), "write", level))["write"]
     cache, tokens, width = Cache(shape, [64], 2), 9, shape.kv_heads * shape.head_dim
     rows = guarded(np.array([[0, 8, 0, 0], [8, 1, 0, 8]], np.int32))
     slots = guarded((cache.tables[0] * PAGE + np.arange(tokens)).astype(np.int32))
@@ -191,7 +191,8 @@ class Attention:
 
     def __init__(self, build: Any, level: Level, shape: AttentionShape) -> None:
         self.shape = shape
-        kernels = build(level, attention_kernel("attention", shape, level), merge_kernel("merge", shape))
+        attention = build_kernel(AttentionKernel(shape), "attention", level)
+        kernels = build(level, attention, build_kernel(MergeKernel(shape), "merge", level))
         self.kernel, self.merge = kernels["attention"], kernels["merge"]
         self.stride = padded(shape.heads * shape.head_dim, 32) + 32
 

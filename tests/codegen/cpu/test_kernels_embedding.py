@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from smc.codegen.cpu.kernels.embedding import embedding_kernel
+from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.layout import padded
+from smc.codegen.kernels.specs import EmbeddingKernel
 from smc.ir import Encoding
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
@@ -19,7 +20,7 @@ from tests.codegen.encodings import ENCODINGS
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_rows_are_decoded(build: Any, level: Level, encoding: Encoding) -> None:
-    kernel = build(level, embedding_kernel("embedding", encoding, level.family))["embedding"]
+    kernel = build(level, build_kernel(EmbeddingKernel(encoding), "embedding", level))["embedding"]
     for rows, columns, extreme in ((33, 80, False), (1, 8, True), (50, 341, True), (64, 576, False), (20, 577, False)):
         matrix, stride = (
             Matrix(random_tensor(encoding, rows, columns, rows, extreme), level.family),

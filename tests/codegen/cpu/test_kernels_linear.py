@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.cli.doctor import read_cpuinfo
-from smc.codegen.cpu.kernels.linear import linear_kernel
+from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.kernels.many_tokens import CHUNK_TOKENS, MANY_TOKENS
 from smc.codegen.cpu.tiles import default_tile, panel_tiles
 from smc.codegen.kernels.abi import ACCUMULATE, COMPACT, HAS_BIAS
 from smc.codegen.kernels.layout import ROW_BLOCK, padded
-from smc.codegen.kernels.specs import Tile
+from smc.codegen.kernels.specs import LinearKernel, Tile
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact import multiply
 from smc.targets import TARGETS, Level
@@ -38,7 +38,7 @@ class Linear:
     def kernel(self, encoding: Encoding, level: Level, tile: Tile | None = None) -> Any:
         key = (encoding, level, tile)
         if key not in self.kernels:
-            self.kernels[key] = self.build(level, linear_kernel("linear", encoding, level, tile))["linear"]
+            self.kernels[key] = self.build(level, build_kernel(LinearKernel(encoding, tile), "linear", level))["linear"]
         return self.kernels[key]
 
     def __call__(
@@ -268,7 +268,7 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
     bias = np.zeros(matrix.layout.padded_rows, np.float32)
     bias[:rows] = rng.integers(-1003, -1000, rows)
     results = linear(linear.kernel(encoding, level), matrix, inputs, bias=bias)[:, :rows]
-    kernel = build(level, linear_kernel("top", encoding, level, top=True))["top"]
+    kernel = build(level, build_kernel(LinearKernel(encoding, top=True), "top", level))["top"]
     out = np.full((tokens, 32), -np.inf, np.float32)
     out[:, 16:] = np.array(2**31 - 1, np.int32).view(np.float32)
     out = guarded(out)
@@ -286,6 +286,6 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
 def test_avx2_widens_int16_sums_once_a_tile() -> None:
     """Products of 4-bit codes fit int16 for a whole tile, and LLVM leaves the sums of all tokens and rows in turns."""
     [level] = [level for level in TARGETS["x86-64"].levels if level.name == "avx2"]
-    asm = compiled(linear_kernel("linear", integer(4), level, Tile(4, 16)), level).inspect_source("asm")
+    asm = compiled(build_kernel(LinearKernel(integer(4), Tile(4, 16)), "linear", level), level).inspect_source("asm")
     products = [re.findall("vpmaddubsw", part) for part in re.split("vpmaddwd", asm)]
     assert max(map(len, products)) == 4 * 2 * 8  # tokens, units of rows, quads

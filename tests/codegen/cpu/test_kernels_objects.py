@@ -13,6 +13,7 @@ import smc.codegen
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.builder import Kernel, const, intrinsic
 from smc.codegen.kernels.abi import F32_FORM, AttentionShape, Form
+from smc.codegen.kernels.signature import Signature
 from smc.codegen.kernels.specs import (
     AttentionKernel,
     ElementwiseKernel,
@@ -114,8 +115,8 @@ def test_kernels_need_neither_heap_nor_libm(tmp_path: Path, level: Level) -> Non
 
 
 def test_a_call_to_libm_would_be_seen(tmp_path: Path) -> None:
-    k = Kernel("calls_sin")
-    x = k.pointer("x", "float32")
+    k = Kernel("calls_sin", Signature.of("float *x"))
+    x = k.pointer("x")
     k.store(x, const(0, "int32"), intrinsic("float32", "llvm.sin", x.load(const(0, "int32"))))
     compiled(k, LEVELS[-1]).write_to_file(str(tmp_path / "kernel.o"))
     assert undefined_symbols(tmp_path / "kernel.o") == {"sinf"}

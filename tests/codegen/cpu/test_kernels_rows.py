@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.builder import Expr, Kernel, const
-from smc.codegen.cpu.kernels.rows import chained_kernel, elementwise_kernel, quantize_tokens_kernel, rms_norm_kernel
 from smc.codegen.cpu.kernels.vector_math import exp, exp2
 from smc.codegen.kernels.abi import F32_FORM, Form
 from smc.codegen.kernels.layout import padded
+from smc.codegen.kernels.signature import Signature
+from smc.codegen.kernels.specs import ElementwiseKernel, KernelSpec, QuantizeTokensKernel, RmsNormKernel
 from smc.ir import F32, EncodedTensor
 from smc.reference import float32
 from smc.reference.exact import compute_exactly
@@ -31,8 +33,8 @@ Rows = Callable[[np.ndarray], np.ndarray]
 
 def function_kernel(function: Callable[[Kernel, Expr], Expr]) -> Kernel:
     """A function of vectors as a kernel of its name: (x, out, count)."""
-    k = Kernel(function.__name__)
-    x, out, count = k.pointer("x", "float32"), k.pointer("out", "float32"), k.scalar("count")
+    k = Kernel(function.__name__, Signature.of("const float *x", "float *out", "int32_t count"))
+    x, out, count = k.pointer("x"), k.pointer("out"), k.scalar("count")
     with k.loop(count >> const(4, "int32")) as i:
         k.store(out, i * 16, function(k, x.load(i * 16, 16)))
     return k
@@ -41,26 +43,28 @@ def function_kernel(function: Callable[[Kernel, Expr], Expr]) -> Kernel:
 @pytest.fixture(scope="module")
 def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
     """Every kernel of this file, built once a level."""
-    return build(
-        level,
-        *(function_kernel(function) for function in (exp, exp2)),
-        rms_norm_kernel("rms_norm", [F32_FORM], level),
-        rms_norm_kernel("rms_norm_all", [I8, F32_FORM, I8_SUMS_OF_16, WIDE], level),
-        rms_norm_kernel("rms_norm_wide", [WIDE], level),
-        *(elementwise_kernel(op, op, [F32_FORM], level) for op in ("add", "mul", "silu", "gated_silu")),
-        elementwise_kernel("quantize", "copy", [I8], level),
-        elementwise_kernel("quantize_16", "copy", [I8_SUMS_OF_16], level),
-        elementwise_kernel("gated_silu_quantize", "gated_silu", [F32_FORM, I8], level),
-        *(chained_kernel(f"chained_{op}", op, [F32_FORM, I8, I8_SUMS_OF_16], level) for op in ("silu", "gated_silu")),
-        chained_kernel("chained_floats", "gated_silu", [F32_FORM], level),
-        chained_kernel("chained_wide", "gated_silu", [WIDE, F32_FORM, Form("i8", 64, 16)], level),
-        elementwise_kernel("silu_all", "silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
-        elementwise_kernel("gated_silu_all", "gated_silu", [F32_FORM, I8, I8_SUMS_OF_16], level),
-        quantize_tokens_kernel("quantize_token", TOKEN, level),
-        quantize_tokens_kernel("quantize_token_16", Form("i8", "token", 16), level),
-        quantize_tokens_kernel("quantize_64", Form("i8", 64), level),
-        quantize_tokens_kernel("quantize_96_16", Form("i8", 96, 16), level),
-    )
+    all_forms = (F32_FORM, I8, I8_SUMS_OF_16)
+    specs: dict[str, KernelSpec] = {
+        "rms_norm": RmsNormKernel((F32_FORM,)),
+        "rms_norm_all": RmsNormKernel((I8, F32_FORM, I8_SUMS_OF_16, WIDE)),
+        "rms_norm_wide": RmsNormKernel((WIDE,)),
+        **{op: ElementwiseKernel(op, (F32_FORM,)) for op in ("add", "mul", "silu", "gated_silu")},
+        "quantize": ElementwiseKernel("copy", (I8,)),
+        "quantize_16": ElementwiseKernel("copy", (I8_SUMS_OF_16,)),
+        "gated_silu_quantize": ElementwiseKernel("gated_silu", (F32_FORM, I8)),
+        "chained_silu": ElementwiseKernel("silu", all_forms, chained=True),
+        "chained_gated_silu": ElementwiseKernel("gated_silu", all_forms, chained=True),
+        "chained_floats": ElementwiseKernel("gated_silu", (F32_FORM,), chained=True),
+        "chained_wide": ElementwiseKernel("gated_silu", (WIDE, F32_FORM, Form("i8", 64, 16)), chained=True),
+        "silu_all": ElementwiseKernel("silu", all_forms),
+        "gated_silu_all": ElementwiseKernel("gated_silu", all_forms),
+        "quantize_token": QuantizeTokensKernel(TOKEN),
+        "quantize_token_16": QuantizeTokensKernel(Form("i8", "token", 16)),
+        "quantize_64": QuantizeTokensKernel(Form("i8", 64)),
+        "quantize_96_16": QuantizeTokensKernel(Form("i8", 96, 16)),
+    }
+    functions = [function_kernel(function) for function in (exp, exp2)]
+    return build(level, *functions, *(build_kernel(spec, name, level) for name, spec in specs.items()))
 
 
 @pytest.fixture

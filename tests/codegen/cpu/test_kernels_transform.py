@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from smc.codegen.cpu.kernels.transform import transform_kernel
+from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.layout import padded
+from smc.codegen.kernels.specs import TransformKernel
 from smc.ir import rotate
 from smc.targets import Level
 from tests.codegen.cpu.kernels import guarded
@@ -26,7 +27,7 @@ CASES = [
 
 @pytest.mark.parametrize(("permuted", "rotation", "columns"), CASES)
 def test_bits_of_the_reference(build: Any, level: Level, permuted: bool, rotation: int | None, columns: int) -> None:
-    kernel = build(level, transform_kernel("transform", permuted, rotation))["transform"]
+    kernel = build(level, build_kernel(TransformKernel(permuted, rotation), "transform", level))["transform"]
     rng, stride = np.random.default_rng(columns), padded(columns, 32)
     x, order = np.zeros((5, stride), np.float32), np.arange(stride, dtype=np.int32)
     x[:, :columns] = rng.standard_normal((5, columns))

@@ -36,6 +36,7 @@ from smc.codegen.cpu.kernels.kv_cache import read_tile
 from smc.codegen.cpu.kernels.rope import rotated_head
 from smc.codegen.cpu.kernels.vector_math import LANES, exp2, horizontal, horizontal_each
 from smc.codegen.kernels.abi import MOST_ROWS, PAGE_TOKENS, SPLIT_TOKENS, TILE_TOKENS, AttentionShape, rows_per_token
+from smc.codegen.kernels.specs import AttentionKernel, MergeKernel
 from smc.targets import Level
 
 MASKED, LOWEST = -3.0e38, -1.0e30
@@ -44,30 +45,26 @@ MASKED, LOWEST = -3.0e38, -1.0e30
 VECTOR = f"float32x{LANES}"
 
 
-def attention_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(q, rope, cache, scales, tables, tiles, out, partials, scratch, stride, page, layer, scale, window,
-    splits, begin, end)
+def attention_kernel(name: str, spec: AttentionKernel, level: Level) -> Kernel:
+    """Blocks are (tile, KV head, split).
 
-    Blocks are (tile, KV head, split). splits: 1 for blocks that do all splits of their tile and write `out`; otherwise
-    block s of a tile and head writes the states of split s to `partials`: float32 [tokens, splits, heads, state].
-    scales: the same memory as cache, for those of an int8 cache. tiles: int32 [n][4] token, count, table, index
-    (program.h); tables: page numbers. q, out: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines
-    and sines, by which q is rotated; a token at cache index i sees indices i-window < j <= i (window 0: all). page:
-    bytes of a page; layer: KV heads in front of this layer's; scale: what q is multiplied with, log2(e) included, for
-    the softmax is one of powers of 2.
+    splits: 1 for blocks that do all splits of their tile and write `out`; otherwise block s of a tile and head writes
+    the states of split s to `partials`: float32 [tokens, splits, heads, state]. scales: the same memory as cache, for
+    those of an int8 cache. tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers. q, out:
+    float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines, by which q is rotated; a token at
+    cache index i sees indices i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of
+    this layer's; scale: what q is multiplied with, log2(e) included, for the softmax is one of powers of 2.
     Writing `out`, the last KV head's block also clears its padding.
     """
-    return _Attention(name, shape, level).build()
+    return _Attention(name, spec, level).build()
 
 
-def merge_kernel(name: str, shape: AttentionShape) -> Kernel:
-    """int32_t name(tiles, partials, out, scratch, stride, window, splits, begin, end)
-
-    Blocks are (tile, query head): merges what `attention_kernel` left in `partials` and writes `out`.
+def merge_kernel(name: str, spec: MergeKernel, level: Level) -> Kernel:
+    """Blocks are (tile, query head): merges what `attention_kernel` left in `partials` and writes `out`.
     """
-    k = Kernel(name)
-    tiles, partials, out = k.pointer("tiles", "int32"), k.pointer("partials", "float32"), k.pointer("out", "float32")
-    scratch = k.pointer("scratch", "float32")
+    k, shape = Kernel(name, spec.signature()), spec.shape
+    tiles, partials, out = k.pointer("tiles", "int32"), k.pointer("partials"), k.pointer("out")
+    scratch = k.pointer("scratch")
     stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
     window = k.let(cast(k.scalar("window"), "int64"), "window")
     splits = k.let(cast(k.scalar("splits"), "int64"), "splits")
@@ -162,8 +159,8 @@ class _Pass:
 
 
 class _Attention:
-    def __init__(self, name: str, shape: AttentionShape, level: Level) -> None:
-        self.shape = shape
+    def __init__(self, name: str, spec: AttentionKernel, level: Level) -> None:
+        shape = self.shape = spec.shape
         self.budget = level.registers * 3 // 4  # accumulators; the rest holds what is multiplied
         self.units = LANES // level.lanes  # registers of a vector
         most = min(MOST_ROWS, self.budget // self.units)
@@ -172,14 +169,13 @@ class _Attention:
         # A power of two, as a tile's tokens are, so that none is left over.
         tokens = min(TILE_TOKENS, max(1, most // self.token_rows))
         self.pass_tokens = 1 << (tokens.bit_length() - 1)
-        k = self.k = Kernel(name)
-        self.q, self.rope = k.pointer("q", "float32"), k.pointer("rope", "float32")
+        k = self.k = Kernel(name, spec.signature())
+        self.q, self.rope = k.pointer("q"), k.pointer("rope")
         self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
-        self.tables, self.tiles = k.pointer("tables", "int32"), k.pointer("tiles", "int32")
-        self.out, self.partials = k.pointer("out", "float32"), k.pointer("partials", "float32")
-        self.scratch = k.pointer("scratch", "float32")
-        stride, page = k.scalar("stride"), k.scalar("page", "int64")
-        self.layer, self.scale = k.scalar("layer", "int64"), k.scalar("scale", "float32")
+        self.tables, self.tiles = k.pointer("tables"), k.pointer("tiles", "int32")
+        self.out, self.partials, self.scratch = k.pointer("out"), k.pointer("partials"), k.pointer("scratch")
+        stride, page = k.scalar("stride"), k.scalar("page")
+        self.layer, self.scale = k.scalar("layer"), k.scalar("scale")
         window, splits = k.scalar("window"), k.scalar("splits")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.stride, self.window, self.splits = (

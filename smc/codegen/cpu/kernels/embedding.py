@@ -8,22 +8,24 @@ from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, cons
 from smc.codegen.cpu.kernels.unpack import VECTOR_BYTES, cell, scale_place, storage_dtype, tile_place
 from smc.codegen.cpu.packing import stored_bias
 from smc.codegen.kernels.layout import QUADS, ROW_VECTOR, TILE, planes, span_of
+from smc.codegen.kernels.specs import EmbeddingKernel
 from smc.ir import Encoding
+from smc.targets import Level
 
 LEVEL_TABLE = 128
 """Levels of a codebook that an embedding has in one table."""
 
 
-def embedding_kernel(name: str, encoding: Encoding, family: str) -> Kernel:
-    """int32_t name(tokens, codes, scales, zeros, out, rows, columns, stride, begin, end): rows of the packed table.
+def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
+    """Rows of the packed table, for the tokens begin…end.
 
     out: float32 [tokens, stride], the padding set to 0. rows: padded rows of the table, columns: its true width.
     """
-    k = Kernel(name)
-    tokens = k.pointer("tokens", "int32")
+    k, encoding = Kernel(name, spec.signature()), spec.encoding
+    tokens = k.pointer("tokens")
     codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
     scales = k.pointer("scales", storage_dtype(encoding.scale_dtype))
-    zeros, out = k.pointer("zeros", "uint8"), k.pointer("out", "float32")
+    zeros, out = k.pointer("zeros"), k.pointer("out")
     rows, columns, stride = k.scalar("rows"), k.scalar("columns"), k.scalar("stride")
     begin, end = k.scalar("begin"), k.scalar("end")
     width, stride64 = k.let(cast(columns, "int64"), "width"), k.let(cast(stride, "int64"), "stride")
@@ -36,7 +38,7 @@ def embedding_kernel(name: str, encoding: Encoding, family: str) -> Kernel:
                 value = _scalar_float(codes, cell(vector, column, width) * ROW_VECTOR + lane)
                 k.store(out, start + column, value)
         else:
-            decoder = _RowDecoder(k, encoding, family, (codes, scales, zeros), width, cast(rows, "int64"))
+            decoder = _RowDecoder(k, encoding, level.family, (codes, scales, zeros), width, cast(rows, "int64"))
             decoder.decode(vector, lane, out, start)
         with k.loop(stride64 - width, "column", begin=width) as column:
             k.store(out, start + column, const(0.0, "float32"))

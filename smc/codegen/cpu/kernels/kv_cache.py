@@ -23,7 +23,8 @@ from smc.codegen.cpu.builder import (
 from smc.codegen.cpu.kernels.rope import rotated_head, rotated_lanes
 from smc.codegen.cpu.kernels.sink import symmetric_scale
 from smc.codegen.cpu.kernels.vector_math import LANES, horizontal, magnitude, nearest
-from smc.codegen.kernels.abi import PAGE_TOKENS, TILE_TOKENS, AttentionShape
+from smc.codegen.kernels.abi import PAGE_TOKENS, TILE_TOKENS
+from smc.codegen.kernels.specs import RopeKernel
 from smc.targets import Level
 
 TILE_FIELDS = 4
@@ -41,16 +42,14 @@ def read_tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, 
     return token, count, table, index
 
 
-def rope_cache_kernel(name: str, shape: AttentionShape, level: Level) -> Kernel:
-    """int32_t name(k, v, rope, slots, tiles, cache, scales, beyond, stride, page, layer, begin, end)
-
-    Blocks are (tile, KV head): rotates the tile's keys and writes keys and values into the cache.
+def rope_cache_kernel(name: str, spec: RopeKernel, level: Level) -> Kernel:
+    """Blocks are (tile, KV head): rotates the tile's keys and writes keys and values into the cache.
     k, v: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens];
     tiles: int32 [n][4] token, count, table, index; cache: all pages; scales: the same memory, for those of an int8
     cache; page: bytes of a page; layer: KV heads in front of this layer's. beyond: int32 [1], becomes 1 where a key or
     a value is beyond the cache's range: NaN, infinite, or in f16 what would be rounded to infinity.
     """
-    return _CacheWrite(name, shape, level).build()
+    return _CacheWrite(name, spec, level).build()
 
 
 def _floats(lanes: int) -> str:
@@ -68,17 +67,17 @@ class _Slot:
 
 
 class _CacheWrite:
-    def __init__(self, name: str, shape: AttentionShape, level: Level) -> None:
-        self.shape, self.level = shape, level
-        k = self.k = Kernel(name)
-        self.key, self.value = k.pointer("k", "float32"), k.pointer("v", "float32")
-        self.rope, self.slots = k.pointer("rope", "float32"), k.pointer("slots", "int32")
+    def __init__(self, name: str, spec: RopeKernel, level: Level) -> None:
+        shape, self.level = spec.shape, level
+        self.shape = shape
+        k = self.k = Kernel(name, spec.signature())
+        self.key, self.value = k.pointer("k"), k.pointer("v")
+        self.rope, self.slots = k.pointer("rope"), k.pointer("slots")
         self.tiles = k.pointer("tiles", "int32")
         self.cache, self.scales = k.pointer("cache", shape.element_dtype), k.pointer("scales", "float32")
-        self.beyond = k.pointer("beyond", "int32")
-        self.scales.written = True  # by the kernels of one dtype: the others must have the same C parameters
+        self.beyond = k.pointer("beyond")
         self.stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
-        page, layer = k.scalar("page", "int64"), k.scalar("layer", "int64")
+        page, layer = k.scalar("page"), k.scalar("layer")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.page, self.layer = k.let(page // shape.element_bytes, "page_elements"), layer
         # A tile's keys as the cache has them, and for codes a rotated key.

@@ -26,8 +26,7 @@ from smc.codegen.cpu.tiles import default_tile
 from smc.codegen.kernels.abi import COMPACT, TOKEN_BLOCK
 from smc.codegen.kernels.groups import flushes_tiles
 from smc.codegen.kernels.layout import ROW_BLOCK
-from smc.codegen.kernels.specs import Tile
-from smc.ir import Encoding
+from smc.codegen.kernels.specs import LinearKernel
 from smc.targets import Level
 
 PREFETCH_TURNS = 4
@@ -35,11 +34,10 @@ PREFETCH_TURNS = 4
 wait for them. A token or two read them as a stream, which the CPU sees coming."""
 
 
-def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None = None, top: bool = False) -> Kernel:
-    """int32_t name(x, x_scales, x_sums, codes, scales, zeros, bias, out,
-                    tokens, columns, x_stride, out_stride, flags, begin, end)
+def linear_kernel(name: str, spec: LinearKernel, level: Level) -> Kernel:
+    """Computes the row blocks begin…end (of 32 rows) for all tokens.
 
-    Computes the row blocks begin…end (of 32 rows) for all tokens. x: float32 [tokens, x_stride], or int8 codes with
+    x: float32 [tokens, x_stride], or int8 codes with
     scales and sums (activations.py). codes, scales, zeros: the packed matrix (kernels/layout.py; codes of two-level
     scales are before the zeros). bias: float32 [rows, padded], read if flags say so.
     out: float32 [tokens, out_stride], or if flags say so [tokens, rows of the blocks begin…end]; padding rows come out
@@ -49,19 +47,20 @@ def linear_kernel(name: str, encoding: Encoding, level: Level, tile: Tile | None
     results up to now, float32 [16], and their rows, int32 [16], the lower one among equals. out_stride: how many rows
     count; those behind are padding.
     """
-    return _Linear(name, encoding, level, tile or default_tile(encoding, level), top).build()
+    return _Linear(name, spec, level).build()
 
 
 class _Linear:
-    def __init__(self, name: str, encoding: Encoding, level: Level, tile: Tile, top: bool) -> None:
-        self.encoding, self.level, self.tile, self.top = encoding, level, tile, top
+    def __init__(self, name: str, spec: LinearKernel, level: Level) -> None:
+        encoding, top = self.encoding, self.top = spec.encoding, spec.top
+        self.level, self.tile = level, spec.tile or default_tile(encoding, level)
         self.integer = encoding.activation == "i8"
-        k = self.k = Kernel(name, matmul=True)
+        k = self.k = Kernel(name, spec.signature(), matmul=True)
         x = k.pointer("x", "int32" if self.integer else "float32")
-        x_scales, x_sums = k.pointer("x_scales", "float32"), k.pointer("x_sums", "int32")
+        x_scales, x_sums = k.pointer("x_scales"), k.pointer("x_sums")
         codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
-        scales, zeros = k.pointer("scales", storage_dtype(encoding.scale_dtype)), k.pointer("zeros", "uint8")
-        bias, out = k.pointer("bias", "float32"), k.pointer("out", "float32")
+        scales, zeros = k.pointer("scales", storage_dtype(encoding.scale_dtype)), k.pointer("zeros")
+        bias, out = k.pointer("bias"), k.pointer("out", "float32")
         self.tokens, self.columns = k.scalar("tokens"), k.scalar("columns")
         x_stride, out_stride, flags = k.scalar("x_stride"), k.scalar("out_stride"), k.scalar("flags")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")

@@ -15,21 +15,21 @@ import tvm.tirx as tirx
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma, intrinsic, lanes_of
 from smc.codegen.cpu.kernels.sink import Halves, Sink
 from smc.codegen.cpu.kernels.vector_math import LANES, add, exp, horizontal_each, segment
-from smc.codegen.kernels.abi import Form
 from smc.codegen.kernels.layout import TILE
+from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel, RmsNormKernel, operands
 from smc.targets import Level
 
 
-def rms_norm_kernel(name: str, forms: Sequence[Form], level: Level) -> Kernel:
-    """int32_t name(x, weight, <forms>, tokens, width, stride, eps, begin, end): of `tokens` those from begin to end.
+def rms_norm_kernel(name: str, spec: RmsNormKernel, level: Level) -> Kernel:
+    """Of `tokens` those from begin to end.
 
     Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
     transformers rounds it.
     """
-    k = Kernel(name)
-    x, weight = k.pointer("x", "float32"), k.pointer("weight", "float32")
-    sink = Sink(k, level, forms)
-    width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps", "float32")
+    k = Kernel(name, spec.signature())
+    x, weight = k.pointer("x"), k.pointer("weight")
+    sink = Sink(k, level, spec.forms)
+    width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps")
     begin, end = k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride64 >> const(5, "int64"), "tiles")
@@ -80,7 +80,7 @@ def _rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[
 
 @contextmanager
 def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """Parameters stride, begin, end and a loop over tiles, 32 columns a turn: token, stride, tile."""
+    """A loop over the tiles begin…end of rows of `stride` floats, 32 columns a turn: token, stride, tile."""
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride >> const(5, "int32"), "tiles")
@@ -92,33 +92,34 @@ def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
             yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64"), "tile")
 
 
-def elementwise_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
-    """int32_t name(a[, b], <forms>, tokens, stride, begin, end): tiles of 32 columns, token by token.
+def elementwise_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
+    """Tiles of 32 columns, token by token, or the kernel of a chain.
 
     op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
     """
-    k = Kernel(name)
-    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
-    sink = Sink(k, level, forms)
+    if spec.chained:
+        return _chained_kernel(name, spec, level)
+    k, op = Kernel(name, spec.signature()), spec.op
+    pointers = [k.pointer(operand) for operand in operands(op)]
+    sink = Sink(k, level, spec.forms)
     assert not sink.wide, "tiles of a group may be computed by several calls"
     with _tiles_of_rows(k) as (token, stride, tile):
         place = k.let(token * stride + tile * TILE, "place")
-        low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+        low, high = (_values(k, op, pointers, place + offset) for offset in (0, LANES))
         sink.store_tile([token], stride, tile, [(low, high)])
     return k
 
 
-def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> Kernel:
-    """int32_t name(a[, b], <forms>, tokens, stride, first, count, begin, end): as `elementwise_kernel`, but for the
-    tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold these
-    alone; a is overwritten.
+def _chained_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
+    """The tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold
+    these alone; a is overwritten.
 
     Floats alone are stored at once. Else the op goes first through all vectors, which don't wait for each other, and
     then the results are stored.
     """
-    k = Kernel(name)
-    operands = [k.pointer(operand, "float32") for operand in _operands(op)]
-    sink = Sink(k, level, forms)
+    k, op = Kernel(name, spec.signature()), spec.op
+    pointers = [k.pointer(operand) for operand in operands(op)]
+    sink = Sink(k, level, spec.forms)
     stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
     first, count = (k.scalar(name) for name in ("first", "count"))
     begin, end = k.scalar("begin"), k.scalar("end")
@@ -126,16 +127,16 @@ def chained_kernel(name: str, op: str, forms: Sequence[Form], level: Level) -> K
     if not sink.codes:
         with k.loop(cast(count, "int64"), "row") as row, k.loop(width >> const(5, "int64"), "tile") as tile:
             place = k.let(row * width + tile * TILE, "place")
-            low, high = (_values(k, op, operands, place + offset) for offset in (0, LANES))
+            low, high = (_values(k, op, pointers, place + offset) for offset in (0, LANES))
             sink.store_tile([cast(first, "int64") + row], stride, tile + cast(begin, "int64"), [(low, high)])
         return k
     with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
-        k.store(operands[0], vector * LANES, _values(k, op, operands, vector * LANES))
+        k.store(pointers[0], vector * LANES, _values(k, op, pointers, vector * LANES))
     for rows in _rows_together(k, level, const(0, "int32"), count):
         # As if the rows were whole.
         starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
         tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
-        load = functools.partial(_tile_of_rows, k, operands[0], starts)
+        load = functools.partial(_tile_of_rows, k, pointers[0], starts)
         sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
     return k
 
@@ -144,11 +145,6 @@ def _tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> 
     """A tile of the rows that begin at `starts`."""
     places = [k.let(start + tile * TILE, "place") for start in starts]
     return [(k.let(x.load(p, LANES), "low"), k.let(x.load(p + LANES, LANES), "high")) for p in places]
-
-
-def _operands(op: str) -> str:
-    """The names of an element-wise op's operands."""
-    return "ab" if op in ("add", "mul", "gated_silu") else "a"
 
 
 def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Expr:
@@ -162,11 +158,11 @@ def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Exp
     return k.let(value, "value")
 
 
-def quantize_tokens_kernel(name: str, form: Form, level: Level) -> Kernel:
-    """int32_t name(x, codes, scales, sums, tokens, stride, begin, end): one scale a token, or for several tiles."""
-    k = Kernel(name)
-    x = k.pointer("x", "float32")
-    sink = Sink(k, level, [form])
+def quantize_tokens_kernel(name: str, spec: QuantizeTokensKernel, level: Level) -> Kernel:
+    """One scale per token, or for several tiles."""
+    k = Kernel(name, spec.signature())
+    x = k.pointer("x")
+    sink = Sink(k, level, [spec.form])
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride64 >> const(5, "int64"), "tiles")

@@ -25,7 +25,7 @@ Halves = tuple[Expr, Expr]
 
 
 class Sink:
-    """Where a row kernel puts its results: pointer parameters for every form, and the code that stores columns."""
+    """Where a row kernel puts its results: the pointers of every form, and the code that stores columns."""
 
     def __init__(self, kernel: Kernel, level: Level, forms: Sequence[Form]) -> None:
         self.kernel = kernel
@@ -33,7 +33,7 @@ class Sink:
         self.codes: list[_CodesSink] = []
         for place, form in enumerate(forms):
             if form.kind == "f32":
-                self.floats = kernel.pointer("out", "float32")
+                self.floats = kernel.pointer("out")
             else:
                 self.codes.append(_CodesSink(kernel, level, form, place))
         self.wide = [codes for codes in self.codes if codes.form.group != TILE]
@@ -84,9 +84,9 @@ class _CodesSink:
 
     def __init__(self, kernel: Kernel, level: Level, form: Form, place: int) -> None:
         self.kernel, self.level, self.form = kernel, level, form
-        self.codes = kernel.pointer(f"codes_{place}", "int8")
-        self.scales = kernel.pointer(f"scales_{place}", "float32")
-        self.sums = kernel.pointer(f"sums_{place}", "int32")
+        self.codes = kernel.pointer(f"codes_{place}")
+        self.scales = kernel.pointer(f"scales_{place}")
+        self.sums = kernel.pointer(f"sums_{place}")
 
     def destinations(self, step: Expr, tokens: Sequence[Expr], stride: Expr) -> list[Destination]:
         """Where some tokens' codes go, of a step of so many tokens (int32)."""

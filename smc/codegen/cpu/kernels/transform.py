@@ -5,19 +5,21 @@ from __future__ import annotations
 import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, cast, const, rounded_product, shuffle, vector_constant
+from smc.codegen.kernels.specs import TransformKernel
+from smc.targets import Level
 
 LANES = 16
 
 
-def transform_kernel(name: str, permuted: bool, rotation: int | None) -> Kernel:
-    """int32_t name(x, order, out, columns, stride, begin, end): the tokens begin…end.
+def transform_kernel(name: str, spec: TransformKernel, level: Level) -> Kernel:
+    """The tokens begin…end.
 
     x, out: float32 [tokens, stride], the padding beyond `columns` 0. order: int32 [stride], the column of x that comes
     to every place, read if `permuted`. rotation: the size of the blocks (a power of two that divides the columns) which
     are multiplied by a Hadamard matrix in natural order over its root.
     """
-    k = Kernel(name)
-    x, order, out = k.pointer("x", "float32"), k.pointer("order", "int32"), k.pointer("out", "float32")
+    k, rotation = Kernel(name, spec.signature()), spec.rotation
+    x, order, out = k.pointer("x"), k.pointer("order"), k.pointer("out")
     columns, stride = k.scalar("columns"), k.scalar("stride")
     begin, end = k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
@@ -26,7 +28,7 @@ def transform_kernel(name: str, permuted: bool, rotation: int | None) -> Kernel:
         with k.loop(stride64 >> const(4, "int64"), "vector") as v:
             place = k.let(v * LANES, "place")
             # Vectors of indices are loaded one by one.
-            index = cast(order.load(place, LANES), f"int64x{LANES}") if permuted else None
+            index = cast(order.load(place, LANES), f"int64x{LANES}") if spec.permuted else None
             value = x.load(start + place, LANES) if index is None else x.load(tirx.Broadcast(start, LANES) + index)
             value = k.let(value, "value")
             if rotation is not None:

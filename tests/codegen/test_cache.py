@@ -15,7 +15,7 @@ from smc.codegen import cache
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER = cache.key_of("one"), cache.key_of("other")
-DATA, FACTS = bytes(range(256)) * 9, {"symbol": "f", "prototype": "int x\n"}
+DATA, FACTS = bytes(range(256)) * 9, {"symbol": "f"}
 
 
 @pytest.fixture

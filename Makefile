@@ -1,6 +1,6 @@
 # make demo    set everything up, compile SmolLM2-135M-Instruct for this CPU and ask it a question
 # make test    set everything up, check the code and run the tests
-# make test-long   run the tests that `make test` leaves out
+# make test-long   run the tests that `make test` leaves out: about 50 minutes on two cores
 # make setup   only the set-up
 # make dist    a wheel and a source distribution in dist/
 # make qemu    install the emulators that tests for other CPUs run under (Debian and Ubuntu, as root)
@@ -44,11 +44,12 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow and not arm64"
 
-# All that `make test` leaves out.
+# All that `make test` leaves out: about 20 minutes on two cores beside those of test-arm64.
 test-long: setup test-arm64
 	$(PY) -m pytest --quiet -m "slow and not arm64"
 
-# The part of it that emulated CPUs run; a whole SmolLM2 too. Without the emulators of `make qemu` it is skipped.
+# The part of it that emulated CPUs run; a whole SmolLM2 too: about 30 minutes on two cores. Without the emulators of
+# `make qemu` it is skipped.
 test-arm64: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64
 

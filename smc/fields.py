@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 from smc.errors import InputError
@@ -44,17 +43,6 @@ POSITIVE = Range(LEAST_FLOAT32, MOST_FLOAT32, "a positive number in the range of
 """What becomes a float32 and divides or is divided by: neither 0 nor infinite then."""
 
 COUNT = Range(1, MOST, f"a positive integer, at most {MOST:,}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError where the file cannot be read or holds something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    return parse_json(text, str(path))
 
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from smc.errors import InputError, blamed_on
-from smc.fields import read_json
 from smc.frontend.config import Config
+from smc.frontend.files import check_is_no_pointer, read_json, read_optional_json, read_text
 from smc.frontend.gguf_tokenizer import cl100k
 from smc.frontend.sentencepiece import SPACE, frame, read_model
 from smc.frontend.token_sources import TokenSources, add_tokens, read_sources
@@ -58,7 +58,7 @@ class FolderTokenizer:
 def folder_tokenizer(folder: Path, model_type: str) -> FolderTokenizer:
     """Read it. InputError where it is broken, or of a kind that can't be read."""
     path = folder / CONFIG
-    settings = Config(read_json(path) if path.exists() else {}, str(path))
+    settings = Config(read_optional_json(path), str(path))
     kind = _class_name(settings)
     text, tokenizer = _base(folder, settings, kind, model_type)
     listed = json.loads(tokenizer.to_str())["added_tokens"] if tokenizer and (folder / FILE).exists() else []
@@ -89,7 +89,7 @@ def _class_name(settings: Config) -> str:
 def _base(folder: Path, settings: Config, kind: str, model_type: str) -> tuple[str | None, Tokenizer | None]:
     """The tokenizer without what the config adds, and the text of tokenizer.json where this is it unchanged."""
     if (folder / FILE).exists():
-        text = _read_text(folder / FILE)
+        text = read_text(folder / FILE)
         tokenizer = _parsed(text, folder / FILE)
         # transformers reads Mistral's and byte-level ones as they are, whatever class is named.
         as_it_is = model_type == "mistral" or '"ByteLevel"' in text
@@ -97,6 +97,7 @@ def _base(folder: Path, settings: Config, kind: str, model_type: str) -> tuple[s
             return text, tokenizer
         return None, _as_llama(tokenizer, settings)
     if (folder / MODEL).exists():
+        check_is_no_pointer(folder / MODEL)
         if kind == "LlamaTokenizer" or settings.values.get("legacy") is not None:
             return None, _as_llama(Tokenizer.from_str(read_model(folder / MODEL, False, False)), settings)
         bos, eos = settings.flag("add_bos_token", True), settings.flag("add_eos_token", False)
@@ -115,13 +116,6 @@ def _base(folder: Path, settings: Config, kind: str, model_type: str) -> tuple[s
 def _parsed(text: str, path: Path) -> Tokenizer:
     with blamed_on(f"{path} is no tokenizer file that can be read"):
         return Tokenizer.from_str(text)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
 
 
 def _as_llama(tokenizer: Tokenizer, settings: Config) -> Tokenizer:
@@ -156,7 +150,7 @@ def _from_vocabulary(folder: Path, settings: Config, kind: str) -> Tokenizer:
         raise InputError(f"{folder / VOCABULARY} must give a token id for every token")
     merges = [
         line.partition(" ")[::2]
-        for line in _read_text(folder / MERGES).split("\n")
+        for line in read_text(folder / MERGES).split("\n")
         if line.strip() and not line.startswith("#version")
     ]
     with blamed_on(f"{folder}: {MERGES} does not fit {VOCABULARY}"):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from smc.errors import InputError
-from smc.fields import read_json
 from smc.frontend.checkpoint import Checkpoint
 from smc.frontend.config import Config
+from smc.frontend.files import read_json, read_optional_json, read_text
 from smc.frontend.folder_tokenizer import folder_tokenizer
 from smc.frontend.safetensors_files import folder_tensors
 from smc.generation import GenerationDefaults
@@ -25,18 +25,26 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
         raise InputError(_why_no_config(folder))
     config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
     _refuse_quantized(config)
-    tokenizer_config = _read_optional(folder / "tokenizer_config.json")
+    tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
     tokenizer = folder_tokenizer(folder, config.text("model_type", ""))
     return Checkpoint(
-        name=name or folder.resolve().name,
+        name=name or _name(folder),
         format="safetensors",
         config=config,
-        tensors=folder_tensors(folder),
+        tensors=folder_tensors(folder, config),
         tokenizer=tokenizer.text,
         chat_template=_chat_template(folder, tokenizer_config),
         special_tokens=tokenizer.named,
         generation=_generation(folder, config, tokenizer.eos),
     )
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; of a snapshot in the hub's cache, which is named by a hash, the model's."""
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and place.parents[1].name.startswith("models--"):
+        return place.parents[1].name.split("--", 2)[-1]
+    return place.name
 
 
 def _why_no_config(folder: Path) -> str:
@@ -57,22 +65,11 @@ def _refuse_quantized(config: Config) -> None:
             )
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-
-
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
     """The jinja source: its own file, else a string or the one called "default" in the tokenizer's config."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        return _read_text(path)
+        return read_text(path)
     stored = tokenizer_config.get("chat_template")
     if isinstance(stored, list):
         stored = {t.get("name"): t.get("template") for t in stored if isinstance(t, dict)}.get("default")
@@ -85,7 +82,7 @@ def _generation(folder: Path, config: Config, eos: int | None) -> GenerationDefa
     eos: the id of the tokenizer's eos_token.
     """
     origin = folder / "generation_config.json"
-    stored = Config(_read_optional(origin), str(origin))
+    stored = Config(read_optional_json(origin), str(origin))
     defaults, older = GenerationDefaults.read(stored), config.token_ids
     ends = (*defaults.eos_token_ids, *older("eos_token_id"), *([] if eos is None else [eos]))
     own = {name: older(name)[0] for name in ("bos_token_id", "pad_token_id") if older(name)}

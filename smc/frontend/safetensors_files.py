@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from smc.errors import InputError
-from smc.fields import read_json
+from smc.errors import InputError, Notice
 from smc.frontend.checkpoint import StoredTensor
+from smc.frontend.config import Config
+from smc.frontend.files import check_is_no_pointer, read_json
 from smc.frontend.weights_file import WeightsFile
 from smc.ir import BF16, F16, F32
 
@@ -18,41 +20,72 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
 ENCODINGS = {"F32": F32, "F16": F16, "BF16": BF16}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by name.
+def folder_tensors(folder: Path, config: Config) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by name, out of the files that transformers takes.
 
-    Reads model.safetensors, or the shards that model.safetensors.index.json lists. InputError where a file is missing,
-    truncated, corrupt or outside the folder; weights that exist only pickled are refused, never unpickled.
+    These are the file or the index that the config names (`transformers_weights`), else model.safetensors, else the
+    shards that model.safetensors.index.json lists; a Notice says which others are left out. InputError where a file is
+    missing, truncated, corrupt or outside the folder; weights that exist only pickled are refused, never unpickled.
     """
-    if (folder / INDEX).exists():
-        return _sharded(folder)
-    if (folder / SINGLE).exists():
-        return {tensor.name: tensor for tensor in _tensors(folder / SINGLE)}
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
-    if pickled:
-        raise InputError(
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code: convert to safetensors"
-        )
-    raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
+    chosen = config.text("transformers_weights", "") or "".join(usual[:1])
+    if not chosen:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+        if pickled:
+            raise InputError(
+                f"{folder} has only pickled weights ({pickled[0]}), which can run code: convert to safetensors"
+            )
+        raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    if not chosen.endswith((".safetensors", INDEX_SUFFIX)):
+        raise config.fault("transformers_weights", f"a .safetensors file or a {INDEX_SUFFIX} file")
+    path = _inside(folder, chosen, config.origin)
+    if chosen.endswith(INDEX_SUFFIX):
+        index = _index(path)
+        _tell_left_out(folder, chosen, index.values())
+        return _sharded(path, index)
+    _tell_left_out(folder, chosen)
+    return {tensor.name: tensor for tensor in _tensors(path)}
 
 
-def _sharded(folder: Path) -> dict[str, StoredTensor]:
-    index = read_json(folder / INDEX).get("weight_map")
+def _inside(folder: Path, name: str, origin: str) -> Path:
+    """A file of the folder that `origin` names."""
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or "\0" in name:
+        raise InputError(f"{origin} points outside its folder, to {name!r}")
+    return folder / place
+
+
+def _tell_left_out(folder: Path, chosen: str, shards: Iterable[str] = ()) -> None:
+    """Old weights beside new ones are a mistake that no message would tell else."""
+    names = (p.name for p in folder.iterdir() if p.name.endswith((".safetensors", INDEX_SUFFIX)) and p.is_file())
+    others = sorted(set(names) - {chosen, *shards}, key=lambda name: (len(name), name))  # the index before shards
+    if others:
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        left_out = f"{', '.join(others[:2])}{more}"
+        warnings.warn(f"the weights are those of {folder / chosen}; left out: {left_out}", Notice, stacklevel=2)
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Tensor name → shard."""
+    index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(shard, str) for shard in index.values()):
-        raise InputError(f"{folder / INDEX} has no weight_map from tensor names to file names")
+        raise InputError(f"{path} has no weight_map from tensor names to file names")
+    return index
+
+
+def _sharded(path: Path, index: dict[str, str]) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(index.values())):
-        place = PurePosixPath(shard)
-        if place.is_absolute() or ".." in place.parts or "\0" in shard:
-            raise InputError(f"{folder / INDEX} points outside its folder, to {shard!r}")
-        found.update((tensor.name, tensor) for tensor in _tensors(folder / place) if index.get(tensor.name) == shard)
+        tensors = _tensors(_inside(path.parent, shard, str(path)))
+        found.update((tensor.name, tensor) for tensor in tensors if index.get(tensor.name) == shard)
     for name, shard in index.items():
         if name not in found:
-            raise InputError(f"{folder / shard} lacks the tensor {name} that {INDEX} says it holds")
+            raise InputError(f"{path.parent / shard} lacks the tensor {name} that {path.name} says it holds")
     return found
 
 
@@ -60,13 +93,12 @@ def _tensors(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one file. safetensors checks its header and its length; where they lie is then read from it."""
     from safetensors import SafetensorError, safe_open
 
+    check_is_no_pointer(path)
     try:
         weights = WeightsFile.of(path)
         with safe_open(path, framework="numpy"), path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_size))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing, although the checkpoint says that it holds weights") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or corrupt: {error}") from None
     header.pop("__metadata__", None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smc.errors import InputError
 from smc.frontend.checkpoint import Checkpoint
+from smc.frontend.files import check_is_no_pointer
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -33,6 +34,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     from smc.frontend import gguf_checkpoint
 
+    check_is_no_pointer(path)
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix == ".gguf":

@@ -15,8 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from smc.errors import InputError
-from smc.fields import read_json
 from smc.frontend.config import Config
+from smc.frontend.files import read_optional_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -159,4 +159,4 @@ def _declared(decoder: Config) -> dict[int, AddedToken]:
 
 
 def _optional(path: Path) -> Config:
-    return Config(read_json(path) if path.exists() else {}, str(path))
+    return Config(read_optional_json(path), str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence as Items
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from smc.errors import InputError, blamed_on
+from smc.errors import InputError, Notice, blamed_on
 from smc.runtime.artifact import Artifact, read_artifact
 from smc.runtime.binding import Engine
 from smc.runtime.chat import ChatTemplate, Message
@@ -159,6 +160,10 @@ class Model:
         facts = self.engine.facts
         self.vocab_size: int = facts.vocab_size
         self.context_length: int = facts.context_length
+        trained = self.artifact.manifest.context_length
+        if self.context_length > trained:
+            text = f"a context of {self.context_length} tokens is longer than the {trained} that the model was"
+            warnings.warn(f"{text} trained for: what lies behind these may make no sense", Notice, stacklevel=2)
         self.logits_stride: int = facts.logits_stride
         self.threads: int = facts.threads
         self.finds_top = bool(facts.finds_top)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +238,43 @@ def test_index_that_points_outside(sharded: Path, place: str) -> None:
     content["weight_map"]["model.norm.weight"] = place
     index.write_text(json.dumps(content))
     assert_refused(sharded, "points outside its folder", repr(place))
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "generation_config.json", "model.gguf"],
+)
+def test_git_lfs_pointers(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    source = folder / name if name.endswith(".gguf") else folder
+    assert_refused(source, f"{folder / name} is a git-lfs pointer", "git lfs pull")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "model-00001-of-…"]
+)
+def test_files_that_may_not_be_read(make_checkpoint: Make, name: str) -> None:
+    """They are there: to say that they are missing would send the user the wrong way."""
+    folder, model = make_checkpoint()
+    if "…" in name:
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="80KB")
+        name = min(path.name for path in folder.glob("model-*"))
+    with tempfile.TemporaryDirectory() as room:
+        os.chmod(room, 0o755)
+        copy = Path(shutil.copytree(folder, Path(room) / "model"))
+        (copy / name).write_bytes(b"{}")
+        (copy / name).chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert_refused(copy, f"cannot read {copy / name}: Permission denied")
+        finally:
+            os.seteuid(user)
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", '{"model": {"type": "Mystery"}}', PANICS_AT_LOAD])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from smc.errors import InputError, Notice
 from smc.frontend import load_checkpoint
 from smc.generation import GenerationDefaults
 from smc.ir import BF16, F16, F32, Module, verify
@@ -103,6 +106,60 @@ def test_sharded(make_checkpoint: Make) -> None:
     model.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     assert_same_weights(load_checkpoint(folder), model)
+
+
+def left_out(folder: Path) -> tuple[Module, list[str]]:
+    """The module, and what notices say about files."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = load_checkpoint(folder)
+    return module, [str(warning.message) for warning in caught if warning.category is Notice]
+
+
+def test_files_that_contradict_each_other(make_checkpoint: Make) -> None:
+    """transformers' choice: the single file before an index, and what the config names before both."""
+    from transformers import AutoModelForCausalLM
+
+    folder, model = make_checkpoint()
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shards = {path.name for path in folder.glob("*.safetensors")}
+    torch.save({"never": "read"}, folder / "pytorch_model.bin")
+    assert left_out(folder)[1] == []
+    newer, other = make_checkpoint()[0], folder / "other.safetensors"
+    for values in model.parameters():
+        values.data.mul_(2)
+    model.save_pretrained(newer)
+    shutil.copy(newer / "model.safetensors", folder)
+    module, notes = left_out(folder)
+    assert_same_weights(module, AutoModelForCausalLM.from_pretrained(folder))
+    assert_same_weights(module, model)
+    assert notes == [
+        f"the weights are those of {folder / 'model.safetensors'}; left out: model.safetensors.index.json, "
+        f"{min(shards)} and {len(shards) - 1} more"
+    ]
+    (folder / min(shards)).unlink()  # a shard is missing, and nobody minds
+    assert_same_weights(left_out(folder)[0], model)
+    for values in model.parameters():
+        values.data.mul_(2)
+    model.save_pretrained(newer)
+    shutil.copy(newer / "model.safetensors", other)
+    edit_config(folder, transformers_weights=other.name)
+    module, notes = left_out(folder)
+    assert_same_weights(module, model)
+    assert "model.safetensors" in notes[0].partition("left out")[2]
+    for wrong in ("other.bin", "../x.safetensors", 3):
+        edit_config(folder, transformers_weights=wrong)
+        with pytest.raises(InputError, match=r"transformers_weights|outside its folder"):
+            load_checkpoint(folder)
+
+
+def test_a_snapshot_of_the_hub_is_named_by_its_model(make_checkpoint: Make, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--Some--Model-1B" / "snapshots" / ("0123456789abcdef" * 2)
+    shutil.copytree(make_checkpoint()[0], snapshot)
+    assert load_checkpoint(snapshot).facts.name == "Some--Model-1B"
+    (tmp_path / "link").symlink_to(snapshot)
+    assert load_checkpoint(tmp_path / "link").facts.name == "Some--Model-1B"
 
 
 def test_layers_of_different_ffn_widths_share_a_block(make_checkpoint: Make) -> None:

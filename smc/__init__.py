@@ -22,7 +22,7 @@ from smc.distribution import VERSION, packages_named
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from smc import passes
@@ -75,15 +75,17 @@ def compile(
     emit: Path | None = None,
     emit_kinds: Sequence[str] = (),
     records: Path | None = None,
+    without: Collection[str] = (),
 ) -> CompileReport:
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
     target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
     standalone: make the file an executable as well, which runs without anything else (see docs/artifact.md).
     progress: called with a stage's name and how much of it is done, from 0 to 1.
-    emit: a folder for what lies between, of the kinds "c" (host program), "tir" (kernels), "asm" and "obj" (their
-        machine code).
+    emit: a folder for what lies between, of the kinds "plan" (kernels on buffers), "schedule" (phases of tasks), "c"
+        (host program), "tir" (kernels), "asm" and "obj" (their machine code).
     records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
+    without: fast paths to leave out, which changes speed and no result (docs/extending.md): for developers.
     `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full, an `out`
     that is no regular file or belongs to the checkpoint, or where an executable can't have the model's tokenizer.
     """
@@ -101,6 +103,7 @@ def compile(
         emit=emit,
         emit_kinds=emit_kinds,
         records=records,
+        without=without,
     )
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from smc.codegen import CompileReport
     from smc.ir import Module
 
-EMIT_KINDS = ("c", "tir", "asm", "obj")
 PROGRAM_BYTES = 4 << 20
 """What is asked of the disk beside weights and tokenizer: the program and the files that it is linked from."""
 
@@ -43,7 +42,10 @@ PROGRAM_BYTES = 4 << 20
     "--emit",
     type=(str, click.Path(path_type=Path)),
     metavar="KINDS DIR",
-    help="Folder for what lies between, of the kinds c, tir, asm and obj with commas between.",
+    help="Folder for what lies between, of the kinds plan, schedule, c, tir, asm and obj with commas between.",
+)
+@click.option(
+    "--without", metavar="NAMES", help="Fast paths to leave out, with commas between (docs/extending.md)."
 )
 @click.option(
     "--standalone", is_flag=True, help="Make the artifact an executable as well, which needs nothing but the machine."
@@ -68,6 +70,7 @@ def compile(
     recipe: Path | None,
     calib: Path | None,
     emit: tuple[str, Path] | None,
+    without: str | None,
     standalone: bool,
     records: Path | None,
     as_json: bool,
@@ -97,6 +100,7 @@ def compile(
     machine = find_target(target)
     requests = read_requests(passes, quant, recipe)
     kinds = _emit_kinds(emit[0]) if emit else ()
+    left_out = _fast_paths(without) if without else ()
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
     named = [Path(text.partition(".py:")[0] + ".py") for text in passes if ".py:" in text]
@@ -115,6 +119,7 @@ def compile(
             emit=emit[1] if emit else None,
             emit_kinds=kinds,
             records=records,
+            without=left_out,
         )
         for note in report.notes:
             progress.note(note)
@@ -159,11 +164,23 @@ def _read_model(
 
 
 def _emit_kinds(text: str) -> tuple[str, ...]:
+    from smc.codegen.dumps import KINDS
+
     kinds = tuple(text.split(","))
     for kind in kinds:
-        if kind not in EMIT_KINDS:
-            raise InputError(f"--emit takes {', '.join(EMIT_KINDS)} with commas between, not {kind!r}")
+        if kind not in KINDS:
+            raise InputError(f"--emit takes {', '.join(KINDS)} with commas between, not {kind!r}")
     return kinds
+
+
+def _fast_paths(text: str) -> tuple[str, ...]:
+    from smc.codegen.schedule.fast_paths import FAST_PATHS
+
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in FAST_PATHS:
+            raise InputError(f"--without takes {', '.join(FAST_PATHS)} with commas between, not {name!r}")
+    return names
 
 
 def _file_name(name: str) -> str:

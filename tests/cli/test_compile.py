@@ -102,7 +102,8 @@ def refuses(module: Module, folder: Path, free: int, monkeypatch: pytest.MonkeyP
         (["--recipe", "int4"], "use --quant"),
         (["--quant", "int4", "--recipe", "mine.yaml"], "give one of them"),
         (["--calib", "nothing.txt"], "there is no calibration text nothing.txt"),
-        (["--emit", "c,ll", "listing"], "not 'll'"),
+        (["--emit", "c,ll", "listing"], "--emit takes plan, schedule, c, tir, asm, obj with commas between, not 'll'"),
+        (["--without", "chains,tails"], "--without takes chains, private, joins, tail, argmax, prefetch"),
         (["-o", "."], "is a folder"),
         (["-o", "nowhere/x.smc"], "there is no folder nowhere"),
         ([], "nothing-here"),
@@ -155,7 +156,8 @@ def test_file_name_of_a_model(name: str, file: str) -> None:
 def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = make_checkpoint()
     before = set(tmp_path.iterdir())
-    assert main.run(["compile", str(folder), "--quant", "int8", "--emit", "c,tir,asm,obj", "listing", "--json"]) == 0
+    kinds = "plan,schedule,c,tir,asm,obj"
+    assert main.run(["compile", str(folder), "--quant", "int8", "--emit", kinds, "listing", "--json"]) == 0
     shown = capsys.readouterr()
     summary = json.loads(shown.out)
     artifact = Path(summary["out"])
@@ -168,7 +170,9 @@ def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pyt
     assert summary["bits_per_weight"] == pytest.approx(8 * summary["weight_bytes"] / summary["weights"])
     assert summary["bits_per_weight"] > 8.5
     assert {"avx512vnni", "avxvnni", "avx2"} >= set(summary["levels"]) != set()
-    assert {path.suffix for path in (tmp_path / "listing").iterdir()} == {".c", ".py", ".s", ".o"}
+    assert {path.suffix for path in (tmp_path / "listing").iterdir()} == {".txt", ".c", ".py", ".s", ".o"}
+    assert "block(x:f32) -> x:f32, in place, 2 calls" in (tmp_path / "listing" / "plan.txt").read_text()
+    assert "block: 10 phases" in (tmp_path / "listing" / "schedule.txt").read_text()
     assert zipfile.is_zipfile(artifact)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,13 @@ OPERATIONS = ("silu", "add", "mul", "linear", "residual")
 @st.composite
 def random_blocks(draw: st.DrawFn) -> Callable[[Function, str], str]:
     """Builders of random blocks: every op reads values made before it; the last value is the result."""
-    steps = draw(st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 9), st.integers(0, 9)), min_size=1))
+    return block_of(
+        draw(st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 9), st.integers(0, 9)), min_size=1))
+    )
+
+
+def block_of(steps: Sequence[tuple[str, int, int]]) -> Callable[[Function, str], str]:
+    """The builder of a block: by step an op, and which of the values made before it that reads."""
 
     def build(block: Function, x: str) -> str:
         values = [x]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import smc
 from smc.cli import main
-from smc.codegen import compiler
+from smc.codegen import assembly
 from smc.codegen.artifact import ArtifactWriter
 from smc.runtime.artifact import read_artifact
 
@@ -191,7 +191,7 @@ def test_an_artifact_that_was_there_stays(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compiler, "link_program", full)
+    monkeypatch.setattr(assembly, "link_program", full)
     out = tmp_path / "out.smc"
     out.write_bytes(b"older")
     before = set(tmp_path.iterdir())

@@ -86,7 +86,7 @@ def one_weight_module(facts: ModelFacts) -> Module:
 def build_counting(
     folder: Path, target: Target, facts: ModelFacts, program: bytes, changes: Sequence[tuple[str, str]]
 ) -> Path:
-    """As smc.codegen.compiler puts an executable together, with the counting program in place of a compiled one."""
+    """As smc.codegen.assembly puts an executable together, with the counting program in place of a compiled one."""
     source = "#define _GNU_SOURCE\n" + COUNTING_PROGRAM.read_text().replace(*QUICK)  # nanosleep is not of C11
     for old, new in changes:
         assert old in source

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import smc
 from benchmarks.models import glassllm
 from smc.cli.run import run
-from smc.codegen import compiler
+from smc.codegen import assembly
 from smc.codegen.cpu.link import engine_folder, standalone_folder
 from smc.passes import load_recipe
 from smc.targets import Target
@@ -76,7 +76,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executable]:
     module = smc.apply(smc.load_checkpoint(folder / "glassllm"), load_recipe("int4").passes)
     module = replace(module, facts=replace(module.facts, chat_template=VICUNA, special_tokens={"eos_token": "</s>"}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "link_standalone", link)
+        patch.setattr(assembly, "link_standalone", link)
         smc.compile(module, target="native", out=folder / "model", standalone=True)
         patch.setenv("ASAN_OPTIONS", f"exitcode={FOUND}")
         patch.setenv("UBSAN_OPTIONS", "print_stacktrace=1")

@@ -1,0 +1,164 @@
+"""Assembly of an artifact: weights, the linked program, which knows their hash, and the manifest.
+
+A standalone artifact has an executable in front, which contains that hash, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smc.codegen.artifact import ArtifactWriter
+from smc.codegen.backends import Backend
+from smc.codegen.building import ProgramKernels
+from smc.codegen.cpu.link import link_program, link_standalone
+from smc.codegen.kernels.layout import LAYOUT_VERSION
+from smc.codegen.objects import TVM_PINS
+from smc.codegen.schedule.memory import MemoryPlan
+from smc.codegen.schedule.schedule import Schedule
+from smc.codegen.stages import Stages
+from smc.codegen.standalone import StandaloneParts, standalone_facts
+from smc.codegen.weights import WeightTable, write_weights
+from smc.distribution import VERSION
+from smc.ir import ModelFacts, Module
+from smc.runtime.manifest import FileFacts, LevelFacts, Manifest
+from smc.targets import Target
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that a program is made of, but the hash of its weights."""
+
+    backend: Backend
+    schedule: Schedule
+    memory: MemoryPlan
+    table: WeightTable
+    kernels: ProgramKernels
+    target: Target
+
+    def text(self, weights_hash: str) -> str:
+        """Its source."""
+        parts = (self.schedule, self.memory, self.table)
+        return self.backend.program(*parts, weights_hash, self.kernels.objects, self.target)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Facts of a written artifact; executable_bytes: of the program in front of it, 0 without one."""
+
+    weights_hash: str
+    program_bytes: int
+    executable_bytes: int
+
+
+def write_artifact(path: Path, program: Program, parts: StandaloneParts | None, stages: Stages) -> Written:
+    """Write all members to `path`; its folder takes what lies between, too. parts: None, or an executable is made."""
+    plan, table, target = program.schedule.plan, program.table, program.target
+    linker = _Linker(program, path.parent)
+    front = 0
+    if parts is not None:
+        with stages("link executable") as report:
+            # It stands before the weights and contains their hash: its size is known from a link with another hash.
+            front = len(linker.executable("0" * 64, parts, report))
+    writer = ArtifactWriter(path, front)
+    try:
+        with stages("write weights") as report:
+            weights_hash = writer.stream(
+                "weights",
+                table.total_bytes,
+                lambda member: write_weights(plan, table, target.family, member, report),
+            )
+        with stages("link") as report:
+            both = 0.5 if parts else 1.0
+            library = linker.library(weights_hash, lambda fraction: report(both * fraction))
+            executable = linker.executable(weights_hash, parts, lambda f: report(both + both * f)) if parts else None
+        manifest = _manifest(program, weights_hash, library, executable)
+        _add_members(writer, plan.module.facts, manifest, library, parts)
+    finally:
+        writer.close()
+    if executable is not None:
+        writer.write_front(executable)
+    return Written(weights_hash, len(library), front)
+
+
+@dataclass(frozen=True)
+class _Linker:
+    """Program text and kernels → machine code; intermediate files go to `folder`."""
+
+    program: Program
+    folder: Path
+
+    def library(self, weights_hash: str, progress: Callable[[float], None]) -> bytes:
+        host, out = self.folder / "program.c", self.folder / "program.so"
+        host.write_text(self.program.text(weights_hash), encoding="utf-8")
+        link_program(host, self._objects(), self.program.target, out, progress)
+        return out.read_bytes()
+
+    def executable(self, weights_hash: str, parts: StandaloneParts, progress: Callable[[float], None]) -> bytes:
+        program = self.program
+        module, weight_bytes = program.schedule.plan.module, program.table.total_bytes
+        sources = {
+            self.folder / "program.c": program.text(weights_hash),
+            self.folder / "facts.c": standalone_facts(module, program.target, parts, weight_bytes),
+        }
+        for path, text in sources.items():
+            path.write_text(text, encoding="utf-8")
+        out = self.folder / "executable"
+        link_standalone(list(sources), self._objects(), program.target, out, progress)
+        return out.read_bytes()
+
+    def _objects(self) -> list[Path]:
+        return [o.path for o in self.program.kernels.objects]
+
+
+def bits_per_weight(module: Module, table: WeightTable) -> float:
+    """Of what is stored, with all scales and padding."""
+    return 8 * table.total_bytes / module.weight_count()
+
+
+def _manifest(program: Program, weights_hash: str, library: bytes, executable: bytes | None) -> Manifest:
+    module, target, table = program.schedule.plan.module, program.target, program.table
+    facts = module.facts
+    return Manifest(
+        name=facts.name,
+        target=target.name,
+        machine=target.machine,
+        system=target.system,
+        context_length=facts.context_length,
+        vocab_size=facts.vocab_size,
+        weights=FileFacts(weights_hash, table.total_bytes),
+        program=_facts_of(library),
+        executable=_facts_of(executable) if executable is not None else None,
+        architecture=facts.architecture,
+        layout_version=LAYOUT_VERSION,
+        levels=tuple(LevelFacts(level.name, tuple(level.features)) for level in target.levels),
+        parameters=module.weight_count(),
+        bits_per_weight=bits_per_weight(module, table),
+        special_tokens=facts.special_tokens,
+        generation=facts.generation,
+        provenance=facts.provenance,
+        encodings={p.name: str(p.encoding) for p in module.parameters.values()},
+        shapes={p.name: p.shape for p in module.parameters.values()},
+        tuning=program.kernels.tuning_facts(),
+        versions={"smc": VERSION, **TVM_PINS},
+    )
+
+
+def _facts_of(code: bytes) -> FileFacts:
+    return FileFacts(hashlib.sha256(code).hexdigest(), len(code))
+
+
+def _add_members(
+    writer: ArtifactWriter, facts: ModelFacts, manifest: Manifest, library: bytes, parts: StandaloneParts | None
+) -> None:
+    """All but the weights."""
+    writer.add("program.so", library)
+    if facts.tokenizer is not None:
+        writer.add("tokenizer.json", facts.tokenizer.encode())
+    if facts.chat_template is not None:
+        writer.add("chat_template.jinja", facts.chat_template.encode())
+    for name, data in parts.members.items() if parts else ():
+        writer.add(name, data)
+    writer.add("manifest.json", manifest.text().encode())

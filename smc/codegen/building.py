@@ -1,0 +1,51 @@
+"""The kernels of a program: for each the candidate that tuning chooses, and its object for every level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from smc.codegen.cpu.tuning import Choice, Tuning, records_hash
+from smc.codegen.cpu.tuning_kit import plan_matrices, workloads
+from smc.codegen.kernels.specs import KernelSpec
+from smc.codegen.objects import KernelObject, build_kernels
+from smc.codegen.plan.plan import Plan
+from smc.runtime.manifest import TuningFacts
+from smc.targets import Target
+
+
+@dataclass(frozen=True)
+class ProgramKernels:
+    """A program's kernels of all levels, in one order: what was chosen for each, what was built, and the same objects
+    under the names by which the host program knows them."""
+
+    choices: list[Choice]
+    built: list[KernelObject]
+    objects: list[KernelObject]
+
+    def tuning_facts(self) -> TuningFacts:
+        """Which candidates records chose, by the kernel's symbol, and the hash of these records."""
+        pairs = zip(self.choices, self.built, strict=True)
+        names = {o.symbol: choice.name for choice, o in pairs if choice.records}
+        return TuningFacts(names, records_hash(self.choices))
+
+
+def build_program_kernels(
+    specs: Sequence[KernelSpec],
+    plan: Plan,
+    target: Target,
+    tuning: Tuning,
+    folder: Path,
+    report: Callable[[float], None],
+) -> ProgramKernels:
+    """Choose and build, objects in `folder`. report: called with the fraction that is done."""
+    wanted = [(spec, level) for level in target.levels for spec in specs]
+    work = workloads(plan_matrices(plan))
+    choices = [tuning.choose(spec, level, work) for spec, level in wanted]
+    built = build_kernels(
+        [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, folder, report
+    )
+    # The host program knows kernels by what they compute; which candidate does it differs from level to level.
+    objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, wanted, strict=True)]
+    return ProgramKernels(choices, built, objects)

@@ -1,0 +1,49 @@
+"""Dumps: what lies between the steps of a compilation, written to a folder as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from smc.codegen.objects import KernelObject, write_listings
+from smc.codegen.plan.plan import Plan
+from smc.codegen.plan.printer import print_plan
+from smc.codegen.schedule.printer import print_schedule
+from smc.codegen.schedule.schedule import Schedule
+from smc.targets import Target
+
+KINDS = ("plan", "schedule", "c", "tir", "asm", "obj")
+"""In the order in which they come to be."""
+
+
+class Dumps:
+    """Listings of some kinds; None as folder: of none."""
+
+    def __init__(self, folder: Path | None, kinds: Collection[str]) -> None:
+        self.folder, self.kinds = folder, set(kinds) if folder else set[str]()
+
+    def plan(self, plan: Plan) -> None:
+        """plan.txt: kernels on buffers."""
+        if "plan" in self.kinds:
+            self._write("plan.txt", print_plan(plan))
+
+    def schedule(self, schedule: Schedule) -> None:
+        """schedule.txt: phases of tasks."""
+        if "schedule" in self.kinds:
+            self._write("schedule.txt", print_schedule(schedule))
+
+    def kernels(self, built: list[KernelObject], target: Target) -> None:
+        """Every kernel's TIR (NAME.py), assembly (NAME.s) and object (NAME.o)."""
+        if self.folder and self.kinds & {"tir", "asm", "obj"}:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_listings(built, target, self.folder, tuple(self.kinds))
+
+    def program(self, text: str) -> None:
+        """program.c: the host program."""
+        if "c" in self.kinds:
+            self._write("program.c", text)
+
+    def _write(self, name: str, text: str) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from smc.codegen.plan.arguments import Buffer
-from smc.codegen.profile import GATHER
 from smc.codegen.program.dialect import Dialect
 from smc.codegen.program.scope import Scope
 from smc.codegen.program.writer import CWriter
 from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.places import Place
+from smc.codegen.schedule.profile import GATHER
 from smc.codegen.schedule.schedule import FunctionSchedule, Gather, Phase, Schedule
 from smc.codegen.schedule.scratch import private_places
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from smc.codegen.c_literals import c_comment
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan.plan import FunctionPlan, Plan
-from smc.codegen.profile import profile_tasks
 from smc.codegen.program.dialect import Dialect
 from smc.codegen.program.functions import write_function
 from smc.codegen.program.kernel_table import kernel_tables
 from smc.codegen.program.tables import call_table, engine_tables, program_constants
 from smc.codegen.program.writer import CWriter
 from smc.codegen.schedule.memory import MemoryPlan
+from smc.codegen.schedule.profile import profile_tasks
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.weights import WeightTable
 from smc.targets import Target

@@ -9,9 +9,9 @@ from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout, padded
 from smc.codegen.plan.domains import Rows
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import CallSizes, padded_width
-from smc.codegen.profile import TaskProfile
 from smc.codegen.program.kernel_table import table_of
 from smc.codegen.schedule.memory import MemoryPlan
+from smc.codegen.schedule.profile import TaskProfile
 from smc.codegen.schedule.schedule import FunctionSchedule, Phase, Schedule, Task
 from smc.codegen.weights import WeightTable
 from smc.ir import Encoding, Node

@@ -13,8 +13,8 @@ from smc.codegen.cpu.backend import CPU_TRAITS
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.codegen.plan.planner import make_plan
 from smc.codegen.plan.work import NO_WORK, Work
-from smc.codegen.profile import TaskProfile, profile_tasks
 from smc.codegen.schedule.fast_paths import make_schedule
+from smc.codegen.schedule.profile import TaskProfile, profile_tasks
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.weights import place_weights
 from smc.ir import Module

@@ -28,12 +28,13 @@ UNBOUNDED = 10_000
 @click.command()
 @click.argument("model", type=click.Path())
 @click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
+@click.option("--verify", is_flag=True, help="Read all of an artifact first and compare it with its checksums.")
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 @verbosity_options
-def inspect(model: str, ir: bool, as_json: bool) -> None:
+def inspect(model: str, ir: bool, verify: bool, as_json: bool) -> None:
     """Describe MODEL (a folder, a hub id, a GGUF file or an artifact): its shapes, parameters, bits and memory.
 
-    Only the heads of its files are read, no weights. Of an artifact --json prints the manifest.
+    Only the heads of its files are read, no weights, but for --verify. Of an artifact --json prints the manifest.
 
     \b
     smc inspect SmolLM2-135M-Instruct.gguf
@@ -43,8 +44,10 @@ def inspect(model: str, ir: bool, as_json: bool) -> None:
     if is_artifact(Path(model)):
         if ir:
             raise InputError(f"{model} is an artifact and has no ir: inspect the checkpoint that it was made from")
-        _inspect_artifact(Path(model), as_json)
+        _inspect_artifact(Path(model), verify, as_json)
         return
+    if verify:
+        raise InputError(f"{model} is no artifact: --verify compares artifacts with the checksums in them")
 
     from smc.frontend import load_checkpoint
 
@@ -67,14 +70,20 @@ def is_artifact(path: Path) -> bool:
     return path.is_file() and (path.suffix == ".smc" or zipfile.is_zipfile(path))
 
 
-def _inspect_artifact(path: Path, as_json: bool) -> None:
+def _inspect_artifact(path: Path, verify: bool, as_json: bool) -> None:
     from smc.runtime.artifact import read_manifest
 
     manifest = read_manifest(path)
+    facts = _artifact_summary(path, manifest)
+    if verify:
+        from smc.runtime.integrity import verify_artifact
+
+        verified = verify_artifact(path)
+        facts["verified"] = f"all {verified.members} members, {verified.bytes / 1e6:,.1f} MB, are as they were compiled"
     if as_json:
         click.echo(json.dumps(manifest.to_json(), indent=2))
         return
-    _print_facts(_artifact_summary(path, manifest))
+    _print_facts(facts)
     click.echo()
     counts = Counter(manifest.encodings.values())
     _print_table(["encoding", "tensors"], [[encoding, str(count)] for encoding, count in sorted(counts.items())])

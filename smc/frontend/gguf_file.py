@@ -60,7 +60,7 @@ def read_gguf(path: Path) -> GGUFFile:
     file = WeightsFile.of(path)
     if file.size == 0:
         raise InputError(f"{path} is empty")
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped:
         cursor = _Cursor(mapped, path)
         tensor_count, metadata = _metadata(cursor)
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]

@@ -42,14 +42,14 @@ class Artifact:
 
 def read_manifest(path: str | Path) -> Manifest:
     """The manifest of an artifact for any machine, checked. Raises InputError where it is no sound artifact."""
-    with _open(Path(path)) as archive:
+    with open_artifact(Path(path)) as archive:
         return _manifest(Path(path), archive)
 
 
 def read_artifact(path: str | Path) -> Artifact:
     """Read an artifact for this machine. Raises InputError, one sentence, where it can't run here or is damaged."""
     path = Path(path)
-    with _open(path) as archive:
+    with open_artifact(path) as archive:
         manifest = _manifest(path, archive)
         check_machine(path, manifest)
         program = _read(path, archive, PROGRAM, _MAX_MEMBER_BYTES)
@@ -77,8 +77,8 @@ def check_machine(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _open(path: Path) -> zipfile.ZipFile:
-    """The ZIP, its directory checked against the file's size."""
+def open_artifact(path: Path) -> zipfile.ZipFile:
+    """The ZIP, its directory checked against the file's size. Raises InputError where it is none."""
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
             raise InputError(f"{path} is not an smc artifact: it is no regular file")

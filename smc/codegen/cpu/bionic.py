@@ -19,7 +19,7 @@ COMPILE_FLAGS = ("-ffixed-x18", "-fno-builtin-bcmp", "-D__errno_location=__errno
 
 _LIBC = """
 __errno __sched_cpucount abort calloc clock_gettime close fclose fgets fopen fread free fstat getauxval getenv
-getpagesize getpid madvise malloc memchr memcmp memcpy memmove memset mmap mprotect munmap open posix_memalign
+getpagesize getpid madvise malloc memchr memcmp memcpy memmove memset mmap mprotect munmap open posix_memalign pread
 pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_create pthread_join
 pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock pthread_sigmask qsort realloc
 sched_getaffinity sched_getcpu sched_setaffinity sched_yield sigfillset snprintf sscanf strchr strcmp strcspn strerror

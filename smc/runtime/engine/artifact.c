@@ -1,7 +1,7 @@
 /* The artifact: a ZIP file whose members are stored as they are, mapped once from its beginning.
  *
  * Nothing is read before it is known to lie inside the file, so a cut or damaged file is a sentence. Only the directory
- * is looked at; the program does not read the manifest. See "4.3 General Format" of PKWARE's APPNOTE.TXT. */
+ * is looked at, and the weights, which must have their checksum before a step uses them; the manifest is not read. See "4.3 General Format" of PKWARE's APPNOTE.TXT. */
 #include "internal.h"
 
 #include <errno.h>
@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define CHECKED_BYTES (1 << 20) /* between two looks at whether somebody cancels */
 
 static uint64_t little(const uint8_t *bytes, int count) {
   uint64_t value = 0;
@@ -43,13 +45,17 @@ static int find_directory(const uint8_t *data, uint64_t size, struct directory *
   return inside(directory->offset, directory->size, end);
 }
 
-struct member {
+/* An entry of the directory. */
+struct entry {
+  const char *name;
+  uint64_t name_bytes;
   uint64_t local, stored, length;
-  uint32_t flags, method;
+  uint32_t flags, method, crc;
+  uint64_t data; /* where the member's bytes begin */
 };
 
 /* Takes the 64-bit values that replace 0xffffffff from an entry's extra fields. */
-static int read_zip64(const uint8_t *extra, uint64_t bytes, struct member *member) {
+static int read_zip64(const uint8_t *extra, uint64_t bytes, struct entry *member) {
   uint64_t *const values[] = {&member->length, &member->stored, &member->local};
   for (uint64_t at = 0; inside(at, 4, bytes);) {
     const uint64_t length = little(extra + at + 2, 2), tag = little(extra + at, 2);
@@ -68,53 +74,103 @@ static int read_zip64(const uint8_t *extra, uint64_t bytes, struct member *membe
   return 1;
 }
 
-int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, uint64_t *offset, uint64_t *length, char *error) {
+/* Reads the entry at *at, which is before `end`, and checks that its member lies inside; *at moves on. */
+static int read_entry(const uint8_t *data, const struct directory *directory, uint64_t number, uint64_t *at, struct entry *entry, char *error) {
+  const uint64_t end = directory->offset + directory->size;
+  if (!inside(*at, ENTRY_BYTES, end) || memcmp(data + *at, "PK\1\2", 4))
+    return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)number);
+  const uint8_t *fields = data + *at, *name = fields + ENTRY_BYTES;
+  const uint64_t name_bytes = little(fields + 28, 2), extra_bytes = little(fields + 30, 2), comment_bytes = little(fields + 32, 2);
+  *entry = (struct entry){.name = (const char *)name, .name_bytes = name_bytes, .local = little(fields + 42, 4), .stored = little(fields + 20, 4),
+                          .length = little(fields + 24, 4), .flags = (uint32_t)little(fields + 8, 2),
+                          .method = (uint32_t)little(fields + 10, 2), .crc = (uint32_t)little(fields + 16, 4)};
+  if (!inside(*at + ENTRY_BYTES, name_bytes + extra_bytes + comment_bytes, end) || !read_zip64(name + name_bytes, extra_bytes, entry))
+    return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)number);
+  const int shown = name_bytes > 64 ? 64 : (int)name_bytes;
+  if (!inside(entry->local, LOCAL_BYTES, directory->offset) || memcmp(data + entry->local, "PK\3\4", 4))
+    return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is missing", shown, entry->name);
+  entry->data = entry->local + LOCAL_BYTES + little(data + entry->local + 26, 2) + little(data + entry->local + 28, 2);
+  if (!inside(entry->data, entry->stored, directory->offset))
+    return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is cut short", shown, entry->name);
+  *at += ENTRY_BYTES + name_bytes + extra_bytes + comment_bytes;
+  return SMC_OK;
+}
+
+static int open_directory(const uint8_t *data, uint64_t size, struct directory *directory, char *error) {
+  if (find_directory(data, size, directory)) return SMC_OK;
+  return smc_fail(error, SMC_BAD_INPUT, "it is cut short or no artifact: its directory is missing or points outside the file");
+}
+
+static int take_stored(const struct entry *entry, struct smc_member *member, char *error) {
+  if (entry->method || entry->stored != entry->length || (entry->flags & 1))
+    return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is compressed or encrypted, not stored",
+                    entry->name_bytes > 64 ? 64 : (int)entry->name_bytes, entry->name);
+  *member = (struct smc_member){entry->data, entry->length, entry->crc};
+  return SMC_OK;
+}
+
+int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct smc_member *member, char *error) {
   struct directory directory;
-  if (!find_directory(data, size, &directory))
-    return smc_fail(error, SMC_BAD_INPUT, "it is cut short or no artifact: its directory is missing or points outside the file");
-  int found = 0;
+  struct entry entry;
+  int status = open_directory(data, size, &directory, error), found = 0;
+  if (status) return status;
   uint64_t at = directory.offset;
-  const uint64_t end = directory.offset + directory.size;
   for (uint64_t i = 0; i < directory.entries; i++) {
-    if (!inside(at, ENTRY_BYTES, end) || memcmp(data + at, "PK\1\2", 4))
-      return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)i);
-    const uint8_t *entry = data + at, *entry_name = entry + ENTRY_BYTES;
-    const uint64_t name_bytes = little(entry + 28, 2), extra_bytes = little(entry + 30, 2), comment_bytes = little(entry + 32, 2);
-    struct member member = {little(entry + 42, 4), little(entry + 20, 4), little(entry + 24, 4),
-                            (uint32_t)little(entry + 8, 2), (uint32_t)little(entry + 10, 2)};
-    if (!inside(at + ENTRY_BYTES, name_bytes + extra_bytes + comment_bytes, end) ||
-        !read_zip64(entry_name + name_bytes, extra_bytes, &member))
-      return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)i);
-    const int shown = name_bytes > 64 ? 64 : (int)name_bytes;
-    if (!inside(member.local, LOCAL_BYTES, directory.offset) || memcmp(data + member.local, "PK\3\4", 4))
-      return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is missing", shown, (const char *)entry_name);
-    const uint64_t header = LOCAL_BYTES + little(data + member.local + 26, 2) + little(data + member.local + 28, 2);
-    if (!inside(member.local + header, member.stored, directory.offset))
-      return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is cut short", shown, (const char *)entry_name);
-    at += ENTRY_BYTES + name_bytes + extra_bytes + comment_bytes;
-    if (name_bytes != strlen(name) || memcmp(entry_name, name, name_bytes)) continue;
+    if ((status = read_entry(data, &directory, i, &at, &entry, error))) return status;
+    if (entry.name_bytes != strlen(name) || memcmp(entry.name, name, entry.name_bytes)) continue;
     if (found++) return smc_fail(error, SMC_BAD_INPUT, "it has two members '%s'", name);
-    if (member.method || member.stored != member.length || (member.flags & 1))
-      return smc_fail(error, SMC_BAD_INPUT, "its member '%s' is compressed or encrypted, not stored", name);
-    *offset = member.local + header;
-    *length = member.length;
+    if ((status = take_stored(&entry, member, error))) return status;
   }
-  if (at != end) return smc_fail(error, SMC_BAD_INPUT, "its directory has another size than it says");
+  if (at != directory.offset + directory.size) return smc_fail(error, SMC_BAD_INPUT, "its directory has another size than it says");
   if (!found) return smc_fail(error, SMC_BAD_INPUT, "it has no member '%s'", name);
   return SMC_OK;
 }
 
-static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, char *error) {
-  uint64_t offset;
-  const int status = smc_zip_find(artifact->data, artifact->size, "weights", &offset, &artifact->weight_bytes, error);
+int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member, char *error) {
+  struct directory directory;
+  struct entry entry;
+  int status = open_directory(data, size, &directory, error);
   if (status) return status;
+  if (index >= directory.entries) return SMC_NO_SPACE;
+  uint64_t at = directory.offset;
+  for (uint64_t i = 0; i <= index; i++)
+    if ((status = read_entry(data, &directory, i, &at, &entry, error))) return status;
+  const uint64_t shown = entry.name_bytes < SMC_NAME_BYTES ? entry.name_bytes : SMC_NAME_BYTES - 1;
+  memcpy(name, entry.name, shown);
+  name[shown] = 0;
+  return take_stored(&entry, member, error);
+}
+
+static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, char *error) {
+  struct smc_member member;
+  const int status = smc_zip_find(artifact->data, artifact->size, "weights", &member, error);
+  if (status) return status;
+  artifact->weight_bytes = member.length;
+  artifact->crc = member.crc;
   if (artifact->weight_bytes != weight_bytes)
     return smc_fail(error, SMC_BAD_INPUT, "its weights are %llu bytes where its program wants %llu: they are of different models",
                     (unsigned long long)artifact->weight_bytes, (unsigned long long)weight_bytes);
-  if (offset % SMC_MEMBER_ALIGNMENT) return smc_fail(error, SMC_BAD_INPUT, "its weights do not begin at a multiple of 64 KiB");
-  artifact->weights = artifact->data + offset;
+  if (member.offset % SMC_MEMBER_ALIGNMENT) return smc_fail(error, SMC_BAD_INPUT, "its weights do not begin at a multiple of 64 KiB");
+  artifact->weights = artifact->data + member.offset;
   /* The pages are read ahead while the caller goes on. */
   (void)madvise((void *)(uintptr_t)artifact->weights, weight_bytes, MADV_WILLNEED);
+  return SMC_OK;
+}
+
+/* Reads the whole file into memory of its own: some file systems map none. */
+static int read_file(struct smc_artifact *artifact, int file, const char *path, char *error) {
+  if (artifact->size > smc_available_memory(artifact->size))
+    return smc_fail(error, SMC_NO_MEMORY, "the artifact %s does not fit into memory, and its file system can map no files: copy it to another", path);
+  uint8_t *data = mmap(NULL, artifact->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "there is no memory for the artifact %s", path);
+  smc_advise_huge_pages(data, artifact->size);
+  artifact->data = data;
+  for (uint64_t done = 0; done < artifact->size;) {
+    const ssize_t got = pread(file, data + done, artifact->size - done, (off_t)done);
+    if (got > 0) done += (uint64_t)got;
+    else if (got == 0) return smc_fail(error, SMC_BAD_INPUT, "the artifact %s became shorter while it was read", path);
+    else if (errno != EINTR) return smc_fail(error, SMC_BAD_INPUT, "cannot read the artifact %s: %s", path, strerror(errno));
+  }
   return SMC_OK;
 }
 
@@ -128,12 +184,14 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
     return smc_fail(error, SMC_BAD_INPUT, "%s is no artifact: it is empty or no regular file", path);
   }
   artifact->size = (uint64_t)facts.st_size;
-  void *data = mmap(NULL, artifact->size, PROT_READ, MAP_SHARED, file, 0);
-  const int cause = errno;
+  void *data = mmap(NULL, artifact->size, PROT_READ, MAP_PRIVATE, file, 0); /* not all file systems can share it */
+  int status = SMC_OK;
+  if (data != MAP_FAILED) artifact->data = data;
+  else if (errno == ENOMEM) status = smc_fail(error, SMC_NO_MEMORY, "cannot map the artifact %s: %s", path, strerror(errno));
+  else status = read_file(artifact, file, path, error);
   close(file);
-  if (data == MAP_FAILED) return smc_fail(error, cause == ENOMEM ? SMC_NO_MEMORY : SMC_FAILED, "cannot map the artifact %s: %s", path, strerror(cause));
-  artifact->data = data;
-  return SMC_OK;
+  if (status) smc_artifact_close(artifact);
+  return status;
 }
 
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error) {
@@ -145,6 +203,22 @@ int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t 
     smc_artifact_close(artifact);
     return smc_fail(error, status, "the artifact %s cannot be used: %s", path, reason);
   }
+  return SMC_OK;
+}
+
+int smc_artifact_damaged(char *error) {
+  return smc_fail(error, SMC_BAD_INPUT, "the artifact's weights are damaged, their checksum is another: copy or compile it again");
+}
+
+int smc_artifact_check(struct smc_artifact *artifact, const _Atomic uint32_t *cancels, uint32_t seen, char *error) {
+  uint32_t crc = 0;
+  for (uint64_t done = 0, part; done < artifact->weight_bytes; done += part) {
+    if (atomic_load(cancels) != seen) return smc_fail(error, SMC_CANCELLED, "the step was cancelled");
+    part = artifact->weight_bytes - done < CHECKED_BYTES ? artifact->weight_bytes - done : CHECKED_BYTES;
+    crc = smc_crc32(crc, artifact->weights + done, part);
+  }
+  if (crc != artifact->crc) return smc_artifact_damaged(error);
+  artifact->checked = 1;
   return SMC_OK;
 }
 

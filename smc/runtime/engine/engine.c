@@ -85,7 +85,7 @@ static int open_parts(smc_model *model, const smc_options *options, char *error)
   const struct smc_program *program = model->program;
   int status = smc_artifact_open(&model->artifact, options->path, program->weight_bytes, error);
   if (status) return status;
-  smc_weights_to_huge_pages(&model->artifact);
+  if ((status = smc_weights_to_huge_pages(&model->artifact, error))) return status;
   status = smc_kv_open(&model->cache, program, options->context_length, options->sequences, options->kv_dtype, error);
   if (status) return status;
   model->pool = options->pool;

@@ -191,28 +191,48 @@ int smc_cpu_has(const char *feature, size_t length);
 /* Appends the features of a comma-separated list that the CPU lacks to missing[size], each once; returns how many. */
 int smc_cpu_missing(const char *features, char *missing, size_t size);
 
+/* ---- crc.c */
+
+/* The CRC-32 of what has the checksum `crc` (of nothing: 0) and of data[0..bytes) behind it. */
+uint32_t smc_crc32(uint32_t crc, const void *data, uint64_t bytes);
+
 /* ---- artifact.c: the file */
+
+/* A stored member of a ZIP file: where it lies, and the CRC-32 that it should have. */
+struct smc_member {
+  uint64_t offset, length;
+  uint32_t crc;
+};
 
 struct smc_artifact {
   const uint8_t *data; /* the whole file or a copy of the weights, read-only */
   uint64_t size;
   const uint8_t *weights; /* the member, SMC_MEMBER_ALIGNMENT-aligned in the file */
   uint64_t weight_bytes;
+  uint32_t crc; /* that the weights should have, and … */
+  int checked;  /* … whether they have it, as far as anybody looked */
 };
 #define SMC_MEMBER_ALIGNMENT 65536
 
 /* Finds a stored member in the ZIP file data[0..size) after checking that every member lies inside. */
-int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, uint64_t *offset, uint64_t *length, char *error);
-/* Maps the file without a look at it; open also finds its weights. */
+int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct smc_member *member, char *error);
+/* The index-th member, whose name is copied to name[SMC_NAME_BYTES], cut to that; SMC_NO_SPACE behind the last one. */
+#define SMC_NAME_BYTES 65
+int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member, char *error);
+/* Maps the file, or reads it where it can't be mapped, without a look at it; open also finds its weights. */
 int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error);
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
+/* Compares the weights with their checksum, all of them: SMC_OK, SMC_BAD_INPUT, or SMC_CANCELLED when *cancels is no longer
+ * `seen`. */
+int smc_artifact_check(struct smc_artifact *artifact, const _Atomic uint32_t *cancels, uint32_t seen, char *error);
+int smc_artifact_damaged(char *error); /* says that the weights are: SMC_BAD_INPUT */
 void smc_artifact_close(struct smc_artifact *artifact);
 
 /* ---- huge_pages.c */
 
-/* Replaces the mapped file by a copy of its weights where that is faster. */
-
-void smc_weights_to_huge_pages(struct smc_artifact *artifact);
+/* Replaces the mapped file by a copy of its weights where that is faster, and checks them as it goes: SMC_OK or
+ * SMC_BAD_INPUT. */
+int smc_weights_to_huge_pages(struct smc_artifact *artifact, char *error);
 /* The region will be read over and over: of what lies in whole huge pages, memory comes in these. */
 void smc_advise_huge_pages(void *begin, uint64_t bytes);
 

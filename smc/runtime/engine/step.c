@@ -285,6 +285,7 @@ int smc_step_batch(smc_model *model, const smc_batch *batch, char *error) {
   }
   int status = check_batch(model, batch, error);
   if (!status && atomic_load(&model->cancels) != batch->cancels) status = smc_fail(error, SMC_CANCELLED, "the step was cancelled");
+  if (!status && !model->artifact.checked) status = smc_artifact_check(&model->artifact, &model->cancels, batch->cancels, error);
   if (!status) status = smc_kv_reserve(&model->cache, error);
   if (!status) status = run_stale(model, batch->cancels, error);
   if (!status) status = run_batch(model, batch, error);

@@ -49,6 +49,7 @@ int main(int count, char **arguments) {
       [SMC_MODE_RUN] = smc_run, [SMC_MODE_CHAT] = smc_chat, [SMC_MODE_BENCH] = smc_bench, [SMC_MODE_INFO] = smc_print_info};
   signal(SIGBUS, on_missing_page);
   const struct smc_command command = smc_parse_command(count, arguments);
+  if (command.mode == SMC_MODE_VERIFY) return smc_verify(&command);
   struct smc_session session;
   smc_session_open(&session, &command);
   if (command.verbose)

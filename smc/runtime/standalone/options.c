@@ -29,6 +29,7 @@ static const char help[] =
     "  --chat                   Talk with the model line by line, also where standard input is no terminal.\n"
     "  --bench                  Measure tokens a second and memory.\n"
     "  --info                   Say what this file is.\n"
+    "  --verify                 Compare all of this file with its checksums.\n"
     "  -V, --version            Say which smc made this file.\n"
     "  -h, --help               Show this help.\n"
     "\n"
@@ -60,13 +61,14 @@ static const char help[] =
     "  --depth N                Tokens that the cache holds before; by default 0.\n"
     "  --repeat R               Runs, of which the medians are shown; by default 5.\n";
 
-enum { CHAT = 256, BENCH, INFO, SYSTEM, RAW, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, SEED, STOP, CTX,
+enum { CHAT = 256, BENCH, INFO, VERIFY, SYSTEM, RAW, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, SEED, STOP, CTX,
        KV_DTYPE, LEVEL, LOGPROBS, JSON, STREAM, STATS, PROMPT_TOKENS, DECODE_TOKENS, DEPTH, REPEAT };
 
 static const struct option options[] = {
     {"chat", no_argument, NULL, CHAT},
     {"bench", no_argument, NULL, BENCH},
     {"info", no_argument, NULL, INFO},
+    {"verify", no_argument, NULL, VERIFY},
     {"version", no_argument, NULL, 'V'},
     {"help", no_argument, NULL, 'h'},
     {"system", required_argument, NULL, SYSTEM},
@@ -137,7 +139,7 @@ static void check_sampling(const struct smc_sampling *sampling) {
 }
 
 static void set_mode(struct smc_command *command, enum smc_mode mode) {
-  if (command->mode != SMC_MODE_RUN && command->mode != mode) smc_die("--chat, --bench and --info exclude each other: give one of them");
+  if (command->mode != SMC_MODE_RUN && command->mode != mode) smc_die("--chat, --bench, --info and --verify exclude each other: give one of them");
   command->mode = mode;
 }
 
@@ -157,6 +159,7 @@ static void set_option(struct smc_command *command, int option, const char *valu
     case CHAT: set_mode(command, SMC_MODE_CHAT); break;
     case BENCH: set_mode(command, SMC_MODE_BENCH); break;
     case INFO: set_mode(command, SMC_MODE_INFO); break;
+    case VERIFY: set_mode(command, SMC_MODE_VERIFY); break;
     case SYSTEM: command->system = value; break;
     case RAW: command->raw = 1; break;
     case LOGPROBS: command->logprobs = count_of(option, value, 0); break;
@@ -200,7 +203,7 @@ static uint64_t any_seed(void) {
 
 static void choose_mode(struct smc_command *command) {
   if (command->mode != SMC_MODE_RUN) {
-    if (command->prompt) smc_die("--chat, --bench and --info take no prompt, but there is '%s'", command->prompt);
+    if (command->prompt) smc_die("--chat, --bench, --info and --verify take no prompt, but there is '%s'", command->prompt);
   } else if (!command->prompt && !command->raw && isatty(STDIN_FILENO)) {
     command->mode = SMC_MODE_CHAT;
   }

@@ -32,7 +32,7 @@ uint64_t smc_peak_memory(void) {
 
 /* Where this program's file can be opened, even when it was renamed or deleted since; without /proc by the name that it
  * was started by. */
-static const char *own_path(void) {
+const char *smc_own_path(void) {
   static const char link[] = "/proc/self/exe";
   if (access(link, R_OK) == 0) return link;
   const char *name = (const char *)(uintptr_t)getauxval(AT_EXECFN);
@@ -43,10 +43,14 @@ static const char *own_path(void) {
 /* A member of this program's own file. */
 static const void *member(const struct smc_session *session, const char *name, uint64_t *length) {
   char reason[SMC_ERROR_BYTES];
-  uint64_t offset;
-  if (smc_zip_find(session->file.data, session->file.size, name, &offset, length, reason))
+  struct smc_member found;
+  if (smc_zip_find(session->file.data, session->file.size, name, &found, reason))
     smc_die("this program's file is damaged: %s; copy or compile it again", reason);
-  return session->file.data + offset;
+  /* The engine checks the weights as it reads them. */
+  if (strcmp(name, "weights") && smc_crc32(0, session->file.data + found.offset, found.length) != found.crc)
+    smc_die("this program's file is damaged: %s is not as compiled; copy or compile it again", name);
+  *length = found.length;
+  return session->file.data + found.offset;
 }
 
 static void open_model(struct smc_session *session, const struct smc_command *command, const char *path) {
@@ -71,7 +75,7 @@ void smc_session_open(struct smc_session *session, const struct smc_command *com
   char reason[SMC_ERROR_BYTES];
   uint64_t length;
   const double started = smc_seconds();
-  const char *path = own_path();
+  const char *path = smc_own_path();
   *session = (struct smc_session){0};
   if (smc_artifact_map(&session->file, path, reason)) smc_die("%s", reason);
   member(session, "weights", &length);

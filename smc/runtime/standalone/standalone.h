@@ -52,7 +52,7 @@ extern volatile sig_atomic_t smc_interrupted;
 
 /* ---- options.c: the command line */
 
-enum smc_mode { SMC_MODE_RUN, SMC_MODE_CHAT, SMC_MODE_BENCH, SMC_MODE_INFO };
+enum smc_mode { SMC_MODE_RUN, SMC_MODE_CHAT, SMC_MODE_BENCH, SMC_MODE_INFO, SMC_MODE_VERIFY };
 
 struct smc_command {
   enum smc_mode mode;
@@ -136,6 +136,7 @@ struct smc_session {
 
 double smc_seconds(void);
 uint64_t smc_peak_memory(void);
+const char *smc_own_path(void); /* of this program's file */
 void smc_session_open(struct smc_session *session, const struct smc_command *command);
 void smc_session_close(struct smc_session *session);
 /* Runs tokens behind those that the cache holds; the last one's logits are in session->logits, or the largest one's id in
@@ -188,5 +189,6 @@ int smc_run(struct smc_session *session, const struct smc_command *command);
 int smc_chat(struct smc_session *session, const struct smc_command *command);
 int smc_bench(struct smc_session *session, const struct smc_command *command);
 int smc_print_info(struct smc_session *session, const struct smc_command *command);
+int smc_verify(const struct smc_command *command); /* without a session: what is opened there may be damaged */
 
 #endif

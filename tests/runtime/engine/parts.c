@@ -4,6 +4,8 @@
  *   parts fuzz FILE NAME COUNT SEED   the same for COUNT damaged copies of the file: "found refused"
  *   parts features NAME…              1 or 0 for every LLVM feature
  *   parts missing LIST                what the CPU lacks of a comma-separated list
+ *   parts crc FILE PART               its CRC-32, taken of so many bytes at a time
+ *   parts map FILE                    the CRC-32 of the file as the engine maps or reads it
  */
 #include "internal.h"
 
@@ -61,11 +63,11 @@ static void fuzz(const uint8_t *whole, size_t whole_size, const char *name, long
     memcpy(data, whole, size);
     damage(data, size, &random);
     char error[SMC_ERROR_BYTES] = "";
-    uint64_t offset = 0, length = 0;
-    const int status = smc_zip_find(data, size, name, &offset, &length, error);
+    struct smc_member member = {0};
+    const int status = smc_zip_find(data, size, name, &member, error);
     if (status == SMC_OK) {
       found++;
-      for (uint64_t k = 0; k < length; k++) sum += data[offset + k];
+      for (uint64_t k = 0; k < member.length; k++) sum += data[member.offset + k];
     } else if (!error[0]) {
       exit(3);
     }
@@ -85,16 +87,29 @@ int main(int count, char **arguments) {
     printf("%d\n%s\n", number, missing);
     return 0;
   }
+  if (count == 3 && !strcmp(arguments[1], "map")) {
+    struct smc_artifact artifact;
+    char error[SMC_ERROR_BYTES] = "";
+    if (smc_artifact_map(&artifact, arguments[2], error)) printf("%s\n", error);
+    else printf("%08x\n", smc_crc32(0, artifact.data, artifact.size));
+    smc_artifact_close(&artifact);
+    return 0;
+  }
   if (count < 4) return 2;
   size_t size;
   uint8_t *data = read_all(arguments[2], &size);
   if (count == 4 && !strcmp(arguments[1], "find")) {
     char error[SMC_ERROR_BYTES];
-    uint64_t offset, length;
-    if (smc_zip_find(data, size, arguments[3], &offset, &length, error) == SMC_OK)
-      printf("%llu %llu\n", (unsigned long long)offset, (unsigned long long)length);
+    struct smc_member member;
+    if (smc_zip_find(data, size, arguments[3], &member, error) == SMC_OK)
+      printf("%llu %llu\n", (unsigned long long)member.offset, (unsigned long long)member.length);
     else
       printf("%s\n", error);
+  } else if (count == 4 && !strcmp(arguments[1], "crc")) {
+    const size_t part = (size_t)atol(arguments[3]);
+    uint32_t crc = 0;
+    for (size_t done = 0; done < size; done += part) crc = smc_crc32(crc, data + done, size - done < part ? size - done : part);
+    printf("%08x\n", crc);
   } else if (count == 6 && !strcmp(arguments[1], "fuzz")) {
     fuzz(data, size, arguments[3], atol(arguments[4]), strtoull(arguments[5], NULL, 10));
   } else {

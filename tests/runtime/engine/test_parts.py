@@ -10,16 +10,18 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .conftest import ENGINE, HERE, LEVELS, VOCAB, WARNINGS, WEIGHTS, compile_c, write_artifact
 
-FILES = ("artifact.c", "cpu.c")
+FILES = ("artifact.c", "cpu.c", "crc.c", "memory.c", "cgroup.c", "huge_pages.c")
 Driver = Callable[..., Path]
 
 
@@ -169,3 +171,60 @@ def test_exports_one_symbol(fake_program: Path) -> None:
         for name in set(re.findall(r"\b(smc_\w+)\(", source.read_text())):
             assert not hasattr(library, name)
     assert hasattr(library, "smc_engine")
+
+
+# ---- checksums
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 63, 64, 127, 128, 129, 511, 512, 513, 100_003])
+def test_crc_is_that_of_zip_files(driver: Driver, tmp_path: Path, size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
+    (tmp_path / "data").write_bytes(data)
+    program = driver("parts", *FILES, sanitizer="address,undefined")
+    for part in (1 << 20, 1000, 129):
+        assert int(run(program, "crc", tmp_path / "data", part), 16) == zlib.crc32(data)
+
+
+def test_crc_by_tables(tmp_path: Path) -> None:
+    """What a CPU without the instruction takes."""
+    data = np.random.default_rng(5).integers(0, 256, 10_007, np.uint8).tobytes()
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "no.c").write_text(
+        '#include "internal.h"\n'
+        "int smc_cpu_has(const char *feature, size_t length) { (void)feature, (void)length; return 0; }\n"
+        "int smc_cpu_missing(const char *all, char *missing, size_t size) { return !all + !missing + (int)size; }\n"
+    )
+    files = [ENGINE / file for file in FILES if file != "cpu.c"]
+    program = compile_c(tmp_path / "parts", [HERE / "parts.c", tmp_path / "no.c", *files])
+    for part in (1 << 20, 1000):
+        assert int(run(program, "crc", tmp_path / "data", part), 16) == zlib.crc32(data)
+
+
+# ---- file systems that map no files
+
+REFUSE = """
+#include <errno.h>
+#include <sys/mman.h>
+
+void *__real_mmap(void *, size_t, int, int, int, off_t);
+void *__wrap_mmap(void *, size_t, int, int, int, off_t);
+
+/* As file systems do that share no mappings, or have none at all. */
+void *__wrap_mmap(void *begin, size_t size, int protection, int flags, int file, off_t offset) {
+  const int given = file < 0 || (SHARED_ONLY && !(flags & MAP_SHARED));
+  if (given) return __real_mmap(begin, size, protection, flags, file, offset);
+  errno = ENODEV;
+  return MAP_FAILED;
+}
+"""
+
+
+@pytest.mark.parametrize("shared_only", [0, 1])
+def test_a_file_that_cannot_be_mapped_is_read(tmp_path: Path, shared_only: int) -> None:
+    data = np.random.default_rng(6).integers(0, 256, 300_001, np.uint8).tobytes()
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "refuse.c").write_text("#define _GNU_SOURCE\n" + REFUSE)
+    files = [ENGINE / file for file in FILES]
+    flags = ("-Wl,--wrap=mmap", f"-DSHARED_ONLY={shared_only}")
+    program = compile_c(tmp_path / "parts", [HERE / "parts.c", tmp_path / "refuse.c", *files], *flags)
+    assert int(run(program, "map", tmp_path / "data"), 16) == zlib.crc32(data)

@@ -153,6 +153,28 @@ def test_every_cut_is_told(copy: Executable, room: Path) -> None:
     assert "copy or compile it again" in told(cut.run(*HELLO))
 
 
+def test_verify(copy: Executable, room: Path) -> None:
+    """Damage in any member is told by --verify, and what is used of it before it is used."""
+    assert copy.text("--verify").startswith("all 7 members, ")
+    assert '"members": 7' in copy.text("--verify", "--json")
+    content, damaged = copy.path.read_bytes(), copy.moved(room / "damaged")
+    with zipfile.ZipFile(copy.path) as archive:
+        members = archive.infolist()
+    for member in members:
+        name, extra = content[member.header_offset + 26], content[member.header_offset + 28 : member.header_offset + 30]
+        place = member.header_offset + 30 + name + int.from_bytes(extra, "little") + member.file_size // 2
+        damaged.path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        damaged.path.chmod(0o755)
+        told_of = f"not as compiled are {member.filename}; copy or compile it again"
+        assert told_of in told(damaged.run("--verify"))
+        if member.filename in ("weights", "tokenizer.tables", "chat_template.pieces"):
+            assert "damaged" in told(damaged.run(*HELLO))
+        else:  # of `smc`, which looks at them itself
+            assert damaged.text(*HELLO) == copy.text(*HELLO)
+        damaged.path.unlink()
+    assert "take no prompt" in copy.refusal("--verify", "Hello")
+
+
 # ---- memory, threads and descriptors
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,27 +171,45 @@ DAMAGE: dict[str, Callable[[random.Random, int], int]] = {
 }
 
 
+def with_checksums(path: Path, content: bytearray) -> bytearray:
+    """The content with every member's CRC-32 set right in the directory: who damages a file on purpose does so too."""
+    with zipfile.ZipFile(path) as archive:
+        place, members = archive.start_dir, archive.infolist()
+    for member in members:
+        begin, end = regions(path)[member.filename]
+        content[place + 16 : place + 20] = zlib.crc32(content[begin:end]).to_bytes(4, "little")
+        place += 46 + sum(int.from_bytes(content[place + at : place + at + 2], "little") for at in (28, 30, 32))
+    return content
+
+
+@pytest.mark.parametrize("checksums", ["wrong", "right"])
 @pytest.mark.parametrize("part", ["directory", "tokenizer.tables", "chat_template.pieces", "weights"])
-def test_damaged_files(sanitized: Executable, tmp_path: Path, part: str) -> None:
-    """Damaged weights make a bad text, or NaN; everything else is refused, or harmless."""
+def test_damaged_files(sanitized: Executable, tmp_path: Path, part: str, checksums: str) -> None:
+    """With wrong checksums all is refused; else damaged weights make a bad text, and what can't be right is refused."""
+    if part == "directory" and checksums == "right":
+        pytest.skip("the directory has no checksum")
     chooser = random.Random(part)
     content = sanitized.path.read_bytes()
     begin, end = regions(sanitized.path)[part]
     damaged = sanitized.moved(tmp_path / "damaged")
-    refused = 0
-    for _ in range(80):
+    refused = same = 0
+    for _ in range(60):
         changed = bytearray(content)
         last = min(end, begin + 400) if chooser.random() < 0.5 else end  # headers are where most can go wrong
         for _ in range(chooser.choice([1, 1, 2, 3, 8, 40])):
             place = chooser.randrange(begin, last)
             changed[place] = DAMAGE[chooser.choice(list(DAMAGE))](chooser, changed[place])
-        damaged.path.write_bytes(changed)
+        same += changed == content
+        damaged.path.write_bytes(with_checksums(sanitized.path, changed) if checksums == "right" else changed)
         damaged.path.chmod(0o755)
         arguments, stdin = chooser.choice(USES[:6])
         refused += ends_by_itself(damaged.run(*arguments, stdin=stdin)) == 2
         os.remove(damaged.path)  # the next one may not be written to while some system still runs this one
-    assert refused < 80
-    assert refused > 0 or part == "weights"
+    if part != "directory" and checksums == "wrong":
+        assert refused == 60 - same
+    else:
+        assert refused < 60
+        assert refused > 0 or part == "weights"
 
 
 def test_cut_files(sanitized: Executable, tmp_path: Path) -> None:

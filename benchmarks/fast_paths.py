@@ -4,8 +4,8 @@
 
 MODEL is what `smc compile` takes; without names all fast paths are measured. In every round both programs read a prompt
 of 128 tokens, of which only the last one's logits are wanted, and decode 32 tokens greedily; which one comes first
-alternates. The table has medians of how many times as fast the program with all fast paths was in a round, and the
-lowest and the highest.
+alternates. The table says how many times as fast the program with all fast paths is: by the best time that each program
+had, for which other work on the machine matters least, and in brackets by the median of the rounds.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ def seconds(model: Model) -> tuple[float, float]:
         return middle - begin, time.perf_counter() - middle
 
 
-def ratios(with_all: Model, without: Model, rounds: int) -> tuple[list[float], list[float]]:
-    """By round: how many times as fast the first one is, at prompts and at decoding."""
-    found: tuple[list[float], list[float]] = [], []
-    for model in (with_all, without):
+def gains(with_all: Model, without: Model, rounds: int) -> list[str]:
+    """How many times as fast the first one is, at prompts and at decoding."""
+    times: dict[Model, list[tuple[float, float]]] = {with_all: [], without: []}
+    for model in times:
         seconds(model)  # memory is touched, CPUs are awake
     for number in range(rounds):
-        pair = (with_all, without) if number % 2 == 0 else (without, with_all)
-        times = {model: seconds(model) for model in pair}
-        for place, kept in enumerate(found):
-            kept.append(times[without][place] / times[with_all][place])
-    return found
+        for model in (with_all, without) if number % 2 == 0 else (without, with_all):
+            times[model].append(seconds(model))
+    cells = []
+    for own, other in zip(zip(*times[with_all], strict=True), zip(*times[without], strict=True), strict=True):
+        median = statistics.median(b / a for a, b in zip(own, other, strict=True))
+        cells.append(f"{min(other) / min(own):.2f} ({median:.2f})")
+    return cells
 
 
 @click.command(help=__doc__)
@@ -70,11 +72,10 @@ def main(model: str, names: tuple[str, ...], quant: str, threads: int, rounds: i
             return opened.enter_context(smc.load(path, threads=threads, context_length=PROMPT + DECODE + 8))
 
         with_all = compiled(())
-        click.echo(f"{'times as fast':<16}{f'prefill {PROMPT}':>24}{f'decode {DECODE}':>24}")
+        click.echo(f"{'times as fast':<16}{f'prefill {PROMPT}':>20}{f'decode {DECODE}':>20}")
         for name in names or FAST_PATHS:
-            kinds = ratios(with_all, compiled((name,)), rounds)
-            cells = [f"{statistics.median(kind):.2f} ({min(kind):.2f} – {max(kind):.2f})" for kind in kinds]
-            click.echo(f"{name:<16}{cells[0]:>24}{cells[1]:>24}")
+            cells = gains(with_all, compiled((name,)), rounds)
+            click.echo(f"{name:<16}{cells[0]:>20}{cells[1]:>20}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ import pytest
 
 import smc
 from smc.codegen import compile_module
+from smc.codegen.cpu.backend import CpuBackend
 from smc.codegen.cpu.link import engine_folder
+from smc.codegen.objects import KernelObject
+from smc.codegen.plan.planner import make_plan
+from smc.codegen.program.kernel_table import program_kernels
+from smc.codegen.schedule.memory import plan_memory
+from smc.codegen.weights import place_weights
 from smc.ir import Module
 from smc.passes import FUSIONS, apply
 from smc.targets import find_target
@@ -140,3 +146,58 @@ def test_a_models_name_is_no_code(tmp_path: Path, name: str) -> None:
     with smc.load(tmp_path / "out.smc") as model:
         assert model.artifact.manifest.name == name
         assert model.engine.facts.name.decode() == name
+
+
+OUTLINE = """
+embed
+  embedding
+block
+  if N > 2: rms_norm_i8_g128_s32
+  rms_norm_i8_g128_s32 first; linear_i8, linear_i8, linear_i8
+  if !(S->alone && S->splits == 1): rope_cache_h9_kv3_d64
+  rope_cache_h9_kv3_d64 + attention_h9_kv3_d64
+  if S->splits > 1: merge_h9_kv3_d64
+  if last && S->wanted_count < N: memcpy memcpy
+  if N > 2: quantize_i8_g128_s32
+  quantize_i8_g128_s32 first; linear_i8
+  if N > 2: rms_norm_i8_g128_s32
+  rms_norm_i8_g128_s32 first; linear_i8 + linear_i8 + chained_gated_silu_i8_g128_s32
+  linear_i8
+head
+  else: memcpy
+  if N > 2: rms_norm_i8_g128_s32
+  rms_norm_i8_g128_s32 first; linear_top_int4_g32_a8_128 + linear_i8
+"""
+"""Phases by condition, what threads make for themselves first, and of every task the kernels that it calls."""
+
+
+def outline(host: str) -> str:
+    """A program's functions as in OUTLINE."""
+    lines = []
+    for name, body in re.findall(r"^static int (\w+)\(.*?\{\n(.*?)^\}", host, re.MULTILINE | re.DOTALL):
+        lines.append(name)
+        for head, phase in re.findall(r"^  (.*?)\{[^\n]*\n((?:    .*\n)*)  \}", body, re.MULTILINE):
+            if "smc_phase_begin" not in phase:
+                continue
+            condition = re.sub(r"^if \((.*)\) $", r"if \1: ", head).replace("else ", "else: ")
+            before, _, tasks = phase.rpartition("switch (phase.task)")
+            first = "".join(f"{kernel} first; " for kernel in re.findall(r"K->(\w+)", before))
+            cases = [re.findall(r"K->(\w+)", task) for task in tasks.split("case ")[1:]]
+            copies = " ".join(re.findall(r"memcpy", phase))
+            lines.append("  " + condition + first + (", ".join(map(" + ".join, cases)) or copies))
+    return "\n".join(["", *lines, ""])
+
+
+def test_the_program_of_smollm2s_shape(make_checkpoint: MakeCheckpoint) -> None:
+    """What a layer of the recipe int4 is made of; without building a kernel."""
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    module = smc.load_checkpoint(make_checkpoint(head_dim=64, tie_word_embeddings=True, **shape)[0])
+    target = find_target("x86-64")
+    plan = make_plan(apply(module, ["quantize-rtn:bits=4,activation_group=128", *FUSIONS]))
+    schedule = CpuBackend().schedule(plan)
+    kernels = program_kernels(schedule)
+    objects = [KernelObject(s, level, f"{s.name()}__{level.name}", Path()) for level in target.levels for s in kernels]
+    parts = (schedule, plan_memory(schedule), place_weights(plan))
+    host = CpuBackend().program(*parts, "0" * 64, objects, target)
+    assert outline(host) == OUTLINE
+    check_tasks(host)

@@ -121,8 +121,6 @@ def compile(
             records=records,
             without=left_out,
         )
-        for note in report.notes:
-            progress.note(note)
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
     summary = _summary(module, out, report, progress)

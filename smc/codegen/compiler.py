@@ -35,7 +35,7 @@ class CompileReport:
     """What was made: sizes in bytes, seconds a stage.
 
     executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
-    the model has a chat template, the end of a sentence. notes: what is odd about the model's texts, a sentence each.
+    the model has a chat template, the end of a sentence.
     """
 
     target: str
@@ -47,7 +47,6 @@ class CompileReport:
     kernels: int
     executable_bytes: int = 0
     no_chat: str | None = None
-    notes: list[str] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -74,8 +73,7 @@ def compile_module(
     machine, file = find_target(target), _checked(module, out, emit, records)
     backend, dumps, stages = find_backend(machine), Dumps(emit, emit_kinds), Stages(progress)
     verify(module)
-    facts, notes = settle_texts(module.facts)
-    module = replace(module, facts=facts)
+    module = replace(module, facts=settle_texts(module.facts))
     with stages("plan"):
         plan = make_plan(module)  # kernels on buffers, in dependency order
         dumps.plan(plan)
@@ -105,7 +103,6 @@ def compile_module(
         len(kernels.objects),
         written.executable_bytes,
         parts.no_chat if parts else None,
-        notes,
         stages.seconds,
     )
 

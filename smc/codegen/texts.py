@@ -2,19 +2,20 @@
 
 A turn is ended by every token that the checkpoint names for it, by well-known ones that the tokenizer has, and by what
 the chat template writes behind an answer. What would make a model talk on to itself or cut its markers into letters is
-said now: refused where the model could never end a text, else noted.
+said now: refused where the model could never end a text, else as a Notice.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from smc.errors import InputError
+from smc.errors import InputError, Notice
 from smc.generation import END_TEXTS
 from smc.ir import ModelFacts
 from smc.runtime.chat import BrokenTemplateError, ChatTemplate, Message
@@ -27,24 +28,25 @@ HARMONY = {"<|return|>", "<|call|>"}
 """Tokenizers with both of them end a message with <|end|>, not a turn."""
 
 
-def settle_texts(facts: ModelFacts) -> tuple[ModelFacts, list[str]]:
-    """The facts with every token that ends a turn, and notes for who compiles.
+def settle_texts(facts: ModelFacts) -> ModelFacts:
+    """The facts with every token that ends a turn; Notices say what is odd about tokenizer and template.
 
     InputError where the checkpoint names ends, but none that the model could write.
     """
     if facts.tokenizer is None:
         kinds = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
-        return facts, [f"{facts.name} has no tokenizer that can be read ({kinds}): it will take token ids, not text"]
+        _note(f"{facts.name} has no tokenizer that can be read ({kinds}): it will take token ids, not text")
+        return facts
     tokenizer = Tokenizer.from_str(facts.tokenizer)
     added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-    template, notes = None, list[str]()
+    template = None
     if facts.chat_template is not None:
         try:
             template = ChatTemplate(
                 facts.chat_template, tokenizer, facts.special_tokens, facts.generation.eos_token_ids
             )
         except BrokenTemplateError as error:
-            notes.append(
+            _note(
                 f"the chat template of {facts.name} is broken: {error.reason}; what is compiled continues plain text "
                 "(--raw); for chats correct the template in the checkpoint and compile again"
             )
@@ -56,10 +58,14 @@ def settle_texts(facts: ModelFacts) -> tuple[ModelFacts, list[str]]:
             f"{facts.vocab_size}; correct eos_token_id in generation_config.json or config.json"
         )
     if strange := [number for number in ends if number not in known]:
-        notes.append(f"the end tokens {strange} of {facts.name} are none that the model can write: they are left out")
+        _note(f"the end tokens {strange} of {facts.name} are none that the model can write: they are left out")
     if template is not None:
-        notes += _marker_notes(template, added, facts.vocab_size)
-    return replace(facts, generation=replace(facts.generation, eos_token_ids=tuple(known))), notes
+        _check_markers(template, added, facts.vocab_size)
+    return replace(facts, generation=replace(facts.generation, eos_token_ids=tuple(known)))
+
+
+def _note(sentence: str) -> None:
+    warnings.warn(sentence, Notice, stacklevel=2)
 
 
 def _ends(
@@ -89,26 +95,24 @@ def _end_of_answer(template: ChatTemplate) -> str | None:
     return match.group() if found and match and match.group() not in begins else None
 
 
-def _marker_notes(template: ChatTemplate, added: Mapping[str, int], vocab_size: int) -> list[str]:
-    """Of markers that the template writes, but that are not one token each."""
+def _check_markers(template: ChatTemplate, added: Mapping[str, int], vocab_size: int) -> None:
+    """Notice the markers that the template writes, but that are not one token each."""
     system, question, answer = ({"role": role, "content": _mark()} for role in ("system", "user", "assistant"))
     texts = [
         _rendered(template, messages, True) or ""
         for messages in ([system, question, answer, question], [question, answer, question], [question])
     ]
     markers = sorted({marker for text in texts for marker in MARKER.findall(text)})
-    notes = []
     if cut := [marker for marker in markers if marker not in added]:
-        notes.append(
+        _note(
             f"the chat template writes {', '.join(cut)}, no token of the tokenizer: it is cut into letters, which is "
             "right only if the model was trained so"
         )
     if beyond := [marker for marker in markers if added.get(marker, 0) >= vocab_size]:
-        notes.append(
+        _note(
             f"the chat template writes {', '.join(beyond)}, for which the model of {vocab_size} tokens has no "
             "embedding: chats will be refused (--raw continues plain text)"
         )
-    return notes
 
 
 def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) -> str | None:

@@ -161,8 +161,7 @@ def test_tiny_model(make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pyt
     shown = capsys.readouterr()
     summary = json.loads(shown.out)
     artifact = Path(summary["out"])
-    [note] = summary["notes"]
-    assert "has no tokenizer that can be read" in note and note in shown.err.replace("\n", " ")
+    assert "has no tokenizer that can be read" in shown.err.replace("\n", " ")
     assert set(tmp_path.iterdir()) - before == {tmp_path / artifact, tmp_path / "listing"}
     assert summary["bytes"] == artifact.stat().st_size
     assert summary["embedding"].startswith("int8.g32")

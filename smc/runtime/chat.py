@@ -40,7 +40,9 @@ class BrokenTemplateError(InputError):
     def __init__(self, error: jinja2.TemplateError) -> None:
         line = getattr(error, "lineno", None)
         self.reason = f"{error.message or error}" + (f" (line {line})" if line else "")
-        super().__init__(f"the model's chat template is broken: {self.reason}; use --raw to run without it")
+        super().__init__(
+            f"the model's chat template is broken: {self.reason}; smc run FILE PROMPT --raw continues plain text"
+        )
 
 
 class ChatTemplate:

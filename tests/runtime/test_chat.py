@@ -196,6 +196,16 @@ def test_added_tokens_that_the_template_writes_are_no_ones_text(flags: dict[str,
     assert ids.count(tokenizer.token_to_id("\n")) >= 4
 
 
+@pytest.mark.parametrize("source", [CHATML, LLAMA2, FANCY], ids=["chatml", "llama2", "fancy"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_control_tokens_are_those_of_transformers_and_the_ends(source: str, normalized: bool):
+    for tokenizer in (with_markers(normalized=normalized), TOKENIZERS["byte-level"]):
+        wanted = set(reference(tokenizer, source)._get_control_tokens(source))
+        ours = template(tokenizer, source).control.ids.keys()
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        assert ours == (wanted & known) | ({"<s>", "</s>"} & known)
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_an_end_that_is_no_added_token_is_no_ones_text(by_name: bool):
     """It is in the vocabulary only, where merges make it of its letters: such text is refused, not passed on."""

@@ -14,7 +14,15 @@ WRONG_CALLS = frozenset(
 )
 """What the system says of a call that can't be right anywhere: a bug of the caller's, no trouble of the machine's."""
 
-NO_MEMORY = ("bad_alloc", "out of memory", "OutOfMemory", "can't allocate memory", "MemoryError")
+NO_MEMORY = (
+    "bad_alloc",
+    "out of memory",
+    "OutOfMemory",
+    "can't allocate memory",
+    "MemoryError",
+    "failed to map segment from shared object",  # the loader, of a library
+    "can't start new thread",  # whose stack finds no place
+)
 """How programs say ENOMEM in words of their own."""
 
 

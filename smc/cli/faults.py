@@ -42,7 +42,8 @@ def explain(error: BaseException) -> str | None:
         reason = child_refused(error.returncode, said)
         return f"{os.path.basename(str(error.cmd[0]))} failed: {reason}" if reason else None
     if isinstance(error, (OSError, RuntimeError, ImportError, SystemError)):  # of libraries, which have words only
-        return refused(str(error))
+        reason = refused(str(error))
+        return None if reason is None else {os.strerror(n): text for n, text in _SENTENCES.items()}.get(reason, reason)
     return None
 
 

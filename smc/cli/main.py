@@ -21,7 +21,7 @@ import smc
 from smc.cli import messages
 from smc.cli.faults import explain
 from smc.cli.signals import Terminated
-from smc.cli.streams import flush_output, repair_streams
+from smc.cli.streams import OUTPUT, drop_output, repair_streams
 from smc.distribution import packages_named
 
 COMMANDS = {
@@ -102,11 +102,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         with packages_named(), messages.notices():
             status = cli.main(args=arguments, prog_name="smc", standalone_mode=False, color=messages.color())
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
     except BaseException as error:
         return _told(error)
-    if unwritten := flush_output():
-        return _output_lost(unwritten)
-    return status if isinstance(status, int) else 0
 
 
 def _told(error: BaseException) -> int:
@@ -120,9 +119,10 @@ def _told(error: BaseException) -> int:
     if isinstance(error, Terminated):
         click.echo("terminated", err=True)
         return 128 + error.number
-    unwritten = flush_output() if isinstance(error, OSError) and error.filename is None else None
-    if unwritten is not None:
-        return _output_lost(unwritten)
+    if isinstance(error, OSError) and error.filename == OUTPUT:
+        drop_output()
+        if error.errno == errno.EPIPE:
+            return BROKEN_PIPE
     sentence = explain(error)
     if sentence is not None:
         if messages.is_verbose():
@@ -131,12 +131,6 @@ def _told(error: BaseException) -> int:
     if isinstance(error, SystemExit):  # outside of its standalone mode, click exits for completion and a broken pipe
         return int(error.code or 0) if "_SMC_COMPLETE" in os.environ else BROKEN_PIPE
     return _report_bug(error)
-
-
-def _output_lost(error: OSError) -> int:
-    if error.errno == errno.EPIPE:
-        return BROKEN_PIPE
-    return _complain(f"standard output can't be written: {error.strerror}")
 
 
 def _complain(sentence: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from smc.errors import InputError
@@ -14,6 +15,10 @@ def check_replaceable(path: Path, what: str, beginning: bytes) -> None:
     """
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"can't write the {what} to {path}: name a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise InputError(f"can't write the {what} to {path}: it is no regular file")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(f"can't write the {what} to {path}: permission denied")
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if file.read(len(beginning)) != beginning:

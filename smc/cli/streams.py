@@ -7,21 +7,35 @@ import os
 import sys
 from typing import Any
 
+OUTPUT = "standard output"
+"""The name of the file in an error that writing there raised."""
+
+
+class _Output(io.FileIO):
+    """Standard output: its errors say whose they are."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+
 
 class _LastResort(io.FileIO):
     """Standard error: what can't be written there is lost, for there is no other place to tell that."""
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except OSError:
             return len(data)
 
 
 def repair_streams() -> None:
-    """Make standard input and error usable where they are closed, and an error that can't be written harmless.
+    """Make standard input and error usable where they are closed, name the errors of output, and lose those of error.
 
-    No file that is opened later gets the number of a standard stream.
+    No file that is opened later gets the number of a standard stream. Closed output stays None.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -30,19 +44,17 @@ def repair_streams() -> None:
             os.dup2(os.open(os.devnull, flags), number)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (until the process ends)
+    if sys.stdout is not None:
+        sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout.encoding, sys.stdout.errors or "strict")
     encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
-    sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(_LastResort(2, "w", closefd=False)), encoding, "backslashreplace", line_buffering=True
-    )
+    sys.stderr = _text(_LastResort(2, "w", closefd=False), encoding, "backslashreplace")
 
 
-def flush_output() -> OSError | None:
-    """Write what standard output holds back; the error where it can't be written, which then counts as told."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when the process ends
-        return error
-    except ValueError:  # closed
-        return None
-    return None
+def _text(file: io.FileIO, encoding: str, errors: str) -> io.TextIOWrapper:
+    line_buffering = file.fileno() == 2 or file.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, errors, line_buffering=line_buffering)
+
+
+def drop_output() -> None:
+    """Standard output can't be written: let the rest go nowhere, so that the end of the process does not fail too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

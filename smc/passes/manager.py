@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
 from smc.distribution import install_command
 from smc.errors import InputError
-from smc.ir import Module, VerifyError, verify
+from smc.ir import EncodedTensor, Module, Parameter, VerifyError, verify
 from smc.passes.base import Context, Pass
 from smc.passes.registry import is_users, parse_pass
 
@@ -30,7 +31,8 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
         made = step.run(before, replace(context, report=notes.append))
         if not isinstance(made, Module):
             raise InputError(f"pass {step.name} must give a Module, not {type(made).__name__}")
-        module = made.with_provenance(str(step))
+        module = _checked(step, before, made) if is_users(step) else made
+        module = module.with_provenance(str(step))
         try:
             verify(module)
         except VerifyError as error:
@@ -39,6 +41,27 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
             raise VerifyError(f"after pass {step.name}: {error}") from error
         context.report(f"{step.name}: {_statistics(before, module, notes)}")
     return module
+
+
+def _checked(step: Pass, before: Module, after: Module) -> Module:
+    """The module, whose parameters a user's pass changed: what they load is looked at when it comes."""
+    result = after.copy()
+    for name, parameter in after.parameters.items():
+        if parameter is not before.parameters.get(name):
+            result.parameters[name] = replace(parameter, load=functools.partial(_load_checked, step, parameter))
+    return result
+
+
+def _load_checked(step: Pass, parameter: Parameter) -> EncodedTensor:
+    data = parameter.load()
+    if not isinstance(data, EncodedTensor):
+        raise InputError(f"pass {step.name} gives {type(data).__name__} for {parameter.name}, not an EncodedTensor")
+    if (data.encoding, tuple(data.shape)) != (parameter.encoding, tuple(parameter.shape)):
+        raise InputError(
+            f"pass {step.name} gives {parameter.name} as {data.encoding} {list(data.shape)}, "
+            f"but says that it is {parameter.encoding} {list(parameter.shape)}"
+        )
+    return data
 
 
 def _check_needs(step: Pass, context: Context) -> None:

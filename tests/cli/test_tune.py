@@ -143,7 +143,7 @@ def test_import_merges(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--target", "raspberry-pi-4"], "write a program for it with --emit-kit"),
         (["--target", "arm64-macos", "--emit-kit", "kit"], "there is no tuner for arm64-macos"),
         (["--target", "arm64", "--level", "avx2", "--emit-kit", "kit"], "arm64 has no level 'avx2'"),
-        (["--emit-kit", "nowhere/kit"], "name a file in a folder that exists"),
+        (["--emit-kit", "nowhere/kit"], "there is no folder nowhere to write kit into"),
         (["--quant", "int4"], "name one"),
         (["nowhere"], "nowhere"),
         (["-o", "."], "is a folder"),

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from smc.errors import InputError, Notice
+from smc.errors import InputError, Notice, blamed_on
 from smc.generation import END_TEXTS
 from smc.ir import ModelFacts
 from smc.runtime.chat import BrokenTemplateError, ChatTemplate, Message
@@ -37,7 +37,8 @@ def settle_texts(facts: ModelFacts) -> ModelFacts:
         kinds = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
         _note(f"{facts.name} has no tokenizer that can be read ({kinds}): it will take token ids, not text")
         return facts
-    tokenizer = Tokenizer.from_str(facts.tokenizer)
+    with blamed_on(f"the tokenizer of {facts.name} can't be read"):
+        tokenizer = Tokenizer.from_str(facts.tokenizer)
     added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     template = None
     if facts.chat_template is not None:

@@ -95,9 +95,11 @@ def test_messages_of_harmony_are_no_turns() -> None:
     assert ends(facts(tokenizer("<|end|>", "<|return|>", "<|call|>"))) == {FIRST + 1, FIRST + 2}
 
 
-def test_a_model_that_could_never_end_a_text_is_refused() -> None:
+def test_what_can_not_work_is_refused() -> None:
     with pytest.raises(InputError, match=r"some-model could never end a text: its end tokens \[900\] are no tokens"):
         settle_texts(facts(tokenizer("<a>"), None, (900,)))
+    with pytest.raises(InputError, match="the tokenizer of some-model can't be read"):
+        settle_texts(facts("{}"))
     assert ends(facts(tokenizer("<a>"))) == set()  # a base model may name none
 
 

@@ -23,6 +23,13 @@ NEGLIGIBLE = 1e-30
 """A group without any weight of this size counts as all zero: inverses of its scale would overflow."""
 
 
+LEAST_F16 = 2.0**-24
+"""The smallest number above 0."""
+
+LEAST_SCALE = 8 * LEAST_F16
+"""Below this, f16 rounds by more than 6 %: a matrix all of whose scales are so small would be another, or all zero."""
+
+
 @dataclass(frozen=True)
 class GroupStatistics:
     """What is known about the groups that `quantize` is given.
@@ -146,6 +153,10 @@ class WeightQuantizer(Pass):
         if encoding.super_group is not None:
             scales, scale_codes = self._two_levels(scales)
             scale_codes = scale_codes.to(torch.uint8)
+        least = LEAST_F16 if encoding.super_group is not None else LEAST_SCALE
+        is_tiny = encoding.scale_dtype == "f16" and not encoding.offset and scales.abs().max() < least
+        if is_tiny and matrix.abs().max() >= NEGLIGIBLE:
+            raise InputError(f"pass {self.name} made scales too small for f16: use scale_dtype f32 or bf16")
         return EncodedTensor(
             encoding, shape, codes=codes, scales=scales, scale_codes=scale_codes, zeros=zeros, offsets=offsets
         )

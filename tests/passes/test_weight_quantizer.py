@@ -107,6 +107,22 @@ def test_scales_are_stored_in_their_dtype():
     assert torch.equal(scales.bfloat16().float(), scales)
 
 
+@pytest.mark.parametrize("super_group", [None, 4])
+def test_scales_too_small_for_f16_are_told(super_group):
+    """Weights far below the others become 0 and nobody minds; a whole matrix of them would be lost in silence."""
+    weights = torch.randn(3, 128)
+    method = QuantizeRTN(bits=4, super_group=super_group)
+    with pytest.raises(InputError, match="too small for f16: use scale_dtype f32 or bf16"):
+        method.encode(weights * 1e-7)
+    assert not method.encode(weights * 0).decode().any()
+    weights[1] *= 1e-9
+    assert torch.equal(method.encode(weights).decode()[1], torch.zeros(128))
+    for scale_dtype in ("bf16", "f32"):
+        tiny = weights[:1] * 1e-7
+        decoded = QuantizeRTN(bits=8, super_group=super_group, scale_dtype=scale_dtype).encode(tiny).decode()
+        torch.testing.assert_close(decoded, tiny, rtol=0, atol=3e-9)
+
+
 def shaped(codes, scales, *rest):
     return lambda groups: (torch.full_like(groups, codes), torch.full(groups.shape[:2], scales), *rest)
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tokenizers import AddedToken
 
 from smc.cli.run import run
+from smc.errors import Notice
 from smc.generation import GenerationDefaults
 from smc.runtime import load
-from tests.runtime.conftest import byte_tokenizer, counting_text
+from tests.runtime.conftest import VOCAB, byte_tokenizer, counting_text
 from tests.runtime.standalone.conftest import BuildExecutable, Executable
 
 TOKENIZER = byte_tokenizer()
@@ -150,6 +152,38 @@ def test_limits(executable: Executable):
     result = json.loads(executable.text("--raw", "Hello", "--ctx", "12", "--json"))
     assert result["tokens"] == counting_text(encode("Hello"), 8)  # the last is chosen, but never run
     assert result["finish_reason"] == "length"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(build_executable: BuildExecutable):
+    """A prompt's ids are checked before anything has a place for each of the model's tokens."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(f"<extra{i}>", normalized=False) for i in range(5000)])
+    more = build_executable(tokenizer=tokenizer.to_str())
+    expected = f"token {VOCAB + 4999} is not in the vocabulary of {VOCAB} tokens"
+    for options in ((), ("--temperature", "1"), ("--repetition-penalty", "2"), ("--json", "--logprobs", "1")):
+        assert more.refusal("--raw", "Hello<extra4999>", *options) == expected
+    assert more.text("--raw", "Hello", "-n", "9") == line(continuation("Hello", 9))
+
+
+@pytest.mark.parametrize("bad", ["NAN", "INFINITY", "-INFINITY"])
+def test_logits_that_are_no_numbers(build_executable: BuildExecutable, bad: str):
+    broken = build_executable(
+        ("#include <string.h>\n", "#include <math.h>\n#include <string.h>\n"),
+        ("logits[v] = -0.125f", f"logits[v] = v == 9 ? {bad} : -0.125f"),
+    )
+    for options in ((), ("--temperature", "1"), ("--json", "--logprobs", "3")):
+        assert "results are NaN or infinite" in broken.refusal("--raw", "Hello", "-n", "3", *options)
+
+
+def test_a_context_that_is_longer_than_the_trained_one(executable: Executable):
+    arguments = ("--raw", "Hello", "-n", "2", "--ctx")
+    done = executable.run(*arguments, "201")
+    start = b"note: a context of 201 tokens is longer than the 200 that the model was trained for"
+    assert (done.returncode, done.stdout.decode()) == (0, line(continuation("Hello", 2)))
+    assert done.stderr.startswith(start)
+    assert executable.run(*arguments, "201", "-q").stderr == executable.run(*arguments, "200").stderr == b""
+    with pytest.warns(Notice, match="a context of 201 tokens is longer than the 200"):
+        load(executable.path, context_length=201).close()
 
 
 def test_end_of_sequence_ends_the_text(build_executable: BuildExecutable):

@@ -93,8 +93,7 @@ def _program(module: Module, plans: list[FunctionPlan], order: list[tuple[Functi
 
 def _computed(function: Function) -> Iterable[Node]:
     """The nodes that ops compute, in order."""
-    given = {node.name for node in [*function.inputs(), *function.parameters()]}
-    return (node for node in function.nodes() if node.name not in given)
+    return (node for node in function.nodes() if node.is_computed)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

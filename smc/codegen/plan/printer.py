@@ -24,12 +24,8 @@ def _function(function: FunctionPlan) -> str:
 
 
 def _operation(operation: Operation) -> str:
-    return f"{operation}: {call_text(operation, operation.arguments)}, by {operation.domain}"
-
-
-def call_text(operation: Operation, arguments: Mapping[str, Argument]) -> str:
-    """An operation's kernel with arguments by name."""
-    return f"{kernel_text(operation.kernel)}({arguments_text(arguments)})"
+    call = f"{kernel_text(operation.kernel)}({arguments_text(operation.arguments)})"
+    return f"{operation}: {call}, by {operation.domain}"
 
 
 def arguments_text(arguments: Mapping[str, Argument]) -> str:

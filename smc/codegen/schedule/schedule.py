@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -204,8 +204,3 @@ def phases_of(tasks: Sequence[Task]) -> tuple[Phase, ...]:
 def _phase(tasks: tuple[Task, ...]) -> Phase:
     merges = all(isinstance(task.blocks, Merges) for task in tasks)
     return Phase(tasks, Condition.SPLIT_CACHE if merges else None)
-
-
-def with_neighbours(phases: Sequence[Phase]) -> Iterator[tuple[Phase | None, Phase]]:
-    """Each phase with the one before it."""
-    return zip((None, *phases), phases, strict=False)

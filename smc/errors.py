@@ -65,13 +65,17 @@ def refused(text: str) -> str | None:
     return next((sentence for sentence in sentences if sentence in text), None)
 
 
+def memory_is_limited() -> bool:
+    """Whether the user limits the memory of processes: libraries that get none fail in ways of their own."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def child_refused(status: int, text: str) -> str | None:
     """The same of a child process that ended with `status` (negative: a signal), the end of a sentence."""
     if said := refused(text):
         return said
     if status in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGILL):  # its own fault, or it could not say it any more
-        limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-        return "it crashed, probably for want of memory, which `ulimit -v` limits" if limited else None
+        return "it crashed, probably for want of memory, which `ulimit -v` limits" if memory_is_limited() else None
     if status == -signal.SIGKILL:
         return "it was killed, probably because memory ran out"
     return f"it was ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else None

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, Any
 
-from smc.errors import InputError, child_refused
+from smc.errors import InputError, child_refused, memory_is_limited, refused
 
 _LAST_WORDS = 4000
 """Bytes of what a dead worker printed last."""
@@ -99,6 +99,11 @@ class _Worker:
         if isinstance(fault, BaseException):
             raise fault
         if fault is not None:
+            reason = refused(last := fault.strip().rpartition("\n")[2])
+            if reason is None and memory_is_limited():
+                reason = f"probably for want of memory, which `ulimit -v` limits ({last})"
+            if reason is not None:
+                raise InputError(f"a worker process failed: {reason}")
             raise RuntimeError(f"in a worker process:\n{fault}")
 
     def _death(self, place: int) -> WorkerDiedError:

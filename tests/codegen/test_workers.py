@@ -35,6 +35,18 @@ def test_faults_come_back() -> None:
         list(run_in_workers(os.rmdir, [("\0",)], workers=1))
 
 
+def test_memory_that_is_limited_explains_odd_faults() -> None:
+    script = (
+        "import os, resource\n"
+        "from smc.codegen.workers import run_in_workers\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))\n"
+        "list(run_in_workers(os.rmdir, [('\\0',)], workers=1))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert "InputError: a worker process failed: probably for want of memory" in run.stderr
+
+
 def test_workers_end_with_the_generator(tmp_path: Path) -> None:
     script = tmp_path / "without_a_guard.py"
     script.write_text(

@@ -10,13 +10,15 @@ from smc.codegen.cpu.kernels.attention import attention_kernel, merge_kernel
 from smc.codegen.cpu.kernels.embedding import embedding_kernel
 from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.cpu.kernels.linear import linear_kernel
-from smc.codegen.cpu.kernels.rows import elementwise_kernel, quantize_tokens_kernel, rms_norm_kernel
+from smc.codegen.cpu.kernels.norms import layer_norm_kernel, rms_norm_kernel
+from smc.codegen.cpu.kernels.rows import elementwise_kernel, quantize_tokens_kernel
 from smc.codegen.cpu.kernels.transform import transform_kernel
 from smc.codegen.kernels.specs import (
     AttentionKernel,
     ElementwiseKernel,
     EmbeddingKernel,
     KernelSpec,
+    LayerNormKernel,
     LinearKernel,
     MergeKernel,
     QuantizeTokensKernel,
@@ -30,6 +32,7 @@ BUILDERS: dict[type, Callable[[str, Any, Level], Kernel]] = {
     LinearKernel: linear_kernel,
     EmbeddingKernel: embedding_kernel,
     RmsNormKernel: rms_norm_kernel,
+    LayerNormKernel: layer_norm_kernel,
     ElementwiseKernel: elementwise_kernel,
     QuantizeTokensKernel: quantize_tokens_kernel,
     TransformKernel: transform_kernel,

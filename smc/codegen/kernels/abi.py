@@ -77,7 +77,8 @@ KVDtype = Literal["f16", "f32", "i8"]
 class AttentionShape:
     """What is fixed for a model's attention: constants in the kernels, for the registers' sake.
 
-    rotary: rotate q and k (half-split pairs), or leave them (NoPE layers).
+    rotary: rotate q and k, or leave them (NoPE layers). pairs: of channels that are rotated, 0: all. normed: the kernel
+    norms its q or k head by head before. capped: scores have a soft-cap.
     """
 
     heads: int
@@ -85,6 +86,12 @@ class AttentionShape:
     head_dim: int
     kv_dtype: KVDtype
     rotary: bool = True
+    pairs: int = 0
+    normed: bool = False
+    capped: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", self.pairs or self.head_dim // 2 if self.rotary else 0)
 
     @property
     def padded_dim(self) -> int:
@@ -128,4 +135,6 @@ class AttentionShape:
         return rows * (self.padded_dim + self.state_floats + 1) + MOST_ROWS * (SPLIT_TOKENS + 3) + SPLIT_TOKENS
 
     def __str__(self) -> str:
-        return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{'' if self.rotary else '_nope'}"
+        rotation = "" if 2 * self.pairs == self.head_dim else f"_r{self.pairs}" if self.rotary else "_nope"
+        marks = rotation + "_normed" * self.normed + "_capped" * self.capped
+        return f"h{self.heads}_kv{self.kv_heads}_d{self.head_dim}_{self.kv_dtype}{marks}"

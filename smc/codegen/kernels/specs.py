@@ -42,9 +42,16 @@ def results(forms: Sequence[Form]) -> list[str]:
     return declarations
 
 
+GATED = "gated_"
+"""The kernel of a gated activation: this, then the activation's name."""
+
+HEAD_NORM = ("const float *norm", "float eps")
+"""What norms q or k head by head: the weights, and epsilon."""
+
+
 def operands(op: str) -> str:
     """The names of an element-wise op's operands."""
-    return "ab" if op in ("add", "mul", "gated_silu") else "a"
+    return "ab" if op in ("add", "mul") or op.startswith(GATED) else "a"
 
 
 def linear_signature(inputs: Literal["f32", "i8"], top: bool = False) -> Signature:
@@ -61,7 +68,9 @@ def linear_signature(inputs: Literal["f32", "i8"], top: bool = False) -> Signatu
 
 
 EMBEDDING_SIGNATURE = Signature.of(
-    "const int32_t *tokens", *MATRIX, "float *out", "int32_t rows", "int32_t columns", "int32_t stride", *BLOCKS
+    *("const int32_t *tokens", *MATRIX, "float *out"),
+    *("int32_t rows", "int32_t columns", "int32_t stride", "float scale"),
+    *BLOCKS,
 )
 """The parameters of embeddings."""
 
@@ -137,18 +146,37 @@ class EmbeddingKernel:
 
 @dataclass(frozen=True)
 class RmsNormKernel:
-    """Root-mean-square norm (cpu/kernels/rows.py)."""
+    """Root-mean-square norm (cpu/kernels/norms.py). residual: one is added to the result."""
 
     forms: tuple[Form, ...]
+    residual: bool = False
 
     def name(self) -> str:
         """Its C name."""
-        return "_".join(["rms_norm", *map(_identifier, self.forms)])
+        return "_".join(["rms_norm", *(["residual"] if self.residual else []), *map(_identifier, self.forms)])
 
     def signature(self) -> Signature:
         """The kernel's C parameters."""
         sizes = ("int32_t tokens", "int32_t width", "int32_t stride")
-        inputs = ("const float *x", "const float *weight")
+        inputs = ("const float *x", "const float *weight", *(["const float *residual"] if self.residual else []))
+        return Signature.of(*inputs, *results(self.forms), *sizes, "float eps", *BLOCKS)
+
+
+@dataclass(frozen=True)
+class LayerNormKernel:
+    """Layer norm (cpu/kernels/norms.py)."""
+
+    forms: tuple[Form, ...]
+    bias: bool = True
+
+    def name(self) -> str:
+        """Its C name."""
+        return "_".join(["layer_norm", *(["bias"] if self.bias else []), *map(_identifier, self.forms)])
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        sizes = ("int32_t tokens", "int32_t width", "int32_t stride")
+        inputs = ("const float *x", "const float *weight", *(["const float *bias"] if self.bias else []))
         return Signature.of(*inputs, *results(self.forms), *sizes, "float eps", *BLOCKS)
 
 
@@ -169,6 +197,7 @@ class ElementwiseKernel:
         kind = "float" if self.chained else "const float"
         inputs = [f"{kind} *a", *(f"const float *{name}" for name in operands(self.op)[1:])]
         tokens = ("int32_t first", "int32_t count") if self.chained else ()
+        tokens = ("float cap", *tokens) if self.op == "softcap" else tokens
         return Signature.of(*inputs, *results(self.forms), "int32_t tokens", "int32_t stride", *tokens, *BLOCKS)
 
 
@@ -220,6 +249,7 @@ class RopeKernel:
             *("const float *k", "const float *v", "const float *rope", "const int32_t *slots"),
             *("const struct smc_tile *tiles", "uint8_t *cache", "uint8_t *scales", "int32_t *beyond"),
             *("int32_t stride", "int64_t page", "int64_t layer"),
+            *(HEAD_NORM if self.shape.normed else ()),
             *BLOCKS,
         )
 
@@ -241,6 +271,8 @@ class AttentionKernel:
             *("const int32_t *tables", "const struct smc_tile *tiles"),
             *("float *out", "float *partials", "float *scratch"),
             *("int32_t stride", "int64_t page", "int64_t layer", "float scale", "int32_t window", "int32_t splits"),
+            *(HEAD_NORM if self.shape.normed else ()),
+            *(("float cap",) if self.shape.capped else ()),
             *BLOCKS,
         )
 

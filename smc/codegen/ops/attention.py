@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from smc.codegen.kernels.abi import AttentionShape
 from smc.codegen.kernels.specs import AttentionKernel, MergeKernel, RopeKernel
 from smc.codegen.ops.registry import Lowering, lowers
 from smc.codegen.plan.arguments import (
     Activation,
+    Argument,
     Buffer,
     Cache,
     KvShape,
@@ -18,6 +20,7 @@ from smc.codegen.plan.arguments import (
     StepField,
     Stride,
     Tiles,
+    Vector,
 )
 from smc.codegen.plan.domains import CacheWrites, Merges, Splits
 from smc.codegen.plan.lowering import FunctionLowering
@@ -37,12 +40,11 @@ class Attention(Lowering):
         if q_table != k_table:
             raise InputError(f"attention {node.name}: q and k must be rotated alike")
         attributes = node.attributes
-        if attributes["softcap"] is not None:
-            raise InputError(f"there is no kernel yet for attention with a soft-cap ({node.name})")
         heads, kv_heads, head_dim = (attributes[name] for name in ("heads", "kv_heads", "head_dim"))
-        shape = AttentionShape(heads, kv_heads, head_dim, "f16", q_table is not None)
+        pairs = q_table.pairs if q_table else 0
+        shape = AttentionShape(heads, kv_heads, head_dim, "f16", q_table is not None, pairs)
         cache = KvShape(kv_heads, shape.padded_dim, attributes["window"] or 0)
-        q, k, v = f.unrotated(node.inputs[0]), f.unrotated(node.inputs[1]), f.buffer(node.inputs[2])
+        q, k, v = f.unturned(node.inputs[0]), f.unturned(node.inputs[1]), f.buffer(node.inputs[2])
         out = f.new_buffer(node.name, node.tensor.shape[1])
         write = _write(f, node, shape, cache, Rope(q_table), (k, v))
         attention = _attention(f, node, shape, cache, Rope(q_table), (q, out))
@@ -71,6 +73,8 @@ def _write(
 ) -> Operation:
     """k, rotated, and v into the cache."""
     k, v = kv
+    norm = f.head_norms.get(node.inputs[1])
+    shape = replace(shape, normed=norm is not None)
     work = Work(cache_writes=2 * shape.kv_heads * shape.padded_dim, cache=cache)
     return f.add(
         node.name,
@@ -89,8 +93,10 @@ def _write(
             "stride": Stride(k),
             "page": Cache(cache, "page_bytes"),
             "layer": Cache(cache, "first_head"),
+            **_head_norm(norm),
         },
         reads=(k, v),
+        slots=_norm_slots(norm),
         work=lambda sizes: work,
     )
 
@@ -100,6 +106,8 @@ def _attention(
 ) -> Operation:
     """Attention itself; where the cache is split it leaves partial results."""
     q, out = q_out
+    norm, cap, scale = f.head_norms.get(node.inputs[0]), node.attributes["softcap"], node.attributes["scale"]
+    shape = replace(shape, normed=norm is not None, capped=cap is not None)
     work = Work(
         cache_reads=2 * shape.kv_heads * shape.padded_dim,
         cache_macs=2 * shape.heads * shape.head_dim,
@@ -123,11 +131,23 @@ def _attention(
             "stride": Stride(out),
             "page": Cache(cache, "page_bytes"),
             "layer": Cache(cache, "first_head"),
-            "scale": Number(float(node.attributes["scale"]) * math.log2(math.e)),
+            "scale": Number(scale * math.log2(math.e) if cap is None else scale / cap),
             "window": Number(cache.window),
             "splits": StepField("splits"),
+            **_head_norm(norm),
+            **({} if cap is None else {"cap": Number(cap * math.log2(math.e))}),
         },
         reads=(q,),
         writes=(out,),
+        slots=_norm_slots(norm),
         work=lambda sizes: work,
     )
+
+
+def _head_norm(norm: Node | None) -> dict[str, Argument]:
+    """What a kernel needs to norm the heads that it reads."""
+    return {} if norm is None else {"norm": Vector(norm.inputs[1]), "eps": Number(float(norm.attributes["eps"]))}
+
+
+def _norm_slots(norm: Node | None) -> tuple[str, ...]:
+    return () if norm is None else (norm.inputs[1],)

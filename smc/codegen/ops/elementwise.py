@@ -1,20 +1,16 @@
-"""Element-wise ops: silu, mul, add and gated_activation."""
+"""Element-wise ops: mul, add, activations alone and gated, soft-caps."""
 
 from __future__ import annotations
 
-from smc.codegen.kernels.specs import ElementwiseKernel
+from smc.codegen.kernels.specs import GATED, ElementwiseKernel
 from smc.codegen.ops.registry import Lowering, lowers
-from smc.codegen.plan.arguments import Activation, Stride, TokenCount
+from smc.codegen.plan.arguments import Activation, Argument, Number, Stride, TokenCount
 from smc.codegen.plan.domains import Columns
 from smc.codegen.plan.lowering import TILE_GROUP, FunctionLowering, outputs
-from smc.errors import InputError
 from smc.ir import Node
-
-GATED = {"silu": "gated_silu"}
-"""The kernel of a gated activation by the activation's name."""
+from smc.ir.activations import ACTIVATIONS
 
 
-@lowers("silu", kernel="silu")
 @lowers("mul", kernel="mul")
 @lowers("add", kernel="add")
 class Elementwise(Lowering):
@@ -24,8 +20,12 @@ class Elementwise(Lowering):
         self.kernel = kernel
 
     def kernel_of(self, node: Node) -> str:
-        """The kernel's name; InputError where there is none."""
+        """The kernel's name."""
         return self.kernel
+
+    def numbers(self, node: Node) -> dict[str, Argument]:
+        """Further arguments of the kernel."""
+        return {}
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
         """Results in floats, or in codes that any tile has for itself."""
@@ -42,10 +42,24 @@ class Elementwise(Lowering):
                 **outputs(results),
                 "tokens": TokenCount(),
                 "stride": Stride(results[0]),
+                **self.numbers(node),
             },
             reads=sources,
             writes=results,
         )
+
+
+for _activation in ACTIVATIONS:
+    lowers(_activation, kernel=_activation)(Elementwise)
+
+
+@lowers("softcap", kernel="softcap")
+class Softcap(Elementwise):
+    """cap * tanh(x / cap)."""
+
+    def numbers(self, node: Node) -> dict[str, Argument]:
+        """The cap."""
+        return {"cap": Number(float(node.attributes["cap"]))}
 
 
 @lowers("gated_activation")
@@ -54,7 +68,4 @@ class GatedActivation(Elementwise):
 
     def kernel_of(self, node: Node) -> str:
         """By the activation."""
-        activation = node.attributes["activation"]
-        if activation not in GATED:
-            raise InputError(f"there is no kernel for the activation {activation} yet")
-        return GATED[activation]
+        return f"{GATED}{node.attributes['activation']}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from smc.codegen.kernels.abi import Form
 from smc.codegen.kernels.specs import EmbeddingKernel
 from smc.codegen.ops.registry import Lowering, lowers
-from smc.codegen.plan.arguments import Activation, StepField, Stride, Weight, WeightSize
+from smc.codegen.plan.arguments import Activation, Number, StepField, Stride, Weight, WeightSize
 from smc.codegen.plan.domains import Tokens
 from smc.codegen.plan.lowering import FunctionLowering
 from smc.codegen.plan.plan import BySlot
@@ -23,8 +23,6 @@ class Embedding(Lowering):
         """Token ids are no activations. A table whose columns are moved or rotated can't be looked up."""
         _, table = node.inputs
         found = parameter(table)
-        if node.attributes["scale"] != 1:
-            raise InputError(f"there is no kernel yet for a scaled embedding ({node.name})")
         if found.encoding.permuted or found.encoding.rotation:
             raise InputError(
                 f"{found.name} is {found.encoding}, which no embedding can be: the pass untie gives the head"
@@ -50,6 +48,7 @@ class Embedding(Lowering):
                 "rows": WeightSize(table, "rows"),
                 "columns": WeightSize(table, "columns"),
                 "stride": Stride(out),
+                "scale": Number(float(node.attributes["scale"])),
             },
             writes=(out,),
             slots=(table,),

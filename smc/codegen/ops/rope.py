@@ -17,8 +17,8 @@ class Rope(Lowering):
         source, attributes = node.inputs[0], node.attributes
         if len(f.function.users(source)) > 1 or len(f.function.users(node.name)) > 1:
             raise InputError(f"{node.name}: rotated q and k must have no other reader than attention")
-        f.alias(node.name, f.buffer(source))
+        f.alias(node.name, f.unturned(source))
         table: RopeTable = attributes["table"]
-        if 2 * table.pairs != attributes["head_dim"]:
-            raise InputError(f"{node.name}: there is no kernel for a rotary table of {table} yet")
         f.rotations[node.name] = table
+        if source in f.head_norms:
+            f.head_norms[node.name] = f.head_norms[source]

@@ -23,13 +23,15 @@ TILE_GROUP = 32
 class FunctionLowering:
     """A function of the ir on its way to operations; ops add theirs in the order of the graph.
 
-    rotations: values that whoever reads them must rotate first. lowered: the nodes whose operations are there.
+    rotations: values that whoever reads them must rotate first. head_norms: values whose heads whoever reads them must
+    norm first, before a rotation, and the nodes that say how. lowered: the nodes whose operations are there.
     """
 
     def __init__(self, function: Function, forms: Forms) -> None:
         self.function, self.forms = function, forms
         self.operations: list[Operation] = []
         self.rotations: dict[str, RopeTable] = {}
+        self.head_norms: dict[str, Node] = {}
         self.lowered: set[str] = set()
         self._buffers: dict[tuple[str, Form], Buffer] = {}
         self._writers: dict[Buffer, Operation] = {}
@@ -38,13 +40,13 @@ class FunctionLowering:
     # ---- values
 
     def buffer(self, value: str) -> Buffer:
-        """The floats of a value; InputError where they would have to be rotated first."""
-        if value in self.rotations:
-            raise InputError(f"there is no kernel yet that reads {value}, which is rotated, but attention")
+        """The floats of a value; InputError where they would have to be rotated or normed first."""
+        if value in self.rotations or value in self.head_norms:
+            raise InputError(f"there is no kernel yet that reads {value}, heads rotated or normed, but attention")
         return self._buffers[value, F32_FORM]
 
-    def unrotated(self, value: str) -> Buffer:
-        """The floats of a value as they are before its rotation, if it has one."""
+    def unturned(self, value: str) -> Buffer:
+        """The floats of a value as they are before its heads are normed and rotated, if they are."""
         return self._buffers[value, F32_FORM]
 
     def new_buffer(self, value: str, width: int | str, form: Form = F32_FORM) -> Buffer:

@@ -120,4 +120,4 @@ def _op(call: Call) -> str:
 
 
 def _operands(call: Call) -> dict[str, Argument]:
-    return {name: argument for name, argument in call.arguments.items() if name in ("a", "b")}
+    return {name: argument for name, argument in call.arguments.items() if name in ("a", "b", "cap")}

@@ -22,8 +22,8 @@ def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
     phases = list(function.phases)
     for number, following in enumerate(phases[1:], 1):
         [write, *others] = phases[number - 1].tasks
-        if others or not isinstance(write.blocks, CacheWrites):
-            continue
+        if others or not isinstance(write.blocks, CacheWrites) or phases[number - 1].first:
+            continue  # what threads make for themselves before the write would be left out with its phase
         tasks = tuple(
             replace(task, joined=write) if _attends_to(task, write) else task for task in following.tasks
         )

@@ -29,8 +29,9 @@ def gated_activation(gate: Tensor, up: Tensor, *, activation: str) -> Tensor:
 
 @exact("softcap")
 def softcap(x: Tensor, *, cap: float) -> Tensor:
-    """The product with 1 / cap, its tanh, times cap."""
-    return FLOAT32.tanh(x * FLOAT32.constant(1 / cap)) * FLOAT32.constant(cap)
+    """The product with 1 / cap, rounded, its tanh, times cap."""
+    largest = FLOAT32.constant(cap)
+    return FLOAT32.tanh(x * (FLOAT32.constant(1.0) / largest)) * largest
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

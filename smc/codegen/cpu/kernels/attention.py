@@ -33,8 +33,9 @@ from smc.codegen.cpu.builder import (
     shuffle_pair,
 )
 from smc.codegen.cpu.kernels.kv_cache import read_tile
+from smc.codegen.cpu.kernels.norms import HeadNorm
 from smc.codegen.cpu.kernels.rope import rotated_head
-from smc.codegen.cpu.kernels.vector_math import LANES, exp2, horizontal, horizontal_each
+from smc.codegen.cpu.kernels.vector_math import LANES, exp2, horizontal, horizontal_each, tanh
 from smc.codegen.kernels.abi import MOST_ROWS, PAGE_TOKENS, SPLIT_TOKENS, TILE_TOKENS, AttentionShape, rows_per_token
 from smc.codegen.kernels.specs import AttentionKernel, MergeKernel
 from smc.targets import Level
@@ -177,6 +178,8 @@ class _Attention:
         stride, page = k.scalar("stride"), k.scalar("page")
         self.layer, self.scale = k.scalar("layer"), k.scalar("scale")
         window, splits = k.scalar("window"), k.scalar("splits")
+        self.norm = HeadNorm(k.pointer("norm"), k.scalar("eps")) if shape.normed else None
+        self.cap = k.scalar("cap") if shape.capped else None
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.stride, self.window, self.splits = (
             k.let(cast(s, "int64"), n) for s, n in ((stride, "stride"), (window, "window"), (splits, "splits"))
@@ -226,7 +229,7 @@ class _Attention:
             head = k.let(self.head * shape.group + tirx.min(h, const(shape.group - 1, "int64")), "q_head")
             start = k.let((self.token + t) * self.stride + head * shape.head_dim, "start")
             place = k.let(self.queries + row * shape.padded_dim, "place")
-            for d, values in rotated_head(k, shape, self.q, start, self.rope, self.token + t):
+            for d, values in rotated_head(k, shape, self.q, start, self.rope, self.token + t, self.norm):
                 k.store(self.scratch, place + d, values * broadcast(self.scale, lanes_of(values)))
             _clear_state(k, self.scratch, k.let(self.states + row * shape.state_floats, "state"), shape)
             k.store(self.scratch, self.maxima + row, const(LOWEST, "float32"))
@@ -355,6 +358,9 @@ class _Attention:
             column = [row[v] for row in scores]
             if shape.kv_dtype == "i8":
                 self._apply_scales(keys, page, place, column)
+            if self.cap is not None:
+                for score in column:
+                    k.set(score, rounded_product(tanh(k, score.value), broadcast(self.cap, LANES)))
             place = k.let(page * PAGE_TOKENS + place, "place")
             with k.when(all_seen != const(0, "int32")):
                 for r, score in enumerate(column):

@@ -19,7 +19,8 @@ LEVEL_TABLE = 128
 def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
     """Rows of the packed table, for the tokens begin…end.
 
-    out: float32 [tokens, stride], the padding set to 0. rows: padded rows of the table, columns: its true width.
+    out: float32 [tokens, stride], the padding set to 0. scale: what values are multiplied by. rows: padded rows of the
+    table, columns: its true width.
     """
     k, encoding = Kernel(name, spec.signature()), spec.encoding
     tokens = k.pointer("tokens")
@@ -27,6 +28,7 @@ def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
     scales = k.pointer("scales", storage_dtype(encoding.scale_dtype))
     zeros, out = k.pointer("zeros"), k.pointer("out")
     rows, columns, stride = k.scalar("rows"), k.scalar("columns"), k.scalar("stride")
+    scale = k.scalar("scale")
     begin, end = k.scalar("begin"), k.scalar("end")
     width, stride64 = k.let(cast(columns, "int64"), "width"), k.let(cast(stride, "int64"), "stride")
     with k.loop(end - begin, "token", begin=begin) as t:
@@ -36,10 +38,10 @@ def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
         if encoding.is_float:
             with k.loop(width, "column") as column:
                 value = _scalar_float(codes, cell(vector, column, width) * ROW_VECTOR + lane)
-                k.store(out, start + column, value)
+                k.store(out, start + column, value * scale)
         else:
             decoder = _RowDecoder(k, encoding, level.family, (codes, scales, zeros), width, cast(rows, "int64"))
-            decoder.decode(vector, lane, out, start)
+            decoder.decode(vector, lane, out, start, scale)
         with k.loop(stride64 - width, "column", begin=width) as column:
             k.store(out, start + column, const(0.0, "float32"))
     return k
@@ -68,8 +70,8 @@ class _RowDecoder:
         self.super_groups = k.let((self.groups + self.per_scale - const(1, "int64")) // self.per_scale, "super_groups")
         self.levels = _level_tables(k, encoding)
 
-    def decode(self, vector: Expr, lane: Expr, out: Pointer, start: Expr) -> None:
-        """The row `lane` of a row vector to `out`, from `start` on: four neighbouring columns at a time.
+    def decode(self, vector: Expr, lane: Expr, out: Pointer, start: Expr, scale: Expr) -> None:
+        """The row `lane` of a row vector, times scale, to `out`, from `start` on: four neighbouring columns at a time.
 
         Columns beyond a padded tile overwrite only padding.
         """
@@ -85,7 +87,7 @@ class _RowDecoder:
                 else:
                     code = _packed_codes(encoding, self.family, self.codes, base, quad)
                 group = k.let(column // self.group_size, "group") if self.group_size else const(0, "int64")
-                k.store(out, start + column, self._values(code, vector, lane, group))
+                k.store(out, start + column, self._values(code, vector, lane, group) * broadcast(scale, 4))
 
     def _values(self, code: Expr, vector: Expr, lane: Expr, group: Expr) -> Expr:
         """float32 [4]: what codes of a group stand for."""

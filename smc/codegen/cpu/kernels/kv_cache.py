@@ -20,6 +20,7 @@ from smc.codegen.cpu.builder import (
     shuffle,
     shuffle_pair,
 )
+from smc.codegen.cpu.kernels.norms import HeadNorm
 from smc.codegen.cpu.kernels.rope import rotated_head, rotated_lanes
 from smc.codegen.cpu.kernels.sink import symmetric_scale
 from smc.codegen.cpu.kernels.vector_math import LANES, horizontal, magnitude, nearest
@@ -78,6 +79,7 @@ class _CacheWrite:
         self.beyond = k.pointer("beyond")
         self.stride = k.let(cast(k.scalar("stride"), "int64"), "stride")
         page, layer = k.scalar("page"), k.scalar("layer")
+        self.norm = HeadNorm(k.pointer("norm"), k.scalar("eps")) if shape.normed else None
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.page, self.layer = k.let(page // shape.element_bytes, "page_elements"), layer
         # A tile's keys as the cache has them, and for codes a rotated key.
@@ -98,7 +100,7 @@ class _CacheWrite:
             together = k.let(cast(tirx.And(count == const(TILE_TOKENS, "int64"), aligned), "int32"), "together")
             self.faults = {
                 lanes: k.register(const(0.0, _floats(lanes)), "fault")
-                for lanes in {1, LANES, rotated_lanes(shape)}
+                for lanes in {1, LANES, *([rotated_lanes(shape)] if shape.rotary else [])}
             }
             with k.loop(count, "t") as t:
                 start = k.let((token + t) * self.stride + head * shape.head_dim, "start")
@@ -156,7 +158,7 @@ class _CacheWrite:
     def _keep_key(self, token: Expr, start: Expr, slot: _Slot, row: Expr) -> None:
         """A rotated key, as the cache has it, goes to self.rows[row…]."""
         k, shape = self.k, self.shape
-        for d, values in rotated_head(k, shape, self.key, start, self.rope, token):
+        for d, values in rotated_head(k, shape, self.key, start, self.rope, token, self.norm):
             if self.rotated is None:
                 k.store(self.rows, row + d, self._stored(self._watch(values)))
             else:

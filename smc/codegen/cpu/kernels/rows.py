@@ -1,4 +1,4 @@
-"""Kernels that work on rows of activations: norms, quantization, element-wise ops.
+"""Kernels that work on rows of activations: element-wise ops, quantization.
 
 Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so no vector ends early.
 A kernel's result leaves as float32, as int8 codes, or both: its `Form`s.
@@ -12,62 +12,16 @@ from contextlib import contextmanager
 
 import tvm.tirx as tirx
 
-from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, fma, intrinsic, lanes_of
+from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const
 from smc.codegen.cpu.kernels.sink import Halves, Sink
-from smc.codegen.cpu.kernels.vector_math import LANES, add, exp, horizontal_each, segment
+from smc.codegen.cpu.kernels.vector_math import LANES, Vectors, tanh
 from smc.codegen.kernels.layout import TILE
-from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel, RmsNormKernel, operands
+from smc.codegen.kernels.specs import GATED, ElementwiseKernel, QuantizeTokensKernel, operands
+from smc.ir.activations import ACTIVATIONS
 from smc.targets import Level
 
 
-def rms_norm_kernel(name: str, spec: RmsNormKernel, level: Level) -> Kernel:
-    """Of `tokens` those from begin to end.
-
-    Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
-    transformers rounds it.
-    """
-    k = Kernel(name, spec.signature())
-    x, weight = k.pointer("x"), k.pointer("weight")
-    sink = Sink(k, level, spec.forms)
-    width, stride, eps = k.scalar("width"), k.scalar("stride"), k.scalar("eps")
-    begin, end = k.scalar("begin"), k.scalar("end")
-    stride64 = k.let(cast(stride, "int64"), "stride")
-    tiles = k.let(stride64 >> const(5, "int64"), "tiles")
-    for tokens in _rows_together(k, level, begin, end):
-        starts = [k.let(token * stride64, "start") for token in tokens]
-        factors = _rms_factors(k, x, starts, tiles, width, eps)
-        load = functools.partial(_normed_tile, k, x, weight, starts, factors)
-        sink.store(tokens, stride64, const(0, "int64"), tiles, load)
-    return k
-
-
-def _rms_factors(k: Kernel, x: Pointer, starts: Sequence[Expr], tiles: Expr, width: Expr, eps: Expr) -> list[Expr]:
-    """1 / sqrt(mean square + eps) of the rows that begin at `starts`, each in every lane of a vector."""
-    squares = [[k.register(const(0.0, f"float32x{LANES}"), "squares") for _ in range(2)] for _ in starts]
-    with k.loop(tiles, "tile") as tile:
-        for registers, halves in zip(squares, _tile_of_rows(k, x, starts, tile), strict=True):
-            for register, value in zip(registers, halves, strict=True):
-                k.set(register, fma(value, value, register.value))
-    totals = horizontal_each(k, [low.value + high.value for low, high in squares], add)
-    dtype = dtype_of(totals)
-    mean = totals / broadcast(cast(width, "float32"), lanes_of(totals))
-    root = intrinsic(dtype, "llvm.sqrt", mean + broadcast(eps, lanes_of(totals)))
-    factors = k.let(const(1.0, dtype) / root, "factors")
-    return [k.let(segment(factors, m, len(starts)), "factor") for m in range(len(starts))]
-
-
-def _normed_tile(
-    k: Kernel, x: Pointer, weight: Pointer, starts: Sequence[Expr], factors: Sequence[Expr], tile: Expr
-) -> list[Halves]:
-    """A tile of the rows that begin at `starts`, times their factors, times the weights of its columns."""
-    low, high = (k.let(weight.load(tile * TILE + half, LANES), "weight") for half in (0, LANES))
-    return [
-        (k.let(first * factor * low, "normed"), k.let(second * factor * high, "normed"))
-        for (first, second), factor in zip(_tile_of_rows(k, x, starts, tile), factors, strict=True)
-    ]
-
-
-def _rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
+def rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
     """Loops over the rows begin…end (int32), yields the numbers (int64) of a turn's: several, so that they share the
     shuffles of their maxima and sums, and then the rest one by one. A vector of each takes four registers."""
     done = begin
@@ -95,7 +49,8 @@ def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
 def elementwise_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
     """Tiles of 32 columns, token by token, or the kernel of a chain.
 
-    op: "add", "mul", "silu", "gated_silu" (silu(a)·b), or "copy" (which quantizes where forms say so).
+    op: "add", "mul", an activation, "gated_" and an activation (of a, times b), "softcap", or "copy" (which quantizes
+    where forms say so).
     """
     if spec.chained:
         return _chained_kernel(name, spec, level)
@@ -132,16 +87,16 @@ def _chained_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
         return k
     with k.loop(cast(count, "int64") * (width >> const(4, "int64")), "vector") as vector:
         k.store(pointers[0], vector * LANES, _values(k, op, pointers, vector * LANES))
-    for rows in _rows_together(k, level, const(0, "int32"), count):
+    for rows in rows_together(k, level, const(0, "int32"), count):
         # As if the rows were whole.
         starts = [k.let(row * width - cast(begin, "int64") * TILE, "start") for row in rows]
         tokens = [k.let(cast(first, "int64") + row, "token") for row in rows]
-        load = functools.partial(_tile_of_rows, k, pointers[0], starts)
+        load = functools.partial(tile_of_rows, k, pointers[0], starts)
         sink.store(tokens, stride, k.let(cast(begin, "int64"), "begin"), k.let(cast(end - begin, "int64")), load)
     return k
 
 
-def _tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> list[Halves]:
+def tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> list[Halves]:
     """A tile of the rows that begin at `starts`."""
     places = [k.let(start + tile * TILE, "place") for start in starts]
     return [(k.let(x.load(p, LANES), "low"), k.let(x.load(p + LANES, LANES), "high")) for p in places]
@@ -150,9 +105,12 @@ def _tile_of_rows(k: Kernel, x: Pointer, starts: Sequence[Expr], tile: Expr) -> 
 def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Expr:
     """An element-wise op's results for the 16 columns at `place`."""
     value, *others = [k.let(operand.load(place, LANES), "operand") for operand in operands]
-    if op in ("silu", "gated_silu"):
-        one = const(1.0, f"float32x{LANES}")
-        value = k.let(value / (one + exp(k, const(0.0, f"float32x{LANES}") - value)), "silu")
+    if activation := ACTIVATIONS.get(op.removeprefix(GATED)):
+        value = k.let(activation.formula(Vectors(k), value), "activated")
+    if op == "softcap":
+        cap = k.scalar("cap")
+        scaled = value * broadcast(k.let(const(1.0, "float32") / cap, "inverse"), LANES)
+        value = tanh(k, scaled) * broadcast(cap, LANES)
     for other in others:
         value = value + other if op == "add" else value * other
     return k.let(value, "value")
@@ -166,7 +124,7 @@ def quantize_tokens_kernel(name: str, spec: QuantizeTokensKernel, level: Level) 
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride64 >> const(5, "int64"), "tiles")
-    for tokens in _rows_together(k, level, begin, end):
-        load = functools.partial(_tile_of_rows, k, x, [k.let(token * stride64, "start") for token in tokens])
+    for tokens in rows_together(k, level, begin, end):
+        load = functools.partial(tile_of_rows, k, x, [k.let(token * stride64, "start") for token in tokens])
         sink.store(tokens, stride64, const(0, "int64"), tiles, load)
     return k

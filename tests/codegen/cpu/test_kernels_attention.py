@@ -19,6 +19,7 @@ from smc.codegen.kernels.layout import padded
 from smc.codegen.kernels.specs import AttentionKernel, MergeKernel, RopeKernel
 from smc.ir import RopeTable
 from smc.reference.exact import compute_exactly
+from smc.reference.exact.attention import HeadCodes
 from smc.targets import Level
 from tests.codegen.cpu.kernels import guarded
 
@@ -301,12 +302,13 @@ def exact_inputs(shape: AttentionShape, length: int) -> tuple[Cache, np.ndarray]
 def exact_attention(shape: AttentionShape, length: int, window: int) -> np.ndarray:
     """What the exact reference computes for a whole sequence: [tokens, heads · head_dim]."""
     cache, q = exact_inputs(shape, length)
-    if shape.kv_dtype == "i8":
-        (keys, key_scales), (values, value_scales) = (rounded(x[0]) for x in (cache.keys, cache.values))
-        arrays = [keys, values, key_scales, value_scales]
-    else:
-        arrays = [x[0].astype(DTYPES[shape.kv_dtype]) for x in (cache.keys, cache.values)]
-    stored = [torch.from_numpy(x).float().flatten(1) for x in arrays]
+    stored: list[Any] = []
+    for x in (cache.keys[0], cache.values[0]):
+        if shape.kv_dtype == "i8":
+            codes, scales = map(torch.from_numpy, rounded(x))
+            stored.append(HeadCodes(codes.float().flatten(1), scales))
+        else:
+            stored.append(torch.from_numpy(x.astype(DTYPES[shape.kv_dtype])).float().flatten(1))
     attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "scale": 0.2}
     inputs = [torch.from_numpy(q).flatten(1), *stored]
     result = compute_exactly("attention", inputs, {**attributes, "window": window or None})

@@ -12,12 +12,19 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.builder import Expr, Kernel, const
-from smc.codegen.cpu.kernels.vector_math import exp, exp2
+from smc.codegen.cpu.kernels.vector_math import exp, exp2, tanh
 from smc.codegen.kernels.abi import F32_FORM, Form
 from smc.codegen.kernels.layout import padded
 from smc.codegen.kernels.signature import Signature
-from smc.codegen.kernels.specs import ElementwiseKernel, KernelSpec, QuantizeTokensKernel, RmsNormKernel
+from smc.codegen.kernels.specs import (
+    ElementwiseKernel,
+    KernelSpec,
+    LayerNormKernel,
+    QuantizeTokensKernel,
+    RmsNormKernel,
+)
 from smc.ir import F32, EncodedTensor
+from smc.ir.activations import ACTIVATIONS
 from smc.reference import float32
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
@@ -48,6 +55,13 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         "rms_norm": RmsNormKernel((F32_FORM,)),
         "rms_norm_all": RmsNormKernel((I8, F32_FORM, I8_SUMS_OF_16, WIDE)),
         "rms_norm_wide": RmsNormKernel((WIDE,)),
+        "rms_norm_residual": RmsNormKernel((F32_FORM,), residual=True),
+        "layer_norm": LayerNormKernel((F32_FORM,), bias=False),
+        "layer_norm_bias": LayerNormKernel((F32_FORM,)),
+        "layer_norm_all": LayerNormKernel((I8, F32_FORM, I8_SUMS_OF_16, WIDE)),
+        "softcap": ElementwiseKernel("softcap", (F32_FORM,)),
+        **{name: ElementwiseKernel(name, (F32_FORM,)) for name in ACTIVATIONS if name != "silu"},
+        "gated_gelu": ElementwiseKernel("gated_gelu", (F32_FORM,)),
         **{op: ElementwiseKernel(op, (F32_FORM,)) for op in ("add", "mul", "silu", "gated_silu")},
         "quantize": ElementwiseKernel("copy", (I8,)),
         "quantize_16": ElementwiseKernel("copy", (I8_SUMS_OF_16,)),
@@ -63,7 +77,7 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         "quantize_64": QuantizeTokensKernel(Form("i8", 64)),
         "quantize_96_16": QuantizeTokensKernel(Form("i8", 96, 16)),
     }
-    functions = [function_kernel(function) for function in (exp, exp2)]
+    functions = [function_kernel(function) for function in (exp, exp2, tanh)]
     return build(level, *functions, *(build_kernel(spec, name, level) for name, spec in specs.items()))
 
 
@@ -165,6 +179,57 @@ def test_rms_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: 
     assert_rounded(alone, floats, WIDE, level)
 
 
+def vector(values: np.ndarray) -> EncodedTensor:
+    return EncodedTensor(F32, values.shape, values=torch.tensor(values))
+
+
+@pytest.mark.parametrize("width", [8, 80, 577])
+def test_rms_norm_with_a_residual(kernels: Any, rows: Rows, width: int) -> None:
+    rng = np.random.default_rng(width)
+    values, residual = (rng.standard_normal((7, width)).astype(np.float32) for _ in range(2))
+    weight = rng.standard_normal((1, width)).astype(np.float32)
+    x, r, w = rows(values), rows(residual), rows(weight)
+    [out] = outputs(x, F32_FORM)
+    for begin, end in ((0, 1), (1, 7)):
+        kernels["rms_norm_residual"](x, w, r, out, 7, width, x.shape[1], 1e-5, begin, end)
+    inputs = [torch.tensor(values), vector(weight[0]), torch.tensor(residual)]
+    expected = compute_exactly("rms_norm", inputs, {"eps": 1e-5, "residual": True})
+    np.testing.assert_array_equal(out[:, :width], expected.numpy())
+    assert not out[:, width:].any()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layer_norm(kernels: Any, rows: Rows, width: int, has_bias: bool) -> None:
+    rng, eps = np.random.default_rng(width), 1e-5
+    values = (rng.standard_normal((7, width)) * [[1], [1e-4], [300], [1], [0], [1e-20], [1e15]]).astype(np.float32)
+    values[3] += 100
+    weight, bias = (rng.standard_normal((1, width)).astype(np.float32) for _ in range(2))
+    x, vectors = rows(values), [rows(weight), *([rows(bias)] if has_bias else [])]
+    [out] = outputs(x, F32_FORM)
+    for begin, end in ((0, 1), (1, 7)):
+        kernel = kernels["layer_norm_bias" if has_bias else "layer_norm"]
+        kernel(x, *vectors, out, 7, width, x.shape[1], eps, begin, end)
+    assert not out[:, width:].any()
+    inputs = [torch.tensor(values), vector(weight[0]), *([vector(bias[0])] if has_bias else [])]
+    expected = compute_exactly("layer_norm", inputs, {"bias": has_bias, "eps": eps})
+    np.testing.assert_array_equal(out[:, :width], expected.numpy())
+
+
+@pytest.mark.parametrize("width", [80, 128])
+def test_layer_norm_gives_several_forms_at_once(kernels: Any, level: Level, rows: Rows, width: int) -> None:
+    rng = np.random.default_rng(1)
+    x, weight, bias = (rows(rng.standard_normal((count, width))) for count in (19, 1, 1))
+    first, [floats], second, wide = (outputs(x, form) for form in (I8, F32_FORM, I8_SUMS_OF_16, WIDE))
+    numbers = len(x), width, x.shape[1], 1e-6, 0, len(x)
+    kernels["layer_norm_all"](x, weight, bias, *first, floats, *second, *wide, *numbers)
+    [plain] = outputs(x, F32_FORM)
+    kernels["layer_norm_bias"](x, weight, bias, plain, *numbers)
+    np.testing.assert_array_equal(floats, plain)
+    for results, form in ((first, I8), (second, I8_SUMS_OF_16), (wide, WIDE)):
+        assert_rounded(results, floats, form, level)
+
+
 # ---- rounding to int8
 
 
@@ -255,6 +320,27 @@ def test_silu(kernels: Any, level: Level, rows: Rows) -> None:
     assert_rounded(both[1], gated, I8, level)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(kernels: Any, rows: Rows, name: str) -> None:
+    """The bits of the exact reference, which tests/reference compares with torch."""
+    values = np.concatenate([np.linspace(-12, 12, 15993), [-1e30, -1e4, -100, 0, 100, 1e4, 1e18]])
+    x = rows(values.reshape(16, 1000))
+    [out] = outputs(x, F32_FORM)
+    kernels[name](x, out, 16, x.shape[1], 0, 16 * x.shape[1] // 32)
+    np.testing.assert_array_equal(out, compute_exactly(name, [torch.from_numpy(x)], {}).numpy())
+    if name == "gelu":
+        b, [gated] = rows(np.random.default_rng(0).standard_normal((16, 1000))), outputs(x, F32_FORM)
+        kernels["gated_gelu"](x, b, gated, 16, x.shape[1], 0, 16 * x.shape[1] // 32)
+        np.testing.assert_array_equal(gated, out * b)
+
+
+def test_softcap(kernels: Any, rows: Rows) -> None:
+    x = rows(np.random.default_rng(0).standard_normal((7, 341)) * 40)
+    [out] = outputs(x, F32_FORM)
+    kernels["softcap"](x, out, 7, x.shape[1], 30.0, 0, 7 * x.shape[1] // 32)
+    np.testing.assert_array_equal(out, compute_exactly("softcap", [torch.from_numpy(x)], {"cap": 30.0}).numpy())
+
+
 @pytest.mark.parametrize("op", ["silu", "gated_silu"])
 @pytest.mark.parametrize("tokens", [1, 7, 19])
 def test_chained_ops_are_those_of_whole_rows(kernels: Any, level: Level, rows: Rows, op: str, tokens: int) -> None:
@@ -300,6 +386,15 @@ def test_exp(kernels: Any) -> None:
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(out / exact - 1) <= 1.6e-7 + 1.4e-8 * np.abs(x)).all()
     np.testing.assert_array_equal(out, float32.exp(torch.from_numpy(x)).numpy())
+
+
+def test_tanh(kernels: Any) -> None:
+    values = [*np.linspace(-12, 12, 1 << 16), *np.logspace(-12, 0, 1 << 10), -1e30, 1e30, *[0] * 14]
+    x = guarded(np.array(values, np.float32))
+    out = new(x.shape, np.float32)
+    kernels["tanh"](x, out, x.size)
+    np.testing.assert_allclose(out, np.tanh(x.astype(np.float64)), rtol=1e-6, atol=0)
+    np.testing.assert_array_equal(out, float32.tanh(torch.from_numpy(x)).numpy())
 
 
 def test_exp2(kernels: Any) -> None:

@@ -1,0 +1,54 @@
+"""Every family compiled: against transformers, and bit for bit against the exact reference.
+
+`make test` takes one model of each family, the rest is for `make test-long`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import smc
+from smc.reference import ExactReference
+from tests.frontend.families import CASES, FAMILIES
+from tests.levels import usable_levels
+
+Make = Callable[..., tuple[Path, Any]]
+TOKENS = torch.randint(0, 96, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+FIRST = [pytest.param(kind, place, marks=[pytest.mark.slow] if place else []) for kind, place in CASES]
+CHUNKS = [0, 5, 6, 120, 128, *range(129, 301)]
+"""Where steps end: short and long ones, then token by token."""
+
+
+@pytest.mark.parametrize(("kind", "place"), FIRST)
+def test_logits_equal_transformers(make_checkpoint: Make, tmp_path: Path, kind: str, place: int) -> None:
+    """300 tokens whole, in chunks and one by one; with int8 activations, the bits of the exact reference."""
+    folder, model = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][place]})
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS])).logits[0].numpy()
+    module = smc.load_checkpoint(folder)
+    smc.compile(module, out=tmp_path / "f32.smc")
+    with smc.load(tmp_path / "f32.smc", kv_dtype="f32") as compiled, compiled.new_sequence() as sequence:
+        logits = compiled.logits(TOKENS).copy()
+        assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
+        steps = [sequence.extend(TOKENS[i:j], logits="all").copy() for i, j in itertools.pairwise(CHUNKS)]
+    assert np.array_equal(np.concatenate(steps), logits)
+
+
+@pytest.mark.parametrize(("kind", "place"), FIRST)
+def test_bits_of_the_exact_reference(make_checkpoint: Make, tmp_path: Path, kind: str, place: int) -> None:
+    """Quantized, on every level of this machine, with every dtype of the cache."""
+    folder, _ = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][place]})
+    module = smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=8"])
+    smc.compile(module, out=tmp_path / "int8.smc")
+    for kv_dtype in ("f16", "i8"):
+        expected = ExactReference(module, kv_dtype).logits(torch.tensor(TOKENS[:24])).numpy()
+        for level in usable_levels():
+            with smc.load(tmp_path / "int8.smc", kv_dtype=kv_dtype, level=level) as compiled:
+                np.testing.assert_array_equal(compiled.logits(TOKENS[:24]), expected)

@@ -34,10 +34,11 @@ def test_logits_equal_transformers(make_checkpoint: Make, tmp_path: Path, kind: 
         expected = model(torch.tensor([TOKENS])).logits[0].numpy()
     module = smc.load_checkpoint(folder)
     smc.compile(module, out=tmp_path / "f32.smc")
-    with smc.load(tmp_path / "f32.smc", kv_dtype="f32") as compiled, compiled.new_sequence() as sequence:
+    with smc.load(tmp_path / "f32.smc", kv_dtype="f32") as compiled:
         logits = compiled.logits(TOKENS).copy()
         assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
-        steps = [sequence.extend(TOKENS[i:j], logits="all").copy() for i, j in itertools.pairwise(CHUNKS)]
+        with compiled.new_sequence() as sequence:
+            steps = [sequence.extend(TOKENS[i:j], logits="all").copy() for i, j in itertools.pairwise(CHUNKS)]
     assert np.array_equal(np.concatenate(steps), logits)
 
 

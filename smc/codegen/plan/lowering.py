@@ -42,7 +42,8 @@ class FunctionLowering:
     def buffer(self, value: str) -> Buffer:
         """The floats of a value; InputError where they would have to be rotated or normed first."""
         if value in self.rotations or value in self.head_norms:
-            raise InputError(f"there is no kernel yet that reads {value}, whose heads are rotated or normed, but attention")
+            turned = f"{value}, whose heads are rotated or normed,"
+            raise InputError(f"there is no kernel yet that reads {turned} but attention")
         return self._buffers[value, F32_FORM]
 
     def unturned(self, value: str) -> Buffer:

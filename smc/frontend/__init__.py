@@ -15,7 +15,7 @@ def load_checkpoint(source: str | Path) -> Module:
     """The model in `source` as a verified ir module; its weights are read later, one tensor at a time.
 
     source: a folder in the Hugging Face layout (config.json, safetensors), the id of a model on the Hugging Face hub
-    ("org/name", downloaded into its cache), or a .gguf file of the Llama family.
+    ("org/name", downloaded into its cache), or a .gguf file of a family that is supported.
     Raises InputError, in one sentence, where the checkpoint cannot be found, is broken or is of an unsupported kind.
     No code of the checkpoint is run and nothing is unpickled.
     """

@@ -42,7 +42,14 @@ def test_logits_equal_transformers(make_checkpoint: Make, tmp_path: Path, kind: 
     assert np.array_equal(np.concatenate(steps), logits)
 
 
-@pytest.mark.parametrize(("kind", "place"), FIRST)
+KERNELS = ("Qwen3", "Gemma2", "StableLm", "BitNet", "GPTNeoX")
+"""Families that between them have every kernel that Llama has not."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] or case[0] not in KERNELS else []) for case in CASES],
+)
 def test_bits_of_the_exact_reference(make_checkpoint: Make, tmp_path: Path, kind: str, place: int) -> None:
     """Quantized, on every level of this machine, with every dtype of the cache."""
     folder, _ = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][place]})

@@ -18,7 +18,11 @@ Make = Callable[..., tuple[Path, Any]]
 TOKENS = torch.randint(0, 96, (300,), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("kind", "place"), CASES)
+FIRST = [pytest.param(kind, place, marks=[pytest.mark.slow] if place > 1 else []) for kind, place in CASES]
+"""The first two shapes of each family; the others are for `make test-long`."""
+
+
+@pytest.mark.parametrize(("kind", "place"), FIRST)
 def test_logits_equal_transformers(make_checkpoint: Make, kind: str, place: int) -> None:
     """Whole prompts of 300 tokens; fused, the ir computes the same."""
     folder, model = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][place]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smc.ir import Function, ModelFacts, Module, TensorType, print_function
-from smc.passes import Context, FuseGatedActivation, FuseResidual
+from smc.passes import Context, FuseGatedActivation, FuseNormResidual, FuseResidual
 
 
 def run(step, function):
@@ -121,3 +121,23 @@ def test_residuals_that_must_stay(case):
 
     outputs = ("add", "linear") if case == "output" else ("add", "silu")
     assert "add = add(linear" in print_function(run(FuseResidual(), start(*outputs, build=build)))
+
+
+def test_a_norm_takes_its_residual():
+    def build(f):
+        f.parameter("weight", 8)
+        f.add("rms_norm", "x", "weight", eps=1e-5)
+        f.add("add", "x", "rms_norm")
+
+    text = print_function(run(FuseNormResidual(), start("add", build=build)))
+    assert "rms_norm = rms_norm(x, weight, x) {eps=1e-05, residual=True} : f32[n, 8]\n  return rms_norm" in text
+
+
+def test_a_norm_with_other_readers_keeps_its_sum():
+    def build(f):
+        f.parameter("weight", 8)
+        f.add("rms_norm", "x", "weight", eps=1e-5)
+        f.add("add", "x", "rms_norm")
+        f.add("mul", "add", "rms_norm")
+
+    assert "add = add(x, rms_norm)" in print_function(run(FuseNormResidual(), start("mul", build=build)))

@@ -1,7 +1,7 @@
-"""docs/benchmarks.md from the results in benchmarks/results/.
+"""docs/benchmarks.md and the README's table from the results in benchmarks/results/.
 
-    python -m benchmarks.report            # write the page
-    python -m benchmarks.report --check    # exit 1 where the page is not what the results say
+    python -m benchmarks.report            # write both
+    python -m benchmarks.report --check    # exit 1 where one is not what the results say
 
 Each section is a benchmark of its own. Run it with `--publish` to replace its results.
 """
@@ -17,7 +17,9 @@ import click
 
 from benchmarks import publish
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parent.parent
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+BEGIN, END = "<!-- peers: python -m benchmarks.report writes this table -->\n", "<!-- end of peers -->\n"
 
 INTRODUCTION = """# Benchmarks
 
@@ -102,14 +104,75 @@ def page() -> str:
     return "\n\n".join([INTRODUCTION, *(section.markdown() for section in SECTIONS)]) + "\n"
 
 
+PEERS = ("smc", "llama.cpp", "OpenVINO GenAI", "MLC-LLM", "ExecuTorch")
+NONE = "not measured"
+FEATURES = (
+    (
+        "targets",
+        "x86-64 and ARM CPUs: Linux, Android, macOS as a library",
+        "17 backends, CPU and GPU",
+        "Intel CPU, GPU, NPU; ARM CPU",
+        "GPU, WebGPU; no CPU preset",
+        "phones: CPU, GPU, NPU",
+    ),
+    ("your own format", "one Python class", "C for each instruction set", "in its tools", "in its tree", "in torchao"),
+    ("ternary weights", "any grouping, 1.6 or 2 bits", "blocks of 256", "–", "–", "–"),
+    ("same bits for any threads and batch", "yes, tested", NONE, NONE, NONE, NONE),
+    ("same bytes from the same inputs", "yes, tested", NONE, NONE, NONE, NONE),
+    ("OpenAI server, tools, grammars", "not yet", "yes", "yes", "yes", "examples"),
+)
+"""Rows that need no measurement; those of others are from their source trees."""
+
+
+def speeds() -> tuple[list[list[str]], str]:
+    """The measured rows for smc, llama.cpp and OpenVINO GenAI, and where they come from."""
+    name = "peers" if (publish.RESULTS / "peers.json").exists() else "llama_cpp"
+    published = publish.read(name)
+    rows = published.tables[0].rows
+    if name == "llama_cpp":  # OpenVINO GenAI was not measured with it
+        cases = {f"SmolLM2 {case}, 2 threads": case for case in ("decode 64", "prefill 128", "prefill 512")}
+        rows = [[f"{cases[row[0]]}, tokens/s", *row[1:3], NONE] for row in rows if row[0] in cases]
+    return rows, f"{published.machine}, {published.date}"
+
+
+def qualities() -> list[list[str]]:
+    """The rows of quality for smc, llama.cpp and OpenVINO GenAI, each figure with its bits per weight."""
+    found = {row[0]: f"{row[3]} ({row[1]})" for row in publish.read("quality").tables[0].rows}
+    four = f"Q4_0: {found['llama.cpp Q4_0']}, Q4_K_M: {found['llama.cpp Q4_K_M']}"
+    return [
+        ["loss with 8 bits (bits per weight)", found["`int8`"], found["llama.cpp Q8_0"], NONE],
+        ["loss with 4 bits (bits per weight)", found["`int4`"], four, NONE],
+    ]
+
+
+def peers() -> str:
+    """The README's table with a line that says what its figures are."""
+    measured, source = speeds()
+    rows = [[*row, NONE, NONE] for row in [*measured, *qualities()]] + [list(row) for row in FEATURES]
+    table = publish.Table("", ["", *PEERS], rows).markdown().replace("---:", "---")
+    note = (
+        f"SmolLM2-135M. Speed: 4.5 bits per weight, two threads; {source}. Loss: mean KL divergence from fp32, "
+        "in nats. Features of the others are from their sources: llama.cpp 0.5.0, OpenVINO GenAI of 2026-08-21, "
+        "MLC-LLM of 2026-07-23, ExecuTorch of 2026-08-22. How to repeat this: [docs/benchmarks.md](docs/benchmarks.md)."
+    )
+    return f"{table}\n\n{textwrap.fill(note, 128, break_on_hyphens=False)}\n"
+
+
+def readme() -> str:
+    """The README with its table."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n{peers()}{END}{rest.partition(END)[2]}"
+
+
 @click.command(help=__doc__)
 @click.option("--check", is_flag=True, help="Write nothing; compare.")
 def main(check: bool) -> None:
-    """Write or compare the page."""
-    if not check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        sys.exit("docs/benchmarks.md is not what benchmarks/results say: run `python -m benchmarks.report`")
+    """Write or compare both."""
+    for file, text in ((PAGE, page()), (README, readme())):
+        if not check:
+            file.write_text(text, encoding="utf-8")
+        elif file.read_text(encoding="utf-8") != text:
+            sys.exit(f"{file.name} is not what benchmarks/results say: run `python -m benchmarks.report`")
 
 
 if __name__ == "__main__":

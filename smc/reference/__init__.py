@@ -2,6 +2,6 @@
 
 from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows
 from smc.reference.exact import ExactReference
-from smc.reference.execution import Reference
+from smc.reference.execution import Batch, Hook, Reference
 
-__all__ = ["Evaluation", "ExactReference", "Reference", "evaluate", "kl_divergence", "text_windows"]
+__all__ = ["Batch", "Evaluation", "ExactReference", "Hook", "Reference", "evaluate", "kl_divergence", "text_windows"]

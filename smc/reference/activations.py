@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,5 +39,25 @@ def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
     """What a matrix of this encoding is multiplied with: float32 [n, columns], rounded if the encoding says so."""
     if encoding.activation == "none":
         return x
-    codes, scales = quantize_activations(x, encoding.activation_group)
-    return (codes.float() * scales[..., None]).view(x.shape[0], -1)[:, : x.shape[1]]
+    codes, scales = quantize_activations(x.detach(), encoding.activation_group)
+    return straight_through(x, (codes.float() * scales[..., None]).view(x.shape[0], -1)[:, : x.shape[1]])
+
+
+def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, with the gradient of `x` where one is wanted: the straight-through estimator (Bengio et al., 2013)."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded
+    result: Tensor = _StraightThrough.apply(x, rounded.detach())  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Exactly `rounded`; x + (rounded - x) would be off by a rounding error."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from smc.frontend import load_checkpoint
 from smc.ir import EncodedTensor, Encoding, ops, rotate
 from smc.passes import FUSIONS, QuantizeRTN, apply
-from smc.reference import Reference
+from smc.reference import Batch, Hook, Reference
+from smc.reference.activations import round_activations
 from smc.reference.weight import Weight
 
 LLAMA3_SCALING = {
@@ -162,3 +165,125 @@ def test_activations_are_rounded_in_the_rotated_basis():
     result = compute("linear", [x, Weight.decode(rotated)], attributes)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result, x @ weights.T, atol=0.2, rtol=0)
+
+
+def sequences(*lengths):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(0, 96, (length,), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+def test_a_batch_is_its_sequences(make_checkpoint, kind):
+    """Of different lengths, one with a single token: nobody sees another's keys, all start at position 0."""
+    module = load_checkpoint(make_checkpoint(kind, **({"sliding_window": 7} if kind == "Mistral" else {}))[0])
+    reference = Reference(apply(module, [QuantizeRTN(bits=4)]), "i8")
+    parts = sequences(13, 1, 40)
+    together = reference.run(Batch.of(parts))[module.main.outputs[0]]
+    alone = torch.cat([reference.logits(tokens) for tokens in parts])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+class Recorder(Hook):
+    def __init__(self):
+        self.read, self.written = {}, {}
+
+    def reads(self, call, node, operands):
+        self.read[call.name, node.name] = operands
+        return operands
+
+    def writes(self, call, node, result):
+        self.written[call.name, node.name] = result
+        return result
+
+
+def test_a_hook_sees_what_transformers_computes(make_checkpoint, tokens):
+    folder, model = make_checkpoint()
+    module = load_checkpoint(folder)
+    inputs = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, index=index: inputs.update({index: args[0][0]}))
+    with torch.no_grad():
+        model(tokens[None])
+    recorder = Recorder()
+    Reference(module).run(Batch.of([tokens]), recorder)
+    for index, call in enumerate(module.layer_calls()):
+        function = module.functions[call.attributes["function"]]
+        [node] = [n for n in function.nodes() if n.op == "linear" and n.argument("weight") == "down_proj"]
+        x, weight = recorder.read[call.name, node.name][:2]
+        torch.testing.assert_close(x, inputs[index], atol=1e-4, rtol=1e-4)
+        assert weight.values.shape == (48, 80)
+        assert recorder.written[call.name, node.name].shape == (60, 48)
+
+
+def test_a_hook_replaces_what_is_read_and_written(make_checkpoint, tokens):
+    """The second layer's attention silenced, the first one's up_proj doubled: as in a model that has it so."""
+    folder, model = make_checkpoint()
+    module = load_checkpoint(folder)
+    first, second = module.layer_calls()
+
+    class Change(Hook):
+        def reads(self, call, node, operands):
+            if call.name == first.name and node.op == "linear" and node.argument("weight") == "up_proj":
+                return [operands[0] * 2, *operands[1:]]
+            return operands
+
+        def writes(self, call, node, result):
+            return result * 0 if call.name == second.name and node.op == "attention" else result
+
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight *= 2
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+        expected = model(tokens[None]).logits[0]
+    logits = Reference(module).run(Batch.of([tokens]), Change())[module.main.outputs[0]]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+class Trainable(Hook):
+    """Every matrix as a leaf that wants a gradient."""
+
+    def __init__(self):
+        self.leaves = {}
+
+    def reads(self, call, node, operands):
+        return [self.leaf(call, name, operand) for name, operand in zip(node.inputs, operands, strict=True)]
+
+    def leaf(self, call, slot, operand):
+        if not isinstance(operand, Weight):
+            return operand
+        name = call.attributes["parameters"][slot]
+        if name not in self.leaves:
+            self.leaves[name] = replace(operand, values=operand.values.detach().requires_grad_())
+        return self.leaves[name]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_equal_transformers(make_checkpoint, tokens, tied):
+    folder, model = make_checkpoint(tie_word_embeddings=tied)
+    module, hook = load_checkpoint(folder), Trainable()
+    model(tokens[None], labels=tokens[None]).loss.backward()
+    logits = Reference(module, gradients=True).run(Batch.of([tokens]), hook)[module.main.outputs[0]]
+    torch.nn.functional.cross_entropy(logits[:-1], tokens[1:]).backward()
+    parameters = dict(model.named_parameters())
+    assert set(hook.leaves) == set(parameters)
+    for name, leaf in hook.leaves.items():
+        torch.testing.assert_close(leaf.values.grad, parameters[name].grad, atol=1e-5, rtol=1e-3)
+
+
+def test_gradients_pass_through_rounding_and_change_no_number(make_checkpoint, tokens):
+    module = apply(load_checkpoint(make_checkpoint()[0]), [QuantizeRTN(bits=8)])
+    plain, hook = Reference(module, "i8"), Trainable()
+    expected = plain.logits(tokens)
+    logits = Reference(module, "i8", gradients=True).run(Batch.of([tokens]), hook)[module.main.outputs[0]]
+    assert torch.equal(logits.detach(), expected)
+    logits.square().sum().backward()
+    assert all(leaf.values.grad.abs().max() > 0 for leaf in hook.leaves.values())
+    assert not plain.logits(tokens).requires_grad
+
+
+def test_the_gradient_of_rounding_is_that_of_the_identity():
+    x = torch.randn(3, 40, requires_grad=True)
+    rounded = round_activations(x, Encoding(bits=8, activation="i8"))
+    assert not torch.equal(rounded, x)
+    upstream = torch.randn(3, 40)
+    rounded.backward(upstream)
+    assert torch.equal(x.grad, upstream)

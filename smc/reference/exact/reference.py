@@ -12,7 +12,7 @@ from smc.ir import Node
 from smc.reference.activations import quantize_heads
 from smc.reference.exact.attention import HeadCodes
 from smc.reference.exact.registry import compute_exactly
-from smc.reference.execution import Operand, Reference
+from smc.reference.execution import Batch, Hook, Operand, Reference
 
 
 class ExactReference(Reference):
@@ -21,13 +21,13 @@ class ExactReference(Reference):
     Equal bits are the aim for every encoding; `Reference` is much faster. Sequences start at cache index 0.
     """
 
-    def values(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Every value of `main` by name, as `Reference.values`."""
+    def run(self, batch: Batch, hook: Hook | None = None) -> dict[str, Tensor]:
+        """Every value of `main` by name, as `Reference.run`."""
         threads = torch.get_num_threads()
         # Millions of small operations: sharing each out among threads would cost more than it computes.
         torch.set_num_threads(1)
         try:
-            return super().values(tokens)
+            return super().run(batch, hook)
         finally:
             torch.set_num_threads(threads)
 

@@ -1,6 +1,9 @@
 """The argmax head: the head's matmul keeps the largest logit of each token in the place of writing all.
 
 Greedy text needs no more. A vocabulary's logits are long: nothing writes or reads them, and nothing copies them.
+
+Gain: for each token of SmolLM2's 49,152 words 197 kB are not written and not searched, which shows in many short rounds
+only (`python -m benchmarks.fast_paths MODEL argmax`).
 """
 
 from __future__ import annotations

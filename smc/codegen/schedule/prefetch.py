@@ -2,6 +2,9 @@
 
 A thread that waits at the end of a phase asks for the first weights of its share of the next one. Before it makes keys
 and values, it asks for the places in the cache where they will lie: they were used a whole step ago.
+
+Gain: about 1.5 % of decoding (SmolLM2-135M, int4-plain, two threads, 1,846 pairs of 6 tokens)
+(`python -m benchmarks.fast_paths MODEL prefetch --rounds 1800`).
 """
 
 from __future__ import annotations

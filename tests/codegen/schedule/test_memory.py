@@ -114,7 +114,7 @@ def check_private(schedule: Schedule) -> None:
                     assert before.tasks == (task.joined,) and isinstance(task.joined.blocks, CacheWrites)
             if phase.first is None:
                 continue
-            assert before.tasks == (phase.first,)
+            assert before.tasks == (phase.first,) and before.first is None
             for buffer in phase.first.writes:
                 assert set(function.readers(buffer)) <= set(phase.tasks)
             assert not {b for task in phase.tasks for b in task.writes} & set(phase.first.reads)

@@ -19,9 +19,10 @@ from smc.codegen.schedule.printer import print_schedule
 from smc.codegen.schedule.schedule import Call, Condition, FunctionSchedule, Schedule, Task
 from smc.codegen.schedule.tail import earliest_gather, tail
 from smc.errors import InputError
-from smc.ir import Module
+from smc.ir import Function, Module
 from smc.passes import FUSIONS, apply
 from tests.codegen.modules import block_with, linear
+from tests.ir.models import parameter
 
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
 
@@ -211,3 +212,23 @@ def test_a_chain_takes_nothing_that_runs_between_its_linears() -> None:
     order = [str(task.operations[0]) for task in block.tasks()]
     kinds = [task.operations[0].kind for task in block.tasks()]
     assert kinds == ["linear", "silu", "linear", "linear", "mul"], order
+
+
+def test_a_private_result_is_made_of_none() -> None:
+    """A norm of a norm: the first one is private to the second, which then has a phase of its own in all steps."""
+
+    def build(block: Function, x: str) -> str:
+        weights = [block.parameter(name, 4) for name in ("first", "second")]
+        for weight in weights:
+            x = block.add("rms_norm", x, weight, eps=1e-5)
+        return linear(block, x)
+
+    module = block_with(build)
+    for layer in range(2):
+        call = module.main.node(f"layer_{layer}")
+        names = {**call.attributes["parameters"], "first": "norm", "second": "norm"}
+        module.main.replace_node(call.name, attributes={**call.attributes, "parameters": names})
+    module.parameters["norm"] = parameter("norm", 4)
+    block = block_of(make_schedule(make_plan(module), CPU_TRAITS))
+    assert text(block) == ["rms_norm first f32 private", "rms_norm second f32", "linear square of f32"]
+    assert [phase.condition for phase in block.phases] == [Condition.MANY_TOKENS, None, None]

@@ -16,13 +16,13 @@ LEVELS = (-127, -92, -67, -48, -34, -22, -13, -4, 4, 13, 22, 34, 48, 67, 92, 127
 @register("log-levels")
 @dataclass(frozen=True)
 class LogLevels(WeightQuantizer):
-    """4-bit codebook whose levels are denser near zero."""
+    """4-bit codebook whose entries are denser near zero."""
 
     group: int = 64
 
     def encoding(self) -> Encoding:
         """Integer levels up to 127 keep the dot products in int8."""
-        return Encoding(bits=4, levels=LEVELS, group=self.group)
+        return Encoding.of(bits=4, codebook=LEVELS, group=self.group)
 
     def quantize(self, groups: torch.Tensor, statistics: GroupStatistics) -> tuple[torch.Tensor, ...]:
         """The nearest level of every weight; the largest weight of a group becomes 127 or -127."""

@@ -178,12 +178,12 @@ def transformed(parameter: Parameter, seed: int) -> Parameter:
     columns = parameter.shape[1]
     rotation = 64 if seed % 3 and columns % 64 == 0 else None
     order = torch.randperm(columns, generator=torch.Generator().manual_seed(seed)).int()
-    encoding = Encoding(bits=8, permuted=not rotation or seed % 2 == 0, rotation=rotation)
+    encoding = Encoding.of(bits=8, permuted=not rotation or seed % 2 == 0, rotation=rotation)
 
     def load() -> EncodedTensor:
-        values = parameter.values()[:, order.long()] if encoding.permuted else parameter.values()
+        values = parameter.values()[:, order.long()] if encoding.transform.permuted else parameter.values()
         tensor = QuantizeRTN(bits=8).encode(values if rotation is None else rotate(values, rotation))
-        return replace(tensor, encoding=encoding, order=order if encoding.permuted else None)
+        return replace(tensor, encoding=encoding, order=order if encoding.transform.permuted else None)
 
     return replace(parameter, encoding=encoding, load=load)
 

@@ -66,13 +66,13 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     for bits in range(8, 1, -1):
         rows.append((integer(bits, group=group), f"scale * (code - {1 << (bits - 1)})"))
         rows.append((integer(bits, group=group, symmetric=False), "scale * (code - zero)"))
-    for ternary in (Encoding(bits=2, zero=1, group=group), Encoding("base3", group=group)):
+    for ternary in (Encoding.of(bits=2, zero=1, group=group), Encoding.of("base3", group=group)):
         rows.append((ternary, "scale * (code - 1)"))
     described: list[dict[str, Any]] = [
         {
             "encoding": str(encoding),
             "decode": decode,
-            "activations": encoding.activation,
+            "activations": "i8" if encoding.rounds_inputs else "none",
             "bits_per_weight": round(encoding.stored_bits((1, columns)) / columns, 4),
         }
         for encoding, decode in rows

@@ -1,11 +1,14 @@
 """Quantization formats as data: an `Encoding` says everything a kernel needs to know about stored numbers.
 
-A matrix [rows, columns] is stored as unsigned integer *codes* in groups along the columns, each group with a scale and
-perhaps a zero or an offset. A code is decoded in one of three ways::
+It is made of parts that are chosen apart: *codes* (how numbers are stored), *decode* (what a code stands for), *scales*
+(what groups of columns are multiplied by), a *transform* of the inputs, and *activations* (how inputs are rounded).
 
-    value = scale * (code - zero)           integers; `zero` is one constant or stored a group
-    value = scale * code + offset           integers with a stored float minimum (as in Q4_1)
-    value = scale * levels[code]            a codebook, on an int8 grid or in floats
+A matrix [rows, columns] is stored as unsigned integer codes in groups along the columns, each group with a scale and
+perhaps a zero or a minimum. A code is decoded in one of three ways::
+
+    value = scale * (code - zero)           integers; `zero` is one constant or stored for every group
+    value = scale * code + minimum          integers with a stored float minimum (as in Q4_1)
+    value = scale * entries[code]           a codebook, on an int8 grid or in floats
 
 Float tensors (f32, f16, bf16) are encodings too: they have neither groups nor scales.
 """
@@ -13,8 +16,8 @@ Float tensors (f32, f16, bf16) are encodings too: they have neither groups nor s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from smc.errors import InputError
@@ -26,106 +29,272 @@ FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How the values of one tensor are stored and decoded, and how the activations that meet it are rounded.
+class Packed:
+    """Codes of 1 to 8 bits."""
 
-    storage: "f32", "f16" or "bf16" (plain floats), "packed" (1 to 8 bits a code) or "base3" (5 ternary codes a byte).
-    bits: width of a packed code; for floats and base3 it follows from the storage.
-    zero: the code of the value 0: a constant, "group" (stored, one unsigned integer a group), or None where
-        `offset` or `levels` take its place. Left out, it is the middle code, 2**(bits-1).
-    offset: a float minimum is stored for every group.
-    levels: the codebook; `grid` says whether it is exact on int8 ("i8", integer dot products) or float ("f16", "f32").
-    group: how many neighbouring columns share a scale; "row": the whole row; "tensor": everything.
-    scale_dtype: dtype of the scales (and offsets).
-    super_group: that many scales are stored as 8-bit codes times one scale of `scale_dtype` (two-level scales).
-    permuted: columns are stored in an order of their own (act-order); the order is kept with the tensor.
-    rotation: stored columns, and so the input, are rotated: blocks of that many by a Hadamard matrix (`rotate`). A
-        power of two that divides the columns, or None.
-    activation: "i8" (inputs are rounded to int8, symmetric) or "none" (float inputs). Part of the encoding, because
-        trained models depend on it.
-    activation_group: how many neighbouring inputs share an activation scale; "token": all of them.
-    """
-
-    storage: Literal["packed", "base3", "f32", "f16", "bf16"] = "packed"
-    bits: int = 0
-    zero: int | Literal["group"] | None = None
-    offset: bool = False
-    levels: tuple[float, ...] | None = None
-    grid: Literal["i8", "f16", "f32"] | None = None
-    group: int | Literal["row", "tensor"] = 32
-    scale_dtype: Literal["f16", "bf16", "f32"] = "f16"
-    super_group: int | None = None
-    permuted: bool = False
-    rotation: int | None = None
-    activation: Literal["none", "i8"] | None = None
-    activation_group: int | Literal["token"] = 32
+    bits: int
 
     def __post_init__(self) -> None:
-        def settle(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
-        if self.is_float:
-            settle("bits", 8 * FLOAT_BYTES[self.storage])
-            settle("group", "tensor")
-            settle("activation", self.activation or "none")
-            return
-        if self.storage == "base3":
-            settle("bits", 2)
         if not 1 <= self.bits <= 8:
-            raise InputError(f"an encoding has 1 to 8 bits a code, not {self.bits}")
-        if self.levels is not None:
-            self._settle_levels()
-        elif self.offset:
-            if self.zero is not None:
-                raise InputError("an encoding has a zero or an offset, not both")
-        elif self.zero is None:
-            settle("zero", 1 if self.storage == "base3" else 1 << (self.bits - 1))
-        if isinstance(self.zero, int) and not 0 <= self.zero < 1 << self.bits:
-            raise InputError(f"zero {self.zero} is no {self.bits}-bit code")
+            raise InputError(f"an encoding has 1 to 8 bits per code, not {self.bits}")
+
+    @property
+    def count(self) -> int:
+        """How many codes there are."""
+        return 1 << self.bits
+
+    def __str__(self) -> str:
+        return f"int{self.bits}"
+
+
+@dataclass(frozen=True)
+class Base3:
+    """Ternary codes, five in a byte."""
+
+    bits = 2
+    """Of a code that is unpacked."""
+
+    count = 3
+    """How many codes there are."""
+
+    def __str__(self) -> str:
+        return "base3"
+
+
+@dataclass(frozen=True)
+class Floats:
+    """Plain floats: no codes."""
+
+    dtype: Literal["f32", "f16", "bf16"]
+
+    @property
+    def bits(self) -> int:
+        """Of a value."""
+        return 8 * FLOAT_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return self.dtype
+
+
+@dataclass(frozen=True)
+class Affine:
+    """value = scale * (code - zero). zero: a constant code, or one that is stored for every group."""
+
+    zero: int | Literal["stored"]
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """value = scale * code + minimum, a float that is stored for every group."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """value = scale * entries[code].
+
+    grid: "i8" where entries are whole numbers from -128 to 127, so that products stay integers, else the float dtype
+    whose values they are; left out, "i8" if they are such numbers, and otherwise "f32".
+    """
+
+    entries: tuple[float, ...]
+    grid: Literal["i8", "f16", "f32"] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple(float(v) for v in self.entries))
+        whole = all(v == int(v) and -128 <= v <= 127 for v in self.entries)
+        if self.grid is None:
+            object.__setattr__(self, "grid", "i8" if whole else "f32")
+        elif self.grid == "i8" and not whole:
+            raise InputError("a codebook on the int8 grid has whole numbers from -128 to 127 only")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What decoded codes are multiplied by.
+
+    group: how many neighbouring columns share a scale; "row": the whole row; "tensor": everything.
+    dtype: of the scales, and of stored minima. super_group: that many scales are stored as 8-bit codes times one scale
+    of `dtype` (two-level scales).
+    """
+
+    group: int | Literal["row", "tensor"] = 32
+    dtype: Literal["f16", "bf16", "f32"] = "f16"
+    super_group: int | None = None
+
+    def __post_init__(self) -> None:
         if isinstance(self.group, int) and (self.group < 8 or self.group % 8):
             raise InputError(f"a group is a multiple of 8 columns, not {self.group}")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to inputs before they are multiplied, because the stored columns are changed alike.
+
+    permuted: columns are stored in an order of their own (act-order); the order is kept with the tensor.
+    rotation: blocks of that many columns are rotated by a Hadamard matrix (`rotate`): a power of two that divides the
+    columns, or None.
+    """
+
+    permuted: bool = False
+    rotation: int | None = None
+
+    def __post_init__(self) -> None:
         if self.rotation is not None and (self.rotation < 2 or self.rotation & (self.rotation - 1)):
             raise InputError(f"a rotation has blocks of a power of two, not {self.rotation}")
-        if self.activation is None:
-            settle("activation", "none" if self.grid in ("f16", "f32") else "i8")
-        if self.activation == "none":
-            settle("activation_group", 32)  # there is none: equal formats are equal
-        if self.activation == "i8" and self.grid in ("f16", "f32"):
-            raise InputError("levels off the int8 grid need float activations: activation='none'")
 
-    def _settle_levels(self) -> None:
-        assert self.levels is not None
-        levels = tuple(float(v) for v in self.levels)
-        object.__setattr__(self, "levels", levels)
-        if len(levels) > 1 << self.bits:
-            raise InputError(f"{len(levels)} levels do not fit {self.bits}-bit codes")
-        if self.zero is not None or self.offset:
-            raise InputError("a codebook has neither zero nor offset")
-        on_grid = all(v == int(v) and -128 <= v <= 127 for v in levels)
-        if self.grid is None:
-            object.__setattr__(self, "grid", "i8" if on_grid else "f32")
-        elif self.grid == "i8" and not on_grid:
-            raise InputError("levels declared on the int8 grid must be integers from -128 to 127")
+
+@dataclass(frozen=True)
+class Activations:
+    """Inputs are rounded to int8, symmetrically. group: how many neighbours share a scale; "token": all of them."""
+
+    group: int | Literal["token"] = 32
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the values of one tensor are stored and decoded, and how the activations that it multiplies are rounded.
+
+    decode: None for floats. activations: None where inputs stay floats. They are part of the encoding because trained
+    models depend on them. InputError for parts that do not go together.
+    """
+
+    codes: Packed | Base3 | Floats
+    decode: Affine | Minimum | Codebook | None
+    scales: Scales = Scales()
+    transform: Transform = Transform()
+    activations: Activations | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.codes, Floats):
+            if (self.decode, self.scales, self.activations) != (None, Scales("tensor"), None):
+                raise InputError("floats are stored as they are: they have no codes, scales or rounded inputs")
+            return
+        match self.decode:
+            case None:
+                raise InputError("an encoding says what its codes stand for")
+            case Affine(int(zero)) if not 0 <= zero < self.codes.count:
+                raise InputError(f"zero {zero} is no code of {self.codes}")
+            case Codebook(entries) if len(entries) > self.codes.count:
+                raise InputError(f"{len(entries)} entries of a codebook do not fit {self.codes}")
+            case Codebook(grid="f16" | "f32") if self.activations is not None:
+                raise InputError("a codebook off the int8 grid needs float activations: activation='none'")
+
+    @classmethod
+    def of(
+        cls,
+        storage: Literal["packed", "base3"] = "packed",
+        *,
+        bits: int = 0,
+        zero: int | Literal["stored"] | None = None,
+        minimum: bool = False,
+        codebook: Sequence[float] | None = None,
+        grid: Literal["i8", "f16", "f32"] | None = None,
+        group: int | Literal["row", "tensor"] = 32,
+        scale_dtype: Literal["f16", "bf16", "f32"] = "f16",
+        super_group: int | None = None,
+        permuted: bool = False,
+        rotation: int | None = None,
+        activation: Literal["none", "i8"] | None = None,
+        activation_group: int | Literal["token"] = 32,
+    ) -> Encoding:
+        """An encoding of codes from its numbers. zero: the code of the value 0, by default the middle one. activation:
+        by default "i8", but for codebooks off the int8 grid, which need floats."""
+        codes: Packed | Base3 = Base3() if storage == "base3" else Packed(bits)
+        if (zero is not None) + minimum + (codebook is not None) > 1:
+            raise InputError("an encoding has a zero, a minimum or a codebook, not several of them")
+        decode: Affine | Minimum | Codebook = Affine(codes.count // 2 if zero is None else zero)
+        if minimum:
+            decode = Minimum()
+        elif codebook is not None:
+            decode = Codebook(tuple(codebook), grid)
+        if activation is None:
+            activation = "none" if isinstance(decode, Codebook) and decode.grid != "i8" else "i8"
+        activations = Activations(activation_group) if activation == "i8" else None
+        scales = Scales(group, scale_dtype, super_group)
+        return cls(codes, decode, scales, Transform(permuted, rotation), activations)
+
+    # ---- questions that readers have
 
     @property
     def is_float(self) -> bool:
         """Plain floats: no codes, no scales."""
-        return self.storage in FLOAT_BYTES
+        return isinstance(self.codes, Floats)
+
+    @property
+    def is_base3(self) -> bool:
+        """Five codes share a byte."""
+        return isinstance(self.codes, Base3)
+
+    @property
+    def is_packed(self) -> bool:
+        """Codes of some bits each."""
+        return isinstance(self.codes, Packed)
+
+    @property
+    def bits(self) -> int:
+        """Of a code that is unpacked, or of a float."""
+        return self.codes.bits
+
+    @property
+    def float_dtype(self) -> Literal["f32", "f16", "bf16"]:
+        """Of plain floats."""
+        assert isinstance(self.codes, Floats)
+        return self.codes.dtype
+
+    @property
+    def stores_zeros(self) -> bool:
+        """Every group has a zero of its own."""
+        return self.decode == Affine("stored")
+
+    @property
+    def constant_zero(self) -> int | None:
+        """The code of the value 0 where it is the same for all groups; None where codes are decoded in another way."""
+        return self.decode.zero if isinstance(self.decode, Affine) and isinstance(self.decode.zero, int) else None
+
+    @property
+    def stores_minima(self) -> bool:
+        """Every group has a float minimum."""
+        return isinstance(self.decode, Minimum)
+
+    @property
+    def entries(self) -> tuple[float, ...]:
+        """The entries of the codebook; none where there is no codebook."""
+        return self.decode.entries if isinstance(self.decode, Codebook) else ()
+
+    @property
+    def has_codebook(self) -> bool:
+        """Codes are indices of a codebook."""
+        return isinstance(self.decode, Codebook)
+
+    @property
+    def has_integer_codebook(self) -> bool:
+        """Codes are indices of a codebook on the int8 grid."""
+        return isinstance(self.decode, Codebook) and self.decode.grid == "i8"
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Inputs are rounded to int8."""
+        return self.activations is not None
+
+    @property
+    def input_group(self) -> int | Literal["token"] | None:
+        """How many neighbouring inputs share a scale; None where inputs stay floats."""
+        return None if self.activations is None else self.activations.group
 
     @property
     def has_row_scale(self) -> bool:
         """A scale of the whole row multiplies its finished sum; not with offsets, which are in the sum."""
-        return not self.is_float and not isinstance(self.group, int) and not self.offset
+        return not self.is_float and not isinstance(self.scales.group, int) and not self.stores_minima
 
     @property
     def has_partial_sums(self) -> bool:
         """An activation scale holds for several weight groups: they have a sum of their own, which it multiplies."""
-        inputs, weights = self.activation_group, self.group
-        return self.activation == "i8" and isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
+        inputs, weights = self.input_group, self.scales.group
+        return isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
 
     def group_size(self, columns: int) -> int:
         """How many columns share a scale in a row of `columns`."""
-        return self.group if isinstance(self.group, int) else columns
+        return self.scales.group if isinstance(self.scales.group, int) else columns
 
     def groups(self, columns: int) -> int:
         """How many groups a row of `columns` has; the last one may be padded."""
@@ -138,46 +307,46 @@ class Encoding:
             return rows * columns * self.bits
         groups = self.groups(columns)
         codes = rows * groups * self.group_size(columns)
-        bits = -(-codes // 5) * 8 if self.storage == "base3" else codes * self.bits
-        scale_bits = 8 * FLOAT_BYTES[self.scale_dtype]
-        if self.super_group is not None:
-            bits += rows * groups * 8 + rows * -(-groups // self.super_group) * scale_bits
+        bits = -(-codes // 5) * 8 if self.is_base3 else codes * self.bits
+        scale_bits = 8 * FLOAT_BYTES[self.scales.dtype]
+        if self.scales.super_group is not None:
+            bits += rows * groups * 8 + rows * -(-groups // self.scales.super_group) * scale_bits
         else:
-            bits += scale_bits if self.group == "tensor" else rows * groups * scale_bits
-        if self.zero == "group":
+            bits += scale_bits if self.scales.group == "tensor" else rows * groups * scale_bits
+        if self.stores_zeros:
             bits += rows * groups * self.zero_bits
-        if self.offset:
+        if self.stores_minima:
             bits += rows * groups * scale_bits
-        return bits + (32 * columns if self.permuted else 0)
+        return bits + (32 * columns if self.transform.permuted else 0)
 
-    @cached_property
+    @property
     def zero_bits(self) -> int:
         """Bits of a stored zero: as wide as a nibble where codes fit one, else a byte."""
         return 4 if self.bits <= 4 else 8
 
     def __str__(self) -> str:
-        if self.is_float:
-            return self.storage
-        name = "base3" if self.storage == "base3" else f"int{self.bits}"
-        if self.levels is not None:
-            name = f"levels{len(self.levels)}.{self.grid}"
-        name += f".g{self.group}" if isinstance(self.group, int) else f".{self.group}"
-        if self.zero == "group":
+        if isinstance(self.codes, Floats):
+            return str(self.codes)
+        scales, name = self.scales, str(self.codes)
+        if isinstance(self.decode, Codebook):
+            name = f"levels{len(self.decode.entries)}.{self.decode.grid}"
+        name += f".g{scales.group}" if isinstance(scales.group, int) else f".{scales.group}"
+        if self.stores_zeros:
             name += ".asymmetric"
-        elif isinstance(self.zero, int) and self.storage == "packed" and self.zero != 1 << (self.bits - 1):
-            name += f".zero{self.zero}"
-        name += ".offset" if self.offset else ""
-        name += f".super{self.super_group}" if self.super_group else ""
-        name += "" if self.scale_dtype == "f16" else f".{self.scale_dtype}"
-        name += ".permuted" if self.permuted else ""
-        name += f".rotated{self.rotation}" if self.rotation else ""
-        if self.activation == "none":
+        elif self.constant_zero is not None and self.constant_zero != self.codes.count // 2:
+            name += f".zero{self.constant_zero}"
+        name += ".offset" if self.stores_minima else ""
+        name += f".super{scales.super_group}" if scales.super_group else ""
+        name += "" if scales.dtype == "f16" else f".{scales.dtype}"
+        name += ".permuted" if self.transform.permuted else ""
+        name += f".rotated{self.transform.rotation}" if self.transform.rotation else ""
+        if self.input_group is None:
             return name + ".weight-only"
-        return name if self.activation_group == 32 else f"{name}.a8-{self.activation_group}"
+        return name if self.input_group == 32 else f"{name}.a8-{self.input_group}"
 
 
 def parse_encoding(text: str) -> Encoding:
-    """The encoding whose str() this is. InputError for other text and for codebooks: their levels are not in it."""
+    """The encoding whose str() this is. InputError for other text and for codebooks: their entries are not in it."""
     first, *parts = text.split(".")
     for plain in (F32, F16, BF16):
         if text == str(plain):
@@ -194,23 +363,21 @@ def parse_encoding(text: str) -> Encoding:
         if part in ("f32", "bf16"):
             fields["scale_dtype"] = part
         elif part in ("offset", "permuted"):
-            fields[part] = True
+            fields["minimum" if part == "offset" else part] = True
         elif part == "asymmetric":
-            fields["zero"] = "group"
+            fields["zero"] = "stored"
         elif part == "weight-only":
             fields["activation"] = "none"
         elif number is not None:
             name = {"zero": "zero", "super": "super_group", "rotated": "rotation", "a8-": "activation_group"}[number[1]]
             fields[name] = number[2] if number[2] == "token" else int(number[2])
-    encoding = Encoding(**fields)
+    encoding = Encoding.of(**fields)
     if str(encoding) != text:
         raise InputError(f"{text[:60]!r} is no encoding")
     return encoding
 
 
-F32 = Encoding("f32")
-F16 = Encoding("f16")
-BF16 = Encoding("bf16")
+F32, F16, BF16 = (Encoding(Floats(dtype), None, Scales("tensor")) for dtype in ("f32", "f16", "bf16"))
 
 
 def integer(
@@ -220,8 +387,8 @@ def integer(
     symmetric: bool = True,
     activation_group: int | Literal["token"] = 32,
 ) -> Encoding:
-    """The ordinary integer encoding: f16 scales, the middle code as zero (symmetric) or a stored zero a group."""
-    return Encoding(bits=bits, group=group, zero=None if symmetric else "group", activation_group=activation_group)
+    """The ordinary integer encoding: f16 scales, the middle code as zero (symmetric) or a stored zero per group."""
+    return Encoding.of(bits=bits, group=group, zero=None if symmetric else "stored", activation_group=activation_group)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -238,7 +405,7 @@ class EncodedTensor:
 
     Floats: `values` in the encoding's dtype, in `shape`. Otherwise, with [rows, columns] = matrix_shape(shape):
     codes: uint8 [rows, groups, group_size]; columns beyond the row's end hold any code and are never decoded.
-    scales: float32 [rows, groups], every value representable in `scale_dtype` ([1, 1] where group is "tensor").
+    scales: float32 [rows, groups], every value representable in the scales' dtype ([1, 1] where group is "tensor").
     scale_codes: uint8 [rows, groups] where scales have two levels; `scales` is then [rows, super-groups].
     zeros: uint8 [rows, groups]; offsets: float32 [rows, groups]; order: int32 [columns] stored-position → column.
     """
@@ -258,8 +425,8 @@ class EncodedTensor:
         assert self.scales is not None and self.codes is not None
         rows, groups, _ = self.codes.shape
         if self.scale_codes is not None:
-            assert self.encoding.super_group is not None
-            outer = self.scales.repeat_interleave(self.encoding.super_group, dim=1)[:, :groups]
+            assert self.encoding.scales.super_group is not None
+            outer = self.scales.repeat_interleave(self.encoding.scales.super_group, dim=1)[:, :groups]
             return outer * self.scale_codes.float()
         return self.scales.expand(rows, groups)
 
@@ -271,21 +438,21 @@ class EncodedTensor:
             return self.values.to(torch.float32)
         assert self.codes is not None
         encoding, scales = self.encoding, self.group_scales()[..., None]
-        if encoding.levels is not None:
-            values = scales * torch.tensor(encoding.levels, dtype=torch.float32)[self.codes.int()]
-        elif encoding.offset:
-            assert self.offsets is not None
-            values = scales * self.codes.float() + self.offsets[..., None]
-        elif encoding.zero == "group":
-            assert self.zeros is not None
-            values = scales * (self.codes.float() - self.zeros.float()[..., None])
-        else:
-            assert isinstance(encoding.zero, int)
-            values = scales * (self.codes.float() - encoding.zero)
+        match encoding.decode:
+            case Codebook(entries):
+                values = scales * torch.tensor(entries, dtype=torch.float32)[self.codes.int()]
+            case Minimum():
+                assert self.offsets is not None
+                values = scales * self.codes.float() + self.offsets[..., None]
+            case Affine(int(zero)):
+                values = scales * (self.codes.float() - zero)
+            case _:
+                assert self.zeros is not None
+                values = scales * (self.codes.float() - self.zeros.float()[..., None])
         rows, columns = matrix_shape(self.shape)
         values = values.reshape(rows, -1)[:, :columns]
-        if encoding.rotation is not None:
-            values = rotate(values, encoding.rotation)  # which undoes itself
+        if encoding.transform.rotation is not None:
+            values = rotate(values, encoding.transform.rotation)  # which undoes itself
         if self.order is not None:
             restored = torch.empty_like(values)
             restored[:, self.order.long()] = values
@@ -316,13 +483,8 @@ def encode_float(values: Tensor, encoding: Encoding) -> EncodedTensor:
     """Floats in another float encoding, rounded to nearest even; InputError where f16 overflows."""
     import torch
 
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[encoding.storage]
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[encoding.float_dtype]
     converted = values.to(dtype)
     if dtype == torch.float16 and not torch.isfinite(converted).all():
         raise InputError("a weight is too large for f16 (beyond 65504): use bf16 or f32")
     return EncodedTensor(encoding, tuple(values.shape), values=converted)
-
-
-def with_activation(encoding: Encoding, activation: Literal["none", "i8"]) -> Encoding:
-    """The same stored format met by other activations."""
-    return replace(encoding, activation=activation)

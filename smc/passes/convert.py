@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, Module, Parameter, encode_float
+from smc.ir import BF16, F16, F32, EncodedTensor, Encoding, Module, Parameter, encode_float
 from smc.passes.base import Context, Pass
 from smc.passes.matrices import pick_matrices
 from smc.passes.registry import register
@@ -27,7 +27,7 @@ class Convert(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         """Wrap the `load` of every picked parameter."""
-        result, target = module.copy(), Encoding(self.dtype)
+        result, target = module.copy(), {str(e): e for e in (F32, F16, BF16)}[self.dtype]
         changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding != target]
         for parameter in changed:
             result.parameters[parameter.name] = _converted(parameter, target)

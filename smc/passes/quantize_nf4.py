@@ -39,13 +39,13 @@ class QuantizeNF4(WeightQuantizer):
     def encoding(self) -> Encoding:
         """A codebook of 16 levels; on the int8 grid they are 127 times as large."""
         levels = NF4_LEVELS if self.grid == "f32" else tuple(round(127 * level) for level in NF4_LEVELS)
-        return Encoding(bits=4, levels=levels, grid=self.grid, group=self.group)
+        return Encoding.of(bits=4, codebook=levels, grid=self.grid, group=self.group)
 
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """The nearest level of every weight; the lower where two are equally near."""
         import torch
 
-        levels = torch.tensor(self.encoding().levels)
+        levels = torch.tensor(self.encoding().entries)
         scales = self.round_scales(groups.abs().amax(-1) / levels[-1])
         inverse = (1 / scales).masked_fill_(scales == 0, 0)
         return torch.bucketize(groups * inverse[..., None], (levels[1:] + levels[:-1]) / 2), scales

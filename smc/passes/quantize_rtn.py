@@ -57,9 +57,9 @@ class QuantizeRTN(WeightQuantizer):
 
     def encoding(self) -> Encoding:
         """Packed integers, a scale and perhaps a zero for every group."""
-        return Encoding(
+        return Encoding.of(
             bits=self.bits,
-            zero=None if self.symmetric else "group",
+            zero=None if self.symmetric else "stored",
             group=self.group,
             scale_dtype=self.scale_dtype,
             super_group=self.super_group,

@@ -36,7 +36,7 @@ class QuantizeTernary(WeightQuantizer):
 
     def encoding(self) -> Encoding:
         """Codes 0, 1 and 2 for -1, 0 and 1."""
-        return Encoding(
+        return Encoding.of(
             self.storage,
             bits=2,
             zero=1,

@@ -75,7 +75,7 @@ class WeightQuantizer(Pass):
 
         Rounded to `scale_dtype`; where they have two levels, to a multiple of their super-group's stored scale.
         """
-        if self.encoding().super_group is None:
+        if self.encoding().scales.super_group is None:
             return self._rounded(scales)
         outer, codes = self._two_levels(scales)
         return _repeated(outer, self.encoding(), scales.shape[1]) * codes
@@ -84,14 +84,14 @@ class WeightQuantizer(Pass):
         """Scales or offsets in `scale_dtype`, given back as float32."""
         import torch
 
-        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[self.encoding().scale_dtype]
+        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[self.encoding().scales.dtype]
         return values.to(dtype).to(torch.float32)
 
     def _two_levels(self, scales: Tensor) -> tuple[Tensor, Tensor]:
         """Scales [out, n_groups] → stored scales [out, super-groups], the largest scale / 255, and codes 0…255."""
         import torch
 
-        size = self.encoding().super_group
+        size = self.encoding().scales.super_group
         assert size is not None
         if (scales < 0).any():
             raise InputError(f"pass {self.name} made negative scales, which two levels cannot store")
@@ -104,7 +104,7 @@ class WeightQuantizer(Pass):
     def run(self, module: Module, context: Context) -> Module:
         """Wrap the `load` of every picked parameter that is still stored as floats."""
         encoding = self.encoding()
-        if encoding.is_float or encoding.permuted or encoding.rotation:
+        if encoding.is_float or encoding.transform.permuted or encoding.transform.rotation:
             raise InputError(
                 f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and a scale a group"
             )
@@ -131,11 +131,11 @@ class WeightQuantizer(Pass):
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
-        rows, columns = (1, values.numel()) if encoding.group == "tensor" else matrix_shape(shape)
+        rows, columns = (1, values.numel()) if encoding.scales.group == "tensor" else matrix_shape(shape)
         size, count = encoding.group_size(columns), encoding.groups(columns)
         codes = torch.empty(rows, count, size, dtype=torch.uint8)
         scales = torch.empty(rows, count)
-        third = torch.empty(rows, count) if encoding.zero == "group" or encoding.offset else None
+        third = torch.empty(rows, count) if encoding.stores_zeros or encoding.stores_minima else None
         mask = (torch.arange(count * size) < columns).view(count, size)
         matrix = values.reshape(rows, columns)
         with _one_torch_thread():
@@ -145,16 +145,16 @@ class WeightQuantizer(Pass):
                 codes[part], scales[part] = chunk[0], chunk[1]
                 if third is not None:
                     third[part] = chunk[2]
-        zeros = third.to(torch.uint8) if third is not None and encoding.zero == "group" else None
-        offsets = third if encoding.offset else None
-        if encoding.group == "tensor":
+        zeros = third.to(torch.uint8) if third is not None and encoding.stores_zeros else None
+        offsets = third if encoding.stores_minima else None
+        if encoding.scales.group == "tensor":
             codes = codes.view(matrix_shape(shape)[0], 1, -1)
         scale_codes = None
-        if encoding.super_group is not None:
+        if encoding.scales.super_group is not None:
             scales, scale_codes = self._two_levels(scales)
             scale_codes = scale_codes.to(torch.uint8)
-        least = LEAST_F16 if encoding.super_group is not None else LEAST_SCALE
-        is_tiny = encoding.scale_dtype == "f16" and not encoding.offset and scales.abs().max() < least
+        least = LEAST_F16 if encoding.scales.super_group is not None else LEAST_SCALE
+        is_tiny = encoding.scales.dtype == "f16" and not encoding.stores_minima and scales.abs().max() < least
         if is_tiny and matrix.abs().max() >= NEGLIGIBLE:
             raise InputError(f"pass {self.name} made scales too small for f16: use scale_dtype f32 or bf16")
         return EncodedTensor(
@@ -166,7 +166,7 @@ class WeightQuantizer(Pass):
         empty = groups.abs().amax(-1) < NEGLIGIBLE
         guarded = _filled(groups, empty, encoding) if empty.any() else groups
         results = list(self.quantize(guarded, statistics))
-        wanted = 3 if encoding.zero == "group" or encoding.offset else 2
+        wanted = 3 if encoding.stores_zeros or encoding.stores_minima else 2
         if len(results) != wanted:
             raise InputError(f"pass {self.name} returned {len(results)} tensors where {encoding} takes {wanted}")
         for index, what in enumerate(("codes", "scales", "zeros or offsets")[:wanted]):
@@ -178,9 +178,9 @@ class WeightQuantizer(Pass):
         results[0] = results[0].masked_fill(~statistics.mask, 0)
         self._check_codes("codes", results[0], top)
         results[1] = self._stored("scales", results[1], self.round_scales).masked_fill(empty, 0.0)
-        if encoding.zero == "group":
+        if encoding.stores_zeros:
             self._check_codes("zeros", results[2], top)
-        elif encoding.offset:
+        elif encoding.stores_minima:
             results[2] = self._stored("offsets", results[2], self._rounded).masked_fill(empty, 0.0)
         return results
 
@@ -194,34 +194,34 @@ class WeightQuantizer(Pass):
     def _stored(self, what: str, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         rounded = rounding(values)
         if not rounded.isfinite().all():
-            dtype = self.encoding().scale_dtype
+            dtype = self.encoding().scales.dtype
             raise InputError(f"pass {self.name} made {what} beyond the range of {dtype}: use scale_dtype f32 or bf16")
         return rounded
 
 
 def _repeated(values: Tensor, encoding: Encoding, count: int) -> Tensor:
     """[out, super-groups] → [out, n_groups]."""
-    assert encoding.super_group is not None
-    return values.repeat_interleave(encoding.super_group, dim=1)[:, :count]
+    assert encoding.scales.super_group is not None
+    return values.repeat_interleave(encoding.scales.super_group, dim=1)[:, :count]
 
 
 def _filled(groups: Tensor, empty: Tensor, encoding: Encoding) -> Tensor:
     """All-zero groups filled with ones; where groups share a scale, with nothing larger than the others hold."""
     import torch
 
-    if encoding.super_group is None:
+    if encoding.scales.super_group is None:
         return groups.masked_fill(empty[..., None], 1.0)
     largest = groups.abs().amax(-1)
-    padded = torch.nn.functional.pad(largest, (0, -largest.shape[1] % encoding.super_group))
-    shared = padded.view(len(groups), -1, encoding.super_group).amax(-1)
+    padded = torch.nn.functional.pad(largest, (0, -largest.shape[1] % encoding.scales.super_group))
+    shared = padded.view(len(groups), -1, encoding.scales.super_group).amax(-1)
     shared = shared.masked_fill(shared < NEGLIGIBLE, 1.0)
     return torch.where(empty[..., None], _repeated(shared, encoding, groups.shape[1])[..., None], groups)
 
 
 def _last_code(encoding: Encoding) -> int:
-    if encoding.levels is not None:
-        return len(encoding.levels) - 1
-    return 2 if encoding.storage == "base3" else (1 << encoding.bits) - 1
+    if encoding.has_codebook:
+        return len(encoding.entries) - 1
+    return 2 if encoding.is_base3 else (1 << encoding.bits) - 1
 
 
 def _row_chunks(rows: int, columns: int) -> Iterator[slice]:

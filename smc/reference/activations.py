@@ -37,9 +37,9 @@ def quantize_heads(x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
 def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
     """What a matrix of this encoding is multiplied with: float32 [n, columns], rounded if the encoding says so."""
-    if encoding.activation == "none":
+    if encoding.activations is None:
         return x
-    codes, scales = quantize_activations(x.detach(), encoding.activation_group)
+    codes, scales = quantize_activations(x.detach(), encoding.activations.group)
     return straight_through(x, (codes.float() * scales[..., None]).view(x.shape[0], -1)[:, : x.shape[1]])
 
 

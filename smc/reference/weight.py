@@ -28,7 +28,7 @@ class Weight:
     def rounded(self, x: Tensor) -> Tensor:
         """The input [n, columns] as this matrix sees it. Activation groups follow the order of the stored columns."""
         stored = x if self.order is None else x[:, self.order]
-        rotation = self.encoding.rotation
+        rotation = self.encoding.transform.rotation
         stored = stored if rotation is None else rotate(stored, rotation)
         stored = round_activations(stored, self.encoding)
         stored = stored if rotation is None else rotate(stored, rotation)

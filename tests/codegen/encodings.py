@@ -22,43 +22,43 @@ ENCODINGS = [
     integer(4, symmetric=False),
     integer(8, symmetric=False, group=64),
     integer(3, symmetric=False, group=16),
-    Encoding(bits=2, zero=1, scale_dtype="bf16"),
-    Encoding("base3"),
-    Encoding("base3", group="tensor", activation_group="token"),
-    Encoding("base3", group=64, zero="group"),
-    Encoding("base3", group=128, offset=True),
-    Encoding("base3", levels=(-128, 5, 127), group=16),
-    Encoding("base3", group=64, activation="none"),
-    Encoding("base3", levels=(-1.25, 0.5, 1.75), activation="none"),
+    Encoding.of(bits=2, zero=1, scale_dtype="bf16"),
+    Encoding.of("base3"),
+    Encoding.of("base3", group="tensor", activation_group="token"),
+    Encoding.of("base3", group=64, zero="stored"),
+    Encoding.of("base3", group=128, minimum=True),
+    Encoding.of("base3", codebook=(-128, 5, 127), group=16),
+    Encoding.of("base3", group=64, activation="none"),
+    Encoding.of("base3", codebook=(-1.25, 0.5, 1.75), activation="none"),
     integer(8, group="row", activation_group="token"),
     integer(4, group=96, symmetric=False, activation_group="token"),
     integer(5, group="tensor"),
-    Encoding(bits=4, offset=True, scale_dtype="f32"),
-    Encoding(bits=8, offset=True, group=16),
-    Encoding(bits=5, offset=True, group="row", activation_group="token"),
-    Encoding(bits=4, levels=I8_LEVELS),
-    Encoding(bits=4, levels=FLOAT_LEVELS, group=64),
-    Encoding(bits=5, levels=I8_LEVELS + I8_LEVELS[:5]),
-    Encoding(bits=8, levels=ALL_LEVELS, group=64),
-    Encoding(bits=5, levels=ALL_FLOAT_LEVELS[:27], group=16),
-    Encoding(bits=6, levels=ALL_FLOAT_LEVELS[:40]),
-    Encoding(bits=4, super_group=8),
-    Encoding(bits=5, group=16, super_group=16, zero="group", scale_dtype="f32"),
-    Encoding(bits=4, group=64, super_group=3, offset=True),
-    Encoding(bits=8, group=96, super_group=2, zero="group", activation="none", scale_dtype="bf16"),
-    Encoding(bits=4, activation_group=128),
-    Encoding(bits=4, group=128, activation_group=128),
-    Encoding(bits=4, zero="group", activation_group=64),
-    Encoding("base3", activation_group=96),
-    Encoding(bits=2, group=192, activation_group=64, zero="group"),
-    Encoding(bits=4, group=64, activation_group=128, offset=True),
-    Encoding(bits=3, group="row", activation_group=64),
-    Encoding(bits=6, group=16, activation_group=96),
-    Encoding(bits=3, levels=(-128, 127, 0, 3), group=16, activation="none"),
-    Encoding(bits=6, activation="none"),
-    Encoding(bits=4, group=16, zero="group", activation="none"),
-    Encoding(bits=8, group="row", offset=True, activation="none"),
-    Encoding(bits=1, group="tensor", activation="none"),
+    Encoding.of(bits=4, minimum=True, scale_dtype="f32"),
+    Encoding.of(bits=8, minimum=True, group=16),
+    Encoding.of(bits=5, minimum=True, group="row", activation_group="token"),
+    Encoding.of(bits=4, codebook=I8_LEVELS),
+    Encoding.of(bits=4, codebook=FLOAT_LEVELS, group=64),
+    Encoding.of(bits=5, codebook=I8_LEVELS + I8_LEVELS[:5]),
+    Encoding.of(bits=8, codebook=ALL_LEVELS, group=64),
+    Encoding.of(bits=5, codebook=ALL_FLOAT_LEVELS[:27], group=16),
+    Encoding.of(bits=6, codebook=ALL_FLOAT_LEVELS[:40]),
+    Encoding.of(bits=4, super_group=8),
+    Encoding.of(bits=5, group=16, super_group=16, zero="stored", scale_dtype="f32"),
+    Encoding.of(bits=4, group=64, super_group=3, minimum=True),
+    Encoding.of(bits=8, group=96, super_group=2, zero="stored", activation="none", scale_dtype="bf16"),
+    Encoding.of(bits=4, activation_group=128),
+    Encoding.of(bits=4, group=128, activation_group=128),
+    Encoding.of(bits=4, zero="stored", activation_group=64),
+    Encoding.of("base3", activation_group=96),
+    Encoding.of(bits=2, group=192, activation_group=64, zero="stored"),
+    Encoding.of(bits=4, group=64, activation_group=128, minimum=True),
+    Encoding.of(bits=3, group="row", activation_group=64),
+    Encoding.of(bits=6, group=16, activation_group=96),
+    Encoding.of(bits=3, codebook=(-128, 127, 0, 3), group=16, activation="none"),
+    Encoding.of(bits=6, activation="none"),
+    Encoding.of(bits=4, group=16, zero="stored", activation="none"),
+    Encoding.of(bits=8, group="row", minimum=True, activation="none"),
+    Encoding.of(bits=1, group="tensor", activation="none"),
 ]
 
 
@@ -76,16 +76,16 @@ def encodings(draw: st.DrawFn) -> Encoding:
     count = 3 if storage == "base3" else 2**bits
     fields: dict[str, Any] = {"zero": draw(st.integers(0, count - 1))}
     if kind == "group":
-        fields = {"zero": "group"}
+        fields = {"zero": "stored"}
     elif kind == "offset":
-        fields = {"offset": True}
+        fields = {"minimum": True}
     elif "levels" in kind:
-        count = min(count, 256 if kind == "levels" else 40)  # many float levels take long to compile
+        count = min(count, 256 if kind == "levels" else 40)  # many float entries take long to compile
         exact = st.integers(-128, 127)
         level = exact if kind == "levels" else st.floats(-2, 2, width=16, allow_subnormal=False)
-        fields = {"levels": tuple(draw(st.lists(level, min_size=2, max_size=count)))}
+        fields = {"codebook": tuple(draw(st.lists(level, min_size=2, max_size=count)))}
         fields["grid"] = "i8" if kind == "levels" else "f16"
-    return Encoding(
+    return Encoding.of(
         storage,
         bits=bits,
         group=group,

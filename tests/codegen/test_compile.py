@@ -260,7 +260,7 @@ class FourLevels(WeightQuantizer):
         return LEVELS if self.grid == "f32" else tuple(round(100 * level) for level in LEVELS)
 
     def encoding(self) -> Encoding:
-        return Encoding(bits=2, levels=self.levels(), group=self.group)
+        return Encoding.of(bits=2, codebook=self.levels(), group=self.group)
 
     def quantize(self, groups: torch.Tensor, statistics: GroupStatistics) -> tuple[torch.Tensor, ...]:
         levels = torch.tensor(self.levels(), dtype=torch.float32)

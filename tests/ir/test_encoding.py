@@ -25,6 +25,7 @@ from smc.ir import (
     parse_encoding,
     rotate,
 )
+from smc.ir.encoding import Activations, Affine, Floats, Packed, Scales, Transform
 
 NF4 = (
     -1.0,
@@ -62,29 +63,29 @@ def encodings(draw: st.DrawFn) -> Encoding:
     elif decode == "constant":
         options["zero"] = draw(st.integers(0, 2**bits - 1))
     elif decode == "group":
-        options["zero"] = "group"
+        options["zero"] = "stored"
     elif decode == "offset":
-        options["offset"] = True
+        options["minimum"] = True
     elif decode == "levels":
-        options["levels"] = tuple(draw(st.lists(st.integers(-128, 127), min_size=2**bits, max_size=2**bits)))
+        options["codebook"] = tuple(draw(st.lists(st.integers(-128, 127), min_size=2**bits, max_size=2**bits)))
     if isinstance(options["group"], int):
         options["super_group"] = draw(st.sampled_from([None, 4, 8]))
     options["permuted"] = draw(st.booleans())
-    return Encoding(**options)
+    return Encoding.of(**options)
 
 
 def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int) -> EncodedTensor:
     """Random codes, scales, zeros, offsets and order; the codes beyond the end of a row are extreme."""
     rng = np.random.default_rng(seed)
     groups, size = encoding.groups(columns), encoding.group_size(columns)
-    limit = 3 if encoding.storage == "base3" else 1 << encoding.bits
+    limit = 3 if encoding.is_base3 else 1 << encoding.bits
     codes = rng.integers(0, limit, (rows, groups * size), dtype=np.uint8)
     codes[:, columns:] = limit - 1
-    scale_shape = (1, 1) if encoding.group == "tensor" else (rows, groups)
+    scale_shape = (1, 1) if encoding.scales.group == "tensor" else (rows, groups)
     scale_codes = None
-    if encoding.super_group is not None:
+    if encoding.scales.super_group is not None:
         scale_codes = torch.from_numpy(rng.integers(0, 256, (rows, groups), dtype=np.uint8))
-        scale_shape = (rows, -(-groups // encoding.super_group))
+        scale_shape = (rows, -(-groups // encoding.scales.super_group))
     return EncodedTensor(
         encoding,
         (rows, columns),
@@ -92,10 +93,12 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int) -> Enc
         scales=torch.from_numpy(rng.uniform(0.01, 1, scale_shape).astype(np.float32)),
         scale_codes=scale_codes,
         zeros=torch.from_numpy(rng.integers(0, limit, (rows, groups), dtype=np.uint8))
-        if encoding.zero == "group"
+        if encoding.stores_zeros
         else None,
-        offsets=torch.from_numpy(rng.normal(size=(rows, groups)).astype(np.float32)) if encoding.offset else None,
-        order=torch.from_numpy(rng.permutation(columns).astype(np.int32)) if encoding.permuted else None,
+        offsets=torch.from_numpy(rng.normal(size=(rows, groups)).astype(np.float32))
+        if encoding.stores_minima
+        else None,
+        order=torch.from_numpy(rng.permutation(columns).astype(np.int32)) if encoding.transform.permuted else None,
     )
 
 
@@ -108,15 +111,15 @@ def decode_element(tensor: EncodedTensor, row: int, column: int) -> float:
     group, place = divmod(stored, encoding.group_size(columns))
     code = int(tensor.codes[row, group, place])
     if tensor.scale_codes is not None:
-        assert encoding.super_group is not None
-        scale = float(tensor.scales[row, group // encoding.super_group]) * int(tensor.scale_codes[row, group])
+        assert encoding.scales.super_group is not None
+        scale = float(tensor.scales[row, group // encoding.scales.super_group]) * int(tensor.scale_codes[row, group])
     else:
-        scale = float(tensor.scales[0, 0] if encoding.group == "tensor" else tensor.scales[row, group])
-    if encoding.levels is not None:
-        return scale * encoding.levels[code]
+        scale = float(tensor.scales[0, 0] if encoding.scales.group == "tensor" else tensor.scales[row, group])
+    if encoding.has_codebook:
+        return scale * encoding.entries[code]
     if tensor.offsets is not None:
         return scale * code + float(tensor.offsets[row, group])
-    zero = encoding.zero if tensor.zeros is None else int(tensor.zeros[row, group])
+    zero = encoding.constant_zero if tensor.zeros is None else int(tensor.zeros[row, group])
     assert isinstance(zero, int)
     return scale * (code - zero)
 
@@ -137,9 +140,9 @@ def test_stored_bits_count_every_part(encoding: Encoding, rows: int, columns: in
     tensor = random_tensor(encoding, rows, columns, seed)
     assert tensor.codes is not None
     assert tensor.scales is not None
-    scale_bits = {"f16": 16, "bf16": 16, "f32": 32}[encoding.scale_dtype]
+    scale_bits = {"f16": 16, "bf16": 16, "f32": 32}[encoding.scales.dtype]
     codes = tensor.codes.numel()
-    bits = -(-codes // 5) * 8 if encoding.storage == "base3" else codes * encoding.bits
+    bits = -(-codes // 5) * 8 if encoding.is_base3 else codes * encoding.bits
     bits += tensor.scales.numel() * scale_bits
     bits += 0 if tensor.scale_codes is None else tensor.scale_codes.numel() * 8
     bits += 0 if tensor.zeros is None else tensor.zeros.numel() * (4 if encoding.bits <= 4 else 8)
@@ -163,18 +166,18 @@ def test_changing_nothing_gives_the_same_encoding(encoding: Encoding) -> None:
         (integer(4), "int4.g32", 4.5),  # as Q4_0
         (integer(8), "int8.g32", 8.5),  # as Q8_0
         (integer(4, symmetric=False), "int4.g32.asymmetric", 4 + (16 + 4) / 32),
-        (Encoding(bits=4, offset=True), "int4.g32.offset", 5.0),  # as Q4_1
-        (Encoding(bits=4, zero=7), "int4.g32.zero7", 4.5),
-        (Encoding(bits=2, zero=1, group=64), "int2.g64.zero1", 2.25),  # as Q2_0
+        (Encoding.of(bits=4, minimum=True), "int4.g32.offset", 5.0),  # as Q4_1
+        (Encoding.of(bits=4, zero=7), "int4.g32.zero7", 4.5),
+        (Encoding.of(bits=2, zero=1, group=64), "int2.g64.zero1", 2.25),  # as Q2_0
         (integer(4, group=128), "int4.g128", 4 + 16 / 128),
         (integer(8, group="row"), "int8.row", 8 + 16 / 1024),
-        (Encoding("base3", group="tensor"), "base3.tensor", None),
-        (Encoding(bits=4, levels=NF4), "levels16.f32.g32.weight-only", 4.5),
-        (Encoding(bits=2, levels=(-8, -1, 1, 8)), "levels4.i8.g32", 2.5),
-        (Encoding(bits=4, super_group=8), "int4.g32.super8", 4 + 8 / 32 + 16 / 256),
-        (Encoding(bits=4, activation="none", scale_dtype="f32"), "int4.g32.f32.weight-only", 5.0),
+        (Encoding.of("base3", group="tensor"), "base3.tensor", None),
+        (Encoding.of(bits=4, codebook=NF4), "levels16.f32.g32.weight-only", 4.5),
+        (Encoding.of(bits=2, codebook=(-8, -1, 1, 8)), "levels4.i8.g32", 2.5),
+        (Encoding.of(bits=4, super_group=8), "int4.g32.super8", 4 + 8 / 32 + 16 / 256),
+        (Encoding.of(bits=4, activation="none", scale_dtype="f32"), "int4.g32.f32.weight-only", 5.0),
         (integer(8, group="row", activation_group="token"), "int8.row.a8-token", 8 + 16 / 1024),
-        (Encoding(bits=4, permuted=True, rotation=64), "int4.g32.permuted.rotated64", None),
+        (Encoding.of(bits=4, permuted=True, rotation=64), "int4.g32.permuted.rotated64", None),
     ],
 )
 def test_names_and_bits_a_weight(encoding: Encoding, name: str, bits: float | None) -> None:
@@ -190,33 +193,47 @@ def test_padding_of_the_last_group_is_counted() -> None:
 
 
 def test_base3_stores_five_codes_a_byte() -> None:
-    assert Encoding("base3", group="tensor").stored_bits((2, 341)) == -(-682 // 5) * 8 + 16
+    assert Encoding.of("base3", group="tensor").stored_bits((2, 341)) == -(-682 // 5) * 8 + 16
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "1 to 8 bits a code, not 0"),
-        ({"bits": 9}, "1 to 8 bits a code, not 9"),
-        ({"bits": 4, "zero": 16}, "zero 16 is no 4-bit code"),
-        ({"bits": 4, "zero": 3, "offset": True}, "a zero or an offset, not both"),
+        ({}, "1 to 8 bits per code, not 0"),
+        ({"bits": 9}, "1 to 8 bits per code, not 9"),
+        ({"bits": 4, "zero": 16}, "zero 16 is no code of int4"),
+        ({"bits": 4, "zero": 3, "minimum": True}, "a zero, a minimum or a codebook, not several"),
         ({"bits": 4, "group": 12}, "a multiple of 8 columns, not 12"),
         ({"bits": 4, "group": 0}, "a multiple of 8 columns, not 0"),
-        ({"bits": 2, "levels": (0, 1, 2, 3, 4)}, "5 levels do not fit 2-bit codes"),
-        ({"bits": 2, "levels": (0, 1), "zero": 1}, "a codebook has neither zero nor offset"),
-        ({"bits": 2, "levels": (0, 0.5), "grid": "i8"}, "must be integers from -128 to 127"),
-        ({"bits": 2, "levels": (0, 128), "grid": "i8"}, "must be integers from -128 to 127"),
-        ({"bits": 2, "levels": (0, 0.5), "activation": "i8"}, "need float activations"),
+        ({"bits": 2, "codebook": (0, 1, 2, 3, 4)}, "5 entries of a codebook do not fit int2"),
+        ({"storage": "base3", "codebook": (0, 1, 2, 3)}, "4 entries of a codebook do not fit base3"),
+        ({"storage": "base3", "zero": 3}, "zero 3 is no code of base3"),
+        ({"bits": 2, "codebook": (0, 1), "zero": 1}, "a zero, a minimum or a codebook, not several"),
+        ({"bits": 2, "codebook": (0, 0.5), "grid": "i8"}, "whole numbers from -128 to 127 only"),
+        ({"bits": 2, "codebook": (0, 128), "grid": "i8"}, "whole numbers from -128 to 127 only"),
+        ({"bits": 2, "codebook": (0, 0.5), "activation": "i8"}, "needs float activations"),
     ],
 )
 def test_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Encoding(**options)
+        Encoding.of(**options)
 
 
 def test_a_codebook_off_the_int8_grid_takes_float_activations() -> None:
-    assert Encoding(bits=4, levels=NF4).activation == "none"
-    assert Encoding(bits=2, levels=(-2, -1, 1, 2)).activation == "i8"
+    assert not Encoding.of(bits=4, codebook=NF4).rounds_inputs
+    assert Encoding.of(bits=2, codebook=(-2, -1, 1, 2)).rounds_inputs
+
+
+def test_parts_that_do_not_go_together_are_refused() -> None:
+    for parts in (
+        (Floats("f16"), Affine(0), Scales("tensor")),
+        (Floats("f16"), None, Scales(32)),
+        (Floats("f16"), None, Scales("tensor"), Transform(), Activations()),
+    ):
+        with pytest.raises(InputError, match="floats are stored as they are"):
+            Encoding(*parts)
+    with pytest.raises(InputError, match="what its codes stand for"):
+        Encoding(Packed(4), None)
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [(F32, torch.float32), (F16, torch.float16), (BF16, torch.bfloat16)])
@@ -247,11 +264,11 @@ def test_matrix_shape() -> None:
 def named_encodings(draw: st.DrawFn) -> Encoding:
     """Encodings of which str() says all."""
     bits = draw(st.integers(1, 8))
-    zero = draw(st.one_of(st.none(), st.just("group"), st.integers(0, 2**bits - 1)))
-    return Encoding(
+    zero = draw(st.one_of(st.none(), st.just("stored"), st.integers(0, 2**bits - 1)))
+    return Encoding.of(
         bits=bits,
         zero=zero,
-        offset=zero is None and draw(st.booleans()),
+        minimum=zero is None and draw(st.booleans()),
         group=draw(st.sampled_from([8, 32, 128, "row", "tensor"])),
         scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),
         super_group=draw(st.sampled_from([None, 8])),
@@ -267,14 +284,14 @@ def test_an_encoding_can_be_read_from_its_name(encoding: Encoding) -> None:
 
 
 def test_names_that_were_read() -> None:
-    for encoding in (F32, F16, BF16, Encoding("base3"), integer(8, group="row", activation_group="token")):
+    for encoding in (F32, F16, BF16, Encoding.of("base3"), integer(8, group="row", activation_group="token")):
         assert parse_encoding(str(encoding)) == encoding
 
 
 NO_ENCODINGS = ["", "f64", "int4", "int9.g32", "int4.g7", "int4.g32.f16", "int4.g32.offset.asymmetric"]
 
 
-@pytest.mark.parametrize("text", [*NO_ENCODINGS, "int4.g32.zero99", str(Encoding(bits=4, levels=(1, 2, 3)))])
+@pytest.mark.parametrize("text", [*NO_ENCODINGS, "int4.g32.zero99", str(Encoding.of(bits=4, codebook=(1, 2, 3)))])
 def test_what_names_no_encoding_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_encoding(text)
@@ -301,15 +318,15 @@ def test_rotate_multiplies_by_a_hadamard_matrix(block: int) -> None:
 def test_rotations_that_do_not_fit() -> None:
     for block in (0, 1, 48):
         with pytest.raises(InputError, match="power of two"):
-            Encoding(bits=4, rotation=block)
+            Encoding.of(bits=4, rotation=block)
     with pytest.raises(InputError, match="multiple of it, not 24 columns"):
         rotate(torch.zeros(1, 24), 16)
 
 
 def test_rotated_columns_are_decoded() -> None:
     """W x = (W H) (H x): what multiplies the plain input is the stored matrix rotated back, then in order."""
-    tensor = random_tensor(Encoding(bits=4, rotation=16, permuted=True), 5, 64, 0)
-    plain = replace(tensor, encoding=Encoding(bits=4), order=None).decode()
+    tensor = random_tensor(Encoding.of(bits=4, rotation=16, permuted=True), 5, 64, 0)
+    plain = replace(tensor, encoding=Encoding.of(bits=4), order=None).decode()
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     expected = rotate(x[:, tensor.order.long()], 16) @ plain.T
     torch.testing.assert_close(x @ tensor.decode().T, expected, atol=1e-4, rtol=1e-4)

@@ -37,7 +37,7 @@ class NearZero(WeightQuantizer):
     group: int = 64
 
     def encoding(self) -> Encoding:
-        return Encoding(bits=4, levels=LEVELS, group=self.group, scale_dtype="f16")
+        return Encoding.of(bits=4, codebook=LEVELS, group=self.group, scale_dtype="f16")
 
     def quantize(self, groups, statistics):
         scales = groups.abs().amax(-1)

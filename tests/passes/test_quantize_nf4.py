@@ -28,8 +28,8 @@ def test_every_weight_gets_the_nearest_level(grid: Any, columns: int, group: Any
     weights = np.random.default_rng(0).normal(0, 0.1, (5, columns)).astype(np.float32)
     weights[2] = 0
     tensor = QuantizeNF4(grid=grid, group=group).encode(torch.from_numpy(weights))
-    assert tensor.encoding.levels is not None
-    levels, size = np.array(tensor.encoding.levels), group if isinstance(group, int) else columns
+    assert tensor.encoding.has_codebook
+    levels, size = np.array(tensor.encoding.entries), group if isinstance(group, int) else columns
     assert np.abs(levels / levels[-1] - NF4_LEVELS).max() <= (0.5 / 127 + 1e-9 if grid == "i8" else 1e-9)
     decoded = tensor.decode().numpy()
     for begin in range(0, columns, size):
@@ -38,4 +38,4 @@ def test_every_weight_gets_the_nearest_level(grid: Any, columns: int, group: Any
         choices = scales[:, None, None] * levels
         best = np.abs(part[..., None] - choices).min(-1)
         np.testing.assert_allclose(np.abs(part - decoded[:, begin : begin + size]), best, atol=1e-6)
-    assert tensor.encoding.activation == ("i8" if grid == "i8" else "none")
+    assert tensor.encoding.rounds_inputs == (grid == "i8")

@@ -37,7 +37,7 @@ def test_values_are_the_papers(storage: Any, group: Any) -> None:
             np.testing.assert_allclose(decoded[part], values * gamma, rtol=1e-3)  # γ's last bit depends on the order
         else:
             assert not decoded[part].any()
-    assert tensor.encoding.activation_group == "token"
+    assert tensor.encoding.input_group == "token"
     assert parse_encoding(str(tensor.encoding)) == tensor.encoding
 
 

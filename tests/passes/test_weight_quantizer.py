@@ -10,7 +10,7 @@ import torch
 
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
-from smc.ir import Encoding
+from smc.ir import F16, Encoding
 from smc.passes import Context, QuantizeRTN, WeightQuantizer, apply
 from smc.passes import weight_quantizer as framework
 
@@ -21,7 +21,7 @@ class Plain(WeightQuantizer):
 
     name: ClassVar[str] = "plain"
     seen: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
-    stored: Encoding = Encoding(bits=4, group=16)
+    stored: Encoding = Encoding.of(bits=4, group=16)
     answer: object = None
 
     def encoding(self):
@@ -65,9 +65,9 @@ def test_rows_come_in_chunks_and_the_result_does_not_depend_on_them(monkeypatch)
     assert torch.equal(whole.scales, chunked.scales)
 
 
-@pytest.mark.parametrize("kind", [{}, {"zero": "group"}, {"offset": True}])
+@pytest.mark.parametrize("kind", [{}, {"zero": "stored"}, {"minimum": True}])
 def test_groups_of_zeros_are_guarded_and_decode_to_zeros(kind):
-    stored = Encoding(bits=4, group=16, **kind)
+    stored = Encoding.of(bits=4, group=16, **kind)
     weights = torch.randn(2, 48)
     weights[0, 16:32] = 0
     weights[1] = 0
@@ -75,7 +75,7 @@ def test_groups_of_zeros_are_guarded_and_decode_to_zeros(kind):
     def answer(groups):
         scales = groups.abs().amax(-1) / 15
         assert (scales > 0).all()
-        third = () if isinstance(stored.zero, int) else (scales * 0 + 3,)
+        third = () if stored.constant_zero is not None else (scales * 0 + 3,)
         return (groups.abs() / scales[..., None]).round().clamp(0, 15), scales, *third
 
     decoded = Plain(stored=stored, answer=answer).encode(weights).decode()
@@ -87,7 +87,7 @@ def test_groups_of_zeros_are_guarded_and_decode_to_zeros(kind):
 @pytest.mark.parametrize(("group", "shape"), [("row", (3, 1, 20)), ("tensor", (1, 1, 60))])
 def test_rows_and_tensors_as_one_group(group, shape):
     weights = torch.randn(3, 20)
-    tensor = Plain(stored=Encoding(bits=4, group=group)).encode(weights)
+    tensor = Plain(stored=Encoding.of(bits=4, group=group)).encode(weights)
     assert Plain.seen[0][0].shape == shape
     assert tensor.codes.shape == (3, 1, 20)
     assert tensor.scales.shape == shape[:2]
@@ -102,7 +102,7 @@ def test_three_dims_are_rows(monkeypatch):
 
 
 def test_scales_are_stored_in_their_dtype():
-    scales = Plain(stored=Encoding(bits=4, group=16, scale_dtype="bf16")).encode(torch.randn(3, 16)).scales
+    scales = Plain(stored=Encoding.of(bits=4, group=16, scale_dtype="bf16")).encode(torch.randn(3, 16)).scales
     assert scales.dtype == torch.float32
     assert torch.equal(scales.bfloat16().float(), scales)
 
@@ -130,18 +130,18 @@ def shaped(codes, scales, *rest):
 @pytest.mark.parametrize(
     ("stored", "answer", "message"),
     [
-        (Encoding(bits=4), shaped(16, 1.0), "codes from 16 to 16, not 0 to 15"),
-        (Encoding(bits=4), shaped(-1, 1.0), "codes from -1 to "),
-        (Encoding(bits=4), shaped(0.5, 1.0), "codes that are no whole numbers"),
-        (Encoding(bits=4), shaped(float("nan"), 1.0), "codes from nan"),
-        (Encoding("base3"), shaped(3, 1.0), "codes from 3 to 3, not 0 to 2"),
-        (Encoding(bits=4, levels=(-1, 0, 1)), shaped(3, 1.0), "codes from 3 to 3"),
-        (Encoding(bits=4), shaped(1, 1e6), "scales beyond the range of f16: use scale_dtype f32 or bf16"),
-        (Encoding(bits=4), shaped(1, float("nan")), "scales beyond the range"),
-        (Encoding(bits=4), shaped(1, 1.0, 3), "returned 3 tensors where int4.g32 takes 2"),
-        (Encoding(bits=4, zero="group"), shaped(1, 1.0), "returned 2 tensors where int4.g32.asymmetric takes 3"),
+        (Encoding.of(bits=4), shaped(16, 1.0), "codes from 16 to 16, not 0 to 15"),
+        (Encoding.of(bits=4), shaped(-1, 1.0), "codes from -1 to "),
+        (Encoding.of(bits=4), shaped(0.5, 1.0), "codes that are no whole numbers"),
+        (Encoding.of(bits=4), shaped(float("nan"), 1.0), "codes from nan"),
+        (Encoding.of("base3"), shaped(3, 1.0), "codes from 3 to 3, not 0 to 2"),
+        (Encoding.of(bits=4, codebook=(-1, 0, 1)), shaped(3, 1.0), "codes from 3 to 3"),
+        (Encoding.of(bits=4), shaped(1, 1e6), "scales beyond the range of f16: use scale_dtype f32 or bf16"),
+        (Encoding.of(bits=4), shaped(1, float("nan")), "scales beyond the range"),
+        (Encoding.of(bits=4), shaped(1, 1.0, 3), "returned 3 tensors where int4.g32 takes 2"),
+        (Encoding.of(bits=4, zero="stored"), shaped(1, 1.0), "returned 2 tensors where int4.g32.asymmetric takes 3"),
         (
-            Encoding(bits=4),
+            Encoding.of(bits=4),
             lambda groups: (groups[0], groups[..., 0]),
             "returned codes of shape [1, 32], not [2, 1, 32]",
         ),
@@ -153,7 +153,7 @@ def test_wrong_results_are_refused(stored, answer, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("stored", [Encoding("f16"), Encoding(bits=4, permuted=True)])
+@pytest.mark.parametrize("stored", [F16, Encoding.of(bits=4, permuted=True)])
 def test_encodings_of_another_kind_are_refused(make_checkpoint, stored):
     module = load_checkpoint(make_checkpoint()[0])
     with pytest.raises(InputError, match="pass plain cannot make "):

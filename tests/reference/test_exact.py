@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
-from smc.ir import EncodedTensor, Encoding, Parameter, RopeTable, ops
+from smc.ir import F32, EncodedTensor, Encoding, Parameter, RopeTable, ops
 from smc.ir.activations import ACTIVATIONS
+from smc.ir.encoding import Transform
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.reference.exact import compute_exactly
@@ -144,14 +145,14 @@ def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
     """docs/numerics.md, "Activations" and "Matrix products", one number after the other."""
     encoding, (rows, columns) = tensor.encoding, tensor.shape
     whole = 1 << 20
-    group = encoding.group if isinstance(encoding.group, int) else whole
-    per_row = group == whole and not encoding.offset
-    activation_group = {"token": whole}.get(encoding.activation_group, encoding.activation_group)
+    group = encoding.scales.group if isinstance(encoding.scales.group, int) else whole
+    per_row = group == whole and not encoding.stores_minima
+    activation_group = {"token": whole}.get(encoding.input_group, encoding.input_group)
     integers, scales, offsets = stored_numbers(tensor)
     result = np.zeros((len(x), rows), np.float32)
     for token, row in np.ndindex(*result.shape):
         total = np.float32(0)
-        if encoding.activation == "none":
+        if not encoding.rounds_inputs:
             for start in range(0, columns, group):
                 part, amount = np.float32(0), np.float32(0)
                 for column in range(start, min(start + group, columns)):
@@ -159,7 +160,7 @@ def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
                     amount = np.float32(amount + x[token, column])
                 whole_row = encoding.is_float or per_row
                 total = part if whole_row else scalar_fma(part, scales[row, start // group], total)
-                if encoding.offset:
+                if encoding.stores_minima:
                     total = scalar_fma(offsets[row, start // group], amount, total)
         else:
             codes, x_scales = rounded_inputs(x[token], activation_group)
@@ -172,7 +173,7 @@ def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
                 x_scale = np.float32(1) if shared else own_scale
                 factor = x_scale if per_row else np.float32(scales[row, place] * x_scale)
                 part = scalar_fma(np.float32(int(codes[piece] @ integers[row, piece].astype(int))), factor, part)
-                if encoding.offset:
+                if encoding.stores_minima:
                     amount = np.float32(np.float32(codes[piece].sum()) * x_scale)
                     part = scalar_fma(offsets[row, place], amount, part)
                 if shared and (piece.stop % activation_group == 0 or piece.stop == columns):
@@ -180,7 +181,7 @@ def linear_by_the_book(x: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
             total = total if shared else part
         if per_row and not encoding.is_float:
             total = np.float32(total * scales[row, 0])
-        if encoding.activation == "i8" and activation_group == whole:
+        if encoding.rounds_inputs and activation_group == whole:
             total = np.float32(total * x_scales[0])
         result[token, row] = total
     return result
@@ -193,12 +194,12 @@ def stored_numbers(tensor: EncodedTensor) -> tuple[np.ndarray, np.ndarray, np.nd
         return tensor.decode().numpy(), np.ones((rows, 1), np.float32), np.zeros((rows, 1))
     scales = tensor.group_scales().numpy()
     codes = tensor.codes.numpy().astype(np.int64)
-    if encoding.levels is not None:
-        integers = np.array(encoding.levels, np.float32)[codes]
-    elif encoding.zero == "group":
+    if encoding.has_codebook:
+        integers = np.array(encoding.entries, np.float32)[codes]
+    elif encoding.stores_zeros:
         integers = codes - tensor.zeros.numpy().astype(np.int64)[..., None]
     else:
-        integers = codes - (encoding.zero or 0)
+        integers = codes - (encoding.constant_zero or 0)
     offsets = np.zeros_like(scales) if tensor.offsets is None else tensor.offsets.numpy()
     return integers.reshape(rows, -1)[:, :columns], scales, offsets
 
@@ -240,14 +241,14 @@ def test_rms_norm_sums_in_32_lanes():
     while sums.shape[1] > 1:
         sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
     factor = np.float32(1) / np.sqrt(sums / np.float32(77) + np.float32(1e-5))
-    stored = EncodedTensor(Encoding("f32"), (77,), values=weight)
+    stored = EncodedTensor(F32, (77,), values=weight)
     result = compute_exactly("rms_norm", [x, stored], {"eps": 1e-5})
     np.testing.assert_array_equal(result.numpy(), x.numpy() * factor * weight.numpy())
 
 
 def f32(*shape: int, seed: int = 0) -> tuple[torch.Tensor, EncodedTensor]:
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return values, EncodedTensor(Encoding("f32"), shape, values=values)
+    return values, EncodedTensor(F32, shape, values=values)
 
 
 @pytest.mark.parametrize("width", [7, 32, 77])
@@ -263,7 +264,7 @@ def test_layer_norm(width: int, has_bias: bool):
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
     # The sums themselves go as those of the RMS norm: of what is centered already, both are alike.
     centered = torch.tensor([[1.0, -1.0, 2.0, -2.0]])
-    one = EncodedTensor(Encoding("f32"), (4,), values=torch.ones(4))
+    one = EncodedTensor(F32, (4,), values=torch.ones(4))
     both = [compute_exactly(op, [centered, one], {"eps": 1e-5}) for op in ("layer_norm", "rms_norm")]
     assert torch.equal(*both)
 
@@ -349,8 +350,8 @@ def test_what_has_no_kernel_is_refused(make_checkpoint):
     module = load_checkpoint(make_checkpoint()[0]).copy()
     name = "model.embed_tokens.weight"
     shape = module.parameters[name].shape
-    tensor = random_tensor(Encoding(bits=8), *shape, 0)
-    encoding = replace(tensor.encoding, rotation=16)
+    tensor = random_tensor(Encoding.of(bits=8), *shape, 0)
+    encoding = replace(tensor.encoding, transform=Transform(rotation=16))
     module.parameters[name] = Parameter(name, shape, encoding, lambda: replace(tensor, encoding=encoding))
     with pytest.raises(InputError, match=r"no kernel.* an embedding in encoding int8.*rotated"):
         ExactReference(module).logits(torch.tensor([1]))

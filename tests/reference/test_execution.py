@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smc.frontend import load_checkpoint
-from smc.ir import EncodedTensor, Encoding, ops, rotate
+from smc.ir import F32, EncodedTensor, Encoding, ops, rotate
 from smc.passes import FUSIONS, QuantizeRTN, apply
 from smc.reference import Batch, Hook, Reference
 from smc.reference.activations import round_activations
@@ -126,7 +126,7 @@ def test_activation_groups_follow_the_stored_order_of_columns():
     x, weights = torch.randn(2, 64, generator=generator), torch.randn(5, 64, generator=generator)
     order = torch.randperm(64, generator=generator).int()
     plain = QuantizeRTN(bits=8).encode(weights[:, order.long()])
-    encoding = Encoding(bits=8, permuted=True)
+    encoding = Encoding.of(bits=8, permuted=True)
     permuted = EncodedTensor(encoding, (5, 64), codes=plain.codes, scales=plain.scales, order=order)
     attributes = {"bias": False, "residual": False}
     expected = compute("linear", [x[:, order.long()], Weight.decode(plain)], attributes)
@@ -137,7 +137,7 @@ def test_grouped_linear_multiplies_with_the_chosen_matrices():
     generator = torch.Generator().manual_seed(0)
     x, weights = torch.randn(4, 6, generator=generator), torch.randn(3, 5, 6, generator=generator)
     index = torch.tensor([[0, 2], [1, 0], [2, 1], [1, 2]], dtype=torch.int32)
-    weight = Weight(weights, Encoding("f32"))
+    weight = Weight(weights, F32)
     result = compute("grouped_linear", [x, weight, index], {})
     expected = torch.stack([torch.stack([weights[e] @ x[t] for e in index[t]]) for t in range(4)])
     torch.testing.assert_close(result, expected)
@@ -159,7 +159,7 @@ def test_activations_are_rounded_in_the_rotated_basis():
     generator = torch.Generator().manual_seed(0)
     x, weights = torch.randn(2, 64, generator=generator), torch.randn(5, 64, generator=generator)
     plain = QuantizeRTN(bits=8).encode(rotate(weights, 16))
-    rotated = EncodedTensor(Encoding(bits=8, rotation=16), (5, 64), codes=plain.codes, scales=plain.scales)
+    rotated = EncodedTensor(Encoding.of(bits=8, rotation=16), (5, 64), codes=plain.codes, scales=plain.scales)
     attributes = {"bias": False, "residual": False}
     expected = compute("linear", [rotate(x, 16), Weight.decode(plain)], attributes)
     result = compute("linear", [x, Weight.decode(rotated)], attributes)

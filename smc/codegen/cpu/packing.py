@@ -20,14 +20,14 @@ def check_packable(encoding: Encoding, columns: int = 0) -> None:
     reason = None
     if encoding.is_float:
         return
-    inputs, group = encoding.activation_group, encoding.group
-    if encoding.rotation and columns % encoding.rotation:
-        reason = f"a rotation in blocks of {encoding.rotation} that do not divide {columns} columns"
-    elif encoding.super_group is not None and not isinstance(group, int):
+    inputs, group = encoding.input_group, encoding.scales.group
+    if encoding.transform.rotation and columns % encoding.transform.rotation:
+        reason = f"a rotation in blocks of {encoding.transform.rotation} that do not divide {columns} columns"
+    elif encoding.scales.super_group is not None and not isinstance(group, int):
         reason = f"two-level scales with one scale a {group}"
-    elif isinstance(encoding.group, int) and encoding.group != 16 and encoding.group % TILE:
-        reason = f"groups of {encoding.group} (16 or a multiple of 32)"
-    elif encoding.activation == "i8" and isinstance(inputs, int):
+    elif isinstance(encoding.scales.group, int) and encoding.scales.group != 16 and encoding.scales.group % TILE:
+        reason = f"groups of {encoding.scales.group} (16 or a multiple of 32)"
+    elif encoding.rounds_inputs and isinstance(inputs, int):
         if inputs % TILE:
             reason = f"activation groups of {inputs} (a multiple of 32, or token)"
         elif isinstance(group, int) and group % inputs and inputs % group:
@@ -38,7 +38,7 @@ def check_packable(encoding: Encoding, columns: int = 0) -> None:
 
 def stored_bias(encoding: Encoding, family: str) -> int:
     """What is subtracted from codes before they are stored."""
-    plain = encoding.levels is None and encoding.storage == "packed"
+    plain = not encoding.has_codebook and encoding.is_packed
     return 1 << (encoding.bits - 1) if family == "arm64" and plain else 0
 
 
@@ -59,7 +59,7 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
     assert tensor.scales is not None
     # One scale for everything is repeated in every row.
     scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
-    if encoding.offset:
+    if encoding.stores_minima:
         assert tensor.offsets is not None
         scales.append(_pack_scales(tensor.offsets, layout, layout.groups))
     if span := span_of(encoding):
@@ -91,7 +91,7 @@ def _row_blocks(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarr
 def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     import torch
 
-    bits = values.contiguous().view(torch.int32 if layout.encoding.storage == "f32" else torch.int16).numpy()
+    bits = values.contiguous().view(torch.int32 if layout.encoding.float_dtype == "f32" else torch.int16).numpy()
     return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
@@ -101,7 +101,7 @@ def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
     # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
     vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
     vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
-    if layout.encoding.storage == "base3":
+    if layout.encoding.is_base3:
         return _by_blocks(_base3_cells(vectors))
     packed, low = [], 0
     for width in planes(layout.encoding.bits):
@@ -139,7 +139,7 @@ _FRACTIONS = (-(-256 * np.arange(3**FIVE) // 3**FIVE)).astype(np.uint8)
 def _pack_scales(scales: torch.Tensor, layout: MatrixLayout, count: int) -> np.ndarray:
     import torch
 
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scale_dtype]
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[layout.encoding.scales.dtype]
     bits = scales.to(dtype).contiguous().view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
     return np.ascontiguousarray(_row_blocks(bits, layout, count)).view(np.uint8).reshape(-1)
 

@@ -16,41 +16,41 @@ PANEL_TILES = 8
 
 def panel_tiles(encoding: Encoding, level: Level) -> int | None:
     """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none."""
-    if level.family != "x86" or encoding.activation != "i8":
+    if level.family != "x86" or not encoding.rounds_inputs:
         return None
-    sizes = [size for size in (encoding.group, encoding.activation_group) if isinstance(size, int)]
+    sizes = [size for size in (encoding.scales.group, encoding.input_group) if isinstance(size, int)]
     span = -(-max(sizes, default=TILE) // TILE)
     return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
 
 
 def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     """Whether many tokens had better find weights unpacked, as measured on Zen 4."""
-    if encoding.storage == "base3":
+    if encoding.is_base3:
         return True
     # Zeros of 8-bit codes are not subtracted beforehand.
-    zeros = encoding.zero == "group" and encoding.bits < 8
+    zeros = encoding.stores_zeros and encoding.bits < 8
     if level.registers < 32:  # which unpacking needs, too
         if zeros or len(planes(encoding.bits)) > 1:
             return True
-        if level.dot == "vpdpbusd" and encoding.bits == 2 and encoding.levels is None:
+        if level.dot == "vpdpbusd" and encoding.bits == 2 and not encoding.has_codebook:
             return False  # a load brings codes of four columns
-        return encoding.bits < 8 or encoding.levels is not None or level.dot == "vpmaddubsw"
-    every_tile = isinstance(encoding.group, int) and encoding.group <= TILE
-    return (zeros and every_tile) or len(encoding.levels or ()) > 16
+        return encoding.bits < 8 or encoding.has_codebook or level.dot == "vpmaddubsw"
+    every_tile = isinstance(encoding.scales.group, int) and encoding.scales.group <= TILE
+    return (zeros and every_tile) or len(encoding.entries) > 16
 
 
 def _panel_tile(encoding: Encoding, level: Level) -> Tile:
     """How many of a panel's rows meet how many tokens at once, as measured on Zen 4."""
     if (
         level.registers < 32
-        and encoding.storage != "base3"
-        and encoding.levels is None
+        and not encoding.is_base3
+        and not encoding.has_codebook
         and len(planes(encoding.bits)) == 1
     ):
-        if encoding.group == 16 and level.dot == "vpdpbusd":
+        if encoding.scales.group == 16 and level.dot == "vpdpbusd":
             return Tile(2, 2 * level.lanes, panel=True)  # sums, and those of an input scale, in registers
         # Codes of 8 bits have signs beside them there, and zeros are not subtracted beforehand: loads for every row.
-        by_row = level.dot == "vpmaddubsw" and (encoding.bits == 8 or encoding.zero == "group")
+        by_row = level.dot == "vpmaddubsw" and (encoding.bits == 8 or encoding.stores_zeros)
         if not by_row:
             return Tile(2, ROW_BLOCK, panel=True)  # half the pointers to inputs, of which 16 registers spill some
     # Unpacking takes long for the tokens of a batch, too, that are too few for a panel.
@@ -62,26 +62,26 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
         return _panel_tile(encoding, level)
     if level.family == "arm64":
-        if encoding.activation == "i8":
+        if encoding.rounds_inputs:
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
             return Tile(64 if level.dot == "smmla" else 48, 4)
         return Tile(4, 16) if encoding.is_float else Tile(4, 8)
     # Unpacking may take longer than multiplying: then more tokens share it.
-    integers = encoding.activation == "i8"
+    integers = encoding.rounds_inputs
     if level.registers < 32:
         # Accumulators, used once a group, wait in the first cache where sums need the registers.
-        slow = encoding.levels is not None or (encoding.storage == "base3" and integers)
+        slow = encoding.has_codebook or (encoding.is_base3 and integers)
         return Tile(6, 16) if encoding.is_float or slow else Tile(4, 16)
     if encoding.is_float:
         return Tile(8, 32)
     if not integers:
         return Tile(8, 16)
-    if encoding.storage == "base3" or len(encoding.levels or ()) > 16:
+    if encoding.is_base3 or len(encoding.entries) > 16:
         return Tile(8, 16)
-    if encoding.has_row_scale and encoding.activation_group == "token":
+    if encoding.has_row_scale and encoding.input_group == "token":
         return Tile(3, 32)  # 98 % of the products that Zen 4 can start; with 4 tokens 95 %
     # A panel would keep much of the first cache, which a neighbour of the core may need.
-    shared = len(planes(encoding.bits)) > 1 or (encoding.zero == "group" and encoding.bits < 8)
+    shared = len(planes(encoding.bits)) > 1 or (encoding.stores_zeros and encoding.bits < 8)
     return Tile(6 if shared and not encoding.has_partial_sums else 4, 32)
 
 
@@ -91,7 +91,7 @@ def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
     The rest of the registers holds what is added up: fewer accumulators leave them idle, more are spilled.
     """
     default = default_tile(encoding, level)
-    if level.family == "arm64" and encoding.activation == "i8":
+    if level.family == "arm64" and encoding.rounds_inputs:
         return [default, *(Tile(tokens, rows) for tokens, rows in ((8, 4), (24, 4), (8, 8), (24, 8)))]
     tiles = [
         Tile(tokens, rows, panel)

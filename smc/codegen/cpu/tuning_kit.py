@@ -41,7 +41,7 @@ STANDARD_ENCODINGS = (
     integer(5, group=64, symmetric=False),
     integer(6),
     integer(8),
-    Encoding(bits=8, activation="none"),
+    Encoding.of(bits=8, activation="none"),
     F16,
 )
 """Those of the recipes."""
@@ -146,7 +146,7 @@ def _table(
         lines += [f"    {{{_workload(kernel, dict(workload))}}}," for workload in measured[kernel]]
         lines += ["};"]
         features = ",".join(level.features)
-        input_sum = sum_group(kernel.encoding) // 4 if kernel.encoding.activation == "i8" else 0
+        input_sum = sum_group(kernel.encoding) // 4 if kernel.encoding.rounds_inputs else 0
         rows.append(
             f'    {{"{kernel.name()}", "{level.name}", "{features}", {input_sum}, candidates_{index}, {len(specs)}, '
             f"workloads_{index}, {len(measured[kernel])}}},"

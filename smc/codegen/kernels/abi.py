@@ -54,9 +54,9 @@ F32_FORM = Form("f32")
 def form_for(encoding: Encoding) -> Form:
     """The form that a linear with weights in this encoding reads."""
     form = F32_FORM
-    if encoding.activation == "i8":
-        form = Form("i8", encoding.activation_group, sum_group(encoding))
-    return replace(form, permuted=encoding.permuted, rotation=encoding.rotation)
+    if encoding.activations is not None:
+        form = Form("i8", encoding.activations.group, sum_group(encoding))
+    return replace(form, permuted=encoding.transform.permuted, rotation=encoding.transform.rotation)
 
 
 MOST_ROWS = 24

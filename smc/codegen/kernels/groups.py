@@ -8,12 +8,12 @@ from smc.ir import Encoding
 
 def sum_group(encoding: Encoding) -> int:
     """Over how many columns the input sums are taken that correct for zeros."""
-    return 16 if encoding.group == 16 else 32
+    return 16 if encoding.scales.group == 16 else 32
 
 
 def tiles_of_scales(encoding: Encoding) -> tuple[int | None, int | None]:
     """For how many tiles a scale of the weights and one of the inputs hold; None: for the whole row."""
-    sizes = encoding.group, encoding.activation_group if encoding.activation == "i8" else None
+    sizes = encoding.scales.group, encoding.input_group if encoding.rounds_inputs else None
     weights, inputs = (-(-size // TILE) if isinstance(size, int) else None for size in sizes)
     return weights, inputs
 
@@ -25,5 +25,5 @@ def flushes_tiles(encoding: Encoding) -> bool:
 
 def piece_quads(encoding: Encoding, half: int) -> range:
     """The quads of a piece that is flushed at once: a tile, or in groups of 16 a half of one."""
-    size = QUADS // 2 if encoding.group == 16 else QUADS
+    size = QUADS // 2 if encoding.scales.group == 16 else QUADS
     return range(half * size, (half + 1) * size)

@@ -82,11 +82,11 @@ class Span:
 
 def span_of(encoding: Encoding) -> Span | None:
     """How scales lie between the codes; None where they have a place of their own."""
-    group = encoding.group
-    if encoding.storage != "packed" or not isinstance(group, int) or encoding.super_group is not None:
+    group = encoding.scales.group
+    if not encoding.is_packed or not isinstance(group, int) or encoding.scales.super_group is not None:
         return None
     groups = max(1, TILE // group)
-    scale_bytes = groups * (1 + encoding.offset) * ROW_BLOCK * FLOAT_BYTES[encoding.scale_dtype]
+    scale_bytes = groups * (1 + encoding.stores_minima) * ROW_BLOCK * FLOAT_BYTES[encoding.scales.dtype]
     return Span(max(1, group // TILE), groups, scale_bytes, ROW_BLOCK * TILE * encoding.bits // 8)
 
 
@@ -118,7 +118,7 @@ class MatrixLayout:
         """Bytes of the codes or floats, and of the scales between them."""
         if self.encoding.is_float:
             return self.padded_rows * self.columns * self.encoding.bits // 8
-        if self.encoding.storage == "base3":
+        if self.encoding.is_base3:
             return self.padded_rows * TILE * -(-self.tiles // FIVE)
         size = self.padded_rows * self.tiles * TILE * self.encoding.bits // 8
         if span := span_of(self.encoding):
@@ -135,13 +135,13 @@ class MatrixLayout:
         """Bytes of scales, and of offsets behind them, that have a place of their own."""
         if self.encoding.is_float or span_of(self.encoding):
             return 0
-        size = FLOAT_BYTES[self.encoding.scale_dtype]
-        return self.padded_rows * (self.super_groups + self.groups * self.encoding.offset) * size
+        size = FLOAT_BYTES[self.encoding.scales.dtype]
+        return self.padded_rows * (self.super_groups + self.groups * self.encoding.stores_minima) * size
 
     @property
     def super_groups(self) -> int:
         """Stored scales of a row: one a group, or fewer where they have two levels."""
-        return -(-self.groups // (self.encoding.super_group or 1))
+        return -(-self.groups // (self.encoding.scales.super_group or 1))
 
     @property
     def zeros_offset(self) -> int:
@@ -151,8 +151,8 @@ class MatrixLayout:
     @property
     def zeros_bytes(self) -> int:
         """Bytes of the codes of scales and of the stored zeros."""
-        size = 0 if self.encoding.super_group is None else self.groups
-        if self.encoding.zero == "group":
+        size = 0 if self.encoding.scales.super_group is None else self.groups
+        if self.encoding.stores_zeros:
             size += -(-self.groups // 2) if self.encoding.zero_bits == 4 else self.groups
         return self.padded_rows * size
 
@@ -164,4 +164,4 @@ class MatrixLayout:
     @property
     def total_bytes(self) -> int:
         """Bytes of the whole matrix, a multiple of 64."""
-        return padded(self.order_offset + 4 * self.tiles * TILE * self.encoding.permuted, ALIGNMENT)
+        return padded(self.order_offset + 4 * self.tiles * TILE * self.encoding.transform.permuted, ALIGNMENT)

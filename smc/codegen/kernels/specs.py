@@ -100,7 +100,7 @@ class Tile:
 
 def _encoding_name(encoding: Encoding) -> str:
     """For C names; the text of an encoding does not say which levels a codebook has."""
-    levels = "" if encoding.levels is None else hashlib.sha256(repr(encoding.levels).encode()).hexdigest()[:8]
+    levels = "" if not encoding.has_codebook else hashlib.sha256(repr(encoding.entries).encode()).hexdigest()[:8]
     return _identifier(f"{encoding}{levels and '.'}{levels}")
 
 

@@ -23,7 +23,7 @@ class Embedding(Lowering):
         """Token ids are no activations. A table whose columns are moved or rotated can't be looked up."""
         _, table = node.inputs
         found = parameter(table)
-        if found.encoding.permuted or found.encoding.rotation:
+        if found.encoding.transform.permuted or found.encoding.transform.rotation:
             raise InputError(
                 f"{found.name} is {found.encoding}, which no embedding can be: the pass untie gives the head"
                 " a matrix of its own"

@@ -13,7 +13,7 @@ from smc.reference.float32 import fma
 @exact("embedding")
 def embedding(tokens: Tensor, table: EncodedTensor, *, scale: float) -> Tensor:
     """The tokens' rows, an offset added by one fma; then times the scale."""
-    if table.encoding.permuted or table.encoding.rotation:
+    if table.encoding.transform.permuted or table.encoding.transform.rotation:
         raise no_kernel(f"an embedding in encoding {table.encoding}")
     rows = rows_of(table, tokens.long())
     if rows.offsets is None:

@@ -31,15 +31,15 @@ def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     encoding, (rows, columns) = weight.encoding, weight.shape
     if weight.order is not None:
         x = x[:, weight.order.long()]
-    if encoding.rotation is not None:
-        x = rotate(x, encoding.rotation)
+    if encoding.transform.rotation is not None:
+        x = rotate(x, encoding.transform.rotation)
     product: Callable[[EncodedTensor], Tensor]
     if encoding.is_float:
         product = functools.partial(_float_product, x)
-    elif encoding.activation == "none":
+    elif encoding.activations is None:
         product = functools.partial(_float_inputs_product, x)
     else:
-        product = functools.partial(_integer_product, *quantize_activations(x, encoding.activation_group), columns)
+        product = functools.partial(_integer_product, *quantize_activations(x, encoding.activations.group), columns)
     step = max(1, BLOCK // len(x))
     return torch.cat([product(rows_of(weight, slice(row, row + step))) for row in range(0, rows, step)], dim=1)
 
@@ -87,7 +87,7 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     """
     assert weight.codes is not None and weight.scales is not None
     encoding = weight.encoding
-    token_scale, row_scale = encoding.activation_group == "token", encoding.has_row_scale
+    token_scale, row_scale = encoding.input_group == "token", encoding.has_row_scale
     group, input_group = encoding.group_size(columns), columns if token_scale else codes.shape[-1]
     size = min(group, input_group)
     has_parts = encoding.has_partial_sums
@@ -113,15 +113,15 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
 
 
 def _integers(weight: EncodedTensor) -> Tensor:
-    """What the scales multiply, float32 [rows, groups, group]: codes minus their zero, or levels."""
+    """What the scales multiply, float32 [rows, groups, group]: codes minus their zero, or entries of the codebook."""
     assert weight.codes is not None
     encoding = weight.encoding
-    if encoding.levels is not None:
-        return torch.tensor(encoding.levels, dtype=torch.float32)[weight.codes.int()]
+    if encoding.has_codebook:
+        return torch.tensor(encoding.entries, dtype=torch.float32)[weight.codes.int()]
     codes = weight.codes.float()
     if weight.zeros is not None:
         return codes - weight.zeros[..., None].float()
-    return codes - encoding.zero if isinstance(encoding.zero, int) else codes
+    return codes - (encoding.constant_zero or 0)
 
 
 def _pieces(values: Tensor, count: int, size: int) -> Tensor:

@@ -76,9 +76,9 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
     if encoding.is_float:
         return encode_float(torch.tensor(rng.standard_normal((rows, columns)), dtype=torch.float32), encoding)
     groups, size = encoding.groups(columns), encoding.group_size(columns)
-    count = 3 if encoding.storage == "base3" else 1 << encoding.bits
-    count = len(encoding.levels) if encoding.levels is not None else count
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[encoding.scale_dtype]
+    count = 3 if encoding.is_base3 else 1 << encoding.bits
+    count = len(encoding.entries) if encoding.has_codebook else count
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[encoding.scales.dtype]
 
     def stored(values: np.ndarray) -> torch.Tensor:
         return torch.tensor(values).to(dtype).float()
@@ -90,18 +90,18 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
     # As the quantizing framework has it: no value but 0 in the padding of the last group.
     scales = stored(rng.uniform(0.001, 0.02, (rows, groups)) * rng.choice([-1, 1], (rows, groups)))
     scale_codes = None
-    if encoding.super_group is not None:
-        scales = scales[:, : -(-groups // encoding.super_group)] / 100
+    if encoding.scales.super_group is not None:
+        scales = scales[:, : -(-groups // encoding.scales.super_group)] / 100
         scales = stored(scales.numpy())
         scale_codes = torch.tensor(rng.integers(0, 256, (rows, groups)), dtype=torch.uint8)
     return EncodedTensor(
         encoding,
         (rows, columns),
         codes=torch.tensor(codes, dtype=torch.uint8),
-        scales=scales[:1, :1] if encoding.group == "tensor" else scales,
+        scales=scales[:1, :1] if encoding.scales.group == "tensor" else scales,
         scale_codes=scale_codes,
-        zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.zero == "group" else None,
-        offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.offset else None,
+        zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.stores_zeros else None,
+        offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.stores_minima else None,
     )
 
 
@@ -128,9 +128,9 @@ def kernel_inputs(
     tokens, columns = x.shape
     full = np.zeros((tokens, padded(columns, 32)), np.float32)
     full[:, :columns] = x
-    if encoding.activation != "i8":
+    if not encoding.rounds_inputs:
         return (guarded(full), guarded(np.zeros(0, np.float32)), guarded(np.zeros(0, np.int32))), x.astype(np.float64)
-    token_scale, group = encoding.activation_group == "token", encoding.activation_group
+    token_scale, group = encoding.input_group == "token", encoding.input_group
     codes, scales = quantized(full, full.shape[1] if isinstance(group, str) else group)
     sums = codes.reshape(tokens, -1, sum_group(encoding)).sum(-1, dtype=np.int32)
     by_column = np.repeat(scales, full.shape[1] if isinstance(group, str) else group, axis=1)[:, : full.shape[1]]

@@ -106,7 +106,7 @@ def test_products(linear: Linear, level: Level, encoding: Encoding) -> None:
         integer(4),
         integer(8, symmetric=False, group=64),
         integer(3, group=16),
-        Encoding("base3", group="tensor", activation_group="token"),
+        Encoding.of("base3", group="tensor", activation_group="token"),
     ],
     ids=str,
 )
@@ -131,7 +131,7 @@ def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encodi
         check(linear, encoding, level, shape, data.draw(st.integers(0, 99)), data.draw(st.booleans()))
 
 
-INTEGERS = [encoding for encoding in ENCODINGS if encoding.activation == "i8"]
+INTEGERS = [encoding for encoding in ENCODINGS if encoding.rounds_inputs]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ BLOCK_TILES = [Tile(8, 4), Tile(8, 8), Tile(8, 16), Tile(24, 8), Tile(48, 4), Ti
 
 @pytest.mark.slow
 def test_products_of_256_float_levels(linear: Linear, level: Level) -> None:
-    check(linear, Encoding(bits=8, levels=ALL_FLOAT_LEVELS), level, (33, 80, 6), 0, extreme=False)
+    check(linear, Encoding.of(bits=8, codebook=ALL_FLOAT_LEVELS), level, (33, 80, 6), 0, extreme=False)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[::2], ids=str)
@@ -177,12 +177,12 @@ def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: L
         np.testing.assert_array_equal(linear(kernel, matrix, alone)[0], together[token])
 
 
-@pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding(bits=4, offset=True)], ids=str)
+@pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding.of(bits=4, minimum=True)], ids=str)
 def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: Encoding) -> None:
     matrix = Matrix(random_tensor(encoding, 64, 80, 1), level.family)
     inputs, _ = kernel_inputs(encoding, level, np.random.default_rng(2).standard_normal((75, 80)).astype(np.float32))
     # Where activations are interleaved, blocks of 8 tokens must not be split.
-    tiles = BLOCK_TILES if level.family == "arm64" and encoding.activation == "i8" else TILES
+    tiles = BLOCK_TILES if level.family == "arm64" and encoding.rounds_inputs else TILES
     tiles = tiles + PANEL_TILES if panel_tiles(encoding, level) else tiles
     results = [linear(linear.kernel(encoding, level, tile), matrix, inputs) for tile in tiles]
     for result in results[1:]:
@@ -195,8 +195,8 @@ def test_bits_do_not_depend_on_the_tile(linear: Linear, level: Level, encoding: 
         integer(8),
         integer(8, group="row", activation_group="token"),
         BF16,
-        Encoding(bits=2, zero="group", activation="none"),
-        Encoding(bits=8, group="row", activation="none"),
+        Encoding.of(bits=2, zero="stored", activation="none"),
+        Encoding.of(bits=8, group="row", activation="none"),
     ],
     ids=str,
 )
@@ -251,8 +251,8 @@ def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> N
     [
         integer(4),
         integer(8, group="row", activation_group="token"),
-        Encoding(bits=3, offset=True, group=16),
-        Encoding(bits=4, zero="group", super_group=8),
+        Encoding.of(bits=3, minimum=True, group=16),
+        Encoding.of(bits=4, zero="stored", super_group=8),
         F16,
     ],
     ids=str,

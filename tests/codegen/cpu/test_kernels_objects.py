@@ -36,13 +36,13 @@ KERNELS: list[KernelSpec] = [
     LinearKernel(integer(4)),
     LinearKernel(integer(5, symmetric=False, group=64)),
     LinearKernel(integer(8, group="row", activation_group="token")),
-    LinearKernel(Encoding(bits=3, offset=True, group=16)),
-    LinearKernel(Encoding(bits=4, levels=I8_LEVELS)),
-    LinearKernel(Encoding(bits=4, levels=FLOAT_LEVELS, scale_dtype="bf16")),
-    LinearKernel(Encoding(bits=2, zero="group", activation="none")),
+    LinearKernel(Encoding.of(bits=3, minimum=True, group=16)),
+    LinearKernel(Encoding.of(bits=4, codebook=I8_LEVELS)),
+    LinearKernel(Encoding.of(bits=4, codebook=FLOAT_LEVELS, scale_dtype="bf16")),
+    LinearKernel(Encoding.of(bits=2, zero="stored", activation="none")),
     EmbeddingKernel(F16),
     EmbeddingKernel(integer(7, symmetric=False)),
-    EmbeddingKernel(Encoding(bits=4, levels=FLOAT_LEVELS)),
+    EmbeddingKernel(Encoding.of(bits=4, codebook=FLOAT_LEVELS)),
     RmsNormKernel(FORMS),
     *(ElementwiseKernel(op, FORMS) for op in ("add", "mul", "silu", "gated_silu", "copy")),
     *(ElementwiseKernel(op, FORMS, chained=True) for op in ("mul", "silu", "gated_silu")),
@@ -154,6 +154,6 @@ def test_kernels_know_no_quantization_format_by_name(path: Path) -> None:
 
 
 def test_codebooks_of_the_same_size_have_different_names() -> None:
-    one, other = (Encoding(bits=4, levels=tuple(range(low, low + 16))) for low in (-8, -7))
+    one, other = (Encoding.of(bits=4, codebook=tuple(range(low, low + 16))) for low in (-8, -7))
     for kind in (LinearKernel, EmbeddingKernel):
         assert kind(one).name() != kind(other).name()

@@ -30,7 +30,7 @@ def code_at(packed: np.ndarray, encoding: Encoding, tiles: int, row: int, column
     """One code of a packed matrix for x86."""
     bits = encoding.bits
     tile, quad, byte = column // 32, column % 32 // 4, row % 16 * 4 + column % 4
-    if encoding.storage == "base3":
+    if encoding.is_base3:
         vector = ((row // 32 * -(-tiles // 5) + tile // 5) * 2 + row % 32 // 16) * 8 + quad
         fraction = int(packed[vector * 64 + byte]) / 256
         return int(fraction * 3 ** (tile % 5 + 1)) % 3
@@ -49,14 +49,14 @@ def code_at(packed: np.ndarray, encoding: Encoding, tiles: int, row: int, column
 
 def taken_apart(stream: np.ndarray, encoding: Encoding, tiles: int) -> tuple[np.ndarray, np.ndarray]:
     """The codes alone, and the scales, then the offsets, of scales that lie before the tiles that they are for."""
-    assert isinstance(encoding.group, int)
-    size = 64 * np.dtype(WORDS[encoding.scale_dtype]).itemsize if encoding.group == 16 else 0
-    size = size or 32 * np.dtype(WORDS[encoding.scale_dtype]).itemsize
+    assert isinstance(encoding.scales.group, int)
+    size = 64 * np.dtype(WORDS[encoding.scales.dtype]).itemsize if encoding.scales.group == 16 else 0
+    size = size or 32 * np.dtype(WORDS[encoding.scales.dtype]).itemsize
     codes, scales, offsets, place = [], [], [], 0
     while place < len(stream):
         for tile in range(tiles):
-            if tile * 32 % encoding.group == 0 or encoding.group == 16:
-                for part in (scales, offsets)[: 1 + encoding.offset]:
+            if tile * 32 % encoding.scales.group == 0 or encoding.scales.group == 16:
+                for part in (scales, offsets)[: 1 + encoding.stores_minima]:
                     part.append(stream[place : place + size])
                     place += size
             codes.append(stream[place : place + 128 * encoding.bits])
@@ -77,19 +77,19 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
     assert tensor.codes is not None and tensor.scales is not None
     rng = np.random.default_rng(seed)
     size, tiles = encoding.group_size(columns), -(-columns // 32)
-    groups = 1 if isinstance(encoding.group, str) else -(-tiles * 32 // size)
+    groups = 1 if isinstance(encoding.scales.group, str) else -(-tiles * 32 // size)
     padded_rows = -(-rows // 32) * 32
-    word = WORDS[encoding.scale_dtype]
-    per_scale = encoding.super_group or 1
+    word = WORDS[encoding.scales.dtype]
+    per_scale = encoding.scales.super_group or 1
     codes, stored = packed, packed[layout.scales_offset :][: layout.scales_bytes]
-    if encoding.storage == "packed" and encoding.super_group is None and isinstance(encoding.group, int):
+    if encoding.is_packed and encoding.scales.super_group is None and isinstance(encoding.scales.group, int):
         codes, stored = taken_apart(packed[: layout.codes_bytes], encoding, tiles)
-    scales = floats(stored.view(word), encoding.scale_dtype)
+    scales = floats(stored.view(word), encoding.scales.dtype)
     count = padded_rows * -(-groups // per_scale)
     scales, offsets = scales[:count].reshape(padded_rows // 32, -1, 32), scales[count:]
     zeros = packed[layout.zeros_offset :][: layout.zeros_bytes]
     scale_codes = None
-    if encoding.super_group is not None:
+    if encoding.scales.super_group is not None:
         scale_codes = zeros[: padded_rows * groups].reshape(-1, groups, 32)
         zeros = zeros[padded_rows * groups :]
     for row, column in zip(rng.integers(0, rows, 50), rng.integers(0, columns, 50), strict=True):
@@ -99,10 +99,10 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
         if scale_codes is not None:
             assert tensor.scale_codes is not None
             assert scale_codes[block, group, lane] == tensor.scale_codes[row, group]
-        if encoding.offset:
+        if encoding.stores_minima:
             assert tensor.offsets is not None
             assert offsets.reshape(-1, groups, 32)[block, group, lane] == tensor.offsets[row, group]
-        if encoding.zero == "group":
+        if encoding.stores_zeros:
             assert tensor.zeros is not None
             if encoding.bits > 4:
                 zero = zeros.reshape(-1, groups, 32)[block, group, lane]
@@ -117,7 +117,7 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
 def test_packed_floats(encoding: Encoding) -> None:
     tensor = random_tensor(encoding, 35, 7, 0)
     packed = pack_matrix(tensor, "x86")[: MatrixLayout(encoding, 35, 7).codes_bytes]
-    values = floats(packed.view(WORDS[encoding.storage]), encoding.storage).reshape(2, 7, 32)
+    values = floats(packed.view(WORDS[encoding.float_dtype]), encoding.float_dtype).reshape(2, 7, 32)
     rows = values.transpose(0, 2, 1).reshape(64, 7)
     np.testing.assert_array_equal(rows[:35], tensor.decode().numpy())
     assert not rows[35:].any()
@@ -128,9 +128,9 @@ def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encod
     rows, columns = 64, 3840  # whole groups of every size, and fives of tiles
     layout = MatrixLayout(encoding, rows, columns)
     bits = 8 * (layout.codes_bytes + layout.scales_bytes + layout.zeros_bytes)
-    scale_bits = 8 * np.dtype(WORDS[encoding.scale_dtype]).itemsize
+    scale_bits = 8 * np.dtype(WORDS[encoding.scales.dtype]).itemsize
     # One scale for everything is repeated in every row.
-    repeated = (rows - 1) * scale_bits if encoding.group == "tensor" and not encoding.is_float else 0
+    repeated = (rows - 1) * scale_bits if encoding.scales.group == "tensor" and not encoding.is_float else 0
     assert bits == encoding.stored_bits((rows, columns)) + repeated
     assert layout.total_bytes * 8 == bits  # and the parts need no padding between them
 
@@ -147,7 +147,7 @@ def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encod
 )
 def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        check_packable(Encoding(**fields))
+        check_packable(Encoding.of(**fields))
 
 
 def test_a_refused_encoding_is_not_packed() -> None:

@@ -24,8 +24,8 @@ def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
     """
     k, encoding = Kernel(name, spec.signature()), spec.encoding
     tokens = k.pointer("tokens")
-    codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
-    scales = k.pointer("scales", storage_dtype(encoding.scale_dtype))
+    codes = k.pointer("codes", storage_dtype(encoding.float_dtype) if encoding.is_float else "uint8")
+    scales = k.pointer("scales", storage_dtype(encoding.scales.dtype))
     zeros, out = k.pointer("zeros"), k.pointer("out")
     rows, columns, stride = k.scalar("rows"), k.scalar("columns"), k.scalar("stride")
     scale = k.scalar("scale")
@@ -62,11 +62,11 @@ class _RowDecoder:
         k, self.kernel, self.encoding, self.family, self.rows = kernel, kernel, encoding, family, rows
         self.codes, self.scales, self.zeros = pointers
         self.tiles = k.let((width + const(TILE - 1, "int64")) // TILE, "tiles")
-        self.group_size = encoding.group if isinstance(encoding.group, int) else None
+        self.group_size = encoding.scales.group if isinstance(encoding.scales.group, int) else None
         self.groups = const(1, "int64")
         if size := self.group_size:
             self.groups = k.let((self.tiles * TILE + const(size - 1, "int64")) // size, "groups")
-        self.per_scale = const(encoding.super_group or 1, "int64")
+        self.per_scale = const(encoding.scales.super_group or 1, "int64")
         self.super_groups = k.let((self.groups + self.per_scale - const(1, "int64")) // self.per_scale, "super_groups")
         self.levels = _level_tables(k, encoding)
 
@@ -97,12 +97,12 @@ class _RowDecoder:
         if span_of(encoding):
             outer = scale_place(encoding, vector, group, self.tiles) + lane
         number, begin = _scalar_float(self.scales, outer), lane
-        if encoding.super_group is not None:
+        if encoding.scales.super_group is not None:
             number = number * cast(cast(self.zeros.load(index), "int32"), "float32")
             begin = lane + self.rows * self.groups  # of the zeros, behind the codes of the scales
         scale = broadcast(k.let(number, "scale"), 4)
         value = self._less_zero(code, vector, group, begin)
-        if not encoding.offset:
+        if not encoding.stores_minima:
             return value * scale
         behind = index + self.rows * self.super_groups
         if span_of(encoding):
@@ -110,7 +110,7 @@ class _RowDecoder:
         return fma(value, scale, broadcast(k.let(_scalar_float(self.scales, behind), "offset"), 4))
 
     def _less_zero(self, code: Expr, vector: Expr, group: Expr, lane: Expr) -> Expr:
-        """float32 [4]: codes minus zero, or their levels. lane: where zeros begin, and the row in its row vector."""
+        """float32 [4]: codes minus zero, or codebook entries. lane: where zeros begin, and a row in its row vector."""
         k, encoding = self.kernel, self.encoding
         if self.levels:
             code = k.let(code, "code")
@@ -118,7 +118,7 @@ class _RowDecoder:
             if len(values) == 1:
                 return k.let(values[0], "level")
             return k.let(tirx.Select(code < const(LEVEL_TABLE, "int32x4"), values[0], values[1]), "level")
-        if encoding.zero == "group":
+        if encoding.stores_zeros:
             if encoding.zero_bits == 8:
                 zero = cast(self.zeros.load(cell(vector, group, self.groups) * ROW_VECTOR + lane), "int32")
             else:
@@ -126,8 +126,8 @@ class _RowDecoder:
                 byte = self.zeros.load(cell(vector, group >> one, (self.groups + one) >> one) * ROW_VECTOR + lane)
                 zero = (cast(byte, "int32") >> cast((group & one) * const(4, "int64"), "int32")) & const(15, "int32")
             code = code - broadcast(k.let(zero, "zero"), 4)
-        elif encoding.zero:
-            code = code - const(int(encoding.zero), "int32x4")
+        elif encoding.constant_zero:
+            code = code - const(encoding.constant_zero, "int32x4")
         return cast(code, "float32x4")
 
 
@@ -162,7 +162,7 @@ def _scalar_float(pointer: Pointer, index: Expr) -> Expr:
 
 def _level_tables(k: Kernel, encoding: Encoding) -> list[Pointer]:
     """The codebook in memory, in tables of 128 levels."""
-    levels, tables = encoding.levels or (), []
+    levels, tables = encoding.entries, []
     for begin in range(0, len(levels), LEVEL_TABLE):
         part = levels[begin : begin + LEVEL_TABLE]
         tables.append(k.array("float32", LEVEL_TABLE, "levels"))

@@ -46,7 +46,7 @@ class Epilogue:
     ) -> None:
         """Sums float32 [token][unit], in the form of `dot` where inputs are int8, to `out`."""
         k, lanes, encoding = self.matrix.kernel, self.matrix.level.lanes, self.matrix.encoding
-        token_scale = encoding.activation == "i8" and encoding.activation_group == "token"
+        token_scale = encoding.rounds_inputs and encoding.input_group == "token"
         for u, unit in enumerate(rows.units):
             place = k.let(rows.row + unit.offset, "row")
             to = k.let(place - self.out_first, "to")

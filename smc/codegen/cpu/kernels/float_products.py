@@ -47,7 +47,7 @@ class FloatProducts:
         """The whole row of quantized weights, a sum of its own for each group."""
         weights = self.weights
         k, encoding, tiles = weights.kernel, weights.encoding, weights.matrix.tiles
-        if encoding.group == 16:
+        if encoding.scales.group == 16:
             with k.loop(tiles, "tile") as tile:
                 for half in range(2):
                     parts, partial = weights.group_parts(k.let(tile * 2 + half, "group")), self._new_partial()
@@ -83,7 +83,7 @@ class FloatProducts:
                     values = [k.let(value - zero) for value, zero in zip(values, zeros, strict=True)]
                 for sums, start in zip(partial, inputs, strict=True):
                     x = k.let(self.inputs.codes.load(start + (quad * 4 + column)), "x")
-                    if encoding.offset:
+                    if encoding.stores_minima:
                         k.set(sums.inputs, sums.inputs.value + x)
                     for register, value in zip(sums.products, values, strict=True):
                         k.set(register, fma(value, broadcast(x, level.lanes), register.value))

@@ -106,7 +106,7 @@ class IntegerProducts:
             for total, amount in zip(totals, self._input_sums(tile).values, strict=True):
                 k.set(total, total.value + amount)
             self._add_tile(sums, units, tile, range(QUADS))
-            if self.encoding.storage == "base3":  # 256 times a whole row may be more than an int32
+            if self.encoding.is_base3:  # 256 times a whole row may be more than an int32
                 self.dot.collect(sums)
         self.dot.collect(sums)
         finished = PerToken([total.value for total in totals])
@@ -200,7 +200,7 @@ class IntegerProducts:
 
     def _input_scales(self, tile: Expr) -> PerToken | None:
         """Of every token: the scale of a tile's inputs; None where it is applied later, to a larger sum."""
-        if self.encoding.activation_group == "token" or self.encoding.has_partial_sums:
+        if self.encoding.input_group == "token" or self.encoding.has_partial_sums:
             return None
         return self.source.scales(tile)
 

@@ -54,12 +54,12 @@ class _Linear:
     def __init__(self, name: str, spec: LinearKernel, level: Level) -> None:
         encoding, top = self.encoding, self.top = spec.encoding, spec.top
         self.level, self.tile = level, spec.tile or default_tile(encoding, level)
-        self.integer = encoding.activation == "i8"
+        self.integer = encoding.rounds_inputs
         k = self.k = Kernel(name, spec.signature(), matmul=True)
         x = k.pointer("x", "int32" if self.integer else "float32")
         x_scales, x_sums = k.pointer("x_scales"), k.pointer("x_sums")
-        codes = k.pointer("codes", storage_dtype(encoding.storage) if encoding.is_float else "uint8")
-        scales, zeros = k.pointer("scales", storage_dtype(encoding.scale_dtype)), k.pointer("zeros")
+        codes = k.pointer("codes", storage_dtype(encoding.float_dtype) if encoding.is_float else "uint8")
+        scales, zeros = k.pointer("scales", storage_dtype(encoding.scales.dtype)), k.pointer("zeros")
         bias, out = k.pointer("bias"), k.pointer("out", "float32")
         self.tokens, self.columns = k.scalar("tokens"), k.scalar("columns")
         x_stride, out_stride, flags = k.scalar("x_stride"), k.scalar("out_stride"), k.scalar("flags")

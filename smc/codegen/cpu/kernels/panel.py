@@ -34,10 +34,10 @@ class Panel:
         tiles = panel_tiles(encoding, level)
         assert tiles is not None
         self.kernel, self.encoding, self.level, self.tiles = kernel, encoding, level, tiles
-        self.pieces_per_tile = 2 if encoding.group == 16 else 1
+        self.pieces_per_tile = 2 if encoding.scales.group == 16 else 1
         source = self.packed_form = replace(code_form(encoding, level), shift=0)
         self.folds_zeros = (
-            encoding.zero == "group" and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
+            encoding.stores_zeros and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
         )
         self.form: CodeForm = source
         self.zero = unpacked_zero(encoding, level)
@@ -50,8 +50,8 @@ class Panel:
         self.signs = kernel.array("int8", tiles * TILE * ROW_BLOCK, "panel_signs") if self.form.split else None
         self.lacking = kernel.array("int32", parts, "panel_lacking") if self.form.split else None
         self.scales = kernel.array("float32", parts, "panel_scales")
-        self.offsets = kernel.array("float32", parts, "panel_offsets") if encoding.offset else None
-        stores_zeros = encoding.zero == "group" and not self.folds_zeros
+        self.offsets = kernel.array("float32", parts, "panel_offsets") if encoding.stores_minima else None
+        stores_zeros = encoding.stores_zeros and not self.folds_zeros
         self.zeros = kernel.array("int32", parts, "panel_zeros") if stores_zeros else None
 
     def fill(self, weights: PackedWeights, begin: Expr, tiles: Expr) -> None:
@@ -147,7 +147,7 @@ class PanelWeights(Weights):
 
     def _piece_of(self, group: Expr) -> Expr:
         """Where the scales of a group begin: those of its first piece."""
-        size = self.encoding.group
+        size = self.encoding.scales.group
         if not isinstance(size, int):
             return const(0, "int64")
         if size == 16:

@@ -31,7 +31,7 @@ ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
 
 def has_stationary_codes(encoding: Encoding, level: Level) -> bool:
     """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must leave at once."""
-    return encoding.activation == "i8" and is_blocked(level) and flushes_tiles(encoding)
+    return encoding.rounds_inputs and is_blocked(level) and flushes_tiles(encoding)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class TilePlace:
 
 def tile_place(kernel: Kernel, encoding: Encoding, vector: Expr, tile: Expr, tiles: Expr, offset: int = 0) -> TilePlace:
     """The place of a tile (int64) of `tiles`; offset: for the vector after an even one."""
-    if encoding.storage != "base3":
+    if not encoding.is_base3:
         size, span = ROW_VECTOR * TILE * encoding.bits // 8, span_of(encoding)
         if span is None:
             return TilePlace(kernel.let(cell(vector, tile, tiles, offset) * size, "place"))
@@ -64,7 +64,7 @@ def _block_begin(vector: Expr, tiles: Expr, span: Span) -> Expr:
 
 def scale_place(encoding: Encoding, vector: Expr, group: Expr, tiles: Expr, offset: int = 0, part: int = 0) -> Expr:
     """The first of a row vector's scales of a group that lie between codes (part 1: of the offsets), in scales."""
-    span, size = span_of(encoding), FLOAT_BYTES[encoding.scale_dtype]
+    span, size = span_of(encoding), FLOAT_BYTES[encoding.scales.dtype]
     assert span is not None
     begin, index = _block_begin(vector, tiles, span), const(part * span.groups, "int64")
     if span.groups == 1:
@@ -102,31 +102,30 @@ class CodeForm:
 
 def code_form(encoding: Encoding, level: Level) -> CodeForm:
     """What `unpack_quad` gives on a level."""
-    whole_bytes = encoding.bits == 8 if encoding.levels is None else encoding.grid == "i8"
+    whole_bytes = encoding.has_integer_codebook if encoding.has_codebook else encoding.bits == 8
     # Sums of pairs in int16 have no room for unsigned bytes (dot.py).
-    signed = level.family == "arm64" or (level.dot == "vpmaddubsw" and encoding.activation == "i8" and whole_bytes)
-    if encoding.levels is not None:
-        if encoding.grid == "i8":
+    signed = level.family == "arm64" or (level.dot == "vpmaddubsw" and encoding.rounds_inputs and whole_bytes)
+    if encoding.has_codebook:
+        if encoding.has_integer_codebook:
             return CodeForm(8, 0 if signed else 128, 0, signed)
         return CodeForm(encoding.bits, 0, 0, signed=False)
     if not signed:
         # Sums of pairs in int16 have no room for digits at the top, and float inputs look codes up.
-        top = encoding.storage == "base3" and encoding.activation == "i8" and level.dot == "vpdpbusd"
+        top = encoding.is_base3 and encoding.rounds_inputs and level.dot == "vpdpbusd"
         shift = DIGIT_SHIFT if top else 0
         return CodeForm(encoding.bits, 0, shift, signed=False)
-    if encoding.storage == "base3":
+    if encoding.is_base3:
         return CodeForm(encoding.bits, 0, 0, signed=True)
     # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
-    shift = 0 if level.dot == "smull" and encoding.activation == "i8" else 8 - encoding.bits
+    shift = 0 if level.dot == "smull" and encoding.rounds_inputs else 8 - encoding.bits
     return CodeForm(encoding.bits, -(1 << (encoding.bits - 1)), shift, signed=True)
 
 
 def unpacked_zero(encoding: Encoding, level: Level) -> int:
     """The unpacked code, not shifted, of value 0; 0 where zeros are stored, which have the offset added themselves."""
-    if encoding.zero == "group":
+    if encoding.stores_zeros:
         return 0
-    zero = encoding.zero if isinstance(encoding.zero, int) and encoding.levels is None else 0
-    return zero + code_form(encoding, level).offset
+    return (encoding.constant_zero or 0) + code_form(encoding, level).offset
 
 
 def unpack_quad(
@@ -152,13 +151,13 @@ def unpack_quad(
             # Bits of no byte reach its neighbour.
             words = f"uint16x{lanes // 2}"
             code = reinterpret(reinterpret(code, words) >> const(DIGIT_SHIFT, words), f"uint8x{lanes}")
-    elif encoding.storage == "base3":
+    elif encoding.is_base3:
         code = _base3_digits(kernel, codes.load(begin + quad * VECTOR_BYTES, lanes), tile.power())
     else:
         code = _packed_codes(encoding, form, codes, begin, quad, lanes, stored_bias(encoding, level.family) > 0)
-    if encoding.levels is not None and encoding.grid == "i8":
-        levels = [int(v) + form.offset for v in encoding.levels]
-        code = lookup_bytes(levels, kernel.let(code, "index"), level, form.dtype)
+    if encoding.has_integer_codebook:
+        entries = [int(v) + form.offset for v in encoding.entries]
+        code = lookup_bytes(entries, kernel.let(code, "index"), level, form.dtype)
     elif dtype_of(code) != f"{form.dtype}x{lanes}":
         code = reinterpret(code, f"{form.dtype}x{lanes}")
     return kernel.let(code, "code")
@@ -244,9 +243,9 @@ class InPlace:
 
 def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | None:
     """Where multiplying in place takes fewer instructions. whole_row: one sum for many tiles."""
-    if level.dot != "vpdpbusd" or encoding.levels is not None or encoding.activation != "i8":
+    if level.dot != "vpdpbusd" or encoding.has_codebook or not encoding.rounds_inputs:
         return None
-    if encoding.storage == "base3":
+    if encoding.is_base3:
         return InPlace(2, 8)
     # A sum for each place takes registers.
     masked = whole_row and level.registers >= 32 and encoding.bits in (2, 4)
@@ -258,7 +257,7 @@ def _packed_codes(
 ) -> Expr:
     """Codes of a quad from their planes. biased: they are stored as two's complement."""
     # Sign extension needs the code at the top, an index and an unsigned code need it at the bottom.
-    bottom = 8 - encoding.bits if form.signed and encoding.levels is None else 0
+    bottom = 8 - encoding.bits if form.signed and not encoding.has_codebook else 0
     code, base, low = None, 0, 0
     for width in planes(encoding.bits):
         per_byte = 8 // width
@@ -268,7 +267,7 @@ def _packed_codes(
         base += width * VECTOR_BYTES
         low += width
     assert code is not None
-    if form.signed and encoding.levels is None:
+    if form.signed and not encoding.has_codebook:
         if not biased:
             code = code + const(128, f"uint8x{lanes}")
         code = reinterpret(code, f"int8x{lanes}")
@@ -310,9 +309,9 @@ def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, co
         number = word >> const(24 + form.shift, vector)
         number = number - const(zero, vector) if zero else number
         return kernel.let(cast(number, f"float32x{lanes}"), "value")
-    if encoding.levels is not None and encoding.grid != "i8":
-        return kernel.let(lookup_floats(encoding.levels, code, column, level), "value")
-    if encoding.levels is None and 1 << encoding.bits <= lanes:
+    if encoding.has_codebook and not encoding.has_integer_codebook:
+        return kernel.let(lookup_floats(encoding.entries, code, column, level), "value")
+    if not encoding.has_codebook and 1 << encoding.bits <= lanes:
         # One lookup instead of mask, subtraction and conversion.
         values = [float(code - zero) for code in range(1 << encoding.bits)]
         return kernel.let(lookup_floats(values, code, column, level), "value")

@@ -116,7 +116,7 @@ class Weights(ABC):
     def pieces(self, begin: Expr, tiles: Expr) -> Iterator[tuple[Expr, int, GroupParts]]:
         """Loops over tiles; yields the tile, its half (0 where there is but one piece) and its group's parts."""
         k = self.kernel
-        if self.encoding.group == 16:
+        if self.encoding.scales.group == 16:
             with k.loop(tiles, "tile", begin=begin) as tile:
                 for half in range(2):
                     yield tile, half, self.group_parts(k.let(tile * 2 + half, "group"))
@@ -149,11 +149,11 @@ class PackedMatrix:
         self.groups = k.let(self._group_count(), "groups")
         self.rows = k.let(cast(rows, "int64"), "rows")
         self.super_groups = self.groups
-        if size := encoding.super_group:
+        if size := encoding.scales.super_group:
             self.super_groups = k.let((self.groups + const(size - 1, "int64")) // const(size, "int64"), "super_groups")
 
     def _group_count(self) -> Expr:
-        group = self.encoding.group
+        group = self.encoding.scales.group
         if self.encoding.is_float or not isinstance(group, int):
             return const(1, "int64")
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
@@ -175,7 +175,7 @@ class PackedMatrix:
             place = scale_place(self.encoding, rows.vector, group, self.tiles, unit.vector, part=int(offset))
             return k.let(load_floats(self.scales, place + row, lanes), "offset" if offset else "scale")
         index = cell(rows.vector, group, self.groups, unit.vector) * ROW_VECTOR + row
-        size = self.encoding.super_group
+        size = self.encoding.scales.super_group
         if offset:
             # Offsets follow the scales of all row vectors.
             return k.let(load_floats(self.scales, index + self.rows * self.super_groups, lanes), "offset")
@@ -193,12 +193,12 @@ class PackedMatrix:
             cell(rows.vector, group >> one, (self.groups + one) >> one, unit.vector),
         ]
         row = rows.first + unit.row
-        if self.encoding.super_group is not None:
+        if self.encoding.scales.super_group is not None:
             row = row + self.rows * self.groups  # behind the codes of the scales
         zero = load_zeros(self.encoding, self.level, self.zeros, cells, row, group)
         if offset := form.offset:
             zero = zero + const(offset, f"int32x{lanes}")
-        if self.encoding.activation == "i8" and form.shift:
+        if self.encoding.rounds_inputs and form.shift:
             zero = zero << const(form.shift, f"int32x{lanes}")
         return self.kernel.let(zero, "zero")
 
@@ -211,26 +211,26 @@ class PackedWeights(Weights):
         self.matrix = matrix
         encoding, level = self.encoding, self.level
         self.form = form or code_form(encoding, level)
-        if not encoding.is_float and encoding.zero != "group":
+        if not encoding.is_float and not encoding.stores_zeros:
             self.zero = unpacked_zero(encoding, level) << self.form.shift
         # x86 has no conversion with a shift; a power of two changes no scale's digits.
         self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not encoding.has_row_scale
         # Base 3 on x86: every unit's bytes go from tile to tile.
         self.fractions: dict[Unit, Fractions] = {}
-        if encoding.storage == "base3" and level.family == "x86":
+        if encoding.is_base3 and level.family == "x86":
             self.fractions = {unit: Fractions(self.kernel, level, matrix.tiles) for unit in rows.units}
 
     def group_parts(self, group: Expr) -> GroupParts:
         """See `Weights.group_parts`."""
         encoding, rows, zeros, scales, offsets = self.encoding, self.rows, None, None, None
-        if encoding.zero == "group":
+        if encoding.stores_zeros:
             zeros = [self.matrix.stored_zero(rows, unit, group, self.form) for unit in rows.units]
         if not encoding.has_row_scale:
             scales = [self.matrix.scale(rows, unit, group) for unit in rows.units]
         if scales and self.shift_in_scales:
             factor = const(2.0**-self.form.shift, f"float32x{self.level.lanes}")
             scales = [self.kernel.let(scale * factor, "scale") for scale in scales]
-        if encoding.offset:
+        if encoding.stores_minima:
             offsets = [self.matrix.scale(rows, unit, group, offset=True) for unit in rows.units]
         return GroupParts(scales, zeros, offsets)
 

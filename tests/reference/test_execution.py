@@ -282,7 +282,7 @@ def test_gradients_pass_through_rounding_and_change_no_number(make_checkpoint, t
 
 def test_the_gradient_of_rounding_is_that_of_the_identity():
     x = torch.randn(3, 40, requires_grad=True)
-    rounded = round_activations(x, Encoding(bits=8, activation="i8"))
+    rounded = round_activations(x, Encoding.of(bits=8, activation="i8"))
     assert not torch.equal(rounded, x)
     upstream = torch.randn(3, 40)
     rounded.backward(upstream)

@@ -146,6 +146,20 @@ def test_interrupt_leaves_with_130(make_checkpoint: MakeCheckpoint, monkeypatch:
     assert main.run(["compile", str(folder), "-o", "out.smc"]) == 130
 
 
+def test_fast_paths_are_left_out_by_name(make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def interrupted(*_: Any, without: Any, **__: Any) -> None:
+        given.append(without)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smc.codegen.compile_module", interrupted)
+    folder, _ = make_checkpoint()
+    assert main.run(["compile", str(folder), "-o", "out.smc", "--without", "chains,tail"]) == 130
+    assert main.run(["compile", str(folder), "-o", "out.smc"]) == 130
+    assert given == [("chains", "tail"), ()]
+
+
 @pytest.mark.parametrize(
     ("name", "file"), [("SmolLM2-135M", "SmolLM2-135M"), ("org/name v1", "org-name-v1"), ("../..", "model")]
 )

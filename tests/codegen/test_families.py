@@ -60,3 +60,18 @@ def test_bits_of_the_exact_reference(make_checkpoint: Make, tmp_path: Path, kind
         for level in usable_levels():
             with smc.load(tmp_path / "int8.smc", kv_dtype=kv_dtype, level=level) as compiled:
                 np.testing.assert_array_equal(compiled.logits(TOKENS[:24]), expected)
+
+
+def test_a_soft_cap_leaves_the_fast_head_to_greedy_text(make_checkpoint: Make, tmp_path: Path) -> None:
+    """The largest logit is found without writing any, and is that of the logits."""
+    folder, _ = make_checkpoint("Gemma2", **FAMILIES["Gemma2"][0])
+    smc.compile(smc.load_checkpoint(folder), out=tmp_path / "f32.smc")
+    with smc.load(tmp_path / "f32.smc", kv_dtype="f32") as compiled:
+        assert compiled.finds_top
+        expected = compiled.logits(TOKENS[:40])[-1]
+        assert np.abs(expected).max() < 30
+        for first in (0, 39):  # many tokens at once, and one
+            with compiled.new_sequence() as sequence:
+                if first:
+                    sequence.extend(TOKENS[:first])
+                assert sequence.next_token(TOKENS[first:40]) == expected.argmax()

@@ -175,6 +175,11 @@ def _chain(out: CWriter, scope: Scope, chain: Task, piece: str) -> None:
             "if (n <= 0) continue; /* the last piece has less */",
             f"const int32_t begin = b / chunks * {group}, full = begin + count * {group};",
             "const int32_t end = full < all ? full : all;",
+        )
+        if chain.top is not None:
+            top = _call(scope, chain.top, Range("n", "t"), begin="begin", end="end")
+            out.write(f"if (top) {{ {top}; continue; }}")
+        out.write(
             *(f"{_call(scope, linear, claimed, begin='begin', end='end')};" for linear in linears),
             f"{_call(scope, last, ALL_TOKENS, first='t', count='n', begin='begin', end='end')};",
         )

@@ -37,15 +37,16 @@ __all__ = ["InputError", "apply", "compile", "load", "load_checkpoint", "passes"
 
 
 @packages_named()
-def load_checkpoint(source: str | Path) -> Module:
+def load_checkpoint(source: str | Path, adapters: Sequence[str | Path] = ()) -> Module:
     """The model in a checkpoint as ir; weights are read later, one tensor at a time.
 
     source: a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
+    adapters: folders of LoRA adapters in PEFT's layout, merged in this order (docs/formats.md).
     Raises InputError where there is none, where it is broken, or where its kind is not supported.
     """
     from smc.frontend import load_checkpoint as load_source
 
-    return load_source(source)
+    return load_source(source, adapters)
 
 
 @packages_named()

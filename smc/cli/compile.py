@@ -34,6 +34,14 @@ PROGRAM_BYTES = 4 << 20
     shell_complete=complete_target,
     help="Machine to compile for: see `smc targets`.",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="LoRA adapter to merge into the model (PEFT's layout); several are merged in order.",
+)
 @pass_options
 @click.option(
     "--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text file for passes that take statistics."
@@ -65,6 +73,7 @@ PROGRAM_BYTES = 4 << 20
 def compile(
     model: str,
     target: str,
+    adapters: tuple[Path, ...],
     quant: str | None,
     passes: tuple[str, ...],
     recipe: Path | None,
@@ -104,11 +113,11 @@ def compile(
     if calib is not None and not calib.is_file():
         raise InputError(f"there is no calibration text {calib}")
     named = [Path(text.partition(".py:")[0] + ".py") for text in passes if ".py:" in text]
-    inputs = [Path(model), *(path for path in (calib, recipe, records) if path is not None), *named]
+    inputs = [Path(model), *adapters, *(path for path in (calib, recipe, records) if path is not None), *named]
     if emit is not None:
         output_folder(emit[1])
     with StageProgress() as progress, orderly_end():
-        module, out = _read_model(model, out, inputs, force, requests, calib, standalone, progress)
+        module, out = _read_model(model, adapters, out, inputs, force, requests, calib, standalone, progress)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(
             module,
@@ -132,6 +141,7 @@ def compile(
 
 def _read_model(
     model: str,
+    adapters: tuple[Path, ...],
     out: Path | None,
     inputs: list[Path],
     force: bool,
@@ -147,7 +157,7 @@ def _read_model(
     if out is not None:
         _check_output(out, inputs, force)
     progress.update("read checkpoint", 0)
-    module = smc.load_checkpoint(model)
+    module = smc.load_checkpoint(model, adapters)
     if out is None:
         out = Path(f"{_file_name(module.facts.name)}.smc")
         _check_output(out, inputs, force)

@@ -59,7 +59,7 @@ class Checkpoint:
     The fields from `tokenizer` to `generation` are those of `smc.ir.ModelFacts`. format: for the provenance,
     "safetensors" or "GGUF" with the types of its tensors (which are read as the floats they stand for). applied: kinds
     of transforms (`architectures.views`) that the format stores done.
-    source: the file or folder that all of it is in.
+    changes: what was done to it since, a line each. source: the file or folder that all of it is in.
     """
 
     name: str
@@ -71,4 +71,5 @@ class Checkpoint:
     special_tokens: dict[str, str] = field(default_factory=dict)
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     applied: frozenset[str] = frozenset()
+    changes: tuple[str, ...] = ()
     source: Path | None = None

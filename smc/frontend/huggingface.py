@@ -49,7 +49,7 @@ def _name(folder: Path) -> str:
 
 def _why_no_config(folder: Path) -> str:
     if (folder / "adapter_config.json").exists():
-        return f"{folder} is a LoRA adapter, not a model: merge it into its base model first"
+        return f"{folder} is a LoRA adapter, not a model: compile its base model with --adapter {folder}"
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return f"{folder} has no config.json: to load a GGUF file, name the file itself ({ggufs[0]})"

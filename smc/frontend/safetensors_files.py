@@ -49,7 +49,7 @@ def folder_tensors(folder: Path, config: Config) -> dict[str, StoredTensor]:
         _tell_left_out(folder, chosen, index.values())
         return _sharded(path, index)
     _tell_left_out(folder, chosen)
-    return {tensor.name: tensor for tensor in _tensors(path)}
+    return {tensor.name: tensor for tensor in file_tensors(path)}
 
 
 def _inside(folder: Path, name: str, origin: str) -> Path:
@@ -81,7 +81,7 @@ def _index(path: Path) -> dict[str, str]:
 def _sharded(path: Path, index: dict[str, str]) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(index.values())):
-        tensors = _tensors(_inside(path.parent, shard, str(path)))
+        tensors = file_tensors(_inside(path.parent, shard, str(path)))
         found.update((tensor.name, tensor) for tensor in tensors if index.get(tensor.name) == shard)
     for name, shard in index.items():
         if name not in found:
@@ -89,8 +89,11 @@ def _sharded(path: Path, index: dict[str, str]) -> dict[str, StoredTensor]:
     return found
 
 
-def _tensors(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of one file. safetensors checks its header and its length; where they lie is then read from it."""
+def file_tensors(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of one safetensors file, not read yet; InputError where it is broken.
+
+    safetensors checks its header and its length; where they lie is then read from it.
+    """
     from safetensors import SafetensorError, safe_open
 
     check_is_no_pointer(path)

@@ -57,7 +57,7 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
         chat_template=checkpoint.chat_template,
         special_tokens=checkpoint.special_tokens,
         generation=checkpoint.generation,
-        provenance=(f"checkpoint {checkpoint.name} ({checkpoint.format})",),
+        provenance=(f"checkpoint {checkpoint.name} ({checkpoint.format})", *checkpoint.changes),
         source=checkpoint.source,
     )
     module = Module({"main": main, **program.functions}, program.parameters, facts)

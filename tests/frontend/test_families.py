@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from smc.errors import InputError
 from smc.frontend import load_checkpoint
 from smc.passes import FUSIONS, apply
 from smc.reference import Reference
@@ -34,3 +36,26 @@ def test_logits_equal_transformers(make_checkpoint: Make, kind: str, place: int)
     assert (logits - expected).abs().max() <= 1e-3 * largest
     fused = Reference(apply(module, FUSIONS)).logits(TOKENS)
     assert (fused - logits).abs().max() <= 1e-5 * largest
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("StableLm", {"qk_layernorm": True}, "StableLM with norms of single heads (qk_layernorm) is not supported"),
+        ("StableLm", {"partial_rotary_factor": 0.25}, "a rotary embedding of 3 of the 12 channels of a head"),
+        ("SmolLM3", {"no_rope_layers": [1]}, "no_rope_layers must be a list of 2 numbers, one per layer"),
+        ("Gemma2", {"layer_types": ["sliding_attention"]}, "layer_types must be a list of 2 kinds"),
+        ("Gemma2", {"layer_types": ["sliding_attention", "chunked"]}, "layer_types must be a list of 2 kinds"),
+        ("Phi3", {"rope_parameters": {"rope_type": "longrope", "long_factor": 3}}, "short_factor must be a list of 6"),
+    ],
+)
+def test_what_a_family_does_not_take(make_checkpoint: Make, kind: str, changes: dict[str, Any], message: str) -> None:
+    folder, _ = make_checkpoint(kind, **{"partial_rotary_factor": 0.5} if kind == "StableLm" else {"pad_token_id": 0})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if "partial_rotary_factor" in changes:
+        del config["rope_parameters"]
+    path.write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(folder)
+    assert message in str(caught.value)

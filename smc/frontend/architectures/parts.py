@@ -183,8 +183,10 @@ def attend(
 
 def window_of(config: Config, layer: int, *, every: int | None = None) -> int | None:
     """The window of a layer, where `layer_types` says which layers have one; without, all but each `every`th do."""
-    kinds = config.items("layer_types")
-    if kinds and layer < len(kinds):
+    kinds, count = config.items("layer_types"), config.integer("num_hidden_layers")
+    if kinds:
+        if len(kinds) != count or not set(map(str, kinds)) <= {"sliding_attention", "full_attention"}:
+            raise config.fault("layer_types", f"a list of {count} kinds, sliding_attention or full_attention")
         slides = kinds[layer] == "sliding_attention"
     else:
         slides = every is not None and (layer + 1) % every != 0

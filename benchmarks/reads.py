@@ -11,6 +11,7 @@ from ctypes import c_int64, c_uint64, c_void_p, create_string_buffer
 from pathlib import Path
 
 from benchmarks.kernels import Memory, load_c, wall_seconds
+from smc.ir import ceil_div
 
 SOURCE = Path(__file__).with_name("reads.c")
 STEP = 256
@@ -57,7 +58,7 @@ class Reads:
         """
         whole = STEP * threads
         sizes = [max(1, round(size / whole)) * whole for size in phases]
-        width = -(-width // whole) * whole
+        width = ceil_div(width, whole) * whole
         if sum(sizes) > memory.size:
             raise ValueError(f"a step of {sum(sizes)} bytes does not fit the memory of {memory.size}")
         exchange, lines = Memory(2 * width), create_string_buffer(256 * threads)

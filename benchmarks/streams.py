@@ -26,6 +26,7 @@ import click
 
 from benchmarks import inputs
 from benchmarks.kernels import Memory, load_c, wall_seconds
+from smc.ir import ceil_div
 
 SOURCE = Path(__file__).with_name("streams.c")
 SCALE_BYTES, CODE_BYTES = 64, 512
@@ -69,7 +70,7 @@ ORDERS = (
 def walks(order: Order, address: int, tiles: int, threads: int) -> list[Walk]:
     """What each thread reads; address: of tiles * TILE_BYTES + PAGE bytes, at least."""
     if order.apart:
-        scales = address + -(-tiles * CODE_BYTES // PAGE) * PAGE
+        scales = address + ceil_div(tiles * CODE_BYTES, PAGE) * PAGE
         places = address, scales, CODE_BYTES, SCALE_BYTES
     else:
         places = address + SCALE_BYTES, address, TILE_BYTES, TILE_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,11 +75,56 @@ def test_kernels_are_data_that_know_no_backend() -> None:
     assert not used & HEAVY
 
 
-def test_codegen_has_no_circles() -> None:
+def module_name(path: Path) -> str:
+    """The dotted name of a file of smc."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def run_time_imports(path: Path) -> Iterator[str]:
+    """The modules of smc that a module imports, wherever in it, but not those for type checkers only."""
+    names = {module_name(module) for module in MODULES}
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module in names:
+            full = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in names else node.module for name in full)
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_there_are_no_circles() -> None:
     graph = networkx.DiGraph()
-    for path in (PACKAGE / "codegen").rglob("*.py"):
-        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        graph.add_edges_from((module, name) for name in imports(path))
+    for path in MODULES:
+        graph.add_edges_from((module_name(path), name) for name in run_time_imports(path))
+    assert graph.number_of_edges() > len(MODULES)
+    assert [circle for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+C_FILES = sorted((PACKAGE / "runtime").rglob("*.[ch]"))
+
+
+def test_c_headers_have_no_circles() -> None:
+    graph = networkx.DiGraph()
+    for path in C_FILES:
+        text = path.read_text(encoding="utf-8")
+        graph.add_edges_from((path.name, name) for name in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE))
+    assert [circle for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+def test_c_files_call_each_other_one_way() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in C_FILES if path.suffix == ".c"}
+    defined = re.compile(r"^(?!static|typedef)[a-z][\w *]*?\b(\w+)\([^;{]*\) ?\{", re.MULTILINE)
+    homes = {function: file for file, text in texts.items() for function in defined.findall(text)}
+    assert homes["smc_fail"] == "errors.c"
+    graph = networkx.DiGraph()
+    for file, text in texts.items():
+        used = {homes[name] for name in re.findall(r"\w+", text) if name in homes}
+        graph.add_edges_from((file, other) for other in used - {file})
     assert [circle for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 

@@ -16,6 +16,7 @@ import click
 from smc.cli import messages
 from smc.cli.options import verbosity_options
 from smc.errors import InputError
+from smc.ir import ceil_div
 
 if TYPE_CHECKING:
     from smc.ir import Module
@@ -133,7 +134,7 @@ def describe_module(module: Module) -> dict[str, Any]:
         "context_length": facts.context_length,
         "parameters": module.weight_count(),
         "bits_per_weight": round(module.bits_per_weight(), 4),
-        "weight_bytes": -(-module.stored_bits() // 8),
+        "weight_bytes": ceil_div(module.stored_bits(), 8),
         "kv_bytes_per_token": kv_values * FLOAT_BYTES["f16"],
         "tokenizer": _tokenizer(facts.tokenizer),
         "chat_template": facts.chat_template is not None,
@@ -161,7 +162,7 @@ def _slots(module: Module) -> list[dict[str, Any]]:
             row["shapes"] = _with(row["shapes"], list(parameter.shape))
             row["encodings"] = _with(row["encodings"], str(parameter.encoding))
             if first_use.setdefault(parameter.name, slot.name) == slot.name:
-                row["bytes"] += -(-parameter.encoding.stored_bits(parameter.shape) // 8)
+                row["bytes"] += ceil_div(parameter.encoding.stored_bits(parameter.shape), 8)
             else:
                 row["tied_to"] = first_use[parameter.name]
     return list(rows.values())

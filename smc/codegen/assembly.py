@@ -39,7 +39,7 @@ class Program:
     target: Target
 
     def text(self, weights_hash: str) -> str:
-        """Its source."""
+        """The source, with the hash of the weights that it belongs to."""
         parts = (self.schedule, self.memory, self.table)
         return self.backend.program(*parts, weights_hash, self.kernels.objects, self.target)
 

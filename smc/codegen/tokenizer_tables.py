@@ -30,6 +30,7 @@ from smc.codegen.tokenizer_parts import (
     refusal,
 )
 from smc.errors import InputError, blamed_on
+from smc.ir import ceil_div
 from smc.runtime.control_tokens import ControlTokens, control_tokens
 
 MAGIC, VERSION = 0x6B6F7473, 1
@@ -325,7 +326,7 @@ def _hash(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp
 def _layout(numbers: Sequence[int], spans: Sequence[tuple[int, int]], sections: Sequence[tuple[bytes, int]]) -> bytes:
     """The header and the sections one after another, each at a multiple of ALIGNMENT."""
     header_bytes = 4 * (3 + len(numbers)) + 8 * (len(spans) + len(sections))
-    block = bytearray(-(-header_bytes // ALIGNMENT) * ALIGNMENT)
+    block = bytearray(ceil_div(header_bytes, ALIGNMENT) * ALIGNMENT)
     places = []
     for data, width in sections:
         assert len(data) % width == 0

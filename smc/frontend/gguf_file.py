@@ -16,6 +16,7 @@ import numpy as np
 
 from smc.errors import InputError
 from smc.frontend.weights_file import WeightsFile
+from smc.ir import ceil_div
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -47,7 +48,6 @@ class GGUFFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
         return self.file.path
 
     def bytes_of(self, tensor: GGUFTensor) -> np.ndarray:
@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> GGUFFile:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: general.alignment must be a positive integer, not {alignment!r}")
-    data = -(-cursor.place // alignment) * alignment
+    data = ceil_div(cursor.place, alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     for name, shape, kind, offset in infos:
         tensor = _locate(path, name, shape, kind, data + offset)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
 @dataclass(frozen=True)
 class Packed:
     """Codes of 1 to 8 bits."""
@@ -298,7 +303,7 @@ class Encoding:
 
     def groups(self, columns: int) -> int:
         """How many groups a row of `columns` has; the last one may be padded."""
-        return -(-columns // self.group_size(columns))
+        return ceil_div(columns, self.group_size(columns))
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Bits that a tensor of this shape takes: codes with the padding of the last group, scales, zeros, offsets."""
@@ -307,10 +312,10 @@ class Encoding:
             return rows * columns * self.bits
         groups = self.groups(columns)
         codes = rows * groups * self.group_size(columns)
-        bits = -(-codes // 5) * 8 if self.is_base3 else codes * self.bits
+        bits = ceil_div(codes, 5) * 8 if self.is_base3 else codes * self.bits
         scale_bits = 8 * FLOAT_BYTES[self.scales.dtype]
         if self.scales.super_group is not None:
-            bits += rows * groups * 8 + rows * -(-groups // self.scales.super_group) * scale_bits
+            bits += rows * groups * 8 + rows * ceil_div(groups, self.scales.super_group) * scale_bits
         else:
             bits += scale_bits if self.scales.group == "tensor" else rows * groups * scale_bits
         if self.stores_zeros:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 
 
 def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def quantize_activations(x: Tensor, group: int | Literal["token"]) -> tuple[Tens
     """
     tokens, columns = x.shape
     size = columns if group == "token" else group
-    groups = -(-columns // size)
+    groups = ceil_div(columns, size)
     padded = torch.nn.functional.pad(x, (0, groups * size - columns)).view(tokens, groups, size)
     amax = padded.abs().amax(-1)
     # One division: torch computes `127 / amax` as a product with the reciprocal, which rounds twice.

@@ -117,7 +117,7 @@ class Reference:
         return Weight.decode(self.module.parameters[name].load())
 
     def _compute(self, node: Node, operands: Sequence[Operand]) -> Any:
-        """The result of an op."""
+        """The result of a node's op by its meaning in torch."""
         op = ops.find(node.op)
         return op.call(op.compute, operands, node.attributes)
 

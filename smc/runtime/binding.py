@@ -275,7 +275,6 @@ class Engine:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
         return self._closing or not self._model
 
     @property

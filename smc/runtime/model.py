@@ -337,7 +337,6 @@ class Model:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
         return self.engine.closed
 
     def close(self) -> None:

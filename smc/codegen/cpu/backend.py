@@ -38,7 +38,7 @@ class CpuBackend:
         return make_schedule(plan, self.traits, without)
 
     def kernels(self, schedule: Schedule) -> list[KernelSpec]:
-        """The kernels of a level."""
+        """Every kernel that the schedule calls, once; all levels have the same."""
         return program_kernels(schedule)
 
     def program(

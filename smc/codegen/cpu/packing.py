@@ -9,7 +9,7 @@ import numpy as np
 
 from smc.codegen.kernels.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, MatrixLayout, Span, padded, planes, span_of
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, matrix_shape
+from smc.ir import EncodedTensor, Encoding, ceil_div, matrix_shape
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +146,7 @@ def _pack_scales(scales: torch.Tensor, layout: MatrixLayout, count: int) -> np.n
 
 def _interleave(codes: np.ndarray, parts: Sequence[np.ndarray], span: Span, layout: MatrixLayout) -> np.ndarray:
     """Bytes of codes, and of scales and offsets, in the order [row block][span](scales, offsets, tiles)."""
-    blocks, spans = layout.padded_rows // ROW_BLOCK, -(-layout.tiles // span.tiles)
+    blocks, spans = layout.padded_rows // ROW_BLOCK, ceil_div(layout.tiles, span.tiles)
     tiles = np.zeros((blocks, spans * span.tiles, span.tile_bytes), np.uint8)
     tiles[:, : layout.tiles] = codes.reshape(blocks, layout.tiles, span.tile_bytes)
     scales = [part.reshape(blocks, spans, -1) for part in parts]

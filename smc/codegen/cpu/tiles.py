@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from smc.codegen.kernels.layout import ROW_BLOCK, TILE, planes
 from smc.codegen.kernels.specs import LinearKernel, Tile
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 from smc.targets import Level
 
 PANEL_TILES = 8
@@ -19,7 +19,7 @@ def panel_tiles(encoding: Encoding, level: Level) -> int | None:
     if level.family != "x86" or not encoding.rounds_inputs:
         return None
     sizes = [size for size in (encoding.scales.group, encoding.input_group) if isinstance(size, int)]
-    span = -(-max(sizes, default=TILE) // TILE)
+    span = ceil_div(max(sizes, default=TILE), TILE)
     return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from smc.codegen.kernels.groups import sum_group
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 
 HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
 """Bits of a linear kernel's `flags`: add `bias`; add to what `out` holds (a residual) instead of overwriting it; `out`
@@ -65,8 +65,8 @@ MOST_ROWS = 24
 
 def rows_per_token(group: int, most: int) -> int:
     """A token's query heads of a group, padded so that passes of at most `most` rows are equally long."""
-    pieces = -(-group // most)
-    return -(-group // pieces) * pieces
+    pieces = ceil_div(group, most)
+    return ceil_div(group, pieces) * pieces
 
 
 KVDtype = Literal["f16", "f32", "i8"]
@@ -96,7 +96,7 @@ class AttentionShape:
     @property
     def padded_dim(self) -> int:
         """head_dim padded to whole vectors of 16."""
-        return -(-self.head_dim // 16) * 16
+        return ceil_div(self.head_dim, 16) * 16
 
     @property
     def group(self) -> int:

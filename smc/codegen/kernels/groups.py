@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smc.codegen.kernels.layout import QUADS, TILE
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 
 
 def sum_group(encoding: Encoding) -> int:
@@ -14,7 +14,7 @@ def sum_group(encoding: Encoding) -> int:
 def tiles_of_scales(encoding: Encoding) -> tuple[int | None, int | None]:
     """For how many tiles a scale of the weights and one of the inputs hold; None: for the whole row."""
     sizes = encoding.scales.group, encoding.input_group if encoding.rounds_inputs else None
-    weights, inputs = (-(-size // TILE) if isinstance(size, int) else None for size in sizes)
+    weights, inputs = (ceil_div(size, TILE) if isinstance(size, int) else None for size in sizes)
     return weights, inputs
 
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 from smc.ir.encoding import FLOAT_BYTES
 
 LAYOUT_VERSION = 4
@@ -53,7 +53,7 @@ ALIGNMENT = 64
 
 def padded(count: int, multiple: int) -> int:
     """The next multiple."""
-    return -(-count // multiple) * multiple
+    return ceil_div(count, multiple) * multiple
 
 
 def planes(bits: int) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class MatrixLayout:
     @property
     def tiles(self) -> int:
         """Tiles of a row."""
-        return -(-self.columns // TILE)
+        return ceil_div(self.columns, TILE)
 
     @property
     def groups(self) -> int:
@@ -119,10 +119,10 @@ class MatrixLayout:
         if self.encoding.is_float:
             return self.padded_rows * self.columns * self.encoding.bits // 8
         if self.encoding.is_base3:
-            return self.padded_rows * TILE * -(-self.tiles // FIVE)
+            return self.padded_rows * TILE * ceil_div(self.tiles, FIVE)
         size = self.padded_rows * self.tiles * TILE * self.encoding.bits // 8
         if span := span_of(self.encoding):
-            size += self.padded_rows // ROW_BLOCK * -(-self.tiles // span.tiles) * span.scale_bytes
+            size += self.padded_rows // ROW_BLOCK * ceil_div(self.tiles, span.tiles) * span.scale_bytes
         return size
 
     @property
@@ -141,7 +141,7 @@ class MatrixLayout:
     @property
     def super_groups(self) -> int:
         """Stored scales of a row: one a group, or fewer where they have two levels."""
-        return -(-self.groups // (self.encoding.scales.super_group or 1))
+        return ceil_div(self.groups, self.encoding.scales.super_group or 1)
 
     @property
     def zeros_offset(self) -> int:
@@ -153,7 +153,7 @@ class MatrixLayout:
         """Bytes of the codes of scales and of the stored zeros."""
         size = 0 if self.encoding.scales.super_group is None else self.groups
         if self.encoding.stores_zeros:
-            size += -(-self.groups // 2) if self.encoding.zero_bits == 4 else self.groups
+            size += ceil_div(self.groups, 2) if self.encoding.zero_bits == 4 else self.groups
         return self.padded_rows * size
 
     @property

@@ -120,7 +120,7 @@ class LinearKernel:
     top: bool = False
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         tile = "" if self.tile is None else f"_{self.tile}"
         return f"linear_{'top_' if self.top else ''}{_encoding_name(self.encoding)}{tile}"
 
@@ -136,7 +136,7 @@ class EmbeddingKernel:
     encoding: Encoding
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return f"embedding_{_encoding_name(self.encoding)}"
 
     def signature(self) -> Signature:
@@ -152,7 +152,7 @@ class RmsNormKernel:
     residual: bool = False
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return "_".join(["rms_norm", *(["residual"] if self.residual else []), *map(_identifier, self.forms)])
 
     def signature(self) -> Signature:
@@ -170,7 +170,7 @@ class LayerNormKernel:
     bias: bool = True
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return "_".join(["layer_norm", *(["bias"] if self.bias else []), *map(_identifier, self.forms)])
 
     def signature(self) -> Signature:
@@ -189,7 +189,7 @@ class ElementwiseKernel:
     chained: bool = False
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return "_".join([*(["chained"] if self.chained else []), self.op, *map(_identifier, self.forms)])
 
     def signature(self) -> Signature:
@@ -208,7 +208,7 @@ class QuantizeTokensKernel:
     form: Form
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return f"quantize_{_identifier(self.form)}"
 
     def signature(self) -> Signature:
@@ -224,7 +224,7 @@ class TransformKernel:
     rotation: int | None
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return f"transform{'_permute' if self.permuted else ''}{f'_rotate{self.rotation}' if self.rotation else ''}"
 
     def signature(self) -> Signature:
@@ -240,7 +240,7 @@ class RopeKernel:
     shape: AttentionShape
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return f"rope_cache_{self.shape}"
 
     def signature(self) -> Signature:
@@ -261,7 +261,7 @@ class AttentionKernel:
     shape: AttentionShape
 
     def name(self) -> str:
-        """Its C name."""
+        """The symbol, one per specialization."""
         return f"attention_{self.shape}"
 
     def signature(self) -> Signature:

@@ -58,7 +58,7 @@ class Softcap(Elementwise):
     """cap * tanh(x / cap)."""
 
     def numbers(self, node: Node) -> dict[str, Argument]:
-        """The cap."""
+        """The cap, which is a number of the node."""
         return {"cap": Number(float(node.attributes["cap"]))}
 
 

@@ -66,7 +66,6 @@ class ByCacheDtype:
 
     @property
     def name(self) -> str:
-        """Its name, without a dtype."""
         return replace(self.any, shape=replace(self.any.shape, kv_dtype="f16")).name().replace("_f16", "")
 
     def __str__(self) -> str:

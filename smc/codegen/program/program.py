@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smc.codegen.c_literals import c_comment
+from smc.codegen.kernels.abi import PAGE_TOKENS, SPLIT_TOKENS, TILE_TOKENS, TOKEN_BLOCK
 from smc.codegen.objects import KernelObject
 from smc.codegen.plan.plan import FunctionPlan, Plan
 from smc.codegen.program.dialect import Dialect
@@ -17,6 +18,14 @@ from smc.codegen.schedule.profile import profile_tasks
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.weights import WeightTable
 from smc.targets import Target
+
+SHARED = {
+    "SMC_PAGE_TOKENS": PAGE_TOKENS,
+    "SMC_SPLIT_TOKENS": SPLIT_TOKENS,
+    "SMC_TILE_TOKENS": TILE_TOKENS,
+    "SMC_TOKEN_BLOCK": TOKEN_BLOCK,
+}
+"""Constants of program.h that kernels have built in: a program does not compile with an engine that has others."""
 
 
 def host_program(
@@ -51,6 +60,8 @@ def _preamble(out: CWriter, name: str) -> None:
         "#include <string.h>",
         "",
         '#include "program.h"',
+        "",
+        *(f'_Static_assert({name} == {value}, "of the engine and the kernels");' for name, value in SHARED.items()),
         "",
         "/* Places in the weights: bytes from their begin. `kernel` is an index into the tables of kernels. */",
         "struct matrix {",

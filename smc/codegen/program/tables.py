@@ -14,7 +14,7 @@ from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.profile import TaskProfile
 from smc.codegen.schedule.schedule import FunctionSchedule, Phase, Schedule, Task
 from smc.codegen.weights import WeightTable
-from smc.ir import Encoding, Node
+from smc.ir import Encoding, Node, ceil_div
 from smc.targets import Target
 
 
@@ -92,7 +92,7 @@ def _stream(table: WeightTable, sizes: CallSizes, task: Task) -> str:
     row_blocks = place.rows // ROW_BLOCK
     together = task.rows_at_once // ROW_BLOCK
     block_bytes = MatrixLayout(parameter.encoding, place.rows, place.columns).codes_bytes // row_blocks
-    return f"{{{place.codes}, {-(-row_blocks // together)}, {block_bytes * together}}}"
+    return f"{{{place.codes}, {ceil_div(row_blocks, together)}, {block_bytes * together}}}"
 
 
 def _kernel_numbers(plan: Plan, function: FunctionSchedule) -> dict[Encoding, int]:

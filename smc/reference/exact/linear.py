@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from smc.ir import EncodedTensor, rotate
+from smc.ir import EncodedTensor, ceil_div, rotate
 from smc.reference.activations import quantize_activations
 from smc.reference.exact.registry import exact
 from smc.reference.float32 import fma, sum_products
@@ -91,7 +91,7 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     group, input_group = encoding.group_size(columns), columns if token_scale else codes.shape[-1]
     size = min(group, input_group)
     has_parts = encoding.has_partial_sums
-    pieces = -(-columns // size)
+    pieces = ceil_div(columns, size)
     inputs = _pieces(codes.flatten(1)[:, :columns], pieces, size)
     weights = _pieces(_integers(weight).flatten(1)[:, :columns], pieces, size)
     total = part = inputs.new_zeros(len(codes), len(weights), dtype=torch.float32)

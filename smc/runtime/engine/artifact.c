@@ -208,10 +208,6 @@ int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t 
   return SMC_OK;
 }
 
-int smc_artifact_damaged(char *error) {
-  return smc_fail(error, SMC_BAD_INPUT, "the artifact's weights are damaged, their checksum is another: copy or compile it again");
-}
-
 int smc_artifact_check(struct smc_artifact *artifact, const _Atomic uint32_t *cancels, uint32_t seen, char *error) {
   uint32_t crc = 0;
   for (uint64_t done = 0, part; done < artifact->weight_bytes; done += part) {

@@ -1,7 +1,6 @@
 /* The function table: opening a model, and the lock and the checks around all that is done with it. */
 #include "internal.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,17 +8,6 @@
 
 #define MAX_CONTEXT (1 << 24)
 #define MAX_SEQUENCES 4096
-
-int smc_fail(char *error, int status, const char *format, ...) {
-  if (!error) return status;
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(error, SMC_ERROR_BYTES, format, arguments);
-  va_end(arguments);
-  for (char *c = error; *c; c++)
-    if ((unsigned char)*c < ' ' || *c == 127) *c = '?'; /* names come from files */
-  return status;
-}
 
 /* ---- open */
 

@@ -7,7 +7,6 @@
 
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MAGIC 0x736d6370u /* "smcp" */
@@ -29,12 +28,6 @@ void smc_relax(int turns) {
 #elif defined(__aarch64__)
   __asm__ __volatile__("isb" ::: "memory"); /* waits about as long as x86's pause; `yield` is a nop on most cores */
 #endif
-}
-
-int64_t smc_nanoseconds(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 static uint32_t epoch_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }

@@ -1,26 +1,12 @@
 /* The standalone executable: reads the command line, opens the model in this very file, and does what was asked. */
 #include "standalone.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 volatile sig_atomic_t smc_interrupted;
 static smc_model *volatile interrupted_model;
-
-void smc_die(const char *format, ...) {
-  va_list values;
-  va_start(values, format);
-  const char *no_color = getenv("NO_COLOR"); /* no-color.org */
-  fputs(isatty(STDERR_FILENO) && !(no_color && *no_color) ? "\033[31merror:\033[0m " : "error: ", stderr);
-  vfprintf(stderr, format, values);
-  fputc('\n', stderr);
-  va_end(values);
-  exit(SMC_EXIT_INPUT);
-}
-
-void smc_die_of_memory(void) { smc_die("there is not enough memory for this"); }
 
 static void on_interrupt(int signal) {
   (void)signal;

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from smc.codegen.tokenizer_tables import tokenizer_tables
 
-from .conftest import ENGINE, HERE, WARNINGS, compile_c
+from .conftest import ENGINE, WARNINGS, compile_c
 
-SOURCES = [*sorted(ENGINE.glob("tokenizer*.c")), HERE / "sentence.c"]
+SOURCES = [*sorted(ENGINE.glob("tokenizer*.c")), ENGINE / "errors.c"]
 ERROR_BYTES = 512
 
 

@@ -9,18 +9,9 @@
  */
 #include "internal.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-int smc_fail(char *error, int status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(error, SMC_ERROR_BYTES, format, arguments);
-  va_end(arguments);
-  return status;
-}
 
 static uint8_t *read_all(const char *path, size_t *size) {
   FILE *file = fopen(path, "rb");

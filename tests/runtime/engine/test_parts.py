@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from .conftest import ENGINE, HERE, LEVELS, VOCAB, WARNINGS, WEIGHTS, compile_c, write_artifact
 
-FILES = ("artifact.c", "cpu.c", "crc.c", "memory.c", "cgroup.c", "huge_pages.c")
+FILES = ("artifact.c", "cpu.c", "crc.c", "memory.c", "cgroup.c", "huge_pages.c", "errors.c")
 Driver = Callable[..., Path]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("pool.c", "phase.c", "placement.c", "profile.c", "cgroup.c", "memory.c")
+FILES = ("pool.c", "phase.c", "placement.c", "profile.c", "cgroup.c", "memory.c", "clock.c")
 Driver = Callable[..., Path]
 
 

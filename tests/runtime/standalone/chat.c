@@ -1,21 +1,12 @@
-/* What chat_template.c and the tokenizer need of the engine, for tests; and a program that damages pieces at random and
- * renders with whatever still opens: chat PIECES ROUNDS. Built with sanitizers, it shows reads out of bounds. */
+/* Damages pieces at random and renders with whatever still opens: chat PIECES ROUNDS. Built with sanitizers, it shows
+ * reads out of bounds. */
 #include "internal.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "chat_template.h"
-
-int smc_fail(char *error, int status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(error, SMC_ERROR_BYTES, format, arguments);
-  va_end(arguments);
-  return status;
-}
 
 static uint64_t state = 1;
 

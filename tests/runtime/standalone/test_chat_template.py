@@ -26,7 +26,7 @@ from tests.runtime.engine.conftest import ENGINE, WARNINGS, compile_c, supports
 
 HERE = Path(__file__).parent
 STANDALONE = ENGINE.parent / "standalone"
-SOURCES = [HERE / "chat.c", STANDALONE / "chat_template.c", *sorted(ENGINE.glob("tokenizer*.c"))]
+SOURCES = [HERE / "chat.c", STANDALONE / "chat_template.c", *sorted(ENGINE.glob("tokenizer*.c")), ENGINE / "errors.c"]
 ERROR_BYTES = 512
 WITH_TEXTS = ("vicuna", "qwen3", "llama-2", "llama-3", "llama-3.2", "mistral-v3", "gemma", "gemma-3", "alpaca")
 WITH_TOKENS = ("smollm2", "llama-2", "llama-3", "gemma", "phi-3", "vicuna")
@@ -345,7 +345,7 @@ def damage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not supports("address,undefined", folder):
         pytest.skip("no gcc with -fsanitize=address,undefined")
     flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{STANDALONE}")
-    return compile_c(folder / "chat", [HERE / "chat.c", STANDALONE / "chat_template.c"], *flags)
+    return compile_c(folder / "chat", [HERE / "chat.c", STANDALONE / "chat_template.c", ENGINE / "errors.c"], *flags)
 
 
 @pytest.mark.parametrize("name", ["llama-3.2", "qwen3", "gemma", "vicuna"])

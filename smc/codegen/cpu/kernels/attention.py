@@ -38,6 +38,7 @@ from smc.codegen.cpu.kernels.rope import rotated_head
 from smc.codegen.cpu.kernels.vector_math import LANES, exp2, horizontal, horizontal_each, tanh
 from smc.codegen.kernels.abi import MOST_ROWS, PAGE_TOKENS, SPLIT_TOKENS, TILE_TOKENS, AttentionShape, rows_per_token
 from smc.codegen.kernels.specs import AttentionKernel, MergeKernel
+from smc.ir import ceil_div
 from smc.targets import Level
 
 MASKED, LOWEST = -3.0e38, -1.0e30
@@ -166,7 +167,7 @@ class _Attention:
         self.units = LANES // level.lanes  # registers of a vector
         most = min(MOST_ROWS, self.budget // self.units)
         self.token_rows = rows_per_token(shape.group, most)
-        self.pieces = -(-shape.group // most)  # passes of a single token
+        self.pieces = ceil_div(shape.group, most)  # passes of a single token
         # A power of two, as a tile's tokens are, so that none is left over.
         tokens = min(TILE_TOKENS, max(1, most // self.token_rows))
         self.pass_tokens = 1 << (tokens.bit_length() - 1)
@@ -441,7 +442,7 @@ class _Attention:
         """Σ p[token] · V[token], merged into the states' outputs: some channels at a time in registers."""
         k = self.k
         total = self.shape.padded_dim // LANES
-        width = -(-total // -(-total // max(1, self.budget // (rows.rows * self.units))))
+        width = ceil_div(total, ceil_div(total, max(1, self.budget // (rows.rows * self.units))))
         blocks, rest = divmod(total, width)
         with k.loop(const(blocks, "int64"), "channels") as block:
             self._value_block(rows, pages, k.let(block * width, "first_vector"), width)

@@ -49,12 +49,10 @@ class IntegerProducts:
 
     @property
     def kernel(self) -> Kernel:
-        """What is built."""
         return self.weights.kernel
 
     @property
     def encoding(self) -> Encoding:
-        """Of the weights."""
         return self.weights.encoding
 
     @property

@@ -16,7 +16,6 @@ import click
 from smc.cli import messages
 from smc.cli.options import verbosity_options
 from smc.errors import InputError
-from smc.ir import ceil_div
 
 if TYPE_CHECKING:
     from smc.ir import Module
@@ -113,7 +112,7 @@ def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
 
 def describe_module(module: Module) -> dict[str, Any]:
     """The facts of a module as JSON has them, sizes in bytes; where layers differ, a sorted list, not a number."""
-    from smc.ir.encoding import FLOAT_BYTES
+    from smc.ir.encoding import FLOAT_BYTES, ceil_div
 
     facts, slots = module.facts, _slots(module)
     functions = [function for _, function in module.calls()]
@@ -149,6 +148,8 @@ def _slots(module: Module) -> list[dict[str, Any]]:
 
     A tied matrix is counted where it is used first and named there in the row of its second use.
     """
+    from smc.ir import ceil_div
+
     rows: dict[str, dict[str, Any]] = {}
     first_use: dict[str, str] = {}
     for call, function in module.calls():

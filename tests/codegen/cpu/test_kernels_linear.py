@@ -22,7 +22,7 @@ from smc.codegen.kernels.abi import ACCUMULATE, COMPACT, HAS_BIAS
 from smc.codegen.kernels.layout import ROW_BLOCK, padded
 from smc.codegen.kernels.specs import LinearKernel, Tile
 from smc.ir import BF16, F16, Encoding, integer
-from smc.reference.exact import multiply
+from smc.reference.exact.linear import multiply
 from smc.targets import TARGETS, Level
 from tests.codegen.cpu.kernels import Matrix, compiled, guarded, kernel_inputs, random_tensor
 from tests.codegen.encodings import ALL_FLOAT_LEVELS, ENCODINGS, encodings
@@ -229,7 +229,7 @@ def test_results_of_some_rows_alone(linear: Linear, level: Level, tokens: int) -
 
 
 def test_inputs_of_zeros_give_zeros(linear: Linear, level: Level) -> None:
-    for encoding in (integer(4), replace(integer(4), activation="none")):
+    for encoding in (integer(4), Encoding.of(bits=4, activation="none")):
         matrix = Matrix(random_tensor(encoding, 33, 80, 5), level.family)
         inputs, _ = kernel_inputs(encoding, level, np.zeros((2, 80), np.float32))
         assert not linear(linear.kernel(encoding, level), matrix, inputs).any()

@@ -15,24 +15,28 @@ if TYPE_CHECKING:
     import torch
 
 
-def check_packable(encoding: Encoding, columns: int = 0) -> None:
-    """InputError where there is no packed layout, and so no kernel, for an encoding of rows of so many columns."""
-    reason = None
+def can_run(encoding: Encoding, columns: int = 0) -> str | None:
+    """Why there is no packed layout, and so no kernel, for an encoding of rows of so many columns; None: there is."""
     if encoding.is_float:
-        return
+        return None
     inputs, group = encoding.input_group, encoding.scales.group
     if encoding.transform.rotation and columns % encoding.transform.rotation:
-        reason = f"a rotation in blocks of {encoding.transform.rotation} that do not divide {columns} columns"
-    elif encoding.scales.super_group is not None and not isinstance(group, int):
-        reason = f"two-level scales with one scale a {group}"
-    elif isinstance(encoding.scales.group, int) and encoding.scales.group != 16 and encoding.scales.group % TILE:
-        reason = f"groups of {encoding.scales.group} (16 or a multiple of 32)"
-    elif encoding.rounds_inputs and isinstance(inputs, int):
+        return f"a rotation in blocks of {encoding.transform.rotation} that do not divide {columns} columns"
+    if encoding.scales.super_group is not None and not isinstance(group, int):
+        return f"two-level scales with one scale a {group}"
+    if isinstance(encoding.scales.group, int) and encoding.scales.group != 16 and encoding.scales.group % TILE:
+        return f"groups of {encoding.scales.group} (16 or a multiple of 32)"
+    if encoding.rounds_inputs and isinstance(inputs, int):
         if inputs % TILE:
-            reason = f"activation groups of {inputs} (a multiple of 32, or token)"
-        elif isinstance(group, int) and group % inputs and inputs % group:
-            reason = f"activation groups of {inputs} that cut groups of {group}"
-    if reason:
+            return f"activation groups of {inputs} (a multiple of 32, or token)"
+        if isinstance(group, int) and group % inputs and inputs % group:
+            return f"activation groups of {inputs} that cut groups of {group}"
+    return None
+
+
+def check_packable(encoding: Encoding, columns: int = 0) -> None:
+    """InputError where `can_run` has a reason."""
+    if reason := can_run(encoding, columns):
         raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
 
 

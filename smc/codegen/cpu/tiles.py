@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from smc.codegen.cpu.isa import has_few_registers, isa
 from smc.codegen.kernels.layout import ROW_BLOCK, TILE, planes
 from smc.codegen.kernels.specs import LinearKernel, Tile
 from smc.ir import Encoding, ceil_div
@@ -16,7 +17,7 @@ PANEL_TILES = 8
 
 def panel_tiles(encoding: Encoding, level: Level) -> int | None:
     """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none."""
-    if level.family != "x86" or not encoding.rounds_inputs:
+    if isa(level).is_vector_by_lane or not encoding.rounds_inputs:
         return None
     sizes = [size for size in (encoding.scales.group, encoding.input_group) if isinstance(size, int)]
     span = ceil_div(max(sizes, default=TILE), TILE)
@@ -29,12 +30,12 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
         return True
     # Zeros of 8-bit codes are not subtracted beforehand.
     zeros = encoding.stores_zeros and encoding.bits < 8
-    if level.registers < 32:  # which unpacking needs, too
+    if has_few_registers(level):  # which unpacking needs, too
         if zeros or len(planes(encoding.bits)) > 1:
             return True
-        if level.dot == "vpdpbusd" and encoding.bits == 2 and not encoding.has_codebook:
+        if isa(level).has_byte_dot and encoding.bits == 2 and not encoding.has_codebook:
             return False  # a load brings codes of four columns
-        return encoding.bits < 8 or encoding.has_codebook or level.dot == "vpmaddubsw"
+        return encoding.bits < 8 or encoding.has_codebook or isa(level).sums_in_int16
     every_tile = isinstance(encoding.scales.group, int) and encoding.scales.group <= TILE
     return (zeros and every_tile) or len(encoding.entries) > 16
 
@@ -42,15 +43,15 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
 def _panel_tile(encoding: Encoding, level: Level) -> Tile:
     """How many of a panel's rows meet how many tokens at once, as measured on Zen 4."""
     if (
-        level.registers < 32
+        has_few_registers(level)
         and not encoding.is_base3
         and not encoding.has_codebook
         and len(planes(encoding.bits)) == 1
     ):
-        if encoding.scales.group == 16 and level.dot == "vpdpbusd":
+        if encoding.scales.group == 16 and isa(level).has_byte_dot:
             return Tile(2, 2 * level.lanes, panel=True)  # sums, and those of an input scale, in registers
         # Codes of 8 bits have signs beside them there, and zeros are not subtracted beforehand: loads for every row.
-        by_row = level.dot == "vpmaddubsw" and (encoding.bits == 8 or encoding.stores_zeros)
+        by_row = isa(level).sums_in_int16 and (encoding.bits == 8 or encoding.stores_zeros)
         if not by_row:
             return Tile(2, ROW_BLOCK, panel=True)  # half the pointers to inputs, of which 16 registers spill some
     # Unpacking takes long for the tokens of a batch, too, that are too few for a panel.
@@ -61,14 +62,14 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
         return _panel_tile(encoding, level)
-    if level.family == "arm64":
+    if isa(level).interleaves_tokens:
         if encoding.rounds_inputs:
             # LLVM unrolls loops of 8 turns for cores that work in order, and then spills: 6 blocks of tokens for these.
-            return Tile(64 if level.dot == "smmla" else 48, 4)
+            return Tile(64 if isa(level).interleaves_pairs else 48, 4)
         return Tile(4, 16) if encoding.is_float else Tile(4, 8)
     # Unpacking may take longer than multiplying: then more tokens share it.
     integers = encoding.rounds_inputs
-    if level.registers < 32:
+    if has_few_registers(level):
         # Accumulators, used once a group, wait in the first cache where sums need the registers.
         slow = encoding.has_codebook or (encoding.is_base3 and integers)
         return Tile(6, 16) if encoding.is_float or slow else Tile(4, 16)
@@ -91,7 +92,7 @@ def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
     The rest of the registers holds what is added up: fewer accumulators leave them idle, more are spilled.
     """
     default = default_tile(encoding, level)
-    if level.family == "arm64" and encoding.rounds_inputs:
+    if isa(level).interleaves_tokens and encoding.rounds_inputs:
         return [default, *(Tile(tokens, rows) for tokens, rows in ((8, 4), (24, 4), (8, 8), (24, 8)))]
     tiles = [
         Tile(tokens, rows, panel)

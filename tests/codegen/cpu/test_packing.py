@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smc.codegen.cpu.packing import check_packable, pack_matrix
+from smc.codegen.cpu.packing import can_run, check_packable, pack_matrix
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.errors import InputError
 from smc.ir import BF16, F16, F32, Encoding, integer
@@ -148,6 +149,7 @@ def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encod
 def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         check_packable(Encoding.of(**fields))
+    assert re.search(reason, can_run(Encoding.of(**fields)) or "")
 
 
 def test_a_refused_encoding_is_not_packed() -> None:

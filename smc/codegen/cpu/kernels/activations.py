@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, lanes_of, shuffle
+from smc.codegen.cpu.isa import isa
 from smc.codegen.kernels.abi import TOKEN_BLOCK
 from smc.codegen.kernels.layout import QUADS, TILE
 from smc.targets import Level
@@ -24,12 +25,12 @@ from smc.targets import Level
 
 def is_blocked(level: Level) -> bool:
     """Whether a level's activations are interleaved."""
-    return level.family == "arm64"
+    return isa(level).interleaves_tokens
 
 
 def has_pairs(level: Level) -> bool:
     """Whether pairs of tokens are interleaved by 8 columns."""
-    return level.dot == "smmla"
+    return isa(level).interleaves_pairs
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from smc.codegen.cpu.builder import (
     shuffle,
     shuffle_pair,
 )
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import PerToken
 from smc.codegen.cpu.kernels.unpack import CodeForm, InPlace
 from smc.targets import Level
@@ -360,8 +361,9 @@ _KINDS: dict[str, type[Dot]] = {
 
 def dot_for(kernel: Kernel, level: Level, form: CodeForm, tokens: int) -> Dot:
     """The level's way to multiply so many tokens at once."""
-    if level.dot == "smmla" and tokens % 2:
+    kind = _KINDS[level.dot]
+    if isa(level).interleaves_pairs and tokens % 2:
         return _Sdot(kernel, level, form)
-    if level.dot == "vpmaddubsw" and form.signed:
+    if issubclass(kind, _Vpmaddubsw) and form.signed:
         return (_SplitCodes if form.split else _Vpsignb)(kernel, level, form)
-    return _KINDS[level.dot](kernel, level, form)
+    return kind(kernel, level, form)

@@ -18,6 +18,7 @@ from smc.codegen.cpu.builder import (
     intrinsic,
     reinterpret,
 )
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import PerToken, Source, SpreadPerToken
 from smc.codegen.cpu.kernels.dot import ArmDot, Dot, InPlaceDot
 from smc.codegen.cpu.kernels.spans import spans
@@ -137,7 +138,7 @@ class IntegerProducts:
         for first in range(0, count, step):
             units = range(first, first + step)
             sums, some = self.dot.new_sums(len(self.accumulators), step, inputs.initial), parts.of(units)
-            if some.zeros is not None and self.weights.level.family == "x86":
+            if some.zeros is not None and not isa(self.weights.level).is_vector_by_lane:
                 self._begin_with_zeros(sums, some.zeros, inputs.totals)
                 some = replace(some, zeros=None)
             self._add_tile(sums, units, tile, piece_quads(self.encoding, half))
@@ -168,7 +169,7 @@ class IntegerProducts:
 
     def _negated(self, totals: PerToken, zero: int) -> PerToken:
         """- zero * total of every token."""
-        if self.weights.level.family != "x86" or self.lanes == 16:
+        if isa(self.weights.level).is_vector_by_lane or self.lanes == 16:
             return self._times(totals, -zero)
         # LLVM would multiply scalars and move them between registers, which takes longer than another two of these
         # instructions; 512-bit ones are dear.

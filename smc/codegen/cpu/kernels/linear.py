@@ -13,6 +13,7 @@ from __future__ import annotations
 import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, cast, const
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import Inputs, Source, is_blocked
 from smc.codegen.cpu.kernels.dot import Dot, InPlaceDot, dot_for
 from smc.codegen.cpu.kernels.epilogue import Epilogue
@@ -106,7 +107,7 @@ class _Linear:
     def _prefetches(self, step: int) -> bool:
         """Whether there may be so many turns of this step; of what a panel or larger tiles leave there are fewer."""
         whole = step == self.tile.tokens > 1 and not self.tile.panel
-        return whole and self.integer and self.level.family == "x86"
+        return whole and self.integer and not isa(self.level).is_vector_by_lane
 
     def _multiply(self, rows: RowTile, token: Expr, count: int) -> None:
         """`count` tokens from `token` on by a row tile, whose sums are in registers."""

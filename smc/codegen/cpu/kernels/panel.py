@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, const, dtype_of, intrinsic, reinterpret
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.dot import Unpack, magnitude
 from smc.codegen.cpu.kernels.unpack import CodeForm, code_form, unpacked_zero
 from smc.codegen.cpu.kernels.weights import GroupParts, PackedWeights, RowTile, Unit, Weights
@@ -36,9 +37,7 @@ class Panel:
         self.kernel, self.encoding, self.level, self.tiles = kernel, encoding, level, tiles
         self.pieces_per_tile = 2 if encoding.scales.group == 16 else 1
         source = self.packed_form = replace(code_form(encoding, level), shift=0)
-        self.folds_zeros = (
-            encoding.stores_zeros and source.bits < 8 and not (level.dot == "vpmaddubsw" and source.bits > 3)
-        )
+        self.folds_zeros = isa(level).folds_zeros(encoding, source.bits)
         self.form: CodeForm = source
         self.zero = unpacked_zero(encoding, level)
         if self.folds_zeros:

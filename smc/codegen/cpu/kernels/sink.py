@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, cast, const, dtype_of, intrinsic, shuffle
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import Destination, destination, has_pairs
 from smc.codegen.cpu.kernels.vector_math import LANES, add, horizontal_each, lane, magnitude, nearest, segment
 from smc.codegen.kernels.abi import Form
@@ -151,7 +152,7 @@ class _CodesSink:
     def _add_codes(self, total: Expr | None, integers: Expr, stored: Expr) -> Expr:
         """16 codes, as int32 and as int8, added to a vector of int32 (None: zeros): four to a lane in one instruction
         where the level has dot products."""
-        if self.level.dot in ("vpmaddubsw", "smull"):
+        if not isa(self.level).has_byte_dot:
             return integers if total is None else self.kernel.let(total + integers, "total")
         ones, zeros = const(1, f"int8x{LANES}"), const(0, "int32x4")
         x86 = self.level.family == "x86"

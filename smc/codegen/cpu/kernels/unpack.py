@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, intrinsic, reinterpret
+from smc.codegen.cpu.isa import DIGIT_SHIFT, has_few_registers, isa
 from smc.codegen.cpu.kernels.lookup import lookup_bytes, lookup_floats
 from smc.codegen.cpu.packing import stored_bias
 from smc.codegen.kernels.layout import FIVE, QUADS, ROW_BLOCK, ROW_VECTOR, TILE, Span, planes, span_of
@@ -102,23 +103,14 @@ class CodeForm:
 
 def code_form(encoding: Encoding, level: Level) -> CodeForm:
     """What `unpack_quad` gives on a level."""
-    whole_bytes = encoding.has_integer_codebook if encoding.has_codebook else encoding.bits == 8
-    # Sums of pairs in int16 have no room for unsigned bytes (dot.py).
-    signed = level.family == "arm64" or (level.dot == "vpmaddubsw" and encoding.rounds_inputs and whole_bytes)
+    signed = isa(level).signed_codes(encoding)
+    if encoding.has_integer_codebook:
+        return CodeForm(8, 0 if signed else 128, 0, signed)
     if encoding.has_codebook:
-        if encoding.has_integer_codebook:
-            return CodeForm(8, 0 if signed else 128, 0, signed)
         return CodeForm(encoding.bits, 0, 0, signed=False)
-    if not signed:
-        # Sums of pairs in int16 have no room for digits at the top, and float inputs look codes up.
-        top = encoding.is_base3 and encoding.rounds_inputs and level.dot == "vpdpbusd"
-        shift = DIGIT_SHIFT if top else 0
-        return CodeForm(encoding.bits, 0, shift, signed=False)
-    if encoding.is_base3:
-        return CodeForm(encoding.bits, 0, 0, signed=True)
-    # Codes at the top of the byte cost no sign extension; int16 products have no room for them.
-    shift = 0 if level.dot == "smull" and encoding.rounds_inputs else 8 - encoding.bits
-    return CodeForm(encoding.bits, -(1 << (encoding.bits - 1)), shift, signed=True)
+    shift = isa(level).code_shift(encoding, signed)
+    offset = 0 if not signed or encoding.is_base3 else -(1 << (encoding.bits - 1))
+    return CodeForm(encoding.bits, offset, shift, signed)
 
 
 def unpacked_zero(encoding: Encoding, level: Level) -> int:
@@ -163,10 +155,6 @@ def unpack_quad(
     return kernel.let(code, "code")
 
 
-DIGIT_SHIFT = 6
-"""Where in its byte x86 has a digit of base 3: at the top, as digits come out so."""
-
-
 class Fractions:
     """A unit's bytes of base 3 on x86: fractions on the stack, each of which gives a digit a tile.
 
@@ -180,7 +168,7 @@ class Fractions:
         self.array = kernel.array("uint8", QUADS * self.lanes, "fractions")
         # 0, but LLVM can't know: few registers must not be where it keeps the fractions from tile to tile.
         self.begin = const(0, "int64")
-        if level.registers < 32:
+        if has_few_registers(level):
             self.begin = kernel.let(tiles >> const(40, "int64"), "begin")
 
     def load(self, codes: Pointer, begin: Expr, quads: range) -> None:
@@ -243,12 +231,12 @@ class InPlace:
 
 def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | None:
     """Where multiplying in place takes fewer instructions. whole_row: one sum for many tiles."""
-    if level.dot != "vpdpbusd" or encoding.has_codebook or not encoding.rounds_inputs:
+    if not isa(level).multiplies_in_place or encoding.has_codebook or not encoding.rounds_inputs:
         return None
     if encoding.is_base3:
         return InPlace(2, 8)
     # A sum for each place takes registers.
-    masked = whole_row and level.registers >= 32 and encoding.bits in (2, 4)
+    masked = whole_row and not has_few_registers(level) and encoding.bits in (2, 4)
     return InPlace(8 // encoding.bits, encoding.bits) if masked else None
 
 

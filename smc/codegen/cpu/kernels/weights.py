@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smc.codegen.cpu.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const
+from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.dot import Terms, Unpack
 from smc.codegen.cpu.kernels.spans import each_tile, spans
 from smc.codegen.cpu.kernels.unpack import (
@@ -214,10 +215,10 @@ class PackedWeights(Weights):
         if not encoding.is_float and not encoding.stores_zeros:
             self.zero = unpacked_zero(encoding, level) << self.form.shift
         # x86 has no conversion with a shift; a power of two changes no scale's digits.
-        self.shift_in_scales = level.family == "x86" and self.form.shift > 0 and not encoding.has_row_scale
+        self.shift_in_scales = not self.form.signed and self.form.shift > 0 and not encoding.has_row_scale
         # Base 3 on x86: every unit's bytes go from tile to tile.
         self.fractions: dict[Unit, Fractions] = {}
-        if encoding.is_base3 and level.family == "x86":
+        if encoding.is_base3 and not isa(level).signed_only:
             self.fractions = {unit: Fractions(self.kernel, level, matrix.tiles) for unit in rows.units}
 
     def group_parts(self, group: Expr) -> GroupParts:

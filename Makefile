@@ -40,7 +40,7 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# One thread a worker: the workers already use every core.
+# One thread per worker: the workers already use every core.
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow and not arm64"
 
@@ -57,7 +57,7 @@ test-arm64: setup
 bench: setup
 	$(PY) -m benchmarks.llama_cpp
 
-# Instructions a token on 64-bit ARM, beside llama.cpp. The emulator that counts and llama.cpp are built from source first.
+# Instructions per token on 64-bit ARM, beside llama.cpp. The emulator that counts and llama.cpp are built from source first.
 bench-arm64: setup
 	$(PY) -m benchmarks.instructions --prefill 128,512 --by-symbol
 	$(PY) -m benchmarks.instructions_mca

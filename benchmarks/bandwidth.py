@@ -1,4 +1,4 @@
-"""How much of the memory's bandwidth decoding reaches: both measured in turns, of one token's weights each.
+"""How much of the memory's bandwidth decoding reaches: both measured alternately, of one token's weights each.
 
     python -m benchmarks.bandwidth ARTIFACT [--threads 2] [--decode-tokens 32] [--turns 15] [--json FILE]
 
@@ -65,7 +65,7 @@ def phase_bytes(profile: Profile, token_bytes: int) -> list[int]:
         tasks = [task for task in profile.tasks if task.function == function and task.calls]
         phases: list[float] = []
         for task in tasks:
-            if task.wait_seconds or not phases:  # only a phase's first task tells how long threads waited
+            if task.wait_seconds or not phases:  # only a phase's first task has how long threads waited
                 phases.append(0)
             phases[-1] += task.bytes / task.calls
         found += phases * round(max((task.calls for task in tasks), default=0) / profile.steps)
@@ -74,7 +74,7 @@ def phase_bytes(profile: Profile, token_bytes: int) -> list[int]:
 
 
 def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]:
-    """Decode `tokens` tokens and read, in turns, the first of which is for nothing but to wake up."""
+    """Decode `tokens` tokens and read, alternating; the first turn only wakes the threads."""
     from smc.cli.bench import decode_seconds
     from smc.runtime import load
 
@@ -112,7 +112,7 @@ def measure(artifact: Path, threads: int, tokens: int, turns: int) -> list[Turn]
 
 
 def print_table(turns: Sequence[Turn]) -> None:
-    """A line a turn, then the medians: of all, and of those before and behind which the CPUs were near, or far."""
+    """One line per round, then the medians: of all, and of those before and behind which the CPUs were near, or far."""
     click.echo(f"{'GB/s of reads':<16}in phases  decode  of reads  of phases    round trip")
     for turn in sorted(turns, key=lambda turn: turn.reads):
         trip = f"{1e9 * turn.round_trips[-1]:>11.0f} ns" if turn.round_trips else ""

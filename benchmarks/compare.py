@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass
 class Contender:
-    """An artifact under its settings; name: what tells it from the others; tokens/s of every round by measure."""
+    """An artifact under its settings; name: what distinguishes it; tokens/s of every round by measure."""
 
     name: str
     settings: Settings

@@ -8,7 +8,7 @@
 `tinyllama`    1.1 billion random weights in TinyLlama's shape, int4, cold
 `start`        `smc --help`, `import smc`, and loading an artifact: medians of 5
 
-Memory is the peak of the whole process tree, sampled 20 times a second: the sum of the processes' proportional set
+Memory is the peak of the whole process tree, sampled 20 times per second: the sum of the processes' proportional set
 sizes, in which a page that several share counts once. A cold cache is an empty folder (SMC_CACHE).
 """
 

@@ -1,4 +1,4 @@
-"""A proxy for speed on ARM where there is no board: instructions a token, side by side with llama.cpp.
+"""A proxy for speed on ARM where there is no board: instructions per token, side by side with llama.cpp.
 
     python -m benchmarks.instructions [--level dotprod] [--case decode] [--prefill 128] [--by-symbol] [--ours-only]
 
@@ -104,7 +104,7 @@ def gguf_bytes_per_token(path: Path) -> int:
 
 
 def functions(profile: Profile, program: Path, case: Case) -> dict[str, float]:
-    """Instructions a token of each function, the largest first."""
+    """Instructions per token of each function, the largest first."""
     counts = profile.by_symbol(qemu.Symbols.of(program))
     return {name: instructions / case.tokens for name, instructions in counts.most_common() if instructions}
 
@@ -121,7 +121,7 @@ def print_row(row: dict[str, Any], by_symbol: bool) -> None:
 
 
 def print_functions(title: str, functions: dict[str, float]) -> None:
-    """The functions that make up 99 % of the instructions a token."""
+    """The functions that make up 99 % of the instructions per token."""
     click.echo(f"    {title}")
     total, shown = sum(functions.values()), 0.0
     for name, instructions in functions.items():
@@ -169,7 +169,7 @@ def main(
     json_file: Path | None,
     published: bool,
 ) -> None:
-    """Count and print the table, in millions of instructions a token."""
+    """Count and print the table, in millions of instructions per token."""
     model = model or inputs.offgrid_model()
     type, _, pure = format.partition("-")
     program = None if peer_only else instructions_own.build(model, quant)
@@ -178,7 +178,7 @@ def main(
     cases = [case for case in cases if not kinds or case.kind in kinds]
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
-    click.echo(f"{'10⁶ instructions a token':<28}{'smc':>10}{'llama.cpp':>12}{'ratio':>8}")
+    click.echo(f"{'10⁶ instructions per token':<28}{'smc':>10}{'llama.cpp':>12}{'ratio':>8}")
     for level in [LEVELS[name] for name in levels or LEVELS]:
         for case in cases:
             row: dict[str, Any] = {"level": level.name, "case": case.name}
@@ -192,7 +192,7 @@ def main(
             print_row(row, by_symbol)
     own_bytes = f"{facts['token_weight_bytes'] / 1e6:.2f}" if facts else ""
     peer_bytes = f"{gguf_bytes_per_token(gguf) / 1e6:.2f}" if gguf else ""
-    click.echo(f"{'MB of weights a token reads':<28}{own_bytes:>10}{peer_bytes:>12}")
+    click.echo(f"{'MB of weights per token':<28}{own_bytes:>10}{peer_bytes:>12}")
     if json_file:
         figures = {"model": model.name, "smc": quant, "llama_cpp": format, "rows": rows}
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -4,8 +4,8 @@
 
 The loops are found where the counted instructions are: backward branches of the disassembled program, each loop with
 the instructions that are in no loop inside it. LLVM's scheduling models of the cores then say how many cycles one turn
-takes when every load hits the first cache, thus what the core could do if memory were infinitely fast: cycles a token,
-tokens/s at 1 GHz, and for decode the weights in GB/s that it could take in at 1 GHz. Needs llvm-mca 16 or newer
+takes when every load hits the first cache, thus what the core could do if memory were infinitely fast: cycles per
+token, tokens/s at 1 GHz, and for decode the weights in GB/s that it could take in at 1 GHz. Needs llvm-mca 16 or newer
 (on Debian: apt-get install llvm-19); LLVM's own model of the Cortex-A76 is that of its server twin, the Neoverse N1.
 """
 
@@ -152,7 +152,7 @@ def print_side(
         f"  {title}: {covered:.0%} of {profile.instructions / case.tokens / 1e6:.2f}·10⁶ instructions in these loops"
     )
     header = "".join(f"{core:>13}" for core in cores)
-    click.echo(f"    {'share':>6}{'turns/token':>14}{'instructions':>14}{header}   cycles a turn")
+    click.echo(f"    {'share':>6}{'turns/token':>14}{'instructions':>14}{header}   cycles per turn")
     totals = dict.fromkeys(cores, 0.0)
     for loop in loops:
         cells = ""
@@ -165,7 +165,7 @@ def print_side(
         click.echo(f"    {share:>6.1%}{turns:>14.0f}{len(loop.body):>14}{cells}   {loop.function[:60]}")
         for instruction in loop.body if listing else ():
             click.echo(f"{'':24}{instruction.address:x}: {instruction.text}")
-    rows = {"10⁶ cycles a token": (1e-6, 1), "tokens/s at 1 GHz": (1e9, -1)}
+    rows = {"10⁶ cycles per token": (1e-6, 1), "tokens/s at 1 GHz": (1e9, -1)}
     if case.kind == "decode":
         rows["GB/s of weights at 1 GHz"] = (weight_bytes, -1)
     for name, (factor, power) in rows.items():

@@ -1,6 +1,6 @@
 """smc for 64-bit ARM as a program to count: an artifact, and its engine, host program and kernels linked with a driver.
 
-The program is static, keeps its symbols and lies at fixed addresses, so that counts can be told apart by function.
+The program is static, keeps its symbols and lies at fixed addresses, so that counts can be assigned to functions.
 """
 
 from __future__ import annotations

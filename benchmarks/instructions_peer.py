@@ -1,4 +1,4 @@
-"""llama.cpp for 64-bit ARM: the version of `benchmarks.peer`, cross-built by zig as a static program, once a level.
+"""llama.cpp for 64-bit ARM: the version of `benchmarks.peer`, cross-built by zig as a static program, once per level.
 
 It is built as for the machine itself, except that the instruction set is named: its weights are repacked at load for
 the instructions that a level has. Without OpenMP, which zig does not bring; with one thread nothing depends on it.

@@ -54,7 +54,7 @@ class Product(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """A matrix [rows, columns] by so many tokens; weights: bytes of different matrices that take turns."""
+    """A matrix [rows, columns] by so many tokens; weights: bytes of the matrices that alternate."""
 
     rows: int
     columns: int

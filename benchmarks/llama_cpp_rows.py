@@ -28,7 +28,7 @@ SPEED = "speed"
 """The first table."""
 
 QUALITY_WINDOWS, QUALITY_CONTEXT = 20, 512
-"""Windows of so many tokens tell recipes apart well enough for the place beside a speed."""
+"""Windows of so many tokens distinguish recipes well enough for the place beside a speed."""
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _write_smollm2_tokenizer(folder: Path, reader: Any) -> None:
     """tokenizer.json, tokenizer_config.json and the chat template from the GGUF file's metadata.
 
     The pre-tokenizer splits digits one by one: the metadata only says "smollm", and a reader that takes that for plain
-    byte-level BPE gives other ids than upstream wherever spaces meet a digit.
+    byte-level BPE gives other ids than upstream wherever a digit follows spaces.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -42,7 +42,7 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 def build(level: str | None = None) -> Path:
     """Build llama.cpp unless that was done before; returns the folder of its programs.
 
-    Release build with GGML_NATIVE, as its own documentation tells users to build it: all instructions of this CPU,
+    Release build with GGML_NATIVE, as its own documentation recommends: all instructions of this CPU,
     OpenMP, weights repacked at load. With a level (of LEVELS) it is llama-bench alone, restricted to the level's
     instructions but still scheduled for this CPU.
     """

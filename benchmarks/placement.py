@@ -74,7 +74,7 @@ def measure(rows: Sequence[Row], rounds: int) -> dict[str, dict[str, Figures]]:
 
 
 def markdown(rows: Sequence[Row], found: dict[str, dict[str, Figures]]) -> str:
-    """A table, a line a row."""
+    """A table, one line per row."""
     lines = [
         "| | CPUs near: rounds | smc / llama.cpp | figure | CPUs far: rounds | smc / llama.cpp | figure |",
         "|---|---|---|---|---|---|---|",

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [--quant int4-plain] [--peer Q4_0-pure] [--level avx2] [--threads 2] [--rounds 5]
 
-Both programs run in every round, in turns that swap from round to round, so that what else the machine does and how
-warm it is hits both. In each round llama.cpp counts with the better of its flash attention on and off. The table shows
+Both programs run in every round, in alternating order, so that what else the machine does and how warm it is hits
+both. In each round llama.cpp counts with the better of its flash attention on and off. The table shows
 medians of tokens per second over the rounds, and the median, lowest and highest ratio of a round. With a level both
 programs do without the instructions that it lacks. `--json FILE` keeps the figures.
 """

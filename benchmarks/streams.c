@@ -45,5 +45,5 @@ static inline __attribute__((always_inline)) int64_t go(const struct walk *w, in
 /* Nanoseconds of a walk. */
 int64_t read_tiles(const struct walk *w) { return go(w, 0); }
 
-/* The same where every line is asked for AHEAD_TILES sooner. */
+/* The same where every line is prefetched AHEAD_TILES sooner. */
 int64_t read_tiles_ahead(const struct walk *w) { return go(w, 1); }

@@ -5,7 +5,7 @@
 A loop in C goes through tiles of 32 rows by 32 columns, 512 bytes of 4-bit codes and 64 of scales, and does with every
 line about what a product with one token does. In one stream a tile's scales are before its codes, as in the packed
 layout; else codes and scales are two streams. Prefetched is every line 12 KiB sooner, into the second cache. Each
-thread has one contiguous share; in the last row threads take turns at pieces of 10 KiB. All orders take turns in every
+thread has one contiguous share; in the last row threads alternate between pieces of 10 KiB. All orders run in every
 round. GB/s are of all threads together: the median, and the highest, when the memory was another's least.
 """
 
@@ -50,7 +50,7 @@ class Walk(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Order:
-    """An order to read in; apart: codes and scales are two streams; turns: threads take turns at pieces."""
+    """An order to read in; apart: codes and scales are two streams; turns: threads alternate between pieces."""
 
     name: str
     apart: bool = False
@@ -63,7 +63,7 @@ ORDERS = (
     Order("one stream, prefetched", prefetched=True),
     Order("codes and scales apart", apart=True),
     Order("codes and scales apart, prefetched", apart=True, prefetched=True),
-    Order("one stream, threads take turns", turns=True),
+    Order("one stream, threads alternate", turns=True),
 )
 
 

@@ -27,7 +27,7 @@ NO_MEMORY = (
 
 
 class InputError(Exception):
-    """Wrong input, told in one sentence: what is wrong, where, and what would work.
+    """Wrong input, in one sentence: what is wrong, where, and what would work.
 
     The command line prints the sentence and exits with status 2, without a traceback.
     Every other exception is a bug of ours and exits with status 1.
@@ -37,7 +37,7 @@ class InputError(Exception):
 class Notice(UserWarning):
     """What the user should know though nothing has to stop, in one sentence; for `warnings.warn`.
 
-    The command line prints it to standard error as "note: …", unless it is told to be quiet.
+    The command line prints it to standard error as "note: …", unless -q makes it quiet.
     """
 
 

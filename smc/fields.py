@@ -1,6 +1,6 @@
 """Values out of files that others wrote, JSON objects and GGUF metadata, read with the types and ranges we count on.
 
-Config, generation config and manifest are read by this alone; what does not fit is told in one sentence.
+Config, generation config and manifest are read by this alone; what does not fit is an error of one sentence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST = 1 << 30
 """The largest count: the sum of two, and one rounded up to whole blocks, still fit 32 bits with a sign."""
 
 MOST_CONTEXT = 1 << 24
-"""The longest context in tokens (MAX_CONTEXT in engine.c): float32 can tell positions apart up to there."""
+"""The longest context in tokens (MAX_CONTEXT in engine.c): float32 distinguishes positions up to there."""
 
 _SHOWN = 60
 

@@ -257,7 +257,7 @@ def test_bits_do_not_depend_on_threads_or_chunks(models: tuple[Model, Model], to
 
 
 def test_bits_do_not_depend_on_the_batch(models: tuple[Model, Model], tokens: list[int]) -> None:
-    """Three texts in the same steps: prefilled together, then one token of each a step."""
+    """Three texts in the same steps: prefilled together, then one token of each in every step."""
     texts = [tokens, tokens[50:] + tokens[:20], tokens[::-1][:77]]
     expected = [models[0].logits(text) for text in texts]
     for model in models:
@@ -322,7 +322,7 @@ def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], 
 
 
 def test_who_decodes_beside_others_may_want_nothing(models: tuple[Model, Model], tokens: list[int]) -> None:
-    """Attention of one token a sequence writes the cache itself, also that of tokens without logits."""
+    """Attention of one token per sequence writes the cache itself, also that of tokens without logits."""
     for model in models:
         expected = model.logits(tokens)
         slots = [model.engine.sequence_create() for _ in range(3)]

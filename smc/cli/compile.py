@@ -248,7 +248,7 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
 def _print_summary(summary: dict[str, Any]) -> None:
     seconds = summary["seconds"]
     rows = {
-        "size": f"{summary['bytes'] / 1e6:,.1f} MB, {summary['bits_per_weight']:.2f} bits a weight "
+        "size": f"{summary['bytes'] / 1e6:,.1f} MB, {summary['bits_per_weight']:.2f} bits per weight "
         f"({summary['weights'] / 1e6:,.1f} million weights)",
         "embedding": summary["embedding"],
         "head": summary["head"],

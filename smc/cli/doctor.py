@@ -103,7 +103,7 @@ def _print(sections: dict[str, list[Check]], ready: dict[str, bool]) -> None:
 
 
 def software_checks() -> list[Check]:
-    """Python and every package that smc asks for, with the versions found and asked for."""
+    """Python and every package that smc needs, with the versions found and required."""
     python = platform.python_version()
     old = sys.version_info < (3, 10)
     checks = [Check("Python", python, "running", "install Python 3.10 or newer" if old else None)]

@@ -102,7 +102,7 @@ def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
         lines["parameters"] = f"{manifest.parameters:,}"
     lines["file"] = f"{path.stat().st_size / 1e6:,.1f} MB"
     if manifest.bits_per_weight is not None:
-        lines["file"] += f", {manifest.bits_per_weight:.2f} bits a weight"
+        lines["file"] += f", {manifest.bits_per_weight:.2f} bits per weight"
     if manifest.executable is not None:
         lines["file"] += ", an executable"
     if manifest.versions:
@@ -235,8 +235,8 @@ def _summary(description: dict[str, Any]) -> dict[str, str]:
         "vocabulary": f"{description['vocab_size']:,} tokens",
         "context": f"{description['context_length']:,} tokens",
         "parameters": f"{description['parameters']:,}",
-        "weights": f"{description['weight_bytes'] / 1e6:,.1f} MB, {description['bits_per_weight']:.2f} bits a weight",
-        "KV cache": f"{kv_bytes:,} bytes a token in f16, {whole_context / 1e6:,.1f} MB for the whole context",
+        "weights": f"{description['weight_bytes'] / 1e6:,.1f} MB, {description['bits_per_weight']:.2f} bits per weight",
+        "KV cache": f"{kv_bytes:,} bytes per token in f16, {whole_context / 1e6:,.1f} MB for the whole context",
         "tokenizer": f"{tokenizer['kind']}, {tokenizer['tokens']:,} tokens" if tokenizer else "none",
         "chat template": "yes" if description["chat_template"] else "none",
     }

@@ -31,7 +31,7 @@ def set_level(level: int) -> None:
 
 
 def is_quiet() -> bool:
-    """Nothing but errors and what was asked for is to be said."""
+    """Print only errors and what was requested."""
     return _level <= QUIET
 
 
@@ -97,14 +97,14 @@ def prepare_output() -> None:
     if writes_unicode(stream):
         stream.reconfigure(errors="surrogateescape")  # names of files as the system has them
         return
-    encoding, told = stream.encoding, False
+    encoding, warned = stream.encoding, False
 
     def replaced(error: UnicodeError) -> tuple[str, int]:
-        nonlocal told
+        nonlocal warned
         if not isinstance(error, UnicodeEncodeError):
             raise error
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             note(f"note: the output is {encoding}, which lacks some characters: they are shown as ?")
         return "?" * (error.end - error.start), error.end
 

@@ -52,7 +52,7 @@ def passes(name: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @verbosity_options
 def encodings(group: int, columns: int, as_json: bool) -> None:
-    """List the usual encodings and their true bits a weight.
+    """List the usual encodings and their true bits per weight.
 
     Scales, zeros and the padding of the last group are counted.
 
@@ -80,7 +80,7 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
-    click.echo(f"{'encoding':<24} {'decode':<22} {'activations':<12} bits a weight")
+    click.echo(f"{'encoding':<24} {'decode':<22} {'activations':<12} bits per weight")
     for row in described:
         click.echo(f"{row['encoding']:<24} {row['decode']:<22} {row['activations']:<12} {row['bits_per_weight']:g}")
     click.echo("\nOthers, such as codebooks and offsets, are values of smc.ir.Encoding that a pass of your own makes.")

@@ -1,4 +1,4 @@
-"""What `smc bench --profile` tells: every kernel's time, bytes and multiply-adds, against the machine's limits."""
+"""What `smc bench --profile` shows: every kernel's time, bytes and multiply-adds, against the machine's limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def thread_counts(threads: int) -> list[int]:
 
 
 def limits_report(limits: Iterable[Limits]) -> list[dict[str, Any]]:
-    """Limits in GB/s and 10⁹ multiply-adds a second, for JSON."""
+    """Limits in GB/s and 10⁹ multiply-adds per second, for JSON."""
     return [
         {
             "threads": limit.threads,

@@ -68,7 +68,7 @@ class StageProgress:
         """Stage `stage` is done to `fraction` (0 … 1)."""
         if stage != self._stage:
             if fraction >= 1 and stage in self.seconds:
-                return  # told twice that it is done
+                return  # reported twice as done
             self._finish()
             self._stage, self._started = stage, time.perf_counter()
             self._said = self._started
@@ -96,7 +96,7 @@ class StageProgress:
             self.note(line)
 
     def _say(self, stage: str, fraction: float) -> None:
-        """A plain line from time to time; what is left is told from what there was."""
+        """A plain line from time to time, with an estimate of the time that is left."""
         now = time.perf_counter()
         if now - self._said < LINE_SECONDS:
             return

@@ -46,7 +46,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 
 class _Panel:
-    """One profile: log-log axes of multiply-adds a byte and 10⁹ multiply-adds a second."""
+    """One profile: log-log axes of multiply-adds per byte and 10⁹ multiply-adds per second."""
 
     def __init__(self, title: str, profile: dict[str, Any], limit: dict[str, Any]) -> None:
         self.title, self.profile, self.limit = title, profile, limit
@@ -85,8 +85,8 @@ class _Panel:
         turn = f' transform="rotate(-90 20 {middle})"'
         return [
             *lines,
-            _text((_LEFT + _RIGHT) / 2, _BOTTOM + 32, "multiply-adds a byte", "middle"),
-            _text(20, middle, "10⁹ multiply-adds a second", "middle", turn=turn),
+            _text((_LEFT + _RIGHT) / 2, _BOTTOM + 32, "multiply-adds per byte", "middle"),
+            _text(20, middle, "10⁹ multiply-adds per second", "middle", turn=turn),
         ]
 
     def _roofs(self) -> list[str]:

@@ -23,7 +23,7 @@ class _Output(io.FileIO):
 
 
 class _LastResort(io.FileIO):
-    """Standard error: what can't be written there is lost, for there is no other place to tell that."""
+    """Standard error: what can't be written there is lost, as no other place is left to report it."""
 
     def write(self, data: Any) -> int:
         try:

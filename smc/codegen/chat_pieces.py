@@ -103,7 +103,7 @@ class ChatPieces:
     empty_system: EmptySystem = EmptySystem.MESSAGE
 
     def render(self, messages: Sequence[Mapping[str, str]], now: datetime | None = None) -> str:
-        """The prompt for a conversation: at most one system message, then user and assistant in turns, a user last.
+        """The prompt for a conversation: at most one system message, then user and assistant alternating, a user last.
 
         now: for templates that write the date. Raises InputError where the template refuses the conversation.
         """

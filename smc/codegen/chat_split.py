@@ -184,7 +184,7 @@ def _mark() -> str:
 
 
 def _conversation(contents: Sequence[str], system: bool) -> Messages:
-    """Messages of a system message, if any, and of users and assistants in turns."""
+    """Messages of a system message, if any, and of users and assistants alternating."""
     roles = [*(["system"] if system else []), *itertools.islice(itertools.cycle(["user", "assistant"]), len(contents))]
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 

@@ -32,7 +32,7 @@ from smc.targets import find_target
 
 @dataclass
 class CompileReport:
-    """What was made: sizes in bytes, seconds a stage.
+    """Facts about the artifact: sizes in bytes, seconds per stage.
 
     executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
     the model has a chat template, the end of a sentence.
@@ -108,7 +108,7 @@ def compile_module(
 
 
 def _checked(module: Module, out: str | Path, emit: Path | None, records: Path | None) -> Path:
-    """The file to write; what can't be written is refused before the work, and a cache that is missing is told."""
+    """The file to write; what can't be written is refused before the work, and a missing cache is a notice."""
     inputs = [path for path in (module.facts.source, records) if path is not None]
     file = output_file(Path(out), inputs)
     if emit is not None:

@@ -29,7 +29,7 @@ SOURCES = ("kernels", "cpu", "cpu/kernels")
 """Folders of what kernels are made from."""
 
 TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-"""With a newer tvm-ffi this tvm crashes, so the pair is checked and not just asked for."""
+"""With a newer tvm-ffi this tvm crashes, so the pair is checked and not just required."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _split(member: Mapping[str, Any]) -> Step:
 
 
 def check_metaspace(normalizer: Sequence[Step], splitter: Sequence[Step]) -> None:
-    """Metaspace asks where in the original text a piece begins: we know that of the very first piece only."""
+    """Metaspace needs the place of a piece in the original text: we know that of the very first piece only."""
     for place, step in enumerate(splitter):
         changed = place > 0 or any(step.kind not in (NFC, REPLACE) for step in normalizer)
         if step.kind == METASPACE and step.number == PREPEND_SCHEMES["first"] and changed:

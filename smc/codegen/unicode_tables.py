@@ -3,7 +3,7 @@
     python -m smc.codegen.unicode_tables          rewrite the header
 
 `tokenizers` uses several libraries, each with its own version of Unicode, so nothing is taken from the standard: every
-code point is asked for every property, through the very parts whose behaviour the engine repeats.
+code point is tried for every property, through the very parts whose behaviour the engine repeats.
 """
 
 from __future__ import annotations

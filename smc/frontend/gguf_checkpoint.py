@@ -142,7 +142,7 @@ class _Reader:
         return found[0]
 
     def _vocab_size(self) -> int:
-        """As declared; old files do not, there the embedding tells."""
+        """As declared; in old files, which do not, the rows of the embedding."""
         embedding = self.file.tensors.get("token_embd.weight")
         return self.metadata.integer(self._key("vocab_size"), embedding.shape[0] if embedding else None)
 

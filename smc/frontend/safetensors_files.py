@@ -61,7 +61,7 @@ def _inside(folder: Path, name: str, origin: str) -> Path:
 
 
 def _tell_left_out(folder: Path, chosen: str, shards: Iterable[str] = ()) -> None:
-    """Old weights beside new ones are a mistake that no message would tell else."""
+    """Old weights beside new ones are a mistake that nothing else would report."""
     names = (p.name for p in folder.iterdir() if p.name.endswith((".safetensors", INDEX_SUFFIX)) and p.is_file())
     others = sorted(set(names) - {chosen, *shards}, key=lambda name: (len(name), name))  # the index before shards
     if others:

@@ -90,7 +90,7 @@ class Vocabulary:
 
 
 def frame(tokenizer: object, prefix: str | None, suffix: str | None) -> None:
-    """Let a `tokenizers.Tokenizer` put a token before and one after every text (where special tokens are asked for)."""
+    """Let a `tokenizers.Tokenizer` put a token before and one after every text (where special tokens are requested)."""
     from tokenizers import Tokenizer, processors
 
     assert isinstance(tokenizer, Tokenizer)

@@ -61,7 +61,7 @@ class ModelFacts:
 class Module:
     """Functions by name (one is "main"), parameters by name, facts.
 
-    `main` calls an embedding function, then a block function once a layer with that layer's parameters, then a head.
+    `main` calls an embedding function, then a block function once per layer with that layer's parameters, then a head.
     A parameter used by two calls (a tied embedding and head) is stored once.
     Passes return a new Module (`copy`, then edit); functions of a copy may be edited freely.
     """
@@ -128,5 +128,5 @@ class Module:
         return total
 
     def bits_per_weight(self) -> float:
-        """True average bits a weight, embeddings, head, scales and padding included."""
+        """True average bits per weight, embeddings, head, scales and padding included."""
         return self.stored_bits() / self.weight_count()

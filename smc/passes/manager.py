@@ -18,7 +18,7 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
     """Run the passes in order and return the last one's module.
 
     Refuses before any work starts where a pass is unknown or needs what is not there (InputError). Every pass reports
-    one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is told
+    one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is reported
     with its name (VerifyError, or InputError for a pass that is not smc's own).
     """
     context = context or Context()
@@ -78,5 +78,5 @@ def _statistics(before: Module, after: Module, notes: list[str]) -> str:
     if after.weight_count() != before.weight_count():
         parts.append(f"{before.weight_count():,} → {after.weight_count():,} weights")
     if after.stored_bits() != before.stored_bits():
-        parts.append(f"{before.bits_per_weight():.2f} → {after.bits_per_weight():.2f} bits a weight")
+        parts.append(f"{before.bits_per_weight():.2f} → {after.bits_per_weight():.2f} bits per weight")
     return "; ".join(parts) or "nothing to do"

@@ -13,7 +13,7 @@ from smc.passes.options import nearest
 def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]) -> list[Parameter]:
     """The parameters with two or more dims that match a pattern of `include` and none of `exclude`.
 
-    A pattern meets a parameter's name ("model.layers.0.*"), a slot that it fills ("v_proj") or the slot's role, which
+    A pattern matches a parameter's name ("model.layers.0.*"), a slot that it fills ("v_proj") or the slot's role, which
     all architectures share ("value"). Vectors (norms, biases) are never picked. InputError where a pattern matches no
     matrix at all: it must be a slip.
     """

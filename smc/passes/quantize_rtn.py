@@ -26,7 +26,7 @@ def check_group(name: str, group: int | str) -> None:
 @register("quantize-rtn")
 @dataclass(frozen=True)
 class QuantizeRTN(WeightQuantizer):
-    """Round weights to the nearest code of integers with a scale a group; needs no calibration.
+    """Round weights to the nearest code of integers with one scale per group; needs no calibration.
 
     bits: 2 to 8. group: 16 to 128 neighbouring inputs share a scale, or row. symmetric: the zero is the middle code;
     otherwise every group stores a zero of its own. search: how many smaller and as many larger scales are tried besides

@@ -106,7 +106,7 @@ class WeightQuantizer(Pass):
         encoding = self.encoding()
         if encoding.is_float or encoding.transform.permuted or encoding.transform.rotation:
             raise InputError(
-                f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and a scale a group"
+                f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and one scale per group"
             )
         result = module.copy()
         changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding.is_float]

@@ -31,7 +31,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def sum_products(a: Tensor, b: Tensor) -> Tensor:
-    """float32 [n, columns] and [m, columns] → float32 [n, m]: Σ a·b by one fma a column, from the first to the last."""
+    """float32 [n, columns] and [m, columns] → float32 [n, m]: Σ a·b by one fma per column, from first to last."""
     total = a.new_empty(len(a), len(b), dtype=torch.float64)
     result, addend = torch.zeros_like(total, dtype=torch.float32), torch.zeros_like(total)
     bits, low_bits = total.view(torch.int64), torch.empty_like(total, dtype=torch.int64)

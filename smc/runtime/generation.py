@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "interrupted"]
 
 Outcome = int | NDArray[np.float32]
-"""What running tokens brings: the id of the largest logit where only that is asked for, or the logits [vocab]."""
+"""What running tokens brings: the id of the largest logit where only that is requested, or the logits [vocab]."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
     """The log-probability of a chosen token and of the likeliest ones, in the model's own distribution.
 
-    top: (token, log-probability) pairs, likeliest first, as many as were asked for.
+    top: (token, log-probability) pairs, likeliest first, as many as were requested.
     """
 
     token: int
@@ -65,7 +65,7 @@ class GenerationResult:
     """What was generated, complete or up to where it was interrupted.
 
     text: without stop strings and special tokens. tokens: every chosen token, an end-of-sequence token included.
-    logprobs: one entry a token if they were asked for, else None.
+    logprobs: one entry per token if they were requested, else None.
     finish_reason: "stop" (end of sequence or stop string), "length" (max_tokens or context full), "interrupted".
     """
 

@@ -23,7 +23,7 @@ def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
         yield
         return
     reader, writer = socket.socketpair()
-    writer.setblocking(False)  # set_wakeup_fd asks for it
+    writer.setblocking(False)  # set_wakeup_fd needs it
 
     def watch() -> None:
         while signals := reader.recv(64):

@@ -1,4 +1,4 @@
-"""Profiles and limits as the engine tells them: where the time of steps went, and what the machine could do at most."""
+"""Profiles and limits from the engine: where the time of steps went, and what the machine could do at most."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
  *
  *   driver ARTIFACT THREADS KV_DTYPE SEQUENCES [LEVEL]
  *
- * Writes a header, then for every batch on stdin (its count, then its tokens) what its tokens ask for: logits, then
+ * Writes a header, then for every batch on stdin (its count, then its tokens) what its tokens request: logits, then
  * hidden states, then ids of largest logits. A failure is a sentence on stderr and status 2. */
 #include "engine.h"
 

@@ -51,7 +51,7 @@ def test_phases_are_those_of_a_step() -> None:
     ]
     profile = Profile(2, steps=2, tokens=2, seconds=1.0, claim_seconds=0.0, outside_seconds=0.0, tasks=tasks)
     layer = [300, 20, 400]
-    assert phase_bytes(profile, 4000) == [20, *layer * 3, 1820]  # twice what the profile tells: weights alone count
+    assert phase_bytes(profile, 4000) == [20, *layer * 3, 1820]  # twice what the profile shows: weights alone count
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -40,7 +40,7 @@ def test_memory_may_have_huge_pages() -> None:
         first, end = (int(word, 16) for word in mapping.split()[0].split("-"))
         if first <= memory.address < end:
             flags = mapping.partition("VmFlags:")[2].split()
-            assert "hg" in flags, "the kernel was asked for them"
+            assert "hg" in flags, "the kernel got them"
             assert "sh" not in flags, "shared memory has none on most systems"
             break
     else:

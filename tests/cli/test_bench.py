@@ -20,7 +20,7 @@ def test_json(artifact: Path):
     arguments = ["--prompt-tokens", "20", "--decode-tokens", "4", "--depth", "3", "--repeat", "3", "--threads", "1"]
     report = json.loads(invoke(artifact, *arguments, "--json"))
     assert report["prefill"]["slowest"] <= report["prefill"]["tokens_per_s"] <= report["prefill"]["fastest"]
-    # 48 bytes of weights a token; steps at depth 3 … 6 read 4 … 7 tokens' K and V, 16 dimensions each, 2 bytes
+    # 48 bytes of weights per token; steps at depth 3 … 6 read 4 … 7 tokens' K and V, 16 dimensions each, 2 bytes
     assert report["decode"]["bytes_per_token"] == 48 + 64 * 5.5
     assert report["decode"]["gb_per_s"] == pytest.approx(report["decode"]["tokens_per_s"] * 400 / 1e9)
     assert (report["threads"], report["level"], report["depth"]) == (1, "best", 3)

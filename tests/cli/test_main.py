@@ -165,7 +165,7 @@ def test_verbose_says_where_an_error_came_from(
     ],
 )
 def test_completion(variables: dict[str, str], expected: str) -> None:
-    """What README tells to put into ~/.bashrc; the shell wants exit status 0."""
+    """What README puts into ~/.bashrc; the shell wants exit status 0."""
     command = [sys.executable, "-m", "smc"]
     environment = {**os.environ, "_SMC_COMPLETE": "bash_complete", **variables}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

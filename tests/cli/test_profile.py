@@ -141,7 +141,7 @@ def test_svg_by_hand() -> None:
     circles = list(root.iter(f"{SVG}circle"))
     assert len(circles) == 2  # those that multiply
     (x, y), (other_x, other_y) = ((float(c.get("cx", "")), float(c.get("cy", ""))) for c in circles)
-    assert (x > other_x, y < other_y) == (True, True)  # 10 and 2 multiply-adds a byte, 20 and 10 GMAC/s
+    assert (x > other_x, y < other_y) == (True, True)  # 10 and 2 multiply-adds per byte, 20 and 10 GMAC/s
     bars = [float(bar.get("width", "")) for bar in root.iter(f"{SVG}rect") if bar.get("height") == "20"]
     assert bars[0] == pytest.approx(sum(bars) / 2, rel=1e-3)  # half of a step
 

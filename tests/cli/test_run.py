@@ -1,4 +1,4 @@
-"""`smc run` as a user meets it: text, standard input, JSON, Ctrl-C, wrong input."""
+"""`smc run` as a user sees it: text, standard input, JSON, Ctrl-C, wrong input."""
 
 from __future__ import annotations
 

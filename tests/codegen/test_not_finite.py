@@ -1,4 +1,4 @@
-"""Numbers beyond what the arithmetic or the cache holds are told at the first step, in one sentence."""
+"""Numbers beyond what the arithmetic or the cache holds are reported at the first step, in one sentence."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ PAIRED = ("SmolLM3", "Granite")
 NOT_SAID = {
     "use_sliding_window", "layer_types", "query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval"
 }  # fmt: skip
-"""What GGUF files of these families have no key for: models that differ in it can't be told."""
+"""What GGUF files of these families have no key for: models that differ in it look alike."""
 
 FAST = {**dict.fromkeys(FAMILIES, 0), "Qwen2": 2, "Gemma2": 1, "Phi3": 3, "Granite": 3}
 """One shape of each family, and every scaling of rotary frequencies; the other shapes are for `make test-long`."""

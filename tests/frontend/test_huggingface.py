@@ -254,7 +254,7 @@ def test_remote_code_is_not_run(make_checkpoint: Make) -> None:
 
 
 def test_loading_reads_no_weights(make_checkpoint: Make) -> None:
-    """A module is built from the heads of the files; a weight is read when it is asked for, as it is then."""
+    """A module is built from the heads of the files; a weight is read when it is loaded, as it is then."""
     folder, _ = make_checkpoint()
     module = load_checkpoint(folder)
     path = folder / "model.safetensors"

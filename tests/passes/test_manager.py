@@ -68,7 +68,7 @@ def test_statistics_and_provenance(module):
     lines: list[str] = []
     result = apply(module, ["quantize-rtn:bits=8", Recorder(), "untie"], Context(report=lines.append))
     assert lines[0].startswith("quantize-rtn: 15 matrices to int8.g32; 32.00 → ")
-    assert lines[0].endswith(" bits a weight")
+    assert lines[0].endswith(" bits per weight")
     assert lines[1] == "recorder: seen"
     assert lines[2].startswith("untie: untied: lm_head.weight; ")
     assert result.facts.provenance[-3:] == (str(QuantizeRTN(bits=8)), "recorder", "untie")

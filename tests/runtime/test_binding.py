@@ -129,7 +129,7 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
     with pytest.raises(InputError, match="no next token after no tokens"), model.new_sequence() as sequence:
         sequence.next_token([])
     batch = np.zeros(1, TOKEN)
-    for flags, message in ((WANT_TOP, "finds in the logits only"), (WANT_TOP | WANT_LOGITS, "the logits tell")):
+    for flags, message in ((WANT_TOP, "finds in the logits only"), (WANT_TOP | WANT_LOGITS, "the logits have it")):
         batch["flags"] = flags
         with pytest.raises(InputError, match=message), model.new_sequence():
             model.engine.step(batch, logits=model.logits_buffer(1))

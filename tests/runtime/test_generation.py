@@ -1,4 +1,4 @@
-"""Generation with the counting program, whose every token can be told by hand."""
+"""Generation with the counting program, whose every token can be computed by hand."""
 
 from __future__ import annotations
 

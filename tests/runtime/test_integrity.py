@@ -1,4 +1,4 @@
-"""Damage to what opening an artifact does not look at: told by `--verify`, and before a step uses it."""
+"""Damage to what opening an artifact does not look at: reported by `--verify`, and before a step uses it."""
 
 from __future__ import annotations
 

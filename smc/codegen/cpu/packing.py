@@ -23,7 +23,7 @@ def can_run(encoding: Encoding, columns: int = 0) -> str | None:
     if encoding.transform.rotation and columns % encoding.transform.rotation:
         return f"a rotation in blocks of {encoding.transform.rotation} that do not divide {columns} columns"
     if encoding.scales.super_group is not None and not isinstance(group, int):
-        return f"two-level scales with one scale a {group}"
+        return f"two-level scales with one scale per {group}"
     if isinstance(encoding.scales.group, int) and encoding.scales.group != 16 and encoding.scales.group % TILE:
         return f"groups of {encoding.scales.group} (16 or a multiple of 32)"
     if encoding.rounds_inputs and isinstance(inputs, int):

@@ -70,7 +70,7 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     # Unpacking may take longer than multiplying: then more tokens share it.
     integers = encoding.rounds_inputs
     if has_few_registers(level):
-        # Accumulators, used once a group, wait in the first cache where sums need the registers.
+        # Accumulators, used once per group, wait in the first cache where sums need the registers.
         slow = encoding.has_codebook or (encoding.is_base3 and integers)
         return Tile(6, 16) if encoding.is_float or slow else Tile(4, 16)
     if encoding.is_float:

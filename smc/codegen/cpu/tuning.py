@@ -1,6 +1,6 @@
 """Tuning records: how long a kernel's candidates took on some CPU, and the choice that follows from them.
 
-A record file is JSON lines, one measurement a line (docs/tuning.md), so that files are joined by `cat` and a
+A record file is JSON lines, one measurement per line (docs/tuning.md), so that files are joined by `cat` and a
 measurement that was cut off loses one line. All candidates of a kernel give the same bits and read the same packed
 weights: records change speed and nothing else.
 """

@@ -27,7 +27,7 @@ TILE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Form:
-    """How an activation is handed to its reader: "f32", or int8 codes with scales a group or a token, and sums.
+    """How an activation is handed to its reader: "f32", or int8 codes with scales per group or per token, and sums.
 
     group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
     zeros. permuted, rotation: by a `TransformKernel` before.

@@ -140,7 +140,7 @@ class MatrixLayout:
 
     @property
     def super_groups(self) -> int:
-        """Stored scales of a row: one a group, or fewer where they have two levels."""
+        """Stored scales of a row: one per group, or fewer where they have two levels."""
         return ceil_div(self.groups, self.encoding.scales.super_group or 1)
 
     @property

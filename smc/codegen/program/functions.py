@@ -141,7 +141,7 @@ class _Function:
         out.write("if (N == S->wanted_count) X = X_all;")
         with out.block("else"):
             out.write(
-                "/* gather the tokens that are asked for */",
+                "/* gather the tokens whose output is requested */",
                 "const int32_t *tokens = top ? S->top_tokens : S->logits_tokens;",
             )
             self.begin_phase(GATHER, ["N"])

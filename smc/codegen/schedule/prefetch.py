@@ -1,7 +1,7 @@
 """Prefetching: memory works while threads wait.
 
-A thread that waits at the end of a phase asks for the first weights of its share of the next one. Before it makes keys
-and values, it asks for the places in the cache where they will lie: they were used a whole step ago.
+A thread that waits at the end of a phase prefetches the first weights of its share of the next one. Before it makes
+keys and values, it prefetches the places in the cache where they will lie: they were used a whole step ago.
 
 Gain: about 1.5 % of decoding (SmolLM2-135M, int4-plain, two threads, 1,846 pairs of 6 tokens)
 (`python -m benchmarks.fast_paths MODEL prefetch --rounds 1800`).

@@ -99,8 +99,8 @@ class Phase:
 
     condition: which steps have it; None: all. first: what every thread makes for itself before its first block, in its
     scratch, in the steps without the phase before (private.py).
-    prefetches: who waits at the end asks for the weights of the next phase that reads any (prefetch.py). cache_ahead:
-    where keys and values will lie that it makes: a thread asks for these places first.
+    prefetches: who waits at the end prefetches the weights of the next phase that reads any (prefetch.py). cache_ahead:
+    where keys and values will lie that it makes: a thread prefetches these places first.
     """
 
     tasks: tuple[Task, ...]

@@ -1,4 +1,4 @@
-"""The last layer's tail: what nobody asked for is not computed.
+"""The last layer's tail: it runs only for tokens whose output was requested.
 
 Of most of a prompt's tokens only keys and values are needed. So the last call before the head gathers the rows of the
 wanted tokens as early as each token is by itself, and goes on with them alone; what is made in front of that for it

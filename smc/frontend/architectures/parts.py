@@ -36,7 +36,7 @@ ACTIVATION_NAMES = {
 
 
 def activation_of(config: Config, key: str = "hidden_act", default: str = "silu") -> str:
-    """The ir's name of the activation that a config asks for; InputError where there is none."""
+    """The ir's name of the activation that a config names; InputError where there is none."""
     name = config.text(key, default)
     if ACTIVATION_NAMES.get(name) not in ACTIVATIONS:
         raise InputError(f"{config.origin}: the activation {name} is not supported ({', '.join(ACTIVATION_NAMES)} are)")

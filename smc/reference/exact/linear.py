@@ -61,7 +61,7 @@ def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:
 
 
 def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
-    """Quantized weights and float inputs: products with the codes summed column by column, then one fma a group."""
+    """Quantized weights and float inputs: products with the codes summed column by column, then one fma per group."""
     assert weight.scales is not None
     encoding = weight.encoding
     codes, row_scale = _integers(weight), encoding.has_row_scale

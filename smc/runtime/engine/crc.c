@@ -3,7 +3,7 @@
  * The weights pass through here when they are loaded, so it must be no slower than memory. x86 multiplies polynomials without
  * carries: a block of 16 bytes is moved 64 bytes on by two products, and what is left in the end has the whole message's
  * remainder (V. Gopal et al.: Fast CRC Computation for Generic Polynomials Using PCLMULQDQ. Intel, 2009). ARM has an
- * instruction for this very sum. Other CPUs take 8 bytes a turn from tables (M. E. Kounavis, F. L. Berry: A Systematic
+ * instruction for this very sum. Other CPUs take 8 bytes per turn from tables (M. E. Kounavis, F. L. Berry: A Systematic
  * Approach to Building High Performance Software-Based CRC Generators. ISCC 2005). */
 #include "internal.h"
 

@@ -23,7 +23,7 @@ static int check_options(const struct smc_program *program, smc_options *options
   if (program->abi_version != SMC_ABI_VERSION)
     return smc_fail(error, SMC_FAILED, "the program was generated for version %u of the engine, which is %d", program->abi_version, SMC_ABI_VERSION);
   if (options->size != sizeof *options)
-    return smc_fail(error, SMC_BAD_INPUT, "smc_options has %u bytes where this engine wants %zu", options->size, sizeof *options);
+    return smc_fail(error, SMC_BAD_INPUT, "smc_options has %u bytes where this engine needs %zu", options->size, sizeof *options);
   if (!options->path) return smc_fail(error, SMC_BAD_INPUT, "no artifact is named: options.path is NULL");
   if (options->adapter) return smc_fail(error, SMC_BAD_INPUT, "adapters are not supported yet: options.adapter must be NULL");
   if (options->kv_dtype < SMC_KV_F16 || options->kv_dtype > SMC_KV_I8)
@@ -38,7 +38,7 @@ static int check_options(const struct smc_program *program, smc_options *options
   return SMC_OK;
 }
 
-/* The best level that the CPU has, or the one that is asked for. */
+/* The best level that the CPU has, or the one that is requested. */
 static int choose_level(const struct smc_program *program, const char *asked, const struct smc_level **level, char *error) {
   char missing[256] = "", names[256] = "";
   if (!asked || !*asked) asked = getenv("SMC_LEVEL");

@@ -40,7 +40,7 @@ typedef struct smc_pool smc_pool;
 
 typedef struct smc_options {
   uint32_t size;          /* sizeof(smc_options): lets the struct grow */
-  int32_t context_length; /* tokens a sequence may hold; 0: as the model was trained */
+  int32_t context_length; /* tokens that a sequence may hold; 0: as the model was trained */
   int32_t sequences;      /* how many sequences live at once; 0: 1 */
   int32_t kv_dtype;       /* smc_kv_dtype */
   int32_t threads;        /* 0: as many as there are (fast) CPUs in the affinity mask and the cgroup quota; ignored with `pool` */
@@ -101,7 +101,7 @@ typedef struct smc_profile_task {
   int32_t integer;       /* its multiply-adds are of int8, otherwise of float32 */
   uint64_t calls;        /* phases in which it had blocks */
   uint64_t pieces;       /* runs of blocks that a thread took at once: calls of the kernel */
-  uint64_t bytes;        /* that it must read and write: weights once a step, activations, keys and values */
+  uint64_t bytes;        /* that it must read and write: weights once per step, activations, keys and values */
   uint64_t macs;         /* multiply-adds */
   double kernel_seconds; /* inside the kernel */
   double wait_seconds;   /* from a thread's last block to the end of the barrier; told of the first task of a phase */

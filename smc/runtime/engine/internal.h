@@ -71,7 +71,7 @@ struct smc_worker {
 struct smc_pool {
   uint32_t magic, abi_version;
   int32_t threads, process; /* the caller's thread included; the process that created the pool */
-  pthread_mutex_t running;  /* held during a job: models that share a pool take turns */
+  pthread_mutex_t running;  /* held during a job: models that share a pool alternate */
   struct smc_job job;
   int32_t placing;    /* whether workers are kept off the caller's CPU, … */
   int32_t caller_cpu; /* … which was this one at the last look */

@@ -1,4 +1,4 @@
-/* How much memory there is: what Linux or the process's cgroups refuse to give ends in a killed process, so it is asked for
+/* How much memory there is: what Linux or the process's cgroups refuse to give ends in a killed process, so it is checked
  * before. */
 #include "internal.h"
 

@@ -27,8 +27,8 @@
 /* So many tokens at least has a piece, which reads all weights. */
 #define LEAST_PIECE 64
 
-/* A thread that waits asks for so much of the next phase's weights, a few lines a spin: memory would idle while the last
- * thread finishes, but that thread must not wait behind what the others ask for. */
+/* A waiting thread prefetches so much of the next phase's weights, a few lines per spin: memory would idle while the last
+ * thread finishes, but that thread must not wait behind the others' prefetches. */
 #define AHEAD_BYTES 16384
 #define LINES_A_SPIN 4
 

@@ -1,7 +1,7 @@
 /* Profiles: which task the threads' time went to.
  *
  * Every thread reads the CPU's counter before and after it looks for blocks and behind the barrier, and adds the time since
- * its last reading to one counter of its own: a reading costs about 10 ns, and nothing is lost or told twice. */
+ * its last reading to one counter of its own: a reading costs about 10 ns, and nothing is lost or counted twice. */
 #include "internal.h"
 
 #include <stdlib.h>

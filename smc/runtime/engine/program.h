@@ -1,7 +1,7 @@
 /* Between the engine and a generated host program: constants one way, the state of a step the other way.
  *
  * The host program runs on all threads at once as phases. A phase is a list of tasks, each a number of independent
- * blocks; smc_phase_claim hands blocks to whoever asks, a thread's own share first; smc_phase_end is the barrier.
+ * blocks; smc_phase_claim hands out blocks, a thread's own share first; smc_phase_end is the barrier.
  *
  *   struct smc_phase phase;
  *   const int32_t blocks[] = {30, 6, 6};
@@ -34,14 +34,14 @@ struct smc_level {
 /* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes + what it reads of the KV cache, and
  * n * token_macs + … . */
 struct smc_work {
-  uint64_t weight_bytes;   /* read once a step */
+  uint64_t weight_bytes;   /* read once per step */
   uint64_t token_bytes;    /* activations read and written, and rows of the embedding table */
   uint64_t token_macs;     /* multiply-adds */
   uint64_t cache_reads;    /* elements for every cached token that a tile sees */
   uint64_t cache_macs;     /* multiply-adds for every pair of a token and a cached token that it sees */
 };
 
-/* A task as profiles tell of it, the calls of its function (its layers) together. */
+/* A task as profiles show it, the calls of its function (its layers) together. */
 struct smc_task {
   const char *function, *name, *kernel;
   struct smc_work all;     /* of the calls that work on all tokens of a step, … */
@@ -175,9 +175,9 @@ struct smc_phase {
   int32_t token, tokens;    /* … for so many tokens from this one on, in a phase that is cut into pieces */
   /* the rest belongs to the engine */
   int32_t first_task, task_count, victim;
-  const uint8_t *ahead, *ahead_end; /* what a thread that waits asks for */
+  const uint8_t *ahead, *ahead_end; /* what a waiting thread prefetches */
   const int32_t *blocks;
-  int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet told */
+  int64_t total, finished; /* blocks of the phase; of these, what this thread ran and has not yet reported */
   int64_t piece_blocks;    /* blocks of a piece */
   int32_t piece_tokens, all_tokens;
 };
@@ -187,11 +187,11 @@ void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t
                      const int32_t *blocks);
 /* A step of many tokens is cut into pieces, as many as there are threads if each has enough tokens: then a thread works on the
  * same tokens in every phase, and finds what it made of them in its own caches. smc_piece_tokens says how many tokens a piece
- * has, a multiple of 8 but for the last, or all of them. smc_phase_pieces tells after smc_phase_begin that the phase's blocks
+ * has, a multiple of 8 but for the last, or all of them. smc_phase_pieces declares after smc_phase_begin that the phase's blocks
  * are those of one piece, and the phase has them for each. */
 int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens);
 void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens);
-/* Tells after smc_phase_begin what the next tasks with weights read: a thread that waits for the others asks for the
+/* Declares after smc_phase_begin what the next tasks with weights read: a thread that waits for the others prefetches the
  * beginning of its share there. Phases between the two may be left out; streams without blocks count for nothing. */
 void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
                      const struct smc_stream *streams, int32_t count);
@@ -201,6 +201,6 @@ void smc_kv_prefetch(const struct smc_thread *thread, const struct smc_step *ste
                      int32_t head_dim_padded);
 int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase);
 int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase);
-int smc_cancelled(const struct smc_thread *thread); /* call once a layer: makes a pending cancel() take effect */
+int smc_cancelled(const struct smc_thread *thread); /* call once per layer: makes a pending cancel() take effect */
 
 #endif

@@ -105,7 +105,7 @@ static int check_batch(smc_model *model, const smc_batch *batch, char *error) {
     if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden) || (token->flags & SMC_WANT_TOP && !batch->top))
       return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
     if (token->flags & SMC_WANT_TOP && token->flags & SMC_WANT_LOGITS)
-      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch wants its logits and the largest one: the logits tell", i);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch requests its logits and the largest one: the logits have it", i);
     if (token->flags & SMC_WANT_TOP && !program->finds_top)
       return smc_fail(error, SMC_UNSUPPORTED, "token %d of the batch wants its largest logit, which this model's head finds in the logits only", i);
     sequence->pending++;

@@ -167,7 +167,7 @@ static inline uint32_t smc_utf8_character(const uint8_t *bytes) {
   if (lead < 0xf0) return (lead & 15) << 12 | (bytes[1] & 63u) << 6 | (bytes[2] & 63u);
   return (lead & 7) << 18 | (bytes[1] & 63u) << 12 | (bytes[2] & 63u) << 6 | (bytes[3] & 63u);
 }
-/* How many of the bytes at the start are a character or the longest beginning of one; *valid tells which. length > 0. */
+/* How many of the bytes at the start are a character or the longest beginning of one; *valid is which. length > 0. */
 size_t smc_utf8_check(const uint8_t *bytes, size_t length, int *valid);
 
 /* A growing list of numbers, with `failed` as above. */

@@ -8,7 +8,7 @@
 struct speeds {
   double *seconds; /* [runs] */
   int32_t tokens;
-  double median, slowest, fastest; /* tokens a second */
+  double median, slowest, fastest; /* tokens per second */
 };
 
 /* Fixed tokens, spread over the vocabulary: the same in every run. */
@@ -52,15 +52,15 @@ static uint64_t kv_bytes_used(const struct smc_session *session) {
 
 /* Says how far the measuring is and how long it will take, between runs: on a terminal in one line that changes, elsewhere
  * in a line from time to time. */
-static void tell_progress(double started, double *told, int64_t done, int64_t total) {
+static void show_progress(double started, double *shown, int64_t done, int64_t total) {
   enum { LINE_SECONDS = 10 };
   const int terminal = isatty(STDERR_FILENO);
   const double now = smc_seconds();
   if (terminal && done == total) fputs("\r\033[K", stderr);
-  if (done == total || (!terminal && now - *told < LINE_SECONDS)) return;
+  if (done == total || (!terminal && now - *shown < LINE_SECONDS)) return;
   fprintf(stderr, "%smeasure: %lld %%, about %.0f s left%s", terminal ? "\r\033[K" : "", (long long)(100 * done / total),
           (now - started) * (double)(total - done) / (double)done, terminal ? "" : "\n");
-  *told = now;
+  *shown = now;
 }
 
 struct report {
@@ -78,7 +78,7 @@ static void measure(struct smc_session *session, const struct smc_command *comma
   smc_session_truncate(session, 0);
   if (depth) run(session, 0, depth, 0);
   const double started = smc_seconds();
-  double told = started;
+  double shown = started;
   for (int32_t i = 0; i < command->repeat; i++)
     for (int one_by_one = 0; one_by_one < 2; one_by_one++) {
       struct speeds *speeds = one_by_one ? &report->decode : &report->prefill;
@@ -87,9 +87,9 @@ static void measure(struct smc_session *session, const struct smc_command *comma
       const uint64_t used = kv_bytes_used(session);
       if (used > report->kv_bytes_used) report->kv_bytes_used = used;
       smc_session_truncate(session, depth);
-      if (!command->quiet) tell_progress(started, &told, 2 * (int64_t)i + one_by_one + 1, 2 * (int64_t)command->repeat);
+      if (!command->quiet) show_progress(started, &shown, 2 * (int64_t)i + one_by_one + 1, 2 * (int64_t)command->repeat);
     }
-  if (!command->quiet) tell_progress(started, &told, 1, 1);
+  if (!command->quiet) show_progress(started, &shown, 1, 1);
   summarize(&report->prefill, command->repeat);
   summarize(&report->decode, command->repeat);
   /* A step reads the keys and values of all tokens up to its own. */

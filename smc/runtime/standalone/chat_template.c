@@ -183,7 +183,7 @@ static int write_piece(struct output *output, const struct smc_chat_template *te
   return SMC_OK;
 }
 
-/* At most one system message, at the beginning, then users and assistants in turns, a user last. */
+/* At most one system message, at the beginning, then users and assistants alternating, a user last. */
 static int check_roles(const struct smc_message *messages, size_t count, char *error) {
   const size_t first = count && messages[0].role == SMC_ROLE_SYSTEM;
   int fine = (count - first) % 2 == 1;

@@ -25,7 +25,7 @@ int smc_chat_template_open(struct smc_chat_template **template, const void *memb
 void smc_chat_template_close(struct smc_chat_template *template);
 
 /* The prompt after which the assistant is to answer: at most one system message, at the beginning, then the user and the
- * assistant in turns, the user first and last. *texts is the caller's to free (NULL on failure) and refers to the member
+ * assistant alternating, the user first and last. *texts is the caller's to free (NULL on failure) and refers to the member
  * and the contents; the result is how many there are. Each says who its author is.
  * To be encoded without add_special. SMC_BAD_INPUT where the template refuses the conversation. */
 int64_t smc_chat_template_render(const struct smc_chat_template *template, const struct smc_message *messages, size_t count,

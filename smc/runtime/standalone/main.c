@@ -22,7 +22,7 @@ static void catch_interrupts(smc_model *model) {
   sigaction(SIGINT, &action, NULL);
 }
 
-/* The file is mapped, and on some systems it can be cut short even while it runs; so a missing page is told as such. */
+/* The file is mapped, and on some systems it can be cut short even while it runs; so a missing page is reported as such. */
 static void on_missing_page(int signal) {
   static const char sentence[] = "error: this program's file cannot be read any more: it was changed, or its disk fails\n";
   (void)signal;

@@ -27,7 +27,7 @@ static const char help[] =
     "\n"
     "Instead of generating text:\n"
     "  --chat                   Talk with the model line by line, also where standard input is no terminal.\n"
-    "  --bench                  Measure tokens a second and memory.\n"
+    "  --bench                  Measure tokens per second and memory.\n"
     "  --info                   Say what this file is.\n"
     "  --verify                 Compare all of this file with its checksums.\n"
     "  -V, --version            Say which smc made this file.\n"
@@ -143,7 +143,7 @@ static void set_mode(struct smc_command *command, enum smc_mode mode) {
   command->mode = mode;
 }
 
-/* What was printed is all that was asked for. */
+/* What was printed is all that was requested. */
 static _Noreturn void finish(void) {
   if (fflush(stdout) || ferror(stdout)) smc_die("cannot write to standard output: %s", strerror(errno));
   exit(0);

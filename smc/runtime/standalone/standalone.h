@@ -35,7 +35,7 @@ struct smc_facts {
   const char *no_chat;    /* … and why it cannot be used here, the end of a sentence; NULL where it can */
   uint64_t parameters;
   double bits_per_weight;
-  struct smc_sampling sampling; /* what the checkpoint asks for; the seed is the user's */
+  struct smc_sampling sampling; /* the checkpoint's defaults; the seed is the user's */
   int32_t eos_count;
   const int32_t *eos; /* the tokens that end a text */
 };
@@ -160,7 +160,7 @@ struct smc_logprob {
 struct smc_generation {
   struct smc_buffer text;
   int32_t *tokens, count; /* chosen ones, an end-of-sequence token included */
-  struct smc_logprob *logprobs; /* [count][1 + top]: the chosen token's, then the likeliest ones'; NULL: not asked for */
+  struct smc_logprob *logprobs; /* [count][1 + top]: the chosen token's, then the likeliest ones'; NULL: not requested */
   int32_t top;
   enum smc_finish finish;
   int32_t prompt_tokens, decoded_tokens; /* that were run: the prompt's in one go, the others one by one */
@@ -183,7 +183,7 @@ void smc_add_logprob_lines(struct smc_buffer *out, const struct smc_session *ses
 /* The elements of a JSON list. */
 void smc_add_logprob_json(struct smc_buffer *out, const struct smc_session *session, const struct smc_generation *generation);
 
-/* ---- what a command line asks for, one file each; they return the exit status */
+/* ---- the commands, one file each; they return the exit status */
 
 int smc_run(struct smc_session *session, const struct smc_command *command);
 int smc_chat(struct smc_session *session, const struct smc_command *command);

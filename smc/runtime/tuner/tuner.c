@@ -1,4 +1,4 @@
-/* Measures the candidates of kernels on this machine and writes a tuning record a line to standard output.
+/* Measures the candidates of kernels on this machine and writes a tuning record per line to standard output.
  *
  * A call takes the next of many matrices, as many as a model has, so that weights come from where they come from in real
  * use: from memory, or from a cache that holds the whole model. Candidates take turns, the time is the CPU's for this thread,

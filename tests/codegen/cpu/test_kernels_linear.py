@@ -284,7 +284,7 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
 
 
 def test_avx2_widens_int16_sums_once_a_tile() -> None:
-    """Products of 4-bit codes fit int16 for a whole tile, and LLVM leaves the sums of all tokens and rows in turns."""
+    """Products of 4-bit codes fit int16 for a whole tile, and LLVM leaves the sums of tokens and rows alternating."""
     [level] = [level for level in TARGETS["x86-64"].levels if level.name == "avx2"]
     asm = compiled(build_kernel(LinearKernel(integer(4), Tile(4, 16)), "linear", level), level).inspect_source("asm")
     products = [re.findall("vpmaddubsw", part) for part in re.split("vpmaddwd", asm)]

@@ -49,7 +49,7 @@ def function_kernel(function: Callable[[Kernel, Expr], Expr]) -> Kernel:
 
 @pytest.fixture(scope="module")
 def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
-    """Every kernel of this file, built once a level."""
+    """Every kernel of this file, built once per level."""
     all_forms = (F32_FORM, I8, I8_SUMS_OF_16)
     specs: dict[str, KernelSpec] = {
         "rms_norm": RmsNormKernel((F32_FORM,)),

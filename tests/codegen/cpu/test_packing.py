@@ -139,7 +139,7 @@ def test_a_matrix_without_padding_takes_the_bits_of_its_encoding(encoding: Encod
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"bits": 4, "group": "row", "super_group": 8}, "two-level scales with one scale a row"),
+        ({"bits": 4, "group": "row", "super_group": 8}, "two-level scales with one scale per row"),
         ({"bits": 4, "group": 48}, "groups of 48"),
         ({"bits": 4, "group": 8}, "groups of 8"),
         ({"bits": 4, "activation_group": 48}, "activation groups of 48"),

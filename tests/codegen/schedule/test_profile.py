@@ -93,7 +93,7 @@ def test_numbers_of_layers_of_different_widths(make_checkpoint: MakeCheckpoint) 
     assert up.all.token_macs == 2 * hidden * sum(widths[:2])
     assert up.wanted.token_macs == 2 * hidden * widths[2]
     padded = [96, 96, 64]
-    # The input's codes, scales and sums, twice a layer; what is made of the outputs, which stay in scratch, in
+    # The input's codes, scales and sums, twice per layer; what is made of the outputs, which stay in scratch, in
     # the form that the next linear reads.
     row = -(-hidden // 32) * 32
     linears = 2 * 3 * (row + 4 * row // 32 + 4 * row // 32)

@@ -4,7 +4,7 @@
  *   phases late THREADS                workers that hold no block are not waited for
  *   phases uneven THREADS              a short share is taken at once, and in pieces when a thread was slow of late
  *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
- *   phases ahead THREADS               what a thread asks for is where its share of the next phase begins
+ *   phases ahead THREADS               what a thread prefetches is where its share of the next phase begins
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
@@ -200,7 +200,7 @@ static void cancel_steps(struct smc_pool *pool, int steps) {
   }
 }
 
-/* ---- what is asked for ahead */
+/* ---- what is prefetched */
 
 static uint8_t weights[1 << 17];
 static const struct smc_stream streams[] = {{1024, 5, 4096}, {0, 0, 0}, {65536, 4, 64}};

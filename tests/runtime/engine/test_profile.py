@@ -1,4 +1,4 @@
-"""Profiles of fake_program.c: every block is told once, the parts are the whole, and no result changes."""
+"""Profiles of fake_program.c: every block is counted once, the parts are the whole, and no result changes."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def test_what_can_only_be_a_special_token_is_refused(library: ctypes.CDLL) -> No
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("tokens", ["a", f"a{SPACE}", f"ab{SPACE}<"])
 def test_unknown_characters_beside_spaces(tokens: str, fuse: bool, library: ctypes.CDLL) -> None:
-    """Merging goes word by word where spaces begin words: unknown characters must not tell."""
+    """Merging goes word by word where spaces begin words: unknown characters make no difference."""
     vocabulary = {"<unk>": 0} | {token: 1 + place for place, token in enumerate([*tokens, f"a{SPACE}", f"{SPACE * 2}"])}
     merges = [(SPACE, SPACE)] * (SPACE in tokens) + [("a", SPACE)] * ("<" in tokens)
     tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=fuse))

@@ -141,6 +141,6 @@ def executable(build_executable: BuildExecutable) -> Executable:
 
 @pytest.fixture(scope="session")
 def sampling_executable(build_executable: BuildExecutable) -> Executable:
-    """Of a model that asks for sampling and has no chat template."""
+    """Of a model that samples by default and has no chat template."""
     generation = GenerationDefaults((257,), do_sample=True, temperature=0.7, top_p=0.9, top_k=30)
     return build_executable(generation=generation, chat_template=None)

@@ -1,4 +1,4 @@
-"""What is wrong around an executable is told in one sentence: files, systems, memory, input and output."""
+"""What is wrong around an executable is one sentence: files, systems, memory, input and output."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_every_cut_is_told(copy: Executable, room: Path) -> None:
 
 
 def test_verify(copy: Executable, room: Path) -> None:
-    """Damage in any member is told by --verify, and what is used of it before it is used."""
+    """Damage in any member is reported by --verify, and what a run uses, before it uses it."""
     assert copy.text("--verify").startswith("all 7 members, ")
     assert '"members": 7' in copy.text("--verify", "--json")
     content, damaged = copy.path.read_bytes(), copy.moved(room / "damaged")

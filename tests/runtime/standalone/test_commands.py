@@ -469,7 +469,7 @@ def test_a_cut_file_is_told(executable: Executable, tmp_path: Path, kept: float 
     assert "Usage" in cut.text("--help")
 
 
-# ---------------------------------------------------------------- what is wrong is told
+# ---------------------------------------------------------------- what is wrong is a sentence
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def _clear_state(k: Kernel, scratch: Pointer, place: Expr, shape: AttentionShape
 
 
 def _factors(k: Kernel, old: Expr, other: Expr, new: Expr) -> Expr:
-    """What states are multiplied with where they meet, by their maxima and the new ones, numbers or vectors: first the
+    """The factors of states that are merged, by their maxima and the new ones, numbers or vectors: first the
     old states' factors, then the others'."""
     return exp2(k, k.let(shuffle_pair([old - new, other - new], range(2 * lanes_of(new))), "difference"))
 
@@ -187,7 +187,7 @@ class _Attention:
         )
         self.page = k.let(page // shape.element_bytes, "page_elements")
         # The scratch: a pass's probabilities, the scales of its values; a tile's queries, states and their maxima; a
-        # pass's two factors and its split's maximum a row.
+        # pass's two factors and its split's maximum per row.
         tile_rows = TILE_TOKENS * self.token_rows
         self.value_scales = MOST_ROWS * SPLIT_TOKENS
         self.queries = self.value_scales + SPLIT_TOKENS
@@ -459,7 +459,7 @@ class _Attention:
             values = k.let(start + (channels + PAGE_TOKENS * shape.padded_dim), "values")
             ahead = None
             if rows.fetches:
-                # Every block asks for a share.
+                # Every block prefetches a share.
                 ahead = self._page_ahead(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
                 ahead = k.let(ahead + channels * PAGE_TOKENS, "ahead")
             with k.loop(tokens, "t") as t:

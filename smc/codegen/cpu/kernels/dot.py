@@ -1,8 +1,8 @@
 """Dot: feature level → integer dot products of unpacked codes with int8 inputs, exact, knowing no encoding.
 
 A `Dot` adds up tiles of 32 columns for a few tokens and units of rows: one register for each token and unit. What its
-lanes are is the instruction's choice: `tokens_of` and `spread_rows` tell, so that scales can be applied in that form,
-and `finish` makes registers of one token by its rows.
+lanes are is the instruction's choice: `tokens_of` and `spread_rows` have the mapping, so that scales can be applied in
+that form, and `finish` makes registers of one token by its rows.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class InPlaceDot(_Vpdpbusd):
         k, dtype = self.kernel, f"int8x{4 * self.lanes}"
         for quad in quads:
             values = reinterpret(broadcast(k.let(x.load(start + quad), "x"), self.lanes), dtype)
-            # Masks of all units before the products: in turns with them Zen 4 has them wait in each other's pipes.
+            # Masks of all units before the products: alternating with them they wait in each other's pipes on Zen 4.
             found = [[k.let(reinterpret(term, dtype), "term") for term in terms(unit, quad)] for unit in units]
             for parts, some in zip(self._partial, found, strict=True):
                 for part, term in zip(parts[self.place.sum_of(quad) :], some, strict=False):

@@ -5,7 +5,7 @@ sums are scaled: integer_products.py and float_products.py. What becomes of the 
 ways, in which weights are unpacked once for all of them: many_tokens.py on x86, token_blocks.py on arm64.
 
 Reduction order, the same for every tile and level: groups of columns one after the other along a row, each group's
-integer dot exact, then one float32 fma a group (docs/numerics.md).
+integer dot exact, then one float32 fma per group (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from smc.codegen.kernels.specs import LinearKernel
 from smc.targets import Level
 
 PREFETCH_TURNS = 4
-"""From so many tiles of tokens on, the next block's weights are asked for while one is multiplied: its first tile would
-wait for them. A token or two read them as a stream, which the CPU sees coming."""
+"""From so many tiles of tokens on, the next block's weights are prefetched while one is multiplied: else its first tile
+would wait for them. A token or two read them as a stream, which the CPU sees coming."""
 
 
 def linear_kernel(name: str, spec: LinearKernel, level: Level) -> Kernel:

@@ -34,7 +34,7 @@ def rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[l
 
 @contextmanager
 def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """A loop over the tiles begin…end of rows of `stride` floats, 32 columns a turn: token, stride, tile."""
+    """A loop over the tiles begin…end of rows of `stride` floats, 32 columns per turn: token, stride, tile."""
     stride, begin, end = k.scalar("stride"), k.scalar("begin"), k.scalar("end")
     stride64 = k.let(cast(stride, "int64"), "stride")
     tiles = k.let(stride >> const(5, "int32"), "tiles")

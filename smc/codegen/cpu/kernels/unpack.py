@@ -156,7 +156,7 @@ def unpack_quad(
 
 
 class Fractions:
-    """A unit's bytes of base 3 on x86: fractions on the stack, each of which gives a digit a tile.
+    """A unit's bytes of base 3 on x86: fractions on the stack, each of which gives one digit per tile.
 
     A fraction f is followed by g = 3 f modulo 256, and 3 f - g is 256 times the digit: x86, which has no products and
     no shifts of bytes, takes 64 times it as f - (f + g) / 4. That sum is 4 f - 256 times the digit, a multiple of 4:

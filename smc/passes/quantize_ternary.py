@@ -20,9 +20,9 @@ class QuantizeTernary(WeightQuantizer):
     """Weights -1, 0 and 1 by the mean magnitude, as BitNet b1.58 has them (arXiv 2402.17764); no calibration.
 
     storage: packed (2 bits per weight, the faster) or base3 (5 weights per byte, the smaller). group: weights that
-    share a scale: tensor, row, or 16 to 128 neighbouring inputs. scale_dtype: f16, bf16 or f32. activation_group: inputs
-    that share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names, slots and roles (v_proj,
-    value).
+    share a scale: tensor, row, or 16 to 128 neighbouring inputs. scale_dtype: f16, bf16 or f32. activation_group:
+    inputs that share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names, slots and
+    roles (v_proj, value).
     """
 
     storage: Literal["packed", "base3"] = "packed"

@@ -6,13 +6,13 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from smc.cli import messages
 from smc.cli.options import complete_target, verbosity_options
-from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
+from smc.cli.pass_options import Request, pass_options, read_requests, run_requests, what_happened
 from smc.cli.signals import orderly_end
 from smc.errors import InputError
 
@@ -43,6 +43,11 @@ PROGRAM_BYTES = 4 << 20
     help="LoRA adapter to merge into the model (PEFT's layout); several are merged in order.",
 )
 @pass_options
+@click.option(
+    "--activations",
+    type=click.Choice(("int8", "float")),
+    help="How inputs of quantized matrices are rounded; by default as the format or the recipe says.",
+)
 @click.option(
     "--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text file for passes that take statistics."
 )
@@ -77,6 +82,7 @@ def compile(
     quant: str | None,
     passes: tuple[str, ...],
     recipe: Path | None,
+    activations: Literal["int8", "float"] | None,
     calib: Path | None,
     emit: tuple[str, Path] | None,
     without: str | None,
@@ -91,7 +97,7 @@ def compile(
     An artifact needs neither torch nor tvm: `smc run` runs it, here or on another machine of the target's kind.
     MODEL is a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
     Passes run in the order given, then the recipe; of those that would quantize a matrix the first does. With neither
-    --quant, --recipe nor a pass the recipe is int4.
+    --quant, --recipe nor a pass a source that is quantized already keeps its codes, and floats get the recipe int4.
 
     \b
     Examples:
@@ -117,7 +123,9 @@ def compile(
     if emit is not None:
         output_folder(emit[1])
     with StageProgress() as progress, orderly_end():
-        module, out = _read_model(model, adapters, out, inputs, force, requests, calib, standalone, progress)
+        module, out, quantized = _read_model(
+            model, adapters, out, inputs, force, requests, activations, calib, standalone, progress
+        )
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(
             module,
@@ -132,7 +140,7 @@ def compile(
         )
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
-    summary = _summary(module, out, report, progress)
+    summary = {**_summary(module, out, report, progress), "quantized": quantized}
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     elif not messages.is_quiet():
@@ -146,13 +154,17 @@ def _read_model(
     inputs: list[Path],
     force: bool,
     requests: list[Request],
+    activations: Literal["int8", "float"] | None,
     calib: Path | None,
     standalone: bool,
     progress: StageProgress,
-) -> tuple[Module, Path]:
-    """The module after its passes, and where the artifact goes: what can't be written there is refused early."""
+) -> tuple[Module, Path, str]:
+    """The module after its passes, where the artifact goes, and how it came to be quantized.
+
+    What can't be written there is refused early.
+    """
     import smc
-    from smc.passes import Context
+    from smc.passes import ChangeActivations, Context
 
     if out is not None:
         _check_output(out, inputs, force)
@@ -163,12 +175,16 @@ def _read_model(
         _check_output(out, inputs, force)
     progress.update("run passes", 0)
     context = Context(calibration=calib, report=progress.note)
+    source = module
     module = run_requests(module, requests, context, lambda fraction: progress.update("run passes", fraction))
+    quantized = what_happened(source, module, requests)
+    if activations is not None:
+        module = smc.passes.apply(module, [ChangeActivations(activations)], context)
     progress.update("run passes", 1)
     for line in module.facts.provenance:
         progress.detail(f"made from: {line}")
     _check_space(out, module, standalone)
-    return module, out
+    return module, out, quantized
 
 
 def _emit_kinds(text: str) -> tuple[str, ...]:
@@ -250,6 +266,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     rows = {
         "size": f"{summary['bytes'] / 1e6:,.1f} MB, {summary['bits_per_weight']:.2f} bits per weight "
         f"({summary['weights'] / 1e6:,.1f} million weights)",
+        "quantized": summary["quantized"],
         "embedding": summary["embedding"],
         "head": summary["head"],
         "levels": ", ".join(summary["levels"]),

@@ -22,10 +22,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Request:
-    """Passes that the user named together: `text` is how, as on the command line."""
+    """Passes that the user named together: `text` is how, as on the command line.
+
+    is_default: they named nothing, so it holds for sources of floats only.
+    """
 
     text: str
     passes: tuple[Pass, ...]
+    is_default: bool = False
 
 
 def pass_options(command: Command) -> Command:
@@ -88,7 +92,7 @@ def read_requests(passes: Sequence[str], quant: str | None, recipe: Path | None)
         requests.append(Request(f"--recipe {recipe}", load_recipe(recipe).passes))
     elif quant is not None or not passes:
         name = quant or DEFAULT_RECIPE
-        requests.append(Request(f"--quant {name}", load_recipe(name).passes))
+        requests.append(Request(f"--quant {name}", load_recipe(name).passes, is_default=quant is None))
     return requests
 
 
@@ -98,7 +102,8 @@ def run_requests(
     context: Context,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Module:
-    """Run the passes in order. Only matrices that are still floats are quantized, so the first that names one decides.
+    """Run the passes in order. A source that is quantized already keeps its codes where the user named nothing, and of
+    every matrix that no pass names. Of the passes that would quantize a matrix the first decides.
 
     InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts the
     ones before it.
@@ -107,6 +112,10 @@ def run_requests(
 
     from smc.passes import apply
 
+    stored = frozenset(p.load for p in module.parameters.values() if not p.encoding.is_float)
+    if stored and all(request.is_default for request in requests):
+        return module
+    context = replace(context, requantize=stored)
     quiet = replace(context, report=lambda line: None)
     result = module
     for index, request in enumerate(requests):
@@ -121,6 +130,18 @@ def run_requests(
                 "include= and exclude= which matrices the first is for"
             )
     return result
+
+
+def what_happened(module: Module, result: Module, requests: Sequence[Request]) -> str:
+    """Which of a checkpoint's matrices were quantized by what, in a phrase."""
+    coded = {p.load for p in module.parameters.values() if not p.encoding.is_float}
+    named = " ".join(request.text for request in requests)
+    if not coded:
+        return f"from floats, by {named}" + (" (the default)" if all(r.is_default for r in requests) else "")
+    if all(request.is_default for request in requests):
+        return "kept the checkpoint's codes"
+    kept = {p.load for p in result.parameters.values()} & coded
+    return f"kept the checkpoint's codes, the rest by {named}" if kept == coded else f"again, by {named}"
 
 
 def _encodings(module: Module) -> dict[str, Encoding]:

@@ -291,7 +291,7 @@ def _changed(stored: StoredTensor, change: partial[Tensor]) -> StoredTensor:
         return change(values).to(values.dtype)
 
     encoding = stored.encoding if stored.encoding.is_float else F32
-    return replace(stored, encoding=encoding, read=read)
+    return replace(stored, encoding=encoding, read=read, coded=None)
 
 
 def _plus_product(

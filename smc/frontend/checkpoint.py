@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A matrix as codes and scales, as its file holds them. load: gives them in this encoding."""
+
+    encoding: Encoding
+    load: Callable[[], EncodedTensor] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a checkpoint, not read yet.
 
     encoding: the float encoding that holds its values exactly. read: gives them, in that dtype and in `shape`.
-    origin: the file it lies in, for messages.
+    origin: the file it lies in, for messages. coded: the same as codes, where the file has them and an encoding can say
+    it.
     """
 
     name: str
@@ -31,6 +41,7 @@ class StoredTensor:
     encoding: Encoding
     read: Callable[[], Tensor] = field(repr=False, compare=False)
     origin: str = ""
+    coded: Coded | None = None
 
     def values(self) -> Tensor:
         """The values; InputError where one is NaN or infinite."""
@@ -44,12 +55,38 @@ class StoredTensor:
 
     def parameter(self) -> Parameter:
         """The ir's view of it: a matrix in the encoding it is stored in, a vector (norm weight, bias) in f32."""
+        if self.coded is not None:
+            return Parameter(self.name, self.shape, self.coded.encoding, partial(_checked, self, self.coded))
         encoding = self.encoding if len(self.shape) > 1 else F32
 
         def load() -> EncodedTensor:
             return encode_float(self.values(), encoding)
 
         return Parameter(self.name, self.shape, encoding, load)
+
+
+def _checked(stored: StoredTensor, coded: Coded) -> EncodedTensor:
+    """The codes; InputError where a scale or an offset is NaN or infinite."""
+    data = coded.load()
+    for numbers in (data.scales, data.offsets):
+        if numbers is not None and not numbers.isfinite().all():
+            raise InputError(f"{stored.origin}: {stored.name} has NaN or infinite scales, the file is damaged")
+    return data
+
+
+@dataclass(frozen=True)
+class IntegerTensor(StoredTensor):
+    """A tensor of integers, out of which a method of `prequantized` makes weights. dtype: as safetensors has it."""
+
+    dtype: str = ""
+
+    def values(self) -> Tensor:
+        """The integers, in their dtype."""
+        return self.read()
+
+    def parameter(self) -> Parameter:
+        """InputError: an architecture has no use for it."""
+        raise InputError(f"{self.origin}: tensor {self.name} is stored as {self.dtype}, which are no weights")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from smc.frontend.checkpoint import Checkpoint
 from smc.frontend.config import Config
 from smc.frontend.files import read_json, read_optional_json, read_text
 from smc.frontend.folder_tokenizer import folder_tokenizer
+from smc.frontend.prequantized import find_method
 from smc.frontend.safetensors_files import folder_tensors
 from smc.generation import GenerationDefaults
 
@@ -24,14 +25,21 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise InputError(_why_no_config(folder))
     config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
-    _refuse_quantized(config)
+    quantization = _quantization(config)
+    read = find_method(quantization) if quantization is not None else None
+    tensors = folder_tensors(folder, config, integers=read is not None)
+    if quantization is not None and read is not None:
+        tensors = read(quantization, tensors)
+        if not any(tensor.coded for tensor in tensors.values()):
+            method = quantization.text("quant_method")
+            raise InputError(f"{quantization.origin}: no tensor is stored as {method} stores it: remove the section")
     tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
     tokenizer = folder_tokenizer(folder, config.text("model_type", ""))
     return Checkpoint(
         name=name or _name(folder),
-        format="safetensors",
+        format="safetensors" + (f", {quantization.text('quant_method')}" if quantization is not None else ""),
         config=config,
-        tensors=folder_tensors(folder, config),
+        tensors=tensors,
         tokenizer=tokenizer.text,
         chat_template=_chat_template(folder, tokenizer_config),
         special_tokens=tokenizer.named,
@@ -56,13 +64,12 @@ def _why_no_config(folder: Path) -> str:
     return f"{folder} has no config.json, so it is no checkpoint in the Hugging Face layout"
 
 
-def _refuse_quantized(config: Config) -> None:
+def _quantization(config: Config) -> Config | None:
+    """How the weights are stored, if they are quantized."""
     for key in ("quantization_config", "compression_config"):
         if config.values.get(key) is not None:
-            method = config.section(key).text("quant_method", "an unnamed method")
-            raise InputError(
-                f"{config.origin}: weights quantized with {method} are not supported: give the float model"
-            )
+            return config.section(key)
+    return None
 
 
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:

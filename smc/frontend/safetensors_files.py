@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from smc.errors import InputError, Notice
-from smc.frontend.checkpoint import StoredTensor
+from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
 from smc.frontend.files import check_is_no_pointer, read_json
 from smc.frontend.weights_file import WeightsFile
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 ENCODINGS = {"F32": F32, "F16": F16, "BF16": BF16}
+INTEGERS = ("U8", "I8", "I16", "I32", "I64")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def folder_tensors(folder: Path, config: Config) -> dict[str, StoredTensor]:
+def folder_tensors(folder: Path, config: Config, integers: bool = False) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint by name, out of the files that transformers takes.
 
     These are the file or the index that the config names (`transformers_weights`), else model.safetensors, else the
@@ -47,9 +48,9 @@ def folder_tensors(folder: Path, config: Config) -> dict[str, StoredTensor]:
     if chosen.endswith(INDEX_SUFFIX):
         index = _index(path)
         _tell_left_out(folder, chosen, index.values())
-        return _sharded(path, index)
+        return _sharded(path, index, integers)
     _tell_left_out(folder, chosen)
-    return {tensor.name: tensor for tensor in file_tensors(path)}
+    return {tensor.name: tensor for tensor in file_tensors(path, integers)}
 
 
 def _inside(folder: Path, name: str, origin: str) -> Path:
@@ -78,10 +79,10 @@ def _index(path: Path) -> dict[str, str]:
     return index
 
 
-def _sharded(path: Path, index: dict[str, str]) -> dict[str, StoredTensor]:
+def _sharded(path: Path, index: dict[str, str], integers: bool) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(index.values())):
-        tensors = file_tensors(_inside(path.parent, shard, str(path)))
+        tensors = file_tensors(_inside(path.parent, shard, str(path)), integers)
         found.update((tensor.name, tensor) for tensor in tensors if index.get(tensor.name) == shard)
     for name, shard in index.items():
         if name not in found:
@@ -89,10 +90,11 @@ def _sharded(path: Path, index: dict[str, str]) -> dict[str, StoredTensor]:
     return found
 
 
-def file_tensors(path: Path) -> Iterator[StoredTensor]:
+def file_tensors(path: Path, integers: bool = False) -> Iterator[StoredTensor]:
     """The tensors of one safetensors file, not read yet; InputError where it is broken.
 
     safetensors checks its header and its length; where they lie is then read from it.
+    integers: whether there may be tensors of integers, of which a quantization method makes weights.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -107,16 +109,20 @@ def file_tensors(path: Path) -> Iterator[StoredTensor]:
     header.pop("__metadata__", None)
     for name, entry in header.items():
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
-        if dtype not in ENCODINGS:
+        if dtype not in (*ENCODINGS, *(INTEGERS if integers else ())):
             raise InputError(f"{path}: tensor {name} is stored as {dtype}; {', '.join(ENCODINGS)} are supported")
         start, end = entry["data_offsets"]
         read = partial(_read, weights, shape, dtype, 8 + header_size + start, end - start)
-        yield StoredTensor(name, shape, ENCODINGS[dtype], read, str(path))
+        if dtype in INTEGERS:
+            yield IntegerTensor(name, shape, F32, read, str(path), dtype=dtype)
+        else:
+            yield StoredTensor(name, shape, ENCODINGS[dtype], read, str(path))
 
 
 def _read(file: WeightsFile, shape: tuple[int, ...], dtype: str, offset: int, size: int) -> Tensor:
     """One tensor, in memory of its own."""
     import torch
 
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}
+    dtypes.update({"I16": torch.int16, "I32": torch.int32, "I64": torch.int64})
     return torch.from_numpy(file.read(offset, size)).view(dtypes[dtype]).reshape(shape)

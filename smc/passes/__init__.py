@@ -1,5 +1,6 @@
 """Passes (ir → ir): their base, the registry, the pass manager, recipes, and the passes that smc brings."""
 
+from smc.passes.activations import ChangeActivations
 from smc.passes.base import Context, Pass
 from smc.passes.convert import Convert
 from smc.passes.fusion import FUSIONS, FuseGatedActivation, FuseNormResidual, FuseResidual
@@ -14,6 +15,7 @@ from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
 
 __all__ = [
     "FUSIONS",
+    "ChangeActivations",
     "Context",
     "Convert",
     "FuseGatedActivation",

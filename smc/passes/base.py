@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from smc.ir import Module
+from smc.ir import EncodedTensor, Module
 
 Need = Literal["calibration", "teacher", "torch"]
 
@@ -23,12 +23,14 @@ class Context:
 
     calibration: a text file to take statistics on. teacher: the model to learn from. seed: for whatever is random.
     report: takes one line of text about what was done; the pass manager puts the pass's name in front.
+    requantize: the `load` of parameters that the checkpoint stores as codes and that a quantizer may quantize again.
     """
 
     calibration: Path | None = None
     teacher: Module | None = None
     seed: int = 0
     report: Callable[[str], None] = _silent
+    requantize: frozenset[Callable[[], EncodedTensor]] = frozenset()
 
 
 @dataclass(frozen=True)

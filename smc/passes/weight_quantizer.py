@@ -109,7 +109,8 @@ class WeightQuantizer(Pass):
                 f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and one scale per group"
             )
         result = module.copy()
-        changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding.is_float]
+        picked = pick_matrices(module, self.include, self.exclude)
+        changed = [p for p in picked if p.encoding.is_float or p.load in context.requantize]
         for parameter in changed:
             result.parameters[parameter.name] = self._quantized(parameter, encoding)
         context.report(f"{len(changed)} matrices to {encoding}")
@@ -117,8 +118,8 @@ class WeightQuantizer(Pass):
 
     def _quantized(self, parameter: Parameter, encoding: Encoding) -> Parameter:
         def load() -> EncodedTensor:
-            values = parameter.load().values
-            assert values is not None  # a float encoding
+            data = parameter.load()
+            values = data.decode() if data.values is None else data.values
             try:
                 return self.encode(values)
             except InputError as error:

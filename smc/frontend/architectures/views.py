@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smc.errors import InputError
-from smc.frontend.checkpoint import Checkpoint, StoredTensor
-from smc.ir import F32, Parameter
+from smc.frontend.checkpoint import Checkpoint, Coded, StoredTensor
+from smc.ir import F32, EncodedTensor, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +21,15 @@ Shape = tuple[int, ...]
 class Transform:
     """A change of a whole tensor, one to one. kind: what it is, for formats that store it done (`Checkpoint.applied`).
 
-    shape: that of the result, from the stored one. exact: the result fits the dtype it came in.
+    shape: that of the result, from the stored one. exact: the result fits the dtype it came in. moves_rows: it puts
+    rows in another order and does nothing else, so that it can be done to codes.
     """
 
     kind: str
     apply: Callable[[Tensor], Tensor]
     shape: Callable[[Shape], Shape] = lambda shape: shape
     exact: bool = True
+    moves_rows: bool = False
 
 
 ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, exact=False)
@@ -44,7 +46,7 @@ def scaled(factor: float) -> Transform:
 
 def reordered(kind: str, order: Callable[[Tensor], Tensor]) -> Transform:
     """The same rows in another order."""
-    return Transform(kind, order)
+    return Transform(kind, order, moves_rows=True)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Source:
             raise InputError(f"{stored.origin}: tensor {self.name} has shape {list(whole)}, expected {list(wanted)}")
         if transform is None and self.rows is None and self.columns is None:
             return stored.parameter()
+        if stored.coded is not None and self.columns is None and (transform is None or transform.moves_rows):
+            coded = rows_of(stored.coded, self.rows, transform.apply if transform else None)
+            return replace(stored, name=str(self), shape=shape, coded=coded).parameter()
 
         def read() -> Tensor:
             values = transform.apply(stored.values()) if transform else stored.values()
@@ -77,7 +82,7 @@ class Source:
             return values.contiguous()
 
         encoding = stored.encoding if transform is None or transform.exact else F32
-        return replace(stored, name=str(self), shape=shape, encoding=encoding, read=read).parameter()
+        return replace(stored, name=str(self), shape=shape, encoding=encoding, read=read, coded=None).parameter()
 
     def _stored(self, checkpoint: Checkpoint, shape: Shape) -> StoredTensor:
         stored = checkpoint.tensors.get(self.name)
@@ -115,6 +120,32 @@ class Source:
             return self.name
         ranges = [f"{r.start}:{r.stop}" if r else ":" for r in (self.rows, self.columns)]
         return f"{self.name}[{', '.join(ranges if self.columns else ranges[:1])}]"
+
+
+def rows_of(coded: Coded, rows: range | None, order: Callable[[Tensor], Tensor] | None = None) -> Coded:
+    """A matrix of codes with its rows in another order, then some of them."""
+
+    def picked(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        ordered = values if order is None else order(values)
+        return (ordered if rows is None else ordered[rows.start : rows.stop]).contiguous()
+
+    def load() -> EncodedTensor:
+        data = coded.load()
+        codes = picked(data.codes)
+        assert codes is not None
+        return replace(
+            data,
+            shape=(len(codes), data.shape[1]),
+            codes=codes,
+            scales=data.scales if coded.encoding.scales.group == "tensor" else picked(data.scales),
+            scale_codes=picked(data.scale_codes),
+            zeros=picked(data.zeros),
+            offsets=picked(data.offsets),
+        )
+
+    return Coded(coded.encoding, load)
 
 
 def check_leftovers(checkpoint: Checkpoint, sources: Iterable[Source], unused: Callable[[str], bool]) -> None:

@@ -1,0 +1,294 @@
+"""Quantized Hugging Face checkpoints, written here in their documented layouts: exact weights, logits of floats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smc.cli import main
+from smc.errors import InputError
+from smc.frontend import load_checkpoint
+from smc.passes import apply
+from smc.reference import Reference
+
+Make = Callable[..., tuple[Path, Any]]
+Tensors = dict[str, torch.Tensor]
+Quantize = Callable[[str, torch.Tensor, np.random.Generator], tuple[Tensors, torch.Tensor]]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+
+
+def packed(codes: np.ndarray, bits: int) -> torch.Tensor:
+    """[n, columns] → int32 [n, words], from the lowest bit of a row on, bit by bit."""
+    single = (codes[..., None] >> np.arange(bits) & 1).reshape(len(codes), -1).astype(np.uint8)
+    single = np.pad(single, ((0, 0), (0, -single.shape[1] % 32)))
+    return torch.from_numpy(np.packbits(single, axis=1, bitorder="little").view(np.int32).copy())
+
+
+def quantize_folder(folder: Path, config: dict[str, Any], quantize: Quantize) -> dict[str, torch.Tensor]:
+    """Replace the matrices of all layers; the values that they stand for by name."""
+    tensors, rng, expected = load_file(folder / "model.safetensors"), np.random.default_rng(1), {}
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        module = name.removesuffix(".weight")
+        parts, expected[name] = quantize(module, tensors.pop(name), rng)
+        tensors.update((f"{module}.{part}", values.contiguous()) for part, values in parts.items())
+    save_file(tensors, folder / "model.safetensors")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": config}))
+    return expected
+
+
+def random_groups(shape: torch.Size, size: int, bits: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Codes [rows, columns]; zeros and float16 scales [rows, groups]."""
+    rows, columns = shape
+    groups = -(-columns // size)
+    codes = rng.integers(0, 1 << bits, (rows, columns))
+    zeros = rng.integers(0, 1 << bits, (rows, groups))
+    return codes, zeros, (rng.uniform(0.5, 1.5, (rows, groups)) * 0.2 / (1 << bits)).astype(np.float16)
+
+
+def values_of(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group: np.ndarray) -> torch.Tensor:
+    """scale · (code - zero), with the group of every column."""
+    return torch.from_numpy(scales.astype(np.float32)[:, group] * (codes - zeros[:, group]).astype(np.float32))
+
+
+def gptq(bits: int, size: int, plus: int, act_order: bool) -> Quantize:
+    def quantize(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        columns = weight.shape[1]
+        codes, zeros, scales = random_groups(weight.shape, columns if size < 0 else size, bits, rng)
+        group = np.arange(columns) // (columns if size < 0 else size)
+        if act_order:
+            group = rng.permutation(group)
+        parts = {
+            "qweight": packed(codes, bits).T,
+            "qzeros": packed((zeros.T - plus) % (1 << bits), bits),
+            "scales": torch.from_numpy(scales.T.copy()),
+            "g_idx": torch.from_numpy(group.astype(np.int32)),
+        }
+        return parts, values_of(codes, zeros, scales, group)
+
+    return quantize
+
+
+def awq(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+    codes, zeros, scales = random_groups(weight.shape, 32, 4, rng)
+
+    def interleaved(values: np.ndarray) -> torch.Tensor:
+        return packed(values.reshape(len(values), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(values.shape), 4)
+
+    parts = {
+        "qweight": interleaved(codes.T),
+        "qzeros": interleaved(zeros.T),
+        "scales": torch.from_numpy(scales.T.copy()),
+    }
+    return parts, values_of(codes, zeros, scales, np.arange(weight.shape[1]) // 32)
+
+
+def pack_quantized(bits: int, size: int, zero_points: bool, act_order: bool = False) -> Quantize:
+    def quantize(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        columns = weight.shape[1]
+        width = columns if size < 0 else size
+        codes, zeros, scales = random_groups(weight.shape, width, bits, rng)
+        group = np.arange(columns) // width
+        if act_order:
+            group = rng.permutation(group)
+        parts = {
+            "weight_packed": packed(codes, bits),
+            "weight_scale": torch.from_numpy(scales),
+            "weight_shape": torch.tensor(weight.shape),
+        }
+        if zero_points:
+            parts["weight_zero_point"] = packed(zeros.T, bits).T
+        else:
+            zeros = np.full_like(zeros, 1 << bits - 1)
+        if act_order:
+            parts["weight_g_idx"] = torch.from_numpy(group.astype(np.int32))
+        return parts, values_of(codes, zeros, scales, group)
+
+    return quantize
+
+
+def int_quantized(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+    codes, _, scales = random_groups(weight.shape, weight.shape[1], 8, rng)
+    zeros = np.full_like(scales, 128, dtype=np.int64)
+    parts = {"weight": torch.from_numpy((codes - 128).astype(np.int8)), "weight_scale": torch.from_numpy(scales)}
+    return parts, values_of(codes, zeros, scales, np.zeros(weight.shape[1], np.int64))
+
+
+def compressed(layout: str, bits: int, size: int | None, inputs: Any = None) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "strategy": "group" if size else "channel", "group_size": size}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "format": layout, "config_groups": {"group_0": group}}
+
+
+PER_TOKEN = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+
+
+def gptq_config(bits: int, size: int, **more: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": bits, "group_size": size, **more}
+
+
+V2 = {"checkpoint_format": "gptq_v2"}
+FORMATS: dict[str, tuple[dict[str, Any], Quantize]] = {
+    "gptq-4": (gptq_config(4, 32), gptq(4, 32, 1, False)),
+    "gptq-2": (gptq_config(2, 16), gptq(2, 16, 1, False)),
+    "gptq-3-v2": (gptq_config(3, 32, **V2), gptq(3, 32, 0, False)),
+    "gptq-8-row": (gptq_config(8, -1), gptq(8, -1, 1, False)),
+    "gptq-4-act-order": (gptq_config(4, 32, desc_act=True), gptq(4, 32, 1, True)),
+    "gptq-3-act-order-v2": (gptq_config(3, 16, desc_act=True, **V2), gptq(3, 16, 0, True)),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq),
+    "pack-4": (compressed("pack-quantized", 4, 32), pack_quantized(4, 32, False)),
+    "pack-4-zeros": (compressed("pack-quantized", 4, 32), pack_quantized(4, 32, True)),
+    "pack-3": (compressed("pack-quantized", 3, 32), pack_quantized(3, 32, True)),
+    "pack-8-row": (compressed("pack-quantized", 8, None), pack_quantized(8, -1, False)),
+    "pack-4-act-order": (compressed("pack-quantized", 4, 16), pack_quantized(4, 16, True, True)),
+    "int-8": (compressed("int-quantized", 8, None, PER_TOKEN), int_quantized),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_codes_are_kept_and_stand_for_the_same_weights(make_checkpoint: Make, kind: str) -> None:
+    config, quantize = FORMATS[kind]
+    folder, model = make_checkpoint("Llama", **SIZES)
+    expected = quantize_folder(folder, config, quantize)
+    module = load_checkpoint(folder)
+    state = model.state_dict()
+    for name, values in expected.items():
+        parameter = module.parameters[name]
+        assert not parameter.encoding.is_float
+        assert parameter.encoding.transform.permuted == ("act-order" in kind)
+        assert parameter.values().equal(values), name
+        state[name] = values
+    model.load_state_dict(state)
+    tokens = torch.arange(40) % 96
+    with torch.no_grad():
+        floats = model(tokens[None]).logits[0]
+    logits = Reference(apply(module, ["activations:inputs=float"])).logits(tokens)
+    assert (logits - floats).abs().max() <= 2e-3 * floats.abs().max()
+
+
+def test_a_config_says_how_inputs_are_rounded(make_checkpoint: Make) -> None:
+    folder, _ = make_checkpoint("Llama", **SIZES)
+    quantize_folder(folder, *FORMATS["int-8"])
+    encodings = {p.encoding.input_group for p in load_checkpoint(folder).parameters.values() if not p.encoding.is_float}
+    assert encodings == {"token"}
+
+
+def test_a_fused_matrix_keeps_its_codes(make_checkpoint: Make) -> None:
+    folder, _ = make_checkpoint("Phi3", pad_token_id=0, **SIZES)
+    expected = quantize_folder(folder, *FORMATS["gptq-4-act-order"])
+    module = load_checkpoint(folder)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    parts = [p for n, p in module.parameters.items() if n.startswith(name)]
+    assert len(parts) == 3
+    assert all(not part.encoding.is_float for part in parts)
+    assert torch.cat([part.values() for part in parts]).equal(expected[name])
+
+
+def ternary(kind: str, scale: float) -> Quantize:
+    def quantize(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        rows, _ = weight.shape
+        signs = torch.from_numpy(rng.integers(-1, 2, weight.shape).astype(np.float32))
+        octets = torch.zeros(rows // 4, weight.shape[1], dtype=torch.uint8)
+        for place in range(4):
+            octets += (signs[place * rows // 4 : (place + 1) * rows // 4] + 1).to(torch.uint8) << 2 * place
+        factor = torch.tensor([scale])
+        return {"weight": octets, "weight_scale": factor}, signs * (1 / factor if kind == "bitlinear" else factor)
+
+    return quantize
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("bitlinear", 7.3), ("autobitlinear", 0.13)])
+def test_bitnet_is_ternary_with_the_scale_in_its_sense(make_checkpoint: Make, kind: str, scale: float) -> None:
+    folder, _ = make_checkpoint("BitNet", **SIZES)
+    config = {"quant_method": "bitnet", "linear_class": kind, "quantization_mode": "offline"}
+    expected = quantize_folder(folder, config, ternary(kind, scale))
+    module = load_checkpoint(folder)
+    for name, values in expected.items():
+        assert module.parameters[name].values().equal(values)
+        assert str(module.parameters[name].encoding) == "int2.tensor.zero1.f32.a8-token"
+
+
+def test_online_bitnet_rounds_as_transformers_does(make_checkpoint: Make) -> None:
+    from transformers.integrations.bitnet import WeightQuant
+
+    folder, _ = make_checkpoint("BitNet", **SIZES)
+    floats = load_file(folder / "model.safetensors")
+    path = folder / "config.json"
+    config = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": config}))
+    module = load_checkpoint(folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(module.parameters[name].values(), WeightQuant.apply(floats[name]), rtol=1e-6, atol=0)
+    assert module.parameters["lm_head.weight"].encoding.is_float
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def pop(part: str) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.pop(f"{Q}.{part}")
+
+
+def put(part: str, values: torch.Tensor) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.update({f"{Q}.{part}": values})
+
+
+FAULTS: list[tuple[str, dict[str, Any], Callable[[Tensors], Any], str]] = [
+    ("gptq-4", {"quant_method": "spqr"}, len, "quantized with spqr are not supported; supported are awq, bitnet"),
+    ("gptq-4", {"bits": 5}, len, "bits must be 2, 3, 4 or 8, not 5"),
+    ("gptq-4", {"bits": 8}, len, "where the quantization_config makes it"),
+    ("gptq-4", {"group_size": 64}, len, "where the quantization_config makes it"),
+    ("gptq-4", {"checkpoint_format": "marlin"}, len, "the GPTQ layout marlin is not supported"),
+    ("gptq-4", {"dynamic": {"-:.*": {}}}, len, "(dynamic) is not supported"),
+    ("gptq-4", {}, pop("scales"), f"{Q} lacks scales"),
+    ("gptq-4", {}, pop("qweight"), f"{Q} lacks qweight"),
+    ("gptq-4", {}, put("qweight", torch.zeros(8, 64)), f"{Q}.qweight is stored as f32, expected I32"),
+    ("gptq-4", {}, put("scales", torch.full((2, 64), torch.inf)), "holds NaN or infinite|NaN or infinite scales"),
+    ("gptq-4", {}, put("g_idx", torch.zeros(64, dtype=torch.int32)), "has no groups of 32 columns each"),
+    ("awq", {"version": "gemv"}, len, "the AWQ layout gemv is not supported"),
+    ("awq", {"bits": 8}, len, "bits must be 4, not 8"),
+    ("pack-4", {"format": "nvfp4-pack-quantized"}, len, "the format nvfp4-pack-quantized of compressed-tensors"),
+    ("pack-4", {"config_groups": {}}, len, "is quantized, but no group of the quantization_config names it"),
+    ("pack-4", {}, put("weight_shape", torch.tensor([64, 65])), "where the quantization_config makes it"),
+]
+
+
+@pytest.mark.parametrize("place", range(len(FAULTS)))
+def test_what_contradicts_is_one_sentence(make_checkpoint: Make, place: int) -> None:
+    kind, changes, damage, sentence = FAULTS[place]
+    config, quantize = FORMATS[kind]
+    folder, _ = make_checkpoint("Llama", **SIZES)
+    quantize_folder(folder, {**config, **changes}, quantize)
+    tensors = load_file(folder / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError) as caught:
+        [parameter.load() for parameter in load_checkpoint(folder).parameters.values()]
+    assert any(part in str(caught.value) for part in sentence.split("|")), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["gptq-4-act-order", "int-8"])
+def test_a_quantized_source_keeps_its_codes_unless_an_option_says_else(
+    make_checkpoint: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, _ = make_checkpoint("Llama", **SIZES)
+    quantize_folder(folder, *FORMATS[kind])
+    assert main.run(["compile", str(folder), "-o", "kept.smc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantized"] == "kept the checkpoint's codes"
+    assert main.run(["compile", str(folder), "-o", "again.smc", "--quant", "int8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantized"] == "again, by --quant int8"
+    assert main.run(["compile", str(folder), "-p", "quantize-rtn:bits=8,include=head", "-o", "h.smc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantized"].startswith("kept the checkpoint's codes, the rest by -p")

@@ -117,17 +117,29 @@ def test_types(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
     assert module.facts.provenance == (f"checkpoint model (GGUF with {', '.join(sorted({'F32', kind}))})",)
 
 
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+SCALES = {
+    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ1_S": [0], "IQ2_XXS": [0],
+    "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0], "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52],
+    "TQ2_0": [64],
+}  # fmt: skip
+"""Where a block has f16 scales."""
+
+
+def test_every_type_that_gguf_decodes_is_read() -> None:
+    decoded = {t.name for t in gguf.quants._type_traits}
+    assert decoded | {"F32", "F16"} == set(TYPES)
+
+
+@pytest.mark.parametrize("kind", SCALES)
 def test_k_quants(tmp_path: Path, make_checkpoint: Make, kind: str) -> None:
-    """`gguf` cannot quantize to these, so the bytes are random; only the f16 scales are kept finite."""
-    assert kind in TYPES
+    """`gguf` cannot quantize to most of these, so the bytes are random; only the f16 scales are kept finite."""
     _, model = make_checkpoint(hidden_size=256, intermediate_size=256)
-    _, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
-    rng = np.random.default_rng(0)
-    raw = rng.integers(0, 256, (256, block_bytes), dtype=np.uint8)
-    scales = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}[kind]
-    for place in scales:
-        raw[:, place : place + 2] = rng.uniform(0.001, 0.1, 256).astype(np.float16)[:, None].view(np.uint8)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
+    rng, count = np.random.default_rng(0), 256 * 256 // block
+    raw = rng.integers(0, 256, (count, block_bytes), dtype=np.uint8)
+    for place in SCALES[kind]:
+        raw[:, place : place + 2] = rng.uniform(0.001, 0.1, count).astype(np.float16)[:, None].view(np.uint8)
+    raw = raw.reshape(256, -1)
     expected = gguf.quants.dequantize(raw, Type[kind])
 
     name = "model.layers.0.mlp.up_proj.weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ import numpy as np
 from smc.errors import InputError
 from smc.fields import Range
 from smc.frontend.architectures.registry import GGUF, gguf_family
-from smc.frontend.checkpoint import Checkpoint, StoredTensor
+from smc.frontend.architectures.views import rows_of
+from smc.frontend.checkpoint import Checkpoint, Coded, StoredTensor
 from smc.frontend.config import CONTEXT, FACTOR, THETA, Config
+from smc.frontend.gguf_codes import BLOCK_TYPES
 from smc.frontend.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from smc.frontend.gguf_tokenizer import build_tokenizer, special_tokens
 from smc.generation import GenerationDefaults
@@ -125,6 +127,12 @@ class _Reader:
         values.update((name, self._value(key)) for key, name in renamed.items() if self._value(key) is not None)
         return Config(values, metadata.origin)
 
+    @cached_property
+    def _keeps_codes(self) -> bool:
+        """Whether all matrices are of types that an encoding says: one in floats would cost more than it is worth."""
+        exact = {*BLOCK_TYPES, "F32", "F16", "BF16"}
+        return all(t.type.name in exact for t in self.file.tensors.values())
+
     def _key(self, name: str) -> str:
         return f"{self.gguf.prefix}.{name}"
 
@@ -187,7 +195,18 @@ class _Reader:
             heads = config.integer(PAIRED[stem])
         encoding = ENCODINGS.get(tensor.type.name, F32)
         read = partial(_read, self.file, tensor, heads)
-        return name, StoredTensor(name, tensor.shape, encoding, read, str(self.file.path))
+        coded = _coded(self.file, tensor, heads) if self._keeps_codes else None
+        return name, StoredTensor(name, tensor.shape, encoding, read, str(self.file.path), coded)
+
+
+def _coded(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Coded | None:
+    """The tensor's codes, where an encoding says all of its type."""
+    kind = BLOCK_TYPES.get(tensor.type.name)
+    if kind is None or len(tensor.shape) != 2:
+        return None
+    shape = (tensor.shape[0], tensor.shape[1])
+    coded = Coded(kind.encoding, lambda: kind.decode(file.bytes_of(tensor), shape))
+    return coded if heads is None else rows_of(coded, None, partial(half_split, heads=heads))
 
 
 def _read(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Tensor:

@@ -16,7 +16,7 @@ from smc.errors import InputError
 from smc.frontend import load_checkpoint
 from smc.frontend.gguf_file import TYPES
 from smc.generation import GenerationDefaults
-from smc.ir import BF16, F16, F32, Module, RopeTable, print_function
+from smc.ir import F32, Module, RopeTable, print_function
 
 Make = Callable[..., tuple[Path, Any]]
 NAMES = {
@@ -105,6 +105,18 @@ def assert_same(module: Module, expected: dict[str, torch.Tensor]) -> None:
         assert torch.equal(parameter.values(), expected[name]), name
 
 
+KEPT = {
+    "Q8_0": "int8.g32",
+    "Q4_0": "int4.g32",
+    "Q4_1": "int4.g32.offset",
+    "Q5_0": "int5.g32",
+    "Q5_1": "int5.g32.offset",
+    "TQ1_0": "int2.g256.zero1",
+    "TQ2_0": "int2.g256.zero1",
+}
+"""The encoding that says a type exactly."""
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_types(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
     _, model = make_checkpoint(**SIZES)
@@ -112,7 +124,7 @@ def test_types(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
     module = load_checkpoint(tmp_path / "model.gguf")
     assert_same(module, expected)
     matrix = module.parameters["model.layers.0.mlp.up_proj.weight"]
-    assert matrix.encoding == {"F16": F16, "BF16": BF16}.get(kind, F32)
+    assert str(matrix.encoding) == {"F32": "f32", "F16": "f16", "BF16": "bf16", **KEPT}[kind]
     assert module.parameters["model.norm.weight"].encoding == F32
     assert module.facts.provenance == (f"checkpoint model (GGUF with {', '.join(sorted({'F32', kind}))})",)
 
@@ -151,6 +163,22 @@ def test_k_quants(tmp_path: Path, make_checkpoint: Make, kind: str) -> None:
     )
     module = load_checkpoint(tmp_path / "model.gguf")
     assert torch.equal(module.parameters[name].values(), torch.from_numpy(expected))
+    assert str(module.parameters[name].encoding) == KEPT.get(kind, "f32")
+
+
+def test_codes_are_kept_of_all_matrices_or_of_none(tmp_path: Path, make_checkpoint: Make) -> None:
+    """A head in floats beside codes would be larger than all else."""
+    _, model = make_checkpoint(hidden_size=256, intermediate_size=256)
+    raw = np.zeros((256, 210), np.uint8)
+    write_gguf(
+        tmp_path / "model.gguf",
+        model,
+        Type.Q8_0,
+        extra=lambda writer: writer.add_tensor("blk.0.ffn_up.weight", raw, raw_dtype=Type.Q6_K),
+        tensors={n: v for n, v in model.state_dict().items() if n != "model.layers.0.mlp.up_proj.weight"},
+    )
+    module = load_checkpoint(tmp_path / "model.gguf")
+    assert {str(p.encoding) for p in module.parameters.values()} == {"f32"}
 
 
 @pytest.mark.parametrize(

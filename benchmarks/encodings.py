@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
+from benchmarks.kernel_inputs import Matrix, kernel_inputs, random_tensor
 from benchmarks.kernels import Kernels, Memory, Shape, measurable_levels
 from benchmarks.publish import Table, publish
 from benchmarks.reads import Reads
@@ -32,7 +33,6 @@ from smc.codegen.kernels.layout import MatrixLayout
 from smc.ir import BF16, F16, Encoding, integer
 from smc.passes.quantize_nf4 import QuantizeNF4
 from smc.targets import Level
-from tests.codegen.cpu.kernels import Matrix, kernel_inputs, random_tensor
 
 MEMORY_BYTES = 320 << 20
 """So many bytes of weights come from memory."""

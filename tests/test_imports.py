@@ -105,6 +105,13 @@ def test_there_are_no_circles() -> None:
     assert [circle for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
+def test_benchmarks_import_no_tests() -> None:
+    """Tests import benchmarks, never the other way round."""
+    found = {path: set(imports(path)) for path in (PACKAGE.parent / "benchmarks").glob("*.py")}
+    assert len(found) > 10
+    assert [path for path, names in found.items() if any(name.split(".")[0] == "tests" for name in names)] == []
+
+
 C_FILES = sorted((PACKAGE / "runtime").rglob("*.[ch]"))
 
 

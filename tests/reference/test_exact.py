@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_inputs import random_tensor
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
 from smc.ir import F32, EncodedTensor, Encoding, Parameter, RopeTable, ops
@@ -27,7 +28,6 @@ from smc.reference import ExactReference, Reference, kl_divergence
 from smc.reference.exact import compute_exactly
 from smc.reference.exact.linear import multiply
 from smc.reference.float32 import exp, exp2, fma, sum_products, tanh, tree_sum
-from tests.codegen.cpu.kernels import random_tensor
 from tests.codegen.encodings import ENCODINGS
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from benchmarks.kernel_inputs import guarded
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.abi import SPLIT_TOKENS, AttentionShape
 from smc.codegen.kernels.layout import padded
@@ -21,7 +22,6 @@ from smc.ir import RopeTable
 from smc.reference.exact import compute_exactly
 from smc.reference.exact.attention import HeadCodes
 from smc.targets import Level
-from tests.codegen.cpu.kernels import guarded
 
 PAGE, LAYERS, LAYER = 64, 3, 1
 DTYPES = {"f16": np.float16, "f32": np.float32, "i8": np.int8}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.kernel_inputs import Matrix, guarded, random_tensor
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.layout import padded
 from smc.codegen.kernels.specs import EmbeddingKernel
 from smc.ir import Encoding
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
-from tests.codegen.cpu.kernels import Matrix, guarded, random_tensor
 from tests.codegen.encodings import ENCODINGS
 
 

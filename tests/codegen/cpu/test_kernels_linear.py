@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_inputs import Matrix, guarded, kernel_inputs, random_tensor
 from smc.cli.doctor import read_cpuinfo
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.kernels.many_tokens import CHUNK_TOKENS, MANY_TOKENS
@@ -24,7 +25,7 @@ from smc.codegen.kernels.specs import LinearKernel, Tile
 from smc.ir import BF16, F16, Encoding, integer
 from smc.reference.exact.linear import multiply
 from smc.targets import TARGETS, Level
-from tests.codegen.cpu.kernels import Matrix, compiled, guarded, kernel_inputs, random_tensor
+from tests.codegen.cpu.kernels import compiled
 from tests.codegen.encodings import ALL_FLOAT_LEVELS, ENCODINGS, encodings
 
 

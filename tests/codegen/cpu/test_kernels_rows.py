@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from benchmarks.kernel_inputs import guarded, interleaved
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.cpu.builder import Expr, Kernel, const
 from smc.codegen.cpu.kernels.vector_math import exp, exp2, tanh
@@ -28,7 +29,6 @@ from smc.ir.activations import ACTIVATIONS
 from smc.reference import float32
 from smc.reference.exact import compute_exactly
 from smc.targets import Level
-from tests.codegen.cpu.kernels import guarded, interleaved
 
 I8 = Form("i8")
 I8_SUMS_OF_16 = Form("i8", sum_group=16)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.kernel_inputs import guarded
 from smc.codegen.cpu.build import build_kernel
 from smc.codegen.kernels.layout import padded
 from smc.codegen.kernels.specs import TransformKernel
 from smc.ir import rotate
 from smc.targets import Level
-from tests.codegen.cpu.kernels import guarded
 
 CASES = [
     (True, None, 341),

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_inputs import random_tensor
 from smc.codegen.cpu.packing import can_run, check_packable, pack_matrix
 from smc.codegen.kernels.layout import MatrixLayout
 from smc.errors import InputError
 from smc.ir import BF16, F16, F32, Encoding, integer
-from tests.codegen.cpu.kernels import random_tensor
 from tests.codegen.encodings import ENCODINGS, encodings
 
 WORDS = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}

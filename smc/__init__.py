@@ -16,6 +16,7 @@ Importing this package is cheap; what a function needs is imported when it is ca
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smc.distribution import VERSION, packages_named
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from smc import passes
     from smc.codegen import CompileReport
-    from smc.ir import Module
+    from smc.ir import EncodedTensor, Module
     from smc.passes import Pass
     from smc.runtime import Model
 
@@ -50,10 +51,22 @@ def load_checkpoint(source: str | Path, adapters: Sequence[str | Path] = ()) -> 
 
 
 @packages_named()
-def apply(module: Module, passes: Sequence[Pass | str], calibration: str | Path | None = None) -> Module:
+def apply(
+    module: Module,
+    passes: Sequence[Pass | str],
+    calibration: str | Path | None = None,
+    *,
+    report: Callable[[str], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+    lazy: bool = False,
+    requantize: frozenset[Callable[[], EncodedTensor]] = frozenset(),
+) -> Module:
     """Run passes in order; each is an object of `smc.passes` or text such as "quantize-rtn:bits=4,group=32".
 
     calibration: a text file for passes that take statistics. The given module stays as it is.
+    report: called with a line for every pass that ran. progress: called with how much is done, from 0 to 1.
+    lazy: long work waits until a parameter is loaded, and so does the need of a calibration text.
+    requantize: the `load` of parameters that are stored as codes and that a quantizer may quantize again all the same.
     Raises InputError, before any work, for an unknown pass or option or where a pass lacks what it needs.
     """
     from pathlib import Path
@@ -61,7 +74,15 @@ def apply(module: Module, passes: Sequence[Pass | str], calibration: str | Path 
     from smc.passes import Context
     from smc.passes import apply as apply_passes
 
-    context = Context(calibration=None if calibration is None else Path(calibration))
+    context = Context(lazy=lazy, requantize=requantize)
+    if calibration is not None:
+        from smc.reference import CalibrationText
+
+        context = replace(context, calibration=CalibrationText.read(Path(calibration), module.facts))
+    if report is not None:
+        context = replace(context, report=report)
+    if progress is not None:
+        context = replace(context, progress=progress)
     return apply_passes(module, passes, context)
 
 

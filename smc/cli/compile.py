@@ -164,7 +164,7 @@ def _read_model(
     What can't be written there is refused early.
     """
     import smc
-    from smc.passes import ChangeActivations, Context
+    from smc.passes import ChangeActivations
 
     if out is not None:
         _check_output(out, inputs, force)
@@ -174,12 +174,17 @@ def _read_model(
         out = Path(f"{_file_name(module.facts.name)}.smc")
         _check_output(out, inputs, force)
     progress.update("run passes", 0)
-    context = Context(calibration=calib, report=progress.note)
     source = module
-    module = run_requests(module, requests, context, lambda fraction: progress.update("run passes", fraction))
+    module = run_requests(
+        module,
+        requests,
+        calib,
+        report=progress.note,
+        progress=lambda fraction: progress.update("run passes", fraction),
+    )
     quantized = what_happened(source, module, requests)
     if activations is not None:
-        module = smc.passes.apply(module, [ChangeActivations(activations)], context)
+        module = smc.apply(module, [ChangeActivations(activations)], report=progress.note)
     progress.update("run passes", 1)
     for line in module.facts.provenance:
         progress.detail(f"made from: {line}")

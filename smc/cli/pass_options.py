@@ -13,7 +13,7 @@ from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.ir import Encoding, Module
-    from smc.passes import Context, Pass
+    from smc.passes import Pass
 
 DEFAULT_RECIPE = "int4"
 
@@ -99,31 +99,40 @@ def read_requests(passes: Sequence[str], quant: str | None, recipe: Path | None)
 def run_requests(
     module: Module,
     requests: Sequence[Request],
-    context: Context,
+    calibration: Path | None = None,
+    *,
+    report: Callable[[str], None] | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
+    lazy: bool = False,
 ) -> Module:
-    """Run the passes in order. A source that is quantized already keeps its codes where the user named nothing, and of
-    every matrix that no pass names. Of the passes that would quantize a matrix the first decides.
+    """Run the passes in order, by `smc.apply`, which has the keywords.
+
+    A source that is quantized already keeps its codes where the user named nothing, and of every matrix that no pass
+    names. Of the passes that would quantize a matrix the first decides.
 
     InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts the
     ones before it.
     """
-    from dataclasses import replace
-
-    from smc.passes import apply
+    import smc
 
     stored = frozenset(p.load for p in module.parameters.values() if not p.encoding.is_float)
     if stored and all(request.is_default for request in requests):
         return module
-    context = replace(context, requantize=stored)
-    quiet = replace(context, report=lambda line: None)
     result = module
     for index, request in enumerate(requests):
-        before, result = result, apply(result, request.passes, context)
-        progress((index + 1) / len(requests))
+
+        def part_done(fraction: float, index: int = index) -> None:
+            progress((index + fraction) / len(requests))
+
+        before = result
+        result = smc.apply(
+            result, request.passes, calibration, report=report, progress=part_done, lazy=lazy, requantize=stored
+        )
+        part_done(1.0)
         if index == 0 or _encodings(before) != _encodings(result) or _encodings(before) == _encodings(module):
             continue
-        if _encodings(apply(module, request.passes, quiet)) not in (_encodings(module), _encodings(before)):
+        alone = smc.apply(module, request.passes, lazy=True, requantize=stored)
+        if _encodings(alone) not in (_encodings(module), _encodings(before)):
             earlier = " ".join(r.text for r in requests[:index])
             raise InputError(
                 f"{request.text} contradicts {earlier}, which leaves no matrix to it: give one of them, or say by "

@@ -150,10 +150,10 @@ def _model_matrices(model: str, requests: Sequence[Request]) -> list[Matrix]:
     from smc.codegen.cpu.tuning_kit import plan_matrices
     from smc.codegen.plan.planner import make_plan
     from smc.frontend import load_checkpoint
-    from smc.passes import FUSIONS, Context
+    from smc.passes import FUSIONS
     from smc.passes import apply as apply_passes
 
-    module = run_requests(load_checkpoint(model), requests, Context(report=lambda line: None))
+    module = run_requests(load_checkpoint(model), requests, lazy=True)
     return plan_matrices(make_plan(apply_passes(module, FUSIONS)))
 
 

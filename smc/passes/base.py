@@ -5,31 +5,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from smc.ir import EncodedTensor, Module
+
+if TYPE_CHECKING:
+    from smc.passes.calibration import Calibration
 
 Need = Literal["calibration", "teacher", "torch"]
 
 
-def _silent(_: str) -> None:
+def _silent(_: str | float) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may need besides the module.
+    """What a pass may need besides the module. `smc.apply` makes it.
 
-    calibration: a text file to take statistics on. teacher: the model to learn from. seed: for whatever is random.
+    calibration: a text to take statistics on, and what runs the model on it. teacher: the model to learn from.
+    seed: for whatever is random.
     report: takes one line of text about what was done; the pass manager puts the pass's name in front.
+    progress: takes how much of a pass is done, from 0 to 1; only long ones say so.
+    lazy: long work may wait until a parameter is loaded: the caller wants to know encodings and shapes.
     requantize: the `load` of parameters that the checkpoint stores as codes and that a quantizer may quantize again.
     """
 
-    calibration: Path | None = None
+    calibration: Calibration | None = None
     teacher: Module | None = None
     seed: int = 0
     report: Callable[[str], None] = _silent
+    progress: Callable[[float], None] = _silent
+    lazy: bool = False
     requantize: frozenset[Callable[[], EncodedTensor]] = frozenset()
 
 

@@ -25,10 +25,11 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
     chain = [parse_pass(item) if isinstance(item, str) else item for item in passes]
     for step in chain:
         _check_needs(step, context)
-    for step in chain:
+    for index, step in enumerate(chain):
         notes: list[str] = []
         before = module
-        made = step.run(before, replace(context, report=notes.append))
+        progress = functools.partial(_progress, context, index, len(chain))
+        made = step.run(before, replace(context, report=notes.append, progress=progress))
         if not isinstance(made, Module):
             raise InputError(f"pass {step.name} must give a Module, not {type(made).__name__}")
         module = _checked(step, before, made) if is_users(step) else made
@@ -65,12 +66,16 @@ def _load_checked(step: Pass, parameter: Parameter) -> EncodedTensor:
 
 
 def _check_needs(step: Pass, context: Context) -> None:
-    if "calibration" in step.needs and context.calibration is None:
+    if "calibration" in step.needs and context.calibration is None and not context.lazy:
         raise InputError(f"pass {step.name} needs a calibration text: give one with --calib FILE")
     if "teacher" in step.needs and context.teacher is None:
         raise InputError(f"pass {step.name} needs a teacher model, and there is none")
     if "torch" in step.needs and importlib.util.find_spec("torch") is None:
         raise InputError(f"pass {step.name} needs torch: {install_command()}")
+
+
+def _progress(context: Context, index: int, count: int, fraction: float) -> None:
+    context.progress((index + fraction) / count)
 
 
 def _statistics(before: Module, after: Module, notes: list[str]) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from smc.ir import Encoding
-from smc.passes.quantize_rtn import check_group
+from smc.passes.integers import check_group
 from smc.passes.registry import register
-from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
+from smc.passes.statistics import GroupStatistics
+from smc.passes.weight_quantizer import WeightQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor

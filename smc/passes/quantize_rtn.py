@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from smc.errors import InputError
-from smc.ir import Encoding
+from smc.passes.integers import IntegerQuantizer
 from smc.passes.registry import register
-from smc.passes.weight_quantizer import GroupStatistics, WeightQuantizer
+from smc.passes.statistics import GroupStatistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-GROUPS = (16, 32, 64, 128, "row")
-
-
-def check_group(name: str, group: int | str) -> None:
-    """InputError where a pass has no such group."""
-    if group not in GROUPS:
-        raise InputError(f"{name} takes groups of {', '.join(map(str, GROUPS))}, not {group}")
-
 
 @register("quantize-rtn")
 @dataclass(frozen=True)
-class QuantizeRTN(WeightQuantizer):
+class QuantizeRTN(IntegerQuantizer):
     """Round weights to the nearest code of integers with one scale per group; needs no calibration.
 
     bits: 2 to 8. group: 16 to 128 neighbouring inputs share a scale, or row. symmetric: the zero is the middle code;
@@ -37,119 +27,11 @@ class QuantizeRTN(WeightQuantizer):
     include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*, v_proj, value).
     """
 
-    bits: int = 4
-    group: int | Literal["row"] = 32
-    symmetric: bool = True
-    search: int = 3
-    scale_dtype: Literal["f16", "bf16", "f32"] = "f16"
-    activation: Literal["i8", "none"] = "i8"
-    super_group: int | None = None
-    activation_group: Literal[32, 64, 128, "token"] = 32
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise InputError(f"quantize-rtn takes 2 to 8 bits, not {self.bits}")
-        if self.search < 0:
-            raise InputError(f"the search of quantize-rtn is a number of steps, not {self.search}")
-        check_group(self.name, self.group)
-        if self.super_group is not None and (self.super_group < 2 or not isinstance(self.group, int)):
-            raise InputError("the super_group of quantize-rtn is 2 or more groups of several in a row, or none")
-
-    def encoding(self) -> Encoding:
-        """Packed integers, a scale and perhaps a zero for every group."""
-        return Encoding.of(
-            bits=self.bits,
-            zero=None if self.symmetric else "stored",
-            group=self.group,
-            scale_dtype=self.scale_dtype,
-            super_group=self.super_group,
-            activation=self.activation,
-            activation_group=self.activation_group,
-        )
-
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Codes and scales, and zeros where asymmetric; see `WeightQuantizer.quantize`."""
-        top = (1 << self.bits) - 1
-        signed = self.super_group is None
-        candidate = (
-            _symmetric_candidates(groups, top, signed) if self.symmetric else _asymmetric_candidates(groups, top)
-        )
-        if self.search == 0:
-            inverse, zeros = candidate(0.0)
-            scales = 1 / inverse
-        else:
-            best = _Best(groups, top)
-            for stretch in _stretches(self.search):
-                best.offer(*candidate(stretch))
-            scales, zeros = best.scales, best.zeros
+        scales, zeros = self.grid(groups)
         scales = self.round_scales(scales)
         # A scale below the smallest number of its dtype is stored as 0, and decodes to 0 whatever the codes.
         inverse = (1 / scales).masked_fill_(scales == 0, 0)
-        codes = (groups * inverse[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
+        codes = (groups * inverse[..., None]).round_().add_(zeros[..., None]).clamp_(0, (1 << self.bits) - 1)
         return (codes, scales) if self.symmetric else (codes, scales, zeros)
-
-
-def _stretches(search: int) -> list[float]:
-    """By how many codes the range of a group is stretched: 0, and `search` steps down to -1 and up to 1 (clipping)."""
-    return [0.0, *(sign * step / search for step in range(1, search + 1) for sign in (-1, 1))]
-
-
-Candidates = Callable[[float], "tuple[Tensor, Tensor]"]
-"""From a stretch to 1 / scale and zero of every group, both float32 [out, n_groups]."""
-
-
-def _symmetric_candidates(groups: Tensor, top: int, signed: bool) -> Candidates:
-    """The zero is the middle code. There is one more code below it than above, and the scale takes the sign that gives
-    it to the largest weight; scales that have no sign fit the range half a code wider than the codes above."""
-    import torch
-
-    middle = (top + 1) // 2
-    low, high = groups.amin(-1), groups.amax(-1)
-    if not signed:
-        largest = torch.maximum(-low, high)
-        return lambda stretch: ((middle - 0.5 + stretch) / largest, torch.full_like(low, middle))
-    largest = torch.where(-low > high, low, high)
-    zeros = torch.full_like(low, middle)
-    return lambda stretch: (-(middle + stretch) / largest, zeros)
-
-
-def _asymmetric_candidates(groups: Tensor, top: int) -> Candidates:
-    """The range reaches from the smallest to the largest weight and includes 0."""
-    low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-
-    def candidate(stretch: float) -> tuple[Tensor, Tensor]:
-        inverse = (top + stretch) / (high - low)
-        return inverse, (-low * inverse).round_().clamp_(0, top)
-
-    return candidate
-
-
-class _Best:
-    """The best scale and zero of every group among the candidates offered.
-
-    For codes q (counted from the zero) of weights w the scale with the least squared error is Σwq / Σq², and the error
-    left is Σw² - (Σwq)² / Σq²: so the candidate with the largest (Σwq)² / Σq² wins, and its scale is the refitted one.
-    """
-
-    def __init__(self, groups: Tensor, top: int) -> None:
-        import torch
-
-        self.groups, self.top = groups, top
-        self.gain = torch.full(groups.shape[:-1], -1.0)
-        self.scales = torch.zeros_like(self.gain)
-        self.zeros = torch.zeros_like(self.gain)
-        self._codes, self._products = torch.empty_like(groups), torch.empty_like(groups)
-
-    def offer(self, inverse: Tensor, zeros: Tensor) -> None:
-        """Round with these and keep them for the groups where nothing better was offered before."""
-        import torch
-
-        codes = torch.mul(self.groups, inverse[..., None], out=self._codes).round_()
-        codes.clamp_(-zeros[..., None], (self.top - zeros)[..., None])
-        dots = torch.mul(codes, self.groups, out=self._products).sum(-1)
-        squares = codes.square_().sum(-1).clamp_(min=1)
-        scales = dots / squares
-        better = scales * dots > self.gain
-        self.gain = torch.where(better, scales * dots, self.gain)
-        self.scales = torch.where(better, scales, self.scales)
-        self.zeros = torch.where(better, zeros, self.zeros)

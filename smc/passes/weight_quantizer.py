@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, Module, Parameter, matrix_shape
 from smc.passes.base import Context, Need, Pass
+from smc.passes.calibration import CalibratedWeights
 from smc.passes.matrices import pick_matrices
+from smc.passes.statistics import GroupStatistics, InputStatistics, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_WEIGHTS = 1 << 18
 """About how many weights `quantize` gets at once: few enough to stay in a core's cache, whatever the matrix's size."""
+
+CALIBRATED_CHUNK_WEIGHTS = 1 << 22
+"""The same where a method takes statistics: it may go through the columns one by one, and one matrix at a time."""
 
 NEGLIGIBLE = 1e-30
 """A group without any weight of this size counts as all zero: inverses of its scale would overflow."""
@@ -31,16 +37,6 @@ LEAST_SCALE = 8 * LEAST_F16
 
 
 @dataclass(frozen=True)
-class GroupStatistics:
-    """What is known about the groups that `quantize` is given.
-
-    mask: bool [n_groups, group], false where a group is padded beyond the end of the rows.
-    """
-
-    mask: Tensor
-
-
-@dataclass(frozen=True)
 class WeightQuantizer(Pass):
     """Base of weight-quantization methods: say the encoding, and how groups of weights become codes and scales.
 
@@ -48,12 +44,23 @@ class WeightQuantizer(Pass):
     still stored as floats are touched, so a chain of quantizers with the special cases first makes a mixed-precision
     model.
     Parameters stay lazy: quantizing happens when one is loaded, a chunk of rows at a time, and always the same way.
+    A method that takes statistics of a matrix's inputs says which (`statistics`): they are gathered on the calibration
+    text, call after call, each behind calls that are quantized already.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch"})
 
+    statistics: ClassVar[frozenset[Statistic]] = frozenset()
+    """What the method wants to know about inputs: "second-moments", "maxima", "means"; see `InputStatistics`."""
+
     include: tuple[str, ...] = field(default=("*",), kw_only=True)
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        """Whoever takes statistics needs a calibration text."""
+        super().__init_subclass__()
+        if cls.statistics:
+            cls.needs = cls.needs | {"calibration"}
 
     @abstractmethod
     def encoding(self) -> Encoding:
@@ -111,24 +118,32 @@ class WeightQuantizer(Pass):
         result = module.copy()
         picked = pick_matrices(module, self.include, self.exclude)
         changed = [p for p in picked if p.encoding.is_float or p.load in context.requantize]
+        if self.statistics and changed:
+            weights = CalibratedWeights(self, module, changed, context)
+            if not context.lazy:
+                weights.run()
+            loads = {p.name: functools.partial(weights.load, p.name) for p in changed}
+        else:
+            loads = {p.name: functools.partial(self.encode_parameter, p) for p in changed}
         for parameter in changed:
-            result.parameters[parameter.name] = self._quantized(parameter, encoding)
+            result.parameters[parameter.name] = replace(parameter, encoding=encoding, load=loads[parameter.name])
         context.report(f"{len(changed)} matrices to {encoding}")
         return result
 
-    def _quantized(self, parameter: Parameter, encoding: Encoding) -> Parameter:
-        def load() -> EncodedTensor:
-            data = parameter.load()
-            values = data.decode() if data.values is None else data.values
-            try:
-                return self.encode(values)
-            except InputError as error:
-                raise InputError(f"{parameter.name}: {error}") from error
+    def encode_parameter(self, parameter: Parameter, inputs: InputStatistics | None = None) -> EncodedTensor:
+        """A parameter, quantized from floats or, again, from what its codes decode to; InputError names it."""
+        data = parameter.load()
+        values = data.decode() if data.values is None else data.values
+        try:
+            return self.encode(values, inputs)
+        except InputError as error:
+            raise InputError(f"{parameter.name}: {error}") from error
 
-        return replace(parameter, encoding=encoding, load=load)
+    def encode(self, values: Tensor, inputs: InputStatistics | None = None) -> EncodedTensor:
+        """Quantize one tensor of any shape and float dtype: pad groups, guard all-zero ones, check what comes back.
 
-    def encode(self, values: Tensor) -> EncodedTensor:
-        """Quantize one tensor of any shape and float dtype: pad groups, guard all-zero ones, check what comes back."""
+        inputs: statistics of what it is multiplied with, for methods that take them.
+        """
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
@@ -139,10 +154,11 @@ class WeightQuantizer(Pass):
         third = torch.empty(rows, count) if encoding.stores_zeros or encoding.stores_minima else None
         mask = (torch.arange(count * size) < columns).view(count, size)
         matrix = values.reshape(rows, columns)
-        with _one_torch_thread():
-            for part in _row_chunks(rows, count * size):
+        limit = CALIBRATED_CHUNK_WEIGHTS if self.statistics else CHUNK_WEIGHTS
+        with nullcontext() if self.statistics else _one_torch_thread():
+            for part in _row_chunks(rows, count * size, limit):
                 padded = torch.nn.functional.pad(matrix[part].float(), (0, count * size - columns))
-                chunk = self._encode_groups(padded.view(-1, count, size), GroupStatistics(mask), encoding)
+                chunk = self._encode_groups(padded.view(-1, count, size), mask, inputs, encoding)
                 codes[part], scales[part] = chunk[0], chunk[1]
                 if third is not None:
                     third[part] = chunk[2]
@@ -162,11 +178,13 @@ class WeightQuantizer(Pass):
             encoding, shape, codes=codes, scales=scales, scale_codes=scale_codes, zeros=zeros, offsets=offsets
         )
 
-    def _encode_groups(self, groups: Tensor, statistics: GroupStatistics, encoding: Encoding) -> list[Tensor]:
+    def _encode_groups(
+        self, groups: Tensor, mask: Tensor, inputs: InputStatistics | None, encoding: Encoding
+    ) -> list[Tensor]:
         """Codes, scales and perhaps zeros or offsets of one chunk, checked, in the form `EncodedTensor` keeps them."""
         empty = groups.abs().amax(-1) < NEGLIGIBLE
         guarded = _filled(groups, empty, encoding) if empty.any() else groups
-        results = list(self.quantize(guarded, statistics))
+        results = list(self.quantize(guarded, GroupStatistics(mask, empty, inputs)))
         wanted = 3 if encoding.stores_zeros or encoding.stores_minima else 2
         if len(results) != wanted:
             raise InputError(f"pass {self.name} returned {len(results)} tensors where {encoding} takes {wanted}")
@@ -174,9 +192,9 @@ class WeightQuantizer(Pass):
             shape, expected = results[index].shape, empty.shape if index else groups.shape
             if shape != expected:
                 raise InputError(f"pass {self.name} returned {what} of shape {list(shape)}, not {list(expected)}")
-        top = _last_code(encoding)
+        top = last_code(encoding)
         # What stands in the padding is never decoded; and whatever the scale 0 is multiplied with decodes to 0.
-        results[0] = results[0].masked_fill(~statistics.mask, 0)
+        results[0] = results[0].masked_fill(~mask, 0)
         self._check_codes("codes", results[0], top)
         results[1] = self._stored("scales", results[1], self.round_scales).masked_fill(empty, 0.0)
         if encoding.stores_zeros:
@@ -219,14 +237,15 @@ def _filled(groups: Tensor, empty: Tensor, encoding: Encoding) -> Tensor:
     return torch.where(empty[..., None], _repeated(shared, encoding, groups.shape[1])[..., None], groups)
 
 
-def _last_code(encoding: Encoding) -> int:
+def last_code(encoding: Encoding) -> int:
+    """The largest code that decodes to something."""
     if encoding.has_codebook:
         return len(encoding.entries) - 1
     return 2 if encoding.is_base3 else (1 << encoding.bits) - 1
 
 
-def _row_chunks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, CHUNK_WEIGHTS // columns)
+def _row_chunks(rows: int, columns: int, weights: int) -> Iterator[slice]:
+    step = max(1, weights // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

@@ -1,7 +1,18 @@
 """The ir executed in torch: golden results for codegen, and what calibration and evaluation run on."""
 
+from smc.reference.calibration import CalibrationText
 from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows
 from smc.reference.exact import ExactReference
 from smc.reference.execution import Batch, Hook, Reference
 
-__all__ = ["Batch", "Evaluation", "ExactReference", "Hook", "Reference", "evaluate", "kl_divergence", "text_windows"]
+__all__ = [
+    "Batch",
+    "CalibrationText",
+    "Evaluation",
+    "ExactReference",
+    "Hook",
+    "Reference",
+    "evaluate",
+    "kl_divergence",
+    "text_windows",
+]

@@ -12,7 +12,7 @@ import smc
 from smc.cli import main
 from smc.cli.pass_options import read_requests, run_requests
 from smc.errors import InputError
-from smc.passes import Context, load_recipe
+from smc.passes import load_recipe
 
 MakeCheckpoint = Callable[..., tuple[Path, Any]]
 
@@ -47,7 +47,7 @@ def test_contradictions(make_checkpoint: MakeCheckpoint, passes: list[str], quan
     folder, _ = make_checkpoint()
     last = f"--quant {quant}" if quant else f"-p {passes[-1]}"
     with pytest.raises(InputError, match=f"^{last} contradicts -p .*quantize-rtn:bits=4, which leaves no matrix to it"):
-        run_requests(smc.load_checkpoint(folder), read_requests(passes, quant, None), Context())
+        run_requests(smc.load_checkpoint(folder), read_requests(passes, quant, None))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_goes_together(
     make_checkpoint: MakeCheckpoint, passes: list[str], quant: str | None, bits: set[int]
 ) -> None:
     folder, _ = make_checkpoint()
-    module = run_requests(smc.load_checkpoint(folder), read_requests(passes, quant, None), Context())
+    module = run_requests(smc.load_checkpoint(folder), read_requests(passes, quant, None))
     assert {p.encoding.bits for p in module.parameters.values() if len(p.shape) > 1} == bits
 
 

@@ -1,0 +1,152 @@
+"""Calibrated quantization: the calls of a model in order, each rounded with what it reads behind the rounded ones."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smc.errors import InputError
+from smc.ir import EncodedTensor, Module, Node, Parameter
+from smc.ir.ops import find
+from smc.passes.base import Context
+from smc.passes.statistics import Accumulator, InputStatistics
+
+if TYPE_CHECKING:
+    from smc.passes.weight_quantizer import WeightQuantizer
+
+Observe = Callable[[Node, Sequence[Any]], None]
+"""Is called with every node that is computed and its operands, in the order of `node.inputs`."""
+
+
+class Runner(Protocol):
+    """Runs a module on the calibration text, one call after the other, and keeps what later calls read."""
+
+    def observe(self, call: Node, observe: Observe) -> None:
+        """Run a call for its values alone."""
+
+    def advance(self, call: Node) -> None:
+        """Run a call with the module's parameters as they are now; its result is what later calls read."""
+
+
+class Calibration(Protocol):
+    """A calibration text, as `smc.reference` makes it: the only door from passes to a model that runs."""
+
+    def runner(self, module: Module) -> Runner:
+        """A runner that stands before the first call. It sees what is changed in `module.parameters`."""
+
+
+class CalibratedWeights:
+    """Parameters quantized with statistics of their inputs, all in one go, once the first is loaded or `run` is called.
+
+    A parameter is rounded at the first call that multiplies with it; where none does, at its last. The float weights
+    and activations of one call are in memory at a time; what is rounded waits in a temporary folder.
+    """
+
+    def __init__(
+        self, method: WeightQuantizer, module: Module, parameters: Sequence[Parameter], context: Context
+    ) -> None:
+        """Nothing is computed yet. parameters: those of `module` to quantize."""
+        self._method, self._module, self._context = method, module, context
+        self._names = [parameter.name for parameter in parameters]
+        self._lock = threading.Lock()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def load(self, name: str) -> EncodedTensor:
+        """A parameter, quantized."""
+        self.run()
+        return self._read(name)
+
+    def run(self) -> None:
+        """Quantize all of the parameters, where that is not done yet. InputError without a calibration text."""
+        with self._lock:
+            if self._folder is not None:
+                return
+            if self._context.calibration is None:
+                raise InputError(f"pass {self._method.name} needs a calibration text")
+            self._folder = tempfile.TemporaryDirectory(prefix="smc-", ignore_cleanup_errors=True)
+            try:
+                self._run(self._context.calibration)
+            except BaseException:
+                self._folder.cleanup()
+                self._folder = None
+                raise
+
+    def _run(self, calibration: Calibration) -> None:
+        module, waiting = self._module.copy(), set(self._names)
+        runner = calibration.runner(module)
+        calls = [call for call, _ in module.calls()]
+        sizes = [sum(_size(module.parameters[name]) for name in _parameters(call).values()) for call in calls]
+        for index, call in enumerate(calls):
+            slots = {slot: name for slot, name in _parameters(call).items() if name in waiting}
+            inputs = self._inputs(runner, call, slots) if slots else {}
+            later = {name for other in calls[index + 1 :] for name in _parameters(other).values()}
+            for slot, name in slots.items():
+                if name in waiting and (slot in inputs or name not in later):
+                    self._quantize(module, name, inputs.get(slot))
+                    waiting.remove(name)
+            if not waiting:
+                break
+            runner.advance(call)
+            self._context.progress(sum(sizes[: index + 1]) / sum(sizes))
+        self._context.progress(1.0)
+
+    def _inputs(self, runner: Runner, call: Node, slots: dict[str, str]) -> dict[str, InputStatistics]:
+        """Statistics of the slots' inputs; slots that read the same value have the same. None of what is looked up."""
+        gathered: dict[str, Accumulator] = {}
+        sources: dict[str, str] = {}  # slot → the value that it is multiplied with
+        counted: dict[str, str] = {}  # that value → the first node that reads it, which is the one that counts
+
+        def observe(node: Node, operands: Sequence[Any]) -> None:
+            names = find(node.op).bind(node.inputs, node.attributes)
+            read = [slot for slot in names.values() if slot in slots]
+            source = names.get("x")
+            if not read or source is None:
+                return
+            sources.update(dict.fromkeys((slot for slot in read if slot is not None), source))
+            x = operands[node.inputs.index(source)]
+            if counted.setdefault(source, node.name) == node.name:
+                gathered.setdefault(source, Accumulator(self._method.statistics, x.shape[1])).add(x)
+
+        runner.observe(call, observe)
+        results = {source: found.result(f"{call.name}, {source},") for source, found in gathered.items()}
+        return {slot: results[source] for slot, source in sources.items()}
+
+    def _quantize(self, module: Module, name: str, inputs: InputStatistics | None) -> None:
+        parameter = module.parameters[name]
+        tensor = self._method.encode_parameter(parameter, inputs)
+        self._write(name, tensor)
+        module.parameters[name] = replace(parameter, encoding=tensor.encoding, load=lambda: self._read(name))
+
+    # ---- what is rounded, in files
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{self._names.index(name)}.safetensors"
+
+    def _write(self, name: str, tensor: EncodedTensor) -> None:
+        from safetensors.torch import save_file
+
+        parts = {f.name: getattr(tensor, f.name) for f in fields(tensor) if f.name not in ("encoding", "shape")}
+        save_file({key: part.contiguous() for key, part in parts.items() if part is not None}, self._path(name))
+
+    def _read(self, name: str) -> EncodedTensor:
+        from safetensors.torch import load_file
+
+        parts: dict[str, Any] = load_file(self._path(name))
+        return EncodedTensor(self._method.encoding(), tuple(self._module.parameters[name].shape), **parts)
+
+
+def _parameters(call: Node) -> dict[str, str]:
+    parameters: dict[str, str] = call.attributes["parameters"]
+    return parameters
+
+
+def _size(parameter: Parameter) -> int:
+    size = 1
+    for dim in parameter.shape:
+        size *= dim
+    return size

@@ -1,0 +1,131 @@
+"""Statistics of what a matrix is multiplied with: what a quantizer may ask for, and how it is gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from smc.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Statistic = Literal["second-moments", "maxima", "means"]
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """The inputs x of a matrix over all calibration tokens; what was not asked for is None.
+
+    tokens: how many. second_moments: E[x·xᵀ], float32 [columns, columns]. maxima: max |x|, float32 [columns].
+    means: E[x], float32 [columns].
+    Matrices with the same inputs (q, k and v) have the same object, and share `inverse_root` in it.
+    """
+
+    tokens: int
+    second_moments: Tensor | None = None
+    maxima: Tensor | None = None
+    means: Tensor | None = None
+    _roots: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def inverse_root(self, damping: float, by_importance: bool) -> tuple[Tensor, Tensor]:
+        """The order of columns, int64 [columns], and the upper U with Uᵀ·U = H⁻¹ in that order, [columns, columns].
+
+        H are the second moments, `damping` times their mean diagonal added to the diagonal. by_importance: columns with
+        larger moments first. InputError where H has no inverse in float32.
+        """
+        key = (damping, by_importance)
+        if key not in self._roots:
+            assert self.second_moments is not None
+            self._roots[key] = _inverse_root(self.second_moments, damping, by_importance)
+        return self._roots[key]
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """What is known about the groups that `quantize` is given.
+
+    mask: bool [n_groups, group], false where a group is padded beyond the end of the rows.
+    empty: bool [out, n_groups], true where a group is all zero: it comes as ones and is stored with scale 0.
+    inputs: of the matrix's inputs what the method asks for (`WeightQuantizer.statistics`); None where it asks for
+    nothing, and for a matrix that nothing is multiplied with (an embedding of its own).
+    first: which of a row's groups comes first: 0 but where a method is given some of them.
+    """
+
+    mask: Tensor
+    empty: Tensor
+    inputs: InputStatistics | None = None
+    first: int = 0
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """A statistic of columns, [columns], in the shape of the groups: [n_groups, group], zeros in the padding."""
+        import torch
+
+        count, size = self.mask.shape
+        part = values[self.first * size : (self.first + count) * size]
+        return torch.nn.functional.pad(part, (0, count * size - len(part))).view(count, size)
+
+    def part(self, groups: slice) -> GroupStatistics:
+        """The same of some of the groups."""
+        return GroupStatistics(self.mask[groups], self.empty[:, groups], self.inputs, self.first + groups.start)
+
+
+class Accumulator:
+    """Gathers `InputStatistics`, some tokens at a time."""
+
+    def __init__(self, wanted: Collection[Statistic], columns: int) -> None:
+        """Start with nothing seen."""
+        import torch
+
+        self.tokens = 0
+        self._products = torch.zeros(columns, columns) if "second-moments" in wanted else None
+        self._maxima = torch.zeros(columns) if "maxima" in wanted else None
+        self._sums = torch.zeros(columns) if "means" in wanted else None
+
+    def add(self, x: Tensor) -> None:
+        """Count in float32 [tokens, columns]."""
+        import torch
+
+        self.tokens += len(x)
+        if self._products is not None:
+            self._products.addmm_(x.T, x)
+        if self._maxima is not None:
+            torch.maximum(self._maxima, x.abs().amax(0), out=self._maxima)
+        if self._sums is not None:
+            self._sums.add_(x.sum(0))
+
+    def result(self, what: str) -> InputStatistics:
+        """What was gathered, which ends here. InputError, naming `what`, where it is not finite."""
+        for gathered in (self._products, self._maxima, self._sums):
+            if gathered is not None and not gathered.isfinite().all():
+                raise InputError(f"the inputs of {what} are not finite on the calibration text: is the model broken?")
+        return InputStatistics(
+            self.tokens,
+            None if self._products is None else self._products.div_(self.tokens),
+            self._maxima,
+            None if self._sums is None else self._sums.div_(self.tokens),
+        )
+
+
+def _inverse_root(moments: Tensor, damping: float, by_importance: bool) -> tuple[Tensor, Tensor]:
+    """By the Cholesky factor of H with its columns in reverse: turned round again, it is upper M with M·Mᵀ = H, and U
+    its inverse. That saves inverting H and factoring once more."""
+    import torch
+
+    diagonal = moments.diagonal()
+    order = diagonal.argsort(descending=True, stable=True) if by_importance else torch.arange(len(moments))
+    turned = order.flip(0)
+    matrix = moments[turned][:, turned]
+    # A column whose inputs are always 0 takes nobody's errors; 1 keeps the matrix regular.
+    dead = (diagonal <= 0)[turned]
+    matrix.diagonal()[dead] = 1
+    matrix.diagonal().add_(damping * diagonal.mean())
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    del matrix
+    if failed:
+        raise InputError(f"the inputs depend on each other too much for a damping of {damping:g}: choose a larger one")
+    upper = lower.flip(0, 1).contiguous()
+    del lower
+    identity = torch.eye(len(upper))
+    return order, torch.linalg.solve_triangular(upper, identity, upper=True, out=identity)

@@ -22,6 +22,7 @@ from smc.ir import EncodedTensor, Encoding, Module, Parameter, rotate
 from smc.passes import QuantizeRTN, load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
+from smc.runtime.artifact import read_manifest
 from smc.runtime.interface import TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
 from tests.levels import usable_levels
 
@@ -396,3 +397,26 @@ def test_levels_agree(compiled: Any, tokens: list[int], recipe: str, monkeypatch
             results.append(model.logits(tokens))
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
+
+
+def test_eval_judges_an_artifact_beside_its_checkpoint(
+    compiled: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine's logits against those of the checkpoint, and the same of the module in torch."""
+    from smc.reference import evaluate, text_windows
+
+    module, artifact = compiled("int4")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 2, encoding="utf-8")
+    assert main.run(["eval", str(artifact), "--text", str(text), "--against", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    with smc.load(artifact) as model:
+        windows = text_windows(model.encode(TEXT * 2), 128)
+    checkpoint = Reference(smc.load_checkpoint(folder))
+    expected = evaluate(Reference(module, "f16").logits, windows, checkpoint.logits, "second-half")
+    assert found["windows"] == len(windows) == 2
+    assert found["perplexity"]["second_half"] == pytest.approx(expected.perplexity, rel=0.01)
+    assert found["kl_divergence"]["mean"] == pytest.approx(expected.kl_divergence, rel=0.05)
+    assert found["bits_per_weight"] == read_manifest(artifact).bits_per_weight
+    assert main.run(["eval", str(artifact), "--text", str(text), "--quant", "int4"]) == 2
+    assert "is an artifact, which passes cannot change" in capsys.readouterr().err

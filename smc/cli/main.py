@@ -29,6 +29,7 @@ COMMANDS = {
     "run": "smc.cli.run:run",
     "chat": "smc.cli.chat:chat",
     "bench": "smc.cli.bench:bench",
+    "eval": "smc.cli.evaluate:evaluate",
     "tune": "smc.cli.tune:tune",
     "inspect": "smc.cli.inspect:inspect",
     "passes": "smc.cli.passes:passes",

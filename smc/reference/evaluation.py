@@ -13,15 +13,59 @@ from torch import Tensor
 LogitsFunction = Callable[[Tensor], Tensor]
 """Tokens of one sequence, int64 [n] → logits, float32 [n, vocab]: `Reference(module).logits`, or an artifact's."""
 
+Convention = Literal["full", "second-half"]
+"""Which tokens of a window are scored: all but its first, or only those behind the middle, each with at least half a
+window before it, as llama.cpp's perplexity tool does."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Averages over all scored tokens. KL divergence in nats; `kl_divergence` and `same_top` only against a model."""
+    """Averages over all scored tokens. KL divergence in nats; all but `tokens` and `perplexity` only against a model.
+
+    kl_error: the standard error of the mean over windows; None of a single one. median_kl and kl_99: the divergence
+    that half of the tokens, and 99 % of them, do not exceed. same_top: the share of tokens with the same likeliest one.
+    """
 
     tokens: int
     perplexity: float
     kl_divergence: float | None = None
     same_top: float | None = None
+    kl_error: float | None = None
+    median_kl: float | None = None
+    kl_99: float | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found for every token of every window but its first: float64 and bool [window - 1], one per window."""
+
+    losses: list[Tensor]
+    divergences: list[Tensor]
+    same_top: list[Tensor]
+
+    def summary(self, scored: Convention = "full") -> Evaluation:
+        """The averages by a convention. ValueError where there is nothing to score."""
+
+        def behind(parts: list[Tensor]) -> list[Tensor]:
+            return [part if scored == "full" else part[(len(part) + 1) // 2 :] for part in parts]
+
+        losses = torch.cat([torch.empty(0, dtype=torch.float64), *behind(self.losses)])
+        if not len(losses):
+            raise ValueError("no window to score")
+        tokens, perplexity = len(losses), math.exp(losses.mean().item())
+        if not self.divergences:
+            return Evaluation(tokens, perplexity)
+        windows, same = behind(self.divergences), torch.cat(behind(self.same_top))
+        divergences, means = torch.cat(windows), torch.stack([window.mean() for window in windows])
+        return Evaluation(
+            tokens,
+            perplexity,
+            divergences.mean().item(),
+            same.double().mean().item(),
+            (means.std() / math.sqrt(len(means))).item() if len(means) > 1 else None,
+            divergences.quantile(0.5).item(),
+            divergences.quantile(0.99).item(),
+        )
 
 
 def text_windows(tokens: Sequence[int], context: int, limit: int | None = None) -> list[Tensor]:
@@ -37,31 +81,30 @@ def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
+def score(
+    logits: LogitsFunction,
+    windows: Sequence[Tensor],
+    against: LogitsFunction | None = None,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Scores:
+    """Run a model, and another to compare with, on windows of a text, each seen alone, and score every token."""
+    scores = Scores([], [], [])
+    for index, window in enumerate(windows):
+        predicted = logits(window)[:-1].float()
+        scores.losses.append(torch.nn.functional.cross_entropy(predicted, window[1:], reduction="none").double())
+        if against is not None:
+            expected = against(window)[:-1].float()
+            scores.divergences.append(kl_divergence(expected, predicted).double())
+            scores.same_top.append(expected.argmax(-1) == predicted.argmax(-1))
+        progress((index + 1) / len(windows))
+    return scores
+
+
 def evaluate(
     logits: LogitsFunction,
     windows: Iterable[Tensor],
     against: LogitsFunction | None = None,
-    scored: Literal["full", "second-half"] = "full",
+    scored: Convention = "full",
 ) -> Evaluation:
-    """Score a model on windows of a text, each seen alone.
-
-    scored: "full" scores every token of a window but its first; "second-half" only those behind the middle, each with
-    at least half a window before it, as llama.cpp's perplexity tool does.
-    """
-    tokens, loss, divergence, same = 0, 0.0, 0.0, 0
-    for window in windows:
-        first = 0 if scored == "full" else len(window) // 2
-        targets = window[first + 1 :]
-        predicted = logits(window)[first:-1].float()
-        tokens += len(targets)
-        loss += torch.nn.functional.cross_entropy(predicted, targets, reduction="sum").item()
-        if against is not None:
-            expected = against(window)[first:-1].float()
-            divergence += kl_divergence(expected, predicted).sum(dtype=torch.float64).item()
-            same += int((expected.argmax(-1) == predicted.argmax(-1)).sum())
-    if not tokens:
-        raise ValueError("no window to score")
-    perplexity = math.exp(loss / tokens)
-    if against is None:
-        return Evaluation(tokens, perplexity)
-    return Evaluation(tokens, perplexity, divergence / tokens, same / tokens)
+    """Score a model on windows of a text, each seen alone, by a convention. ValueError where there is no window."""
+    return score(logits, list(windows), against).summary(scored)

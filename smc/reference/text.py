@@ -19,7 +19,7 @@ def read_tokens(path: Path, tokenizer: str | None, vocab_size: int) -> list[int]
     """
     from tokenizers import Tokenizer
 
-    text = _read(path)
+    text = read_text(path)
     if tokenizer is None:
         raise InputError("the model has no tokenizer, so it cannot read a text")
     try:
@@ -41,7 +41,8 @@ def read_tokens(path: Path, tokenizer: str | None, vocab_size: int) -> list[int]
     return tokens
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file; InputError where there is none, where it is empty or no UTF-8 text."""
     if not path.is_file():
         raise InputError(f"there is no text file {path}")
     data = path.read_bytes()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from smc.reference import evaluate, kl_divergence, text_windows
+from smc.reference.evaluation import score
 
 
 def test_windows_drop_the_rest():
@@ -62,3 +63,26 @@ def test_comparison_with_another_model():
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="no window"):
         evaluate(lambda tokens: torch.zeros(len(tokens), 2), [])
+
+
+def test_quantiles_and_the_error_of_the_mean_over_windows():
+    """Windows of four tokens, of which the second half has one that is scored."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(40, 4, 10, generator=generator) for _ in range(2))
+    windows = list(torch.randint(0, 10, (40, 4), generator=generator))
+    told: list[float] = []
+
+    def answers(logits):
+        remaining = iter(logits)
+        return lambda tokens: next(remaining)
+
+    result = score(answers(ours), windows, answers(theirs), told.append).summary("second-half")
+    p, q = theirs[:, 2].log_softmax(-1), ours[:, 2].log_softmax(-1)
+    each = (p.exp() * (p - q)).sum(-1).double()
+    assert result.tokens == 40
+    assert result.kl_divergence == pytest.approx(each.mean().item())
+    assert result.kl_error == pytest.approx(each.std().item() / math.sqrt(40))
+    assert result.median_kl == pytest.approx(each.quantile(0.5).item())
+    assert result.kl_99 == pytest.approx(each.quantile(0.99).item())
+    assert told[-1] == 1
+    assert evaluate(answers(ours), windows[:1], answers(theirs)).kl_error is None

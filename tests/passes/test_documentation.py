@@ -42,4 +42,4 @@ def test_a_pass_and_a_recipe(
     parameters = apply(module, recipe.passes[:-1]).parameters
     value, query = (parameters[f"model.layers.0.self_attn.{name}_proj.weight"].encoding for name in "vq")
     assert value is not None and query is not None
-    assert (value.bits, query.bits, query.zero) == (8, 4, "group")
+    assert (value.bits, query.bits, query.stores_zeros) == (8, 4, True)

@@ -204,7 +204,13 @@ def ended_by(number: signal.Signals, folder: Path, tmp_path: Path) -> tuple[int,
     """Compile with an empty cache, and send a signal while kernels are built. Exit status and what was said."""
     command = [sys.executable, "-m", "smc", "compile", str(folder), "-o", "out.smc"]
     environment = {**os.environ, "SMC_CACHE": str(tmp_path.parent / f"cold-{number}"), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+
+    def heed_hangups() -> None:  # which a test run under nohup ignores
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_hangups
+    ) as process:
         while not list(tmp_path.glob(".out.smc.*/*.o")):  # the first kernel is there, others are being built
             assert process.poll() is None
             time.sleep(0.05)

@@ -105,7 +105,7 @@ def test_is_what_the_documentation_says(checkpoint: Path, tmp_path: Path) -> Non
     assert manifest["bits_per_weight"] == pytest.approx(8 * manifest["weights"]["bytes"] / module.weight_count())
     assert manifest["encodings"]["model.embed_tokens.weight"] == "int8.g32"
     assert manifest["shapes"]["model.embed_tokens.weight"] == [5000, 48]
-    assert manifest["provenance"][-1].startswith("fuse-residual")
+    assert manifest["provenance"][-1].startswith("fuse-norm-residual")
     assert manifest["target"] == report.target
     assert [level["name"] for level in manifest["levels"]] == report.levels
     assert report.bytes == out.stat().st_size

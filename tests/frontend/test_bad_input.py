@@ -267,6 +267,8 @@ def test_files_that_may_not_be_read(make_checkpoint: Make, name: str) -> None:
     with tempfile.TemporaryDirectory() as room:
         os.chmod(room, 0o755)
         copy = Path(shutil.copytree(folder, Path(room) / "model"))
+        for path in copy.iterdir():
+            path.chmod(0o644)
         (copy / name).write_bytes(b"{}")
         (copy / name).chmod(0)
         user = os.geteuid()

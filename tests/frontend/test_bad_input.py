@@ -118,7 +118,7 @@ def test_config_that_is_no_json(folder: Path, text: str) -> None:
         ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "rope type spiral is not supported"),
         (
             {"architectures": ["FalconForCausalLM"]},
-            "FalconForCausalLM is not supported; supported are LlamaForCausalLM, MistralForCausalLM",
+            "FalconForCausalLM is not supported; supported are BitNetForCausalLM, ",
         ),
         ({"architectures": ["LlamaForCausalML"]}, "(the nearest is LlamaForCausalLM)"),
         ({"architectures": ["QLlamaForCausalLM"]}, "QLlama"),

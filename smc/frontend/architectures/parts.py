@@ -5,7 +5,8 @@ Paths are those of Hugging Face checkpoints; a part's defaults are Llama's names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from smc.errors import InputError
@@ -210,11 +211,13 @@ def output(
 # ---- feed-forward
 
 
-def widths(config: Config, key: str = "intermediate_size") -> list[Width]:
-    """The width of every layer's feed-forward: one number for all, or a list."""
+def widths(config: Config, key: str = "intermediate_size") -> Iterator[Width]:
+    """The width of every layer's feed-forward: one number for all, or a list. One at a time: a config may say a billion
+    layers, of which the checkpoint lacks the tensors."""
     count = config.integer("num_hidden_layers")
     found = config.integers(key, count)
-    return [Width("ffn", size) for size in (found if isinstance(found, list) else [found] * count)]
+    sizes = found if isinstance(found, list) else itertools.repeat(found, count)
+    return (Width("ffn", size) for size in sizes)
 
 
 def gated(b: Block, x: str, hidden_size: int, width: int | Width, activation: str, *, bias: bool = False) -> str:

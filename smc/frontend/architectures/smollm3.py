@@ -20,23 +20,24 @@ def smollm3(checkpoint: Checkpoint) -> Decoder:
     activation, rope = parts.activation_of(config), rope_table(config, heads.head_dim)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     slides = config.flag("use_sliding_window", False)
-    widths, every = parts.widths(config), config.integer("no_rope_layer_interval", 4)
-    rotates = config.items("no_rope_layers") or [(index + 1) % every for index in range(len(widths))]
-    if len(rotates) != len(widths):
-        raise config.fault("no_rope_layers", f"a list of {len(widths)} numbers, one per layer")
+    count, every = config.integer("num_hidden_layers"), config.integer("no_rope_layer_interval", 4)
+    listed = config.items("no_rope_layers")
+    if listed and len(listed) != count:
+        raise config.fault("no_rope_layers", f"a list of {count} numbers, one per layer")
 
     def layer(index: int, width: Width) -> Block:
         b = Block.layer(f"model.layers.{index}.", hidden_size)
         window = parts.window_of(config, index) if slides else None
+        rotates = listed[index] if listed else (index + 1) % every
 
         def attention(x: str) -> str:
             q, k, v = parts.projections(b, x, heads, bias=bias)
-            attended = parts.attend(b, q, k, v, heads, rope if rotates[index] else None, window=window)
+            attended = parts.attend(b, q, k, v, heads, rope if rotates else None, window=window)
             return parts.output(b, attended, heads, bias=bias)
 
         return parts.pre_norm_layer(
             b, norm, attention, lambda x: parts.gated_ffn(b, x, hidden_size, width, activation, bias=mlp_bias)
         )
 
-    layers = (layer(index, width) for index, width in enumerate(widths))
+    layers = (layer(index, width) for index, width in enumerate(parts.widths(config)))
     return parts.decoder(checkpoint, layers, hidden_size, norm, default_context=32768, tied=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -129,13 +130,10 @@ class _Reader:
 
     @cached_property
     def _keeps_codes(self) -> bool:
-        """Whether all matrices are of types that an encoding says: one in floats would cost more than it is worth.
-
-        Not those with minima (Q4_1, Q5_1): a whole model of them does not yet compute what the reference does.
-        """
-        exact = {name for name, kind in BLOCK_TYPES.items() if not kind.encoding.stores_minima}
-        exact |= {"F32", "F16", "BF16"}
-        return all(t.type.name in exact for t in self.file.tensors.values())
+        """Whether most weights are of types that an encoding says: of others, floats would outweigh the codes."""
+        exact = {*BLOCK_TYPES, "F32", "F16", "BF16"}
+        sizes = [(math.prod(t.shape), t.type.name in exact) for t in self.file.tensors.values()]
+        return 2 * sum(size for size, is_exact in sizes if is_exact) > sum(size for size, _ in sizes)
 
     def _key(self, name: str) -> str:
         return f"{self.gguf.prefix}.{name}"

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from smc.errors import InputError
-from smc.frontend.checkpoint import Checkpoint
+from smc.frontend.checkpoint import Checkpoint, IntegerTensor
 from smc.frontend.config import Config
 from smc.frontend.files import read_json, read_optional_json, read_text
 from smc.frontend.folder_tokenizer import folder_tokenizer
+from smc.frontend.grids import on_grids
 from smc.frontend.prequantized import find_method
+from smc.frontend.prequantized.qllama import has_row_scales, qllama
 from smc.frontend.safetensors_files import folder_tensors
 from smc.generation import GenerationDefaults
 
@@ -27,12 +29,18 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
     quantization = _quantization(config)
     read = find_method(quantization) if quantization is not None else None
-    tensors = folder_tensors(folder, config, integers=read is not None)
+    stored = folder_tensors(folder, config, integers=read is not None)
+    changes: tuple[str, ...] = ()
     if quantization is not None and read is not None:
-        tensors = read(quantization, tensors)
-        if not any(tensor.coded for tensor in tensors.values()):
-            method = quantization.text("quant_method")
+        tensors, method = read(quantization, stored), quantization.text("quant_method")
+        if tensors == stored:
             raise InputError(f"{quantization.origin}: no tensor is stored as {method} stores it: remove the section")
+        floats = [t for n, t in tensors.items() if t.coded is None and isinstance(stored.get(n), IntegerTensor)]
+        changes = (f"dequantized: {len(floats)} matrices of {method} to floats",) if floats else ()
+    elif has_row_scales(stored):
+        tensors = qllama(stored)
+    else:
+        tensors, changes = on_grids(stored)
     tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
     tokenizer = folder_tokenizer(folder, config.text("model_type", ""))
     return Checkpoint(
@@ -44,6 +52,7 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
         chat_template=_chat_template(folder, tokenizer_config),
         special_tokens=tokenizer.named,
         generation=_generation(folder, config, tokenizer.eos),
+        changes=changes,
     )
 
 

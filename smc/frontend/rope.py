@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from smc.ir import RopeTable
 
 @dataclass(frozen=True)
 class _Scaled:
-    """What a scaling makes of the plain frequencies, and the factor of cosines and sines."""
+    """What a scaling makes of the plain frequencies, and the factor of cosines and sines; `short`: the frequencies for
+    contexts of at most `short_context` tokens."""
 
     frequencies: np.ndarray
     magnitude: float = 1.0
     text: str = ""
+    short_context: int = 0
+    short: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def rope_table(
     scaled = _KINDS[kind](_Rope(settings, config, base, width))
     text = f"theta {base:g}" + (f", {scaled.text}" if scaled.text else "")
     text += f", {width} of {head_dim} channels" if width != head_dim else ""
-    return RopeTable(tuple(map(float, scaled.frequencies.astype(np.float32))), scaled.magnitude, text)
+    frequencies, short = (tuple(map(float, f.astype(np.float32))) for f in (scaled.frequencies, scaled.short))
+    return RopeTable(frequencies, scaled.magnitude, text, scaled.short_context, short)
 
 
 def _settings(config: Config, kind_of_layer: str | None) -> Config:
@@ -146,16 +150,18 @@ def _attention_scale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _longrope(rope: _Rope) -> _Scaled:
-    """Ding et al., "LongRoPE" (2024): a divisor for each pair; that for long texts where the context is stretched."""
+    """Ding et al., "LongRoPE" (2024): a divisor for each pair, others for contexts that are not stretched."""
     settings, context = rope.settings, rope.original_context
     longest = rope.config.integer("max_position_embeddings", context)
     factor = settings.number("factor", longest / context, FACTOR)
     magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
-    which = "long_factor" if longest > context else "short_factor"
-    divisors = _divisors(rope, which)
     exponents = np.arange(0, rope.width, 2, dtype=np.int64).astype(np.float32) / np.float32(rope.width)
-    periods = divisors * np.power(np.float32(rope.theta), exponents, dtype=np.float32)
-    return _Scaled(np.float32(1) / periods, rope.magnitude(magnitude), f"longrope({which[:-7]}, {context})")
+    plain = np.power(np.float32(rope.theta), exponents, dtype=np.float32)
+    short, long = (np.float32(1) / (_divisors(rope, f"{name}_factor") * plain) for name in ("short", "long"))
+    magnitude = rope.magnitude(magnitude)
+    if longest <= context:
+        return _Scaled(short, magnitude, f"longrope(short, {context})")
+    return _Scaled(long, magnitude, f"longrope({context})", context, short)
 
 
 def _divided(rope: _Rope) -> _Scaled:

@@ -1,8 +1,10 @@
-"""The tensors of a folder of safetensors files: headers read now, weights when asked."""
+"""The tensors of a folder of safetensors files: headers are read now, weights when they are needed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 ENCODINGS = {"F32": F32, "F16": F16, "BF16": BF16}
-INTEGERS = ("U8", "I8", "I16", "I32", "I64")
+INTEGERS = ("U8", "I8", "I16", "I32", "I64", "F8_E4M3")
+"""What methods of quantization store: codes. fp8 counts as one, for it has no meaning without its scales."""
+LARGEST_HEADER = 100 << 20
+"""Bytes; the safetensors library refuses more."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -96,16 +101,13 @@ def file_tensors(path: Path, integers: bool = False) -> Iterator[StoredTensor]:
     safetensors checks its header and its length; where they lie is then read from it.
     integers: whether there may be tensors of integers, of which a quantization method makes weights.
     """
-    from safetensors import SafetensorError, safe_open
-
     check_is_no_pointer(path)
-    try:
-        weights = WeightsFile.of(path)
-        with safe_open(path, framework="numpy"), path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_size))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is truncated or corrupt: {error}") from None
+    weights = WeightsFile.of(path)
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        text = file.read(min(header_size, LARGEST_HEADER))
+    _check_header(path, header_size, text, weights.size)
+    header = json.loads(text)
     header.pop("__metadata__", None)
     for name, entry in header.items():
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
@@ -119,10 +121,36 @@ def file_tensors(path: Path, integers: bool = False) -> Iterator[StoredTensor]:
             yield StoredTensor(name, shape, ENCODINGS[dtype], read, str(path))
 
 
+def _check_header(path: Path, header_size: int, text: bytes, file_size: int) -> None:
+    """InputError where the safetensors library refuses a file of this size that begins with this header.
+
+    It maps the file that it is given, which not all file systems can do: what it refuses is judged once more by a file
+    in memory that has the same header and size, and holes for weights.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return
+    except (SafetensorError, OSError) as error:
+        found: Exception = error
+    with contextlib.suppress(OSError), open(os.memfd_create("header"), "wb", buffering=0) as twin:
+        twin.truncate(file_size)
+        twin.write((header_size.to_bytes(8, "little") + text)[:file_size])
+        try:
+            with safe_open(f"/proc/self/fd/{twin.fileno()}", framework="numpy"):
+                return
+        except SafetensorError as error:
+            found = error
+    if isinstance(found, OSError):  # the system refused something, such as memory: that is no damage
+        raise found
+    raise InputError(f"{path} is truncated or corrupt: {found}")
+
+
 def _read(file: WeightsFile, shape: tuple[int, ...], dtype: str, offset: int, size: int) -> Tensor:
     """One tensor, in memory of its own."""
     import torch
 
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}
-    dtypes.update({"I16": torch.int16, "I32": torch.int32, "I64": torch.int64})
+    dtypes.update({"I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn})
     return torch.from_numpy(file.read(offset, size)).view(dtypes[dtype]).reshape(shape)

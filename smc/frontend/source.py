@@ -24,6 +24,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         if path.is_file():
             return replace(_open_file(path), source=path)
     except OSError as error:  # not allowed to look, name too long
+        if error.errno is None:  # a library's, such as torch's where memory is short
+            raise
         raise InputError(f"cannot open {source}: {error.strerror}") from None
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         folder = hub.download(source)

@@ -61,6 +61,7 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
         {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3, "use_qkv_bias": True},
         {"hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 1},
         {"hidden_size": 64, "use_parallel_residual": True, "tie_word_embeddings": True, **MANY},
+        {"partial_rotary_factor": 0.5, "use_parallel_residual": True, "qk_layernorm": True},
     ],
     "Phi3": [
         {"pad_token_id": 0},
@@ -103,6 +104,12 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
         {"pad_token_id": 0, "attention_bias": True, "tie_word_embeddings": True},
         {"pad_token_id": 0, "hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1},
         {"pad_token_id": 0, "rope_parameters": LLAMA3, **MANY},
+    ],
+    "GPT2": [
+        {"pad_token_id": 0},
+        {"pad_token_id": 0, "n_embd": 60, "n_head": 5, "n_inner": 77, "scale_attn_by_inverse_layer_idx": True},
+        {"pad_token_id": 0, "tie_word_embeddings": False, "activation_function": "gelu"},
+        {"pad_token_id": 0, "n_embd": 64, "scale_attn_weights": False},
     ],
     "GPTNeoX": [
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},

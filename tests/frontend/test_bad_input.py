@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from smc.errors import InputError
@@ -121,7 +124,6 @@ def test_config_that_is_no_json(folder: Path, text: str) -> None:
             "FalconForCausalLM is not supported; supported are BitNetForCausalLM, ",
         ),
         ({"architectures": ["LlamaForCausalML"]}, "(the nearest is LlamaForCausalLM)"),
-        ({"architectures": ["QLlamaForCausalLM"]}, "QLlama"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of class names"),
         ({"architectures": ..., "model_type": "mamba"}, "mamba is not supported"),
         ({"quantization_config": {"quant_method": "quip"}}, "weights quantized with quip are not supported"),
@@ -158,6 +160,53 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
     assert_refused(folder, f"{path} is truncated or corrupt")
 
 
+REFUSE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* As file systems do that map no files: some FUSE and network ones. */
+void *mmap(void *begin, size_t size, int protection, int flags, int file, off_t offset) {
+  typedef void *(*function)(void *, size_t, int, int, int, off_t);
+  const function real = (function)dlsym(RTLD_NEXT, "mmap");
+  char link[64], path[4096] = "";
+  snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+  if (file >= 0 && readlink(link, path, sizeof path - 1) > 0 && strstr(path, ".safetensors")) {
+    errno = ENODEV;
+    return MAP_FAILED;
+  }
+  return real(begin, size, protection, flags, file, offset);
+}
+void *mmap64(void *begin, size_t size, int protection, int flags, int file, off_t offset) {
+  return mmap(begin, size, protection, flags, file, offset);
+}
+"""
+
+
+def test_a_file_system_that_maps_no_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "refuse.c").write_text(REFUSE)
+    library = tmp_path / "refuse.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "refuse.c", "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    path = str(folder / "model.safetensors")
+    mapped = f"import safetensors; safetensors.safe_open({path!r}, 'numpy')"
+    run = subprocess.run([sys.executable, "-c", mapped], env=environment, capture_output=True, text=True)
+    assert run.returncode and "No such device" in run.stderr
+    ours = (
+        "import pathlib, smc\n"
+        f"parameters = smc.load_checkpoint(pathlib.Path({str(folder)!r})).parameters\n"
+        f"print(float(parameters[{Q_PROJ!r}].values().abs().sum()))"
+    )
+    run = subprocess.run([sys.executable, "-c", ours], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    with safe_open(path, "pt") as file:
+        assert float(run.stdout) == float(file.get_tensor(Q_PROJ).abs().sum())
+
+
 def test_corrupt_header(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -186,9 +235,9 @@ def test_unsupported_dtype(folder: Path) -> None:
     assert_refused(folder, f"tensor {Q_PROJ} is stored as F64")
 
 
-def test_ternary_llama_is_recognised_by_its_scales(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.scales": torch.ones(80)}))
-    assert_refused(folder, "QLlama", "model.layers.0.mlp.up_proj.scales")
+def test_scales_of_a_ternary_llama_that_do_not_fit(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.scales": torch.ones(79)}))
+    assert_refused(folder, "model.layers.0.mlp.up_proj.scales has shape [79]", "[80]")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -41,7 +41,7 @@ def test_logits_equal_transformers(make_checkpoint: Make, kind: str, place: int)
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("StableLm", {"qk_layernorm": True}, "StableLM with norms of single heads (qk_layernorm) is not supported"),
+        ("StableLm", {"qk_layernorm": True}, "the checkpoint lacks the tensor model.layers.0.self_attn.q_layernorm."),
         ("StableLm", {"partial_rotary_factor": 0.25}, "a rotary embedding of 3 of the 12 channels of a head"),
         ("SmolLM3", {"no_rope_layers": [1]}, "no_rope_layers must be a list of 2 numbers, one per layer"),
         ("Gemma2", {"layer_types": ["sliding_attention"]}, "layer_types must be a list of 2 kinds"),

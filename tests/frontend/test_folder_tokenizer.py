@@ -14,10 +14,10 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.tokenization_utils_base import generate_merges
 
-from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.errors import InputError
 from smc.frontend.folder_tokenizer import FolderTokenizer, folder_tokenizer
 from smc.frontend.gguf_tokenizer import cl100k
+from smc.standalone.tokenizer_tables import tokenizer_tables
 from tests.frontend.test_tokenizers import TEXT, train_sentencepiece
 
 MARKERS = ("<|im_start|>", "<|im_end|>")

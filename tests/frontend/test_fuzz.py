@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from smc.errors import InputError
 from smc.frontend import load_checkpoint
+from tests.frontend.drawn import drawn
 from tests.frontend.test_gguf import write_gguf
 
 Make = Callable[..., tuple[Path, Any]]
@@ -106,3 +110,58 @@ def test_json_values(make_checkpoint: Make, file: str) -> None:
         load_everything(folder)
 
     check()
+
+
+def damaged_header(header: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A safetensors header with one entry changed, doubled under another name, or gone."""
+    name, other = (rng.choice([key for key in header if key != "__metadata__"]) for _ in range(2))
+    entry = json.loads(json.dumps(header[name]))
+    match rng.randrange(6):
+        case 0:
+            entry["shape"] = rng.choice(
+                [[], [0], [1 << 62, 4], [-1], [2.5], entry["shape"][::-1], header[other]["shape"]]
+            )
+        case 1:
+            entry["data_offsets"] = rng.choice([[0, 1 << 63], [5, 3], header[other]["data_offsets"], [-8, 8], [0]])
+        case 2:
+            entry["dtype"] = rng.choice(["F64", "U8", "I64", "F8_E4M3", "BOOL", "", 3, "F16"])
+        case 3:
+            return {key: value for key, value in header.items() if key != name}
+        case 4:
+            return {**header, name.replace("weight", rng.choice(["scales", "qweight", "bias", "SCB"])): entry}
+        case _:
+            entry = rng.choice([None, [], 7, "x", {}])
+    return {**header, name: entry}
+
+
+def damaged_config(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A config with one key gone, or of another value."""
+    key = rng.choice([*config, "quantization_config", "rope_scaling", "head_dim", "architectures", "auto_map"])
+    values = [None, 0, -1, 1 << 40, 0.5, True, "x", [], [1], {}, {"quant_method": rng.choice(["fp8", "gptq", "awq"])}]
+    if rng.random() < 0.2:
+        return {name: value for name, value in config.items() if name != key}
+    return {**config, key: rng.choice(values)}
+
+
+@pytest.mark.slow
+def test_thirty_seconds_of_damaged_headers_and_configs(make_checkpoint: Make) -> None:
+    """One or two faults at once, in checkpoints of all families in turn."""
+    end, seed = time.monotonic() + 30, 0
+    while time.monotonic() < end:
+        kind, changes = drawn(seed)
+        folder, _ = make_checkpoint(kind, **{**changes, "num_hidden_layers": 2})
+        config, path = json.loads((folder / "config.json").read_text()), folder / "model.safetensors"
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        for case in range(40):
+            rng = random.Random(f"{seed} {case}")
+            text = json.dumps(damaged_header(header, rng)).encode() if rng.random() < 0.6 else data[8 : 8 + size]
+            path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+            (folder / "config.json").write_text(json.dumps(damaged_config(config, rng)))
+            try:
+                load_everything(folder)
+            except Exception as error:
+                raise AssertionError(f"{kind}, seed {seed}, case {case}") from error
+        shutil.rmtree(folder)
+        seed += 1

@@ -108,7 +108,16 @@ def assert_same(module: Module, expected: dict[str, torch.Tensor]) -> None:
 KEPT = {
     "Q8_0": "int8.g32",
     "Q4_0": "int4.g32",
+    "Q4_1": "int4.g32.offset",
     "Q5_0": "int5.g32",
+    "Q5_1": "int5.g32.offset",
+    "Q2_K": "int2.g16.offset2.super16",
+    "Q3_K": "int3.g16.signed16",
+    "Q4_K": "int4.g32.offset2.super8",
+    "Q5_K": "int5.g32.offset2.super8",
+    "Q6_K": "int6.g16.signed16",
+    "IQ4_NL": "levels16.i8.g32",
+    "IQ4_XS": "levels16.i8.g32.signed8",
     "TQ1_0": "int2.g256.zero1",
     "TQ2_0": "int2.g256.zero1",
 }
@@ -122,7 +131,7 @@ def test_types(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
     module = load_checkpoint(tmp_path / "model.gguf")
     assert_same(module, expected)
     matrix = module.parameters["model.layers.0.mlp.up_proj.weight"]
-    assert str(matrix.encoding) == {"F16": "f16", "BF16": "bf16", **KEPT}.get(kind, "f32")
+    assert str(matrix.encoding) == {"F32": "f32", "F16": "f16", "BF16": "bf16", **KEPT}[kind]
     assert module.parameters["model.norm.weight"].encoding == F32
     assert module.facts.provenance == (f"checkpoint model (GGUF with {', '.join(sorted({'F32', kind}))})",)
 
@@ -164,19 +173,27 @@ def test_k_quants(tmp_path: Path, make_checkpoint: Make, kind: str) -> None:
     assert str(module.parameters[name].encoding) == KEPT.get(kind, "f32")
 
 
-def test_codes_are_kept_of_all_matrices_or_of_none(tmp_path: Path, make_checkpoint: Make) -> None:
-    """A head in floats beside codes would be larger than all else."""
-    _, model = make_checkpoint(hidden_size=256, intermediate_size=256)
-    raw = np.zeros((256, 210), np.uint8)
+@pytest.mark.parametrize("changes", [{}, {"vocab_size": 6000}], ids=["most", "some"])
+def test_codes_are_kept_where_most_weights_have_some(
+    tmp_path: Path, make_checkpoint: Make, changes: dict[str, Any]
+) -> None:
+    """A matrix of a type without an encoding stays in floats beside them; where these are many, all are floats."""
+    _, model = make_checkpoint(hidden_size=256, intermediate_size=256, **changes)
+    odd = "model.layers.0.mlp.up_proj.weight" if not changes else "model.embed_tokens.weight"
+    rows = 256 if not changes else 6000
+    raw = np.zeros((rows, 98), np.uint8)
     write_gguf(
         tmp_path / "model.gguf",
         model,
         Type.Q8_0,
-        extra=lambda writer: writer.add_tensor("blk.0.ffn_up.weight", raw, raw_dtype=Type.Q6_K),
-        tensors={n: v for n, v in model.state_dict().items() if n != "model.layers.0.mlp.up_proj.weight"},
+        extra=lambda writer: writer.add_tensor(
+            "blk.0.ffn_up.weight" if not changes else "token_embd.weight", raw, raw_dtype=Type.IQ3_XXS
+        ),
+        tensors={n: v for n, v in model.state_dict().items() if n != odd and n != "lm_head.weight"},
     )
     module = load_checkpoint(tmp_path / "model.gguf")
-    assert {str(p.encoding) for p in module.parameters.values()} == {"f32"}
+    assert str(module.parameters[odd].encoding) == "f32"
+    assert ("int8.g32" in {str(p.encoding) for p in module.parameters.values()}) == (not changes)
 
 
 @pytest.mark.parametrize(

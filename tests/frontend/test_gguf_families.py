@@ -34,12 +34,14 @@ ARCHITECTURES = {
     "Granite": MODEL_ARCH.GRANITE,
     "Olmo2": MODEL_ARCH.OLMO2,
     "GPTNeoX": MODEL_ARCH.GPTNEOX,
+    "GPT2": MODEL_ARCH.GPT2,
 }
 PAIRED = ("SmolLM3", "Granite")
 """Families whose q and k llama.cpp rotates in adjacent pairs."""
 
 NOT_SAID = {
-    "use_sliding_window", "layer_types", "query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval"
+    "use_sliding_window", "layer_types", "query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval",
+    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "activation_function",
 }  # fmt: skip
 """What GGUF files of these families have no key for: models that differ in it look alike."""
 
@@ -61,6 +63,8 @@ def converted(kind: str, config: Any, name: str, values: torch.Tensor) -> torch.
     if kind in PAIRED and (".q_proj." in name or ".k_proj." in name):
         count = heads if ".q_proj." in name else config.num_key_value_heads
         return values.view(count, 2, rows // count // 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
+    if kind == "GPT2" and values.dim() == 2 and ".h." in name:
+        return values.T
     if "query_key_value" in name:
         apart = values.view(heads, 3, -1, *values.shape[1:])
         return torch.cat([apart[:, part].reshape(rows // 3, *values.shape[1:]) for part in range(3)])
@@ -93,6 +97,16 @@ def add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
         writer.add_tensor("rope_freqs.weight", (1 / rope["rope_theta"] ** exponents / scaled).numpy())
 
 
+def joined_norms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """StableLM's norms of heads as one tensor per layer, [heads, head_dim]."""
+    result: dict[str, torch.Tensor] = {}
+    for name, values in state.items():
+        module, found, _ = name.partition(".norms.")
+        name, values = (f"{module}.weight", values[None]) if found else (name, values)
+        result[name] = torch.cat([result[name], values]) if name in result else values
+    return result
+
+
 def write(path: Path, kind: str, model: Any) -> None:
     config, arch = model.config, ARCHITECTURES[kind]
     prefix = MODEL_ARCH_NAMES[arch]
@@ -102,9 +116,11 @@ def write(path: Path, kind: str, model: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(
+        config.intermediate_size if kind != "GPT2" else config.n_inner or 4 * config.n_embd
+    )
     writer.add_head_count(heads)
-    writer.add_head_count_kv(heads if kind == "GPTNeoX" else config.num_key_value_heads)
+    writer.add_head_count_kv(heads if kind in ("GPTNeoX", "GPT2") else config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_vocab_size(config.vocab_size)
     if hasattr(config, "rms_norm_eps"):
@@ -112,6 +128,8 @@ def write(path: Path, kind: str, model: Any) -> None:
     if hasattr(config, "layer_norm_eps"):
         writer.add_layer_norm_eps(config.layer_norm_eps)
         writer.add_parallel_residual(config.use_parallel_residual)
+    if kind == "GPT2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
     if getattr(config, "sliding_window", None) and kind in ("Gemma2", "Gemma3", "Phi3"):
         writer.add_sliding_window(config.sliding_window)
     if kind == "Gemma2":
@@ -123,10 +141,11 @@ def write(path: Path, kind: str, model: Any) -> None:
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    add_rope(writer, config, head_dim)
+    if kind != "GPT2":
+        add_rope(writer, config, head_dim)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for name, values in model.state_dict().items():
+    for name, values in joined_norms(model.state_dict()).items():
         if (tied and name in ("lm_head.weight", "embed_out.weight")) or "rotary_emb" in name:
             continue
         # The package knows BitNet's sub-norms by the names of the first checkpoints.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from smc.frontend.architectures.block import Block
 from smc.frontend.architectures.views import Source, check_leftovers
-from smc.frontend.checkpoint import Checkpoint
+from smc.frontend.checkpoint import Checkpoint, StoredTensor
 from smc.ir import Function, ModelFacts, Module, Parameter, TensorType, verify
 
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -23,6 +24,7 @@ class Decoder:
     embed: tokens (and, where its function takes them, positions) → x. layers: x and positions → x; they may differ, and
     those of equal functions share one. head: x → logits. unused: tensors that the checkpoint may hold beside theirs (a
     head stored twice although it is tied, a mask that follows from the config).
+    tensors: in place of the checkpoint's, where the architecture joined some.
     """
 
     vocab_size: int
@@ -31,6 +33,7 @@ class Decoder:
     layers: Iterable[Block]
     head: Block
     unused: str | None = None
+    tensors: Mapping[str, StoredTensor] | None = None
 
 
 def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Module:
@@ -38,13 +41,15 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
 
     InputError where a tensor is missing, has the wrong shape, or is left over, as a whole or in part.
     """
+    if decoder.tensors is not None:
+        checkpoint = replace(checkpoint, tensors=decoder.tensors)
     main = Function("main")
     tokens = main.input("tokens", TensorType(("n",), "i32"))
     positions = main.input("positions", TensorType(("n",), "i32"))
     program = _Program(checkpoint, main)
     x = program.call("embed", decoder.embed, tokens, positions)
     for index, layer in enumerate(decoder.layers):
-        x = program.call(f"layer_{index}", layer, x, positions)
+        x = program.call(f"layer_{index}", layer, x, positions, origin=index)
     main.set_outputs(program.call("logits", decoder.head, x))
     unused = re.compile(decoder.unused) if decoder.unused else DERIVED
     check_leftovers(checkpoint, program.sources.values(), lambda n: bool(DERIVED.search(n) or unused.fullmatch(n)))
@@ -59,6 +64,7 @@ def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Mod
         generation=checkpoint.generation,
         provenance=(f"checkpoint {checkpoint.name} ({checkpoint.format})", *checkpoint.changes),
         source=checkpoint.source,
+        config=checkpoint.config.values,
     )
     module = Module({"main": main, **program.functions}, program.parameters, facts)
     verify(module)
@@ -75,7 +81,7 @@ class _Program:
         self.sources: dict[str, Source] = {}
         self._shared: dict[str, Function] = {}
 
-    def call(self, name: str, block: Block, *inputs: str) -> str:
+    def call(self, name: str, block: Block, *inputs: str, **attributes: Any) -> str:
         """Append a call of the block's function, with as many of the inputs as it takes."""
         function = self._share(block.function)
         bound = {}
@@ -89,7 +95,8 @@ class _Program:
             bound[slot.name] = parameter.name
         result = function.node(function.outputs[0]).tensor
         taken = inputs[: len(function.inputs())]
-        return self.main.add("call", *taken, name=name, type=result, function=function.name, parameters=bound)
+        attributes |= {"function": function.name, "parameters": bound}
+        return self.main.add("call", *taken, name=name, type=result, **attributes)
 
     def _share(self, function: Function) -> Function:
         """The function equal to this one that there is already, or this one under a name of its own."""

@@ -17,7 +17,8 @@ from smc.frontend.rope import rope_table
 @architecture(
     "LlamaForCausalLM",
     model_type="llama",
-    aliases=("LLaMAForCausalLM",),  # the spelling of the first conversions of Llama 1 and Alpaca
+    # The spelling of the first conversions of Llama 1 and Alpaca, and a ternary Llama (prequantized/qllama.py).
+    aliases=("LLaMAForCausalLM", "QLlamaForCausalLM"),
     gguf=GGUF("llama", paired_rows=True),
 )
 def llama(checkpoint: Checkpoint) -> Decoder:

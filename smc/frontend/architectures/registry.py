@@ -93,13 +93,6 @@ def find_architecture(checkpoint: Checkpoint) -> Architecture:
     else:
         model_type = config.text("model_type")
         name = {a.model_type: a.name for a in known.values()}.get(model_type, model_type)
-    scales = next((tensor for tensor in checkpoint.tensors if tensor.endswith(".scales")), None)
-    if name.startswith("QLlama") or (name in known and scales):
-        seen = f" (it has the tensor {scales})" if scales else ""
-        raise InputError(
-            f"{config.origin}: this is QLlama, a ternary Llama with code of its own{seen}; "
-            f"supported are {', '.join(known)}"
-        )
     if name not in known:
         raise InputError(f"{config.origin}: {name} is not supported; {_choices(name, known)}")
     return known[name]

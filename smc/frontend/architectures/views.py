@@ -21,32 +21,49 @@ Shape = tuple[int, ...]
 class Transform:
     """A change of a whole tensor, one to one. kind: what it is, for formats that store it done (`Checkpoint.applied`).
 
-    shape: that of the result, from the stored one. exact: the result fits the dtype it came in. moves_rows: it puts
-    rows in another order and does nothing else, so that it can be done to codes.
+    undo: from the result to what is stored. shape: that of the result, from the stored one. exact: the result fits the
+    dtype it came in. moves_rows: it puts rows in another order and does nothing else, so that it can be done to codes.
     """
 
     kind: str
     apply: Callable[[Tensor], Tensor]
+    undo: Callable[[Tensor], Tensor]
     shape: Callable[[Shape], Shape] = lambda shape: shape
     exact: bool = True
     moves_rows: bool = False
 
 
-ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, exact=False)
+ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, lambda values: values.float() - 1, exact=False)
 """1 + w: norms that store how far their weights are from 1."""
 
-TRANSPOSE = Transform("transpose", lambda values: values.T, lambda shape: shape[::-1])
-"""A matrix stored as [columns, rows]."""
+
+
+def _turned(values: Tensor) -> Tensor:
+    return values.mT if values.dim() > 1 else values
+
+
+TRANSPOSE = Transform("transpose", _turned, _turned, lambda shape: shape[::-1])
+"""A matrix stored as [columns, rows]; a vector stays as it is."""
 
 
 def scaled(factor: float) -> Transform:
     """Every value times a number."""
-    return Transform("scaled", lambda values: values.float() * factor, exact=False)
+    return Transform(
+        "scaled", lambda values: values.float() * factor, lambda values: values.float() / factor, exact=False
+    )
 
 
 def reordered(kind: str, order: Callable[[Tensor], Tensor]) -> Transform:
     """The same rows in another order."""
-    return Transform(kind, order, moves_rows=True)
+
+    def undo(values: Tensor) -> Tensor:
+        import torch
+
+        result = torch.empty_like(values)
+        result[order(torch.arange(len(values)))] = values
+        return result
+
+    return Transform(kind, order, undo, moves_rows=True)
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,7 @@ def rows_of(coded: Coded, rows: range | None, order: Callable[[Tensor], Tensor] 
             scale_codes=picked(data.scale_codes),
             zeros=picked(data.zeros),
             offsets=picked(data.offsets),
+            offset_codes=picked(data.offset_codes),
         )
 
     return Coded(coded.encoding, load)

@@ -1,4 +1,4 @@
-"""The formats pack-quantized and int-quantized of compressed-tensors, which LLM Compressor writes.
+"""compressed-tensors, which LLM Compressor writes: pack-quantized, int-quantized and float-quantized (fp8).
 
 pack-quantized: weight_packed int32 [rows, words], dense from the lowest bit of a row on, the code being value +
 2**(bits-1); weight_shape [2]; weight_zero_point packed likewise along the rows. int-quantized: weight int8.
@@ -16,6 +16,7 @@ from smc.errors import InputError
 from smc.fields import COUNT, Range
 from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
+from smc.frontend.prequantized.fp8 import dequantized
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Groups, Parts, scale_type, unpack
 from smc.ir import EncodedTensor, Encoding
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BITS = Range(1, 8, "a number of bits from 1 to 8")
-FORMATS = ("pack-quantized", "int-quantized")
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized")
 
 
 @method("compressed-tensors")
 def compressed_tensors(config: Config, tensors: Tensors) -> Tensors:
     """Codes stay codes; inputs are rounded to int8 per token where the config says so."""
+    if config.text("format", "") == "float-quantized":
+        return dequantized(tensors, None)
     schemes = [_Scheme.read(config, name) for name in config.section("config_groups").values]
     rest = dict(tensors)
     for part in ("weight_packed", "weight"):

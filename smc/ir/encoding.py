@@ -90,7 +90,12 @@ class Affine:
 
 @dataclass(frozen=True)
 class Minimum:
-    """value = scale * code + minimum, a float that is stored for every group."""
+    """value = scale * code + minimum, a float that is stored for every group.
+
+    two_levels: minima, like the scales, are 8-bit codes times one float of the super-group.
+    """
+
+    two_levels: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,17 @@ class Scales:
 
     group: how many neighbouring columns share a scale; "row": the whole row; "tensor": everything.
     dtype: of the scales, and of stored minima. super_group: that many scales are stored as 8-bit codes times one scale
-    of `dtype` (two-level scales).
+    of `dtype` (two-level scales). signed_codes: these run from -128 to 127, not from 0 to 255.
     """
 
     group: int | Literal["row", "tensor"] = 32
     dtype: Literal["f16", "bf16", "f32"] = "f16"
     super_group: int | None = None
+    signed_codes: bool = False
 
     def __post_init__(self) -> None:
+        if self.signed_codes and self.super_group is None:
+            raise InputError("scales of one level have no codes that could be signed")
         if isinstance(self.group, int) and (self.group < 8 or self.group % 8):
             raise InputError(f"a group is a multiple of 8 columns, not {self.group}")
 
@@ -181,6 +189,8 @@ class Encoding:
                 raise InputError(f"zero {zero} is no code of {self.codes}")
             case Codebook(entries) if len(entries) > self.codes.count:
                 raise InputError(f"{len(entries)} entries of a codebook do not fit {self.codes}")
+            case Minimum(two_levels=True) if self.scales.super_group is None:
+                raise InputError("minima have two levels only where scales have")
             case Codebook(grid="f16" | "f32") if self.activations is not None:
                 raise InputError("a codebook off the int8 grid needs float activations: activation='none'")
 
@@ -191,12 +201,13 @@ class Encoding:
         *,
         bits: int = 0,
         zero: int | Literal["stored"] | None = None,
-        minimum: bool = False,
+        minimum: bool | Literal["two-level"] = False,
         codebook: Sequence[float] | None = None,
         grid: Literal["i8", "f16", "f32"] | None = None,
         group: int | Literal["row", "tensor"] = 32,
         scale_dtype: Literal["f16", "bf16", "f32"] = "f16",
         super_group: int | None = None,
+        signed_codes: bool = False,
         permuted: bool = False,
         rotation: int | None = None,
         activation: Literal["none", "i8"] | None = None,
@@ -205,17 +216,17 @@ class Encoding:
         """An encoding of codes from its numbers. zero: the code of the value 0, by default the middle one. activation:
         by default "i8", but for codebooks off the int8 grid, which need floats."""
         codes: Packed | Base3 = Base3() if storage == "base3" else Packed(bits)
-        if (zero is not None) + minimum + (codebook is not None) > 1:
+        if (zero is not None) + bool(minimum) + (codebook is not None) > 1:
             raise InputError("an encoding has a zero, a minimum or a codebook, not several of them")
         decode: Affine | Minimum | Codebook = Affine(codes.count // 2 if zero is None else zero)
         if minimum:
-            decode = Minimum()
+            decode = Minimum(minimum == "two-level")
         elif codebook is not None:
             decode = Codebook(tuple(codebook), grid)
         if activation is None:
             activation = "none" if isinstance(decode, Codebook) and decode.grid != "i8" else "i8"
         activations = Activations(activation_group) if activation == "i8" else None
-        scales = Scales(group, scale_dtype, super_group)
+        scales = Scales(group, scale_dtype, super_group, signed_codes)
         return cls(codes, decode, scales, Transform(permuted, rotation), activations)
 
     # ---- questions that readers have
@@ -258,8 +269,13 @@ class Encoding:
 
     @property
     def stores_minima(self) -> bool:
-        """Every group has a float minimum."""
+        """Every group has a minimum."""
         return isinstance(self.decode, Minimum)
+
+    @property
+    def has_two_level_minima(self) -> bool:
+        """Minima are codes times a float of the super-group."""
+        return self.decode == Minimum(two_levels=True)
 
     @property
     def entries(self) -> tuple[float, ...]:
@@ -315,12 +331,13 @@ class Encoding:
         bits = ceil_div(codes, 5) * 8 if self.is_base3 else codes * self.bits
         scale_bits = 8 * FLOAT_BYTES[self.scales.dtype]
         if self.scales.super_group is not None:
-            bits += rows * groups * 8 + rows * ceil_div(groups, self.scales.super_group) * scale_bits
+            levels = 1 + self.has_two_level_minima
+            bits += levels * rows * (groups * 8 + ceil_div(groups, self.scales.super_group) * scale_bits)
         else:
             bits += scale_bits if self.scales.group == "tensor" else rows * groups * scale_bits
         if self.stores_zeros:
             bits += rows * groups * self.zero_bits
-        if self.stores_minima:
+        if self.stores_minima and not self.has_two_level_minima:
             bits += rows * groups * scale_bits
         return bits + (32 * columns if self.transform.permuted else 0)
 
@@ -340,14 +357,23 @@ class Encoding:
             name += ".asymmetric"
         elif self.constant_zero is not None and self.constant_zero != self.codes.count // 2:
             name += f".zero{self.constant_zero}"
-        name += ".offset" if self.stores_minima else ""
-        name += f".super{scales.super_group}" if scales.super_group else ""
+        name += (".offset2" if self.has_two_level_minima else ".offset") if self.stores_minima else ""
+        name += f".{'signed' if scales.signed_codes else 'super'}{scales.super_group}" if scales.super_group else ""
         name += "" if scales.dtype == "f16" else f".{scales.dtype}"
         name += ".permuted" if self.transform.permuted else ""
         name += f".rotated{self.transform.rotation}" if self.transform.rotation else ""
         if self.input_group is None:
             return name + ".weight-only"
         return name if self.input_group == 32 else f"{name}.a8-{self.input_group}"
+
+
+_NUMBERS = {
+    "zero": "zero",
+    "super": "super_group",
+    "signed": "super_group",
+    "rotated": "rotation",
+    "a8-": "activation_group",
+}
 
 
 def parse_encoding(text: str) -> Encoding:
@@ -364,18 +390,22 @@ def parse_encoding(text: str) -> Encoding:
     if group is not None:
         fields["group"] = int(group[1]) if group[1] else parts[0]
     for part in parts[1:]:
-        number = re.fullmatch(r"(zero|super|rotated|a8-)(\d{1,6}|token)", part)
+        number = re.fullmatch(r"(zero|super|signed|rotated|a8-)(\d{1,6}|token)", part)
         if part in ("f32", "bf16"):
             fields["scale_dtype"] = part
         elif part in ("offset", "permuted"):
             fields["minimum" if part == "offset" else part] = True
+        elif part == "offset2":
+            fields["minimum"] = "two-level"
         elif part == "asymmetric":
             fields["zero"] = "stored"
         elif part == "weight-only":
             fields["activation"] = "none"
         elif number is not None:
-            name = {"zero": "zero", "super": "super_group", "rotated": "rotation", "a8-": "activation_group"}[number[1]]
+            name = _NUMBERS[number[1]]
             fields[name] = number[2] if number[2] == "token" else int(number[2])
+            if number[1] == "signed":
+                fields["signed_codes"] = True
     encoding = Encoding.of(**fields)
     if str(encoding) != text:
         raise InputError(f"{text[:60]!r} is no encoding")
@@ -411,8 +441,9 @@ class EncodedTensor:
     Floats: `values` in the encoding's dtype, in `shape`. Otherwise, with [rows, columns] = matrix_shape(shape):
     codes: uint8 [rows, groups, group_size]; columns beyond the row's end hold any code and are never decoded.
     scales: float32 [rows, groups], every value representable in the scales' dtype ([1, 1] where group is "tensor").
-    scale_codes: uint8 [rows, groups] where scales have two levels; `scales` is then [rows, super-groups].
-    zeros: uint8 [rows, groups]; offsets: float32 [rows, groups]; order: int32 [columns] stored-position → column.
+    scale_codes: uint8 (int8 where they are signed) [rows, groups] where scales have two levels; `scales` is then [rows,
+    super-groups]. zeros: uint8 [rows, groups]. offsets: float32 [rows, groups]; with two levels they are [rows,
+    super-groups], and offset_codes uint8 [rows, groups]. order: int32 [columns] stored-position → column.
     """
 
     encoding: Encoding
@@ -423,17 +454,29 @@ class EncodedTensor:
     scale_codes: Tensor | None = None
     zeros: Tensor | None = None
     offsets: Tensor | None = None
+    offset_codes: Tensor | None = None
     order: Tensor | None = None
 
     def group_scales(self) -> Tensor:
         """float32 [rows, groups]: the scale of every group, two levels multiplied out."""
         assert self.scales is not None and self.codes is not None
-        rows, groups, _ = self.codes.shape
         if self.scale_codes is not None:
-            assert self.encoding.scales.super_group is not None
-            outer = self.scales.repeat_interleave(self.encoding.scales.super_group, dim=1)[:, :groups]
-            return outer * self.scale_codes.float()
+            return self._multiplied_out(self.scales, self.scale_codes)
+        rows, groups, _ = self.codes.shape
         return self.scales.expand(rows, groups)
+
+    def group_offsets(self) -> Tensor | None:
+        """float32 [rows, groups]: the offset of every group, two levels multiplied out; None: there are none."""
+        if self.offset_codes is None:
+            return self.offsets
+        assert self.offsets is not None
+        return self._multiplied_out(self.offsets, self.offset_codes)
+
+    def _multiplied_out(self, floats: Tensor, codes: Tensor) -> Tensor:
+        """Codes [rows, groups] times the float of their super-group."""
+        assert self.encoding.scales.super_group is not None
+        outer = floats.repeat_interleave(self.encoding.scales.super_group, dim=1)[:, : codes.shape[1]]
+        return outer * codes.float()
 
     def decode(self) -> Tensor:
         """The float32 values, in `shape`."""
@@ -447,8 +490,9 @@ class EncodedTensor:
             case Codebook(entries):
                 values = scales * torch.tensor(entries, dtype=torch.float32)[self.codes.int()]
             case Minimum():
-                assert self.offsets is not None
-                values = scales * self.codes.float() + self.offsets[..., None]
+                offsets = self.group_offsets()
+                assert offsets is not None
+                values = scales * self.codes.float() + offsets[..., None]
             case Affine(int(zero)):
                 values = scales * (self.codes.float() - zero)
             case _:

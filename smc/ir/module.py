@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smc.generation import GenerationDefaults
 from smc.ir.encoding import EncodedTensor, Encoding
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of the model, read when asked: `load` gives it in its encoding and keeps nothing.
+    """One tensor of the model, read when it is needed: `load` gives it in its encoding and keeps nothing.
 
     A pass that changes a parameter wraps its `load`; so a 10.7B checkpoint passes through one tensor at a time.
     `load` raises InputError where the checkpoint is broken (truncated shard, NaN weights).
@@ -43,6 +43,7 @@ class ModelFacts:
     generation: which tokens end a text, and how tokens are chosen by default.
     provenance: one line for the source and one for every pass that ran.
     source: the checkpoint's file or folder, which nothing may be written over; None where there is none.
+    config: the checkpoint's config as Hugging Face spells it, as it was read: what passes change follows from the ir.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelFacts:
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     provenance: tuple[str, ...] = ()
     source: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass
@@ -104,9 +106,26 @@ class Module:
         """The calls of functions that attend: the layers, in order."""
         return [call for call, function in self.calls() if any(True for _ in function.attentions())]
 
+    def layer_map(self) -> tuple[int | None, ...]:
+        """For every layer the layer of the checkpoint that it came from; None where that is not known.
+
+        Calls carry it (attribute `origin`), so it follows whoever copies, moves or drops them.
+        """
+        return tuple(call.attributes.get("origin") for call in self.layer_calls())
+
     def copy(self) -> Module:
         """A copy whose functions and parameter table can be edited without touching this one."""
         return Module({n: f.copy() for n, f in self.functions.items()}, dict(self.parameters), self.facts)
+
+    def opened(self, context: int) -> Module:
+        """What an artifact computes that is opened with a context of so many tokens: each of its tables is one."""
+        result = self.copy()
+        for function in result.functions.values():
+            for node in function.nodes():
+                if node.op == "rope":
+                    table = node.attributes["table"].opened(context)
+                    function.replace_node(node.name, attributes={**node.attributes, "table": table})
+        return result
 
     def with_provenance(self, line: str) -> Module:
         """The same module with one more line of history."""

@@ -11,11 +11,19 @@ class RopeTable:
 
     frequencies: float32 values, one for each pair. A head may have more channels than pairs: the rest is not turned.
     magnitude: cosines and sines are multiplied by it. text: how it was made, for people.
+    short_frequencies: others (longrope), for a model that is opened with a context of at most `short_context` tokens.
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
     text: str = field(default="", compare=False, repr=False)
+    short_context: int = 0
+    short_frequencies: tuple[float, ...] = ()
+
+    def opened(self, context: int) -> RopeTable:
+        """The table that a model has which is opened with a context of so many tokens."""
+        frequencies = self.short_frequencies if context <= self.short_context else self.frequencies
+        return RopeTable(frequencies, self.magnitude, self.text)
 
     @property
     def pairs(self) -> int:

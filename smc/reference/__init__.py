@@ -1,11 +1,12 @@
 """The ir executed in torch: golden results for codegen, and what calibration and evaluation run on."""
 
-from smc.reference.calibration import CalibrationText
+from smc.reference.calibration import SHIPPED_TEXT, CalibrationText
 from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows
 from smc.reference.exact import ExactReference
 from smc.reference.execution import Batch, Hook, Reference
 
 __all__ = [
+    "SHIPPED_TEXT",
     "Batch",
     "CalibrationText",
     "Evaluation",

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc.errors import InputError
-from smc.ir import ModelFacts, Module, Node
-from smc.reference.execution import Batch, Hook, Reference
+from smc.ir import ModelFacts, Module
+from smc.reference.gradients import GradientRunner
+from smc.reference.runner import CallRunner
 from smc.reference.text import read_tokens
+
+SHIPPED_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
+"""The text that comes with smc: prose, code, chat turns and other languages (texts/README.md says where from)."""
 
 WINDOW = 512
 """Tokens that are seen together, or the model's context where that is shorter."""
 
-MOST_WINDOWS = 64
+MOST_WINDOWS = 96
 """Windows taken of a longer text, evenly spread over it."""
+
+GRADIENT_SHARE = 3
+"""Every third window is one that gradients are taken of: going back through the model costs three times as much."""
 
 LEAST_TOKENS = 1024
 """Fewer say too little: the second moments of a few inputs have no use for the others."""
-
-BATCH_TOKENS = 2048
-"""About how many tokens run together: what a layer holds besides its weights does not grow with the text."""
-
-Observe = Callable[[Node, Sequence[Any]], None]
 
 
 class CalibrationText:
@@ -51,51 +53,33 @@ class CalibrationText:
         taken = min(count, MOST_WINDOWS)
         return CalibrationText([whole[index * count // taken] for index in range(taken)])
 
-    def runner(self, module: Module) -> CallRunner:
+    @property
+    def window(self) -> int:
+        """Tokens of a window. ValueError where they differ."""
+        (length,) = {len(window) for window in self.windows}
+        return length
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many windows gradients are taken of, and how many others there are."""
+        gradients = len(self.gradient_windows)
+        return gradients, len(self.windows) - gradients
+
+    @property
+    def gradient_windows(self) -> list[Tensor]:
+        """The windows that gradients are taken of."""
+        return self.windows[::GRADIENT_SHARE]
+
+    def digest(self) -> str:
+        """A hash of the windows."""
+        tokens = [window.tolist() for window in self.windows]
+        return hashlib.sha256(repr(tokens).encode()).hexdigest()
+
+    def runner(self, module: Module, only_gradient_windows: bool = False) -> CallRunner:
         """Runs this module on the text from its first call on."""
-        return CallRunner(module, self.windows)
+        return CallRunner(module, self.gradient_windows if only_gradient_windows else self.windows)
 
-
-class CallRunner:
-    """Runs a module on some sequences, one call after the other, and holds only what later calls read.
-
-    Parameters are those of `module.parameters` when a call runs: whoever quantizes may replace them in between.
-    """
-
-    def __init__(self, module: Module, windows: Sequence[Tensor]) -> None:
-        """Stand before the first call."""
-        self._reference = Reference(module, keep_weights=False)
-        per_batch = max(1, BATCH_TOKENS // max(map(len, windows)))
-        self._batches = [Batch.of(windows[start : start + per_batch]) for start in range(0, len(windows), per_batch)]
-        self._values = [self._reference.inputs(batch) for batch in self._batches]
-        self._waiting = [call for call, _ in module.calls()]
-
-    def observe(self, call: Node, observe: Observe) -> None:
-        """Run a call and let `observe` see every node that is computed, with its operands; its result is forgotten."""
-        for _ in self._results(call, _Observer(observe)):
-            pass
-
-    def advance(self, call: Node) -> None:
-        """Run a call; its result is what later calls read."""
-        self._waiting.remove(call)
-        needed = {name for later in self._waiting for name in later.inputs}
-        for index, result in enumerate(self._results(call, Hook())):
-            values = {**self._values[index], call.name: result}
-            self._values[index] = {name: value for name, value in values.items() if name in needed}
-
-    def _results(self, call: Node, hook: Hook) -> Iterator[Tensor]:
-        """The call's result for one batch after the other."""
-        weights = self._reference.weights_of(call)
-        for batch, values in zip(self._batches, self._values, strict=True):
-            inputs = [values[name] for name in call.inputs]
-            yield self._reference.call(call, inputs, batch.lengths, hook, weights)
-
-
-class _Observer(Hook):
-    def __init__(self, observe: Observe) -> None:
-        self._observe = observe
-
-    def reads(self, call: Node, node: Node, operands: list[Any]) -> Sequence[Any]:
-        with torch.inference_mode(False), torch.no_grad():  # what an observer makes is used outside, too
-            self._observe(node, operands)
-        return operands
+    def gradient_runner(self, module: Module, folder: Path, seed: int) -> GradientRunner:
+        """Runs this module forward and back again; what lies between is kept in files in `folder`."""
+        rest = [window for index, window in enumerate(self.windows) if index % GRADIENT_SHARE]
+        return GradientRunner(module, self.gradient_windows, rest, folder, seed)

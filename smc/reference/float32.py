@@ -44,6 +44,27 @@ def sum_products(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+def sum_in_order(products: Tensor) -> Tensor:
+    """float64 [steps, …], products of two float32 each → float32 […]: from 0 one fma per step, from first to last.
+
+    First as if no sum lay halfway between two float32 numbers; the few elements where one does are summed again.
+    """
+    sums, result = torch.empty_like(products), torch.zeros_like(products[0], dtype=torch.float32)
+    addend = torch.zeros_like(products[0])
+    for product, total in zip(products, sums, strict=True):
+        torch.add(product, addend, out=total)
+        addend.copy_(result.copy_(total))
+    middle = (sums.view(torch.int64) << _LOW_BITS == _HALF).any(0)
+    if middle.any():
+        addend = torch.zeros_like(some := products[:, middle])[0]
+        for product in some:
+            total = product + addend
+            near = (total.view(torch.int64) << _LOW_BITS) == _HALF
+            addend = torch.where(near, _off_the_middle(total, product, addend), total).float().double()
+        result[middle] = addend.float()
+    return result
+
+
 def _off_the_middle(total: Tensor, product: Tensor, addend: Tensor) -> Tensor:
     """float64 sums that lie halfway between two float32 numbers, moved to the side where the exact sum lies.
 

@@ -70,6 +70,9 @@ def encodings(draw: st.DrawFn) -> Encoding:
         options["codebook"] = tuple(draw(st.lists(st.integers(-128, 127), min_size=2**bits, max_size=2**bits)))
     if isinstance(options["group"], int):
         options["super_group"] = draw(st.sampled_from([None, 4, 8]))
+        options["signed_codes"] = options["super_group"] is not None and draw(st.booleans())
+        if decode == "offset" and options["super_group"] is not None:
+            options["minimum"] = draw(st.sampled_from([True, "two-level"]))
     options["permuted"] = draw(st.booleans())
     return Encoding.of(**options)
 
@@ -85,6 +88,7 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int) -> Enc
     scale_codes = None
     if encoding.scales.super_group is not None:
         scale_codes = torch.from_numpy(rng.integers(0, 256, (rows, groups), dtype=np.uint8))
+        scale_codes = scale_codes.view(torch.int8) if encoding.scales.signed_codes else scale_codes
         scale_shape = (rows, -(-groups // encoding.scales.super_group))
     return EncodedTensor(
         encoding,
@@ -95,8 +99,13 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int) -> Enc
         zeros=torch.from_numpy(rng.integers(0, limit, (rows, groups), dtype=np.uint8))
         if encoding.stores_zeros
         else None,
-        offsets=torch.from_numpy(rng.normal(size=(rows, groups)).astype(np.float32))
+        offsets=torch.from_numpy(
+            rng.normal(size=scale_shape if encoding.has_two_level_minima else (rows, groups)).astype(np.float32)
+        )
         if encoding.stores_minima
+        else None,
+        offset_codes=torch.from_numpy(rng.integers(0, 256, (rows, groups), dtype=np.uint8))
+        if encoding.has_two_level_minima
         else None,
         order=torch.from_numpy(rng.permutation(columns).astype(np.int32)) if encoding.transform.permuted else None,
     )
@@ -117,6 +126,10 @@ def decode_element(tensor: EncodedTensor, row: int, column: int) -> float:
         scale = float(tensor.scales[0, 0] if encoding.scales.group == "tensor" else tensor.scales[row, group])
     if encoding.has_codebook:
         return scale * encoding.entries[code]
+    if tensor.offset_codes is not None:
+        assert tensor.offsets is not None and encoding.scales.super_group is not None
+        offset = float(tensor.offsets[row, group // encoding.scales.super_group])
+        return scale * code + offset * int(tensor.offset_codes[row, group])
     if tensor.offsets is not None:
         return scale * code + float(tensor.offsets[row, group])
     zero = encoding.constant_zero if tensor.zeros is None else int(tensor.zeros[row, group])
@@ -147,6 +160,7 @@ def test_stored_bits_count_every_part(encoding: Encoding, rows: int, columns: in
     bits += 0 if tensor.scale_codes is None else tensor.scale_codes.numel() * 8
     bits += 0 if tensor.zeros is None else tensor.zeros.numel() * (4 if encoding.bits <= 4 else 8)
     bits += 0 if tensor.offsets is None else tensor.offsets.numel() * scale_bits
+    bits += 0 if tensor.offset_codes is None else tensor.offset_codes.numel() * 8
     bits += 0 if tensor.order is None else tensor.order.numel() * 32
     assert encoding.stored_bits((rows, columns)) == bits
 

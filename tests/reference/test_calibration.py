@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import smc
 from benchmarks.models import glassllm
 from smc.cli.main import run
 from smc.errors import InputError
-from smc.reference import CalibrationText, Reference, evaluate, text_windows
+from smc.reference import SHIPPED_TEXT, CalibrationText, Reference, evaluate, text_windows
 from smc.reference.text import read_tokens
 
 
@@ -68,7 +69,7 @@ def test_windows_are_spread_over_the_text(folder, texts, tmp_path, monkeypatch):
 
 
 BAD = [
-    (b"Once upon a time.", "is too short: it has 7 tokens, and at least 1,024 are needed, better 8,192"),
+    (b"Once upon a time.", "is too short: it has 7 tokens, and at least 1,024 are needed, better 12,288"),
     (b" \n\n", "calibration.txt is empty"),
     (b"", "calibration.txt is empty"),
     (bytes(range(256)) * 8, "calibration.txt is no UTF-8 text (see byte 128)"),
@@ -86,6 +87,17 @@ def test_bad_texts_are_told_in_a_sentence(folder, tmp_path, capsys, data, messag
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
     assert not out.exists()
+
+
+def test_the_text_that_comes_with_smc(folder, tmp_path):
+    """Enough of it for all windows, in pieces whose kinds are mixed."""
+    text = SHIPPED_TEXT.read_text(encoding="utf-8")
+    assert len(CalibrationText.read(SHIPPED_TEXT, smc.load_checkpoint(folder).facts).windows) == 96
+    for part in (text[: len(text) // 2], text[len(text) // 2 :]):
+        assert "    def " in part  # code
+        assert "Assistant: " in part  # chat
+        assert re.search("[а-я]{5}", part)  # other languages
+        assert "\n== " in part  # articles
 
 
 def test_a_model_without_a_tokenizer_cannot_read(folder, tmp_path):

@@ -200,7 +200,7 @@ def stored_numbers(tensor: EncodedTensor) -> tuple[np.ndarray, np.ndarray, np.nd
         integers = codes - tensor.zeros.numpy().astype(np.int64)[..., None]
     else:
         integers = codes - (encoding.constant_zero or 0)
-    offsets = np.zeros_like(scales) if tensor.offsets is None else tensor.offsets.numpy()
+    offsets = np.zeros_like(scales) if tensor.offsets is None else tensor.group_offsets().numpy()
     return integers.reshape(rows, -1)[:, :columns], scales, offsets
 
 

@@ -34,7 +34,7 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
     return a * b
 
 
-@op(result=lambda x, cap: x)
+@op(result=lambda x, cap: x, increasing=True)
 def softcap(x: Tensor, *, cap: float) -> Tensor:
     """cap · tanh(x / cap): values within (-cap, cap), small ones as they are."""
     return (x / cap).tanh() * cap

@@ -53,8 +53,9 @@ class Op:
 
     inputs: names, the optional ones last. attributes: the names with a default, and the default. required: the others.
     ranks: how many dims inputs must have, where it matters. cached: inputs that later tokens of a sequence read again,
-    [n, kv_heads · head_dim]; an op that has such attends. kernel: false where there is none on purpose, so that only
-    the reference computes the op. The docstring of `compute` says what the op means.
+    [n, kv_heads · head_dim]; an op that has such attends. increasing: an element-wise op under which a larger number
+    stays the larger one. kernel: false where there is none on purpose, so that only the reference computes the op. The
+    docstring of `compute` says what the op means.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Op:
     compute: Callable[..., Any] = field(repr=False)
     cached: tuple[str, ...] = ()
     takes_tuples: bool = False
+    increasing: bool = False
     kernel: bool = True
 
     def complete(self, attributes: Attributes) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def op(
 ) -> Callable[[Function], Function]:
     """Decorator that declares an op by its torch function; see above. The op has the function's name.
 
-    facts: the fields of `Op` that few ops need (cached, takes_tuples, kernel).
+    facts: the fields of `Op` that few ops need (cached, takes_tuples, increasing, kernel).
     """
 
     def declare(function: Function) -> Function:

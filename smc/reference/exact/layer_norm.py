@@ -14,6 +14,18 @@ from smc.reference.float32 import LANES, fma, tree_sum
 @exact("layer_norm")
 def layer_norm(x: Tensor, weight: EncodedTensor, bias: EncodedTensor | None, *, eps: float) -> Tensor:
     """The mean from sums of two vectors of lanes, then the variance from the squares of the differences to it."""
+    normed = _normed(x, eps)
+    return normed * weight.decode() if bias is None else fma(normed, weight.decode(), bias.decode())
+
+
+@exact("head_layer_norm")
+def head_layer_norm(x: Tensor, weight: EncodedTensor, *, head_dim: int, eps: float) -> Tensor:
+    """Heads as if each were a token, with weights of its own."""
+    return _normed(x.reshape(-1, head_dim), eps).view(x.shape) * weight.decode()
+
+
+def _normed(x: Tensor, eps: float) -> Tensor:
+    """Rows less their mean, times one over their deviation."""
     width = x.shape[1]
     sums = x.new_zeros(len(x), 2, LANES)
     for vectors in vectors_of(x):
@@ -24,5 +36,4 @@ def layer_norm(x: Tensor, weight: EncodedTensor, bias: EncodedTensor | None, *, 
         squares = fma(vectors, vectors, squares)
     variance = tree_sum(squares[:, 0] + squares[:, 1]) / width
     factor = 1 / (variance + eps).double().sqrt().float()
-    normed = centered * factor[:, None]
-    return normed * weight.decode() if bias is None else fma(normed, weight.decode(), bias.decode())
+    return centered * factor[:, None]

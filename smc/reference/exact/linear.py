@@ -12,10 +12,13 @@ from torch import Tensor
 from smc.ir import EncodedTensor, ceil_div, rotate
 from smc.reference.activations import quantize_activations
 from smc.reference.exact.registry import exact
-from smc.reference.float32 import fma, sum_products
+from smc.reference.float32 import fma, sum_in_order, sum_products
 
-BLOCK = 1 << 15
-"""About how many sums a linear has in hand at once, so that they stay in the CPU's cache."""
+BLOCK, PRODUCTS = 1 << 15, 1 << 18
+"""About how many sums, or products of groups, a linear has in hand at once, so that they stay in the CPU's cache."""
+
+EXACT_FLOAT32 = (1 << 24) // (127 * 255)
+"""So many products of int8 inputs and codes add up to an integer that float32 has, in any order."""
 
 
 @exact("linear")
@@ -34,24 +37,29 @@ def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
     if encoding.transform.rotation is not None:
         x = rotate(x, encoding.transform.rotation)
     product: Callable[[EncodedTensor], Tensor]
+    block = BLOCK
     if encoding.is_float:
         product = functools.partial(_float_product, x)
     elif encoding.activations is None:
         product = functools.partial(_float_inputs_product, x)
     else:
         product = functools.partial(_integer_product, *quantize_activations(x, encoding.activations.group), columns)
-    step = max(1, BLOCK // len(x))
+        block = PRODUCTS // ceil_div(columns, _piece_size(weight, columns))
+    weight = rows_of(weight, slice(None))
+    step = max(1, block // len(x))
     return torch.cat([product(rows_of(weight, slice(row, row + step))) for row in range(0, rows, step)], dim=1)
 
 
 def rows_of(tensor: EncodedTensor, rows: slice | Tensor) -> EncodedTensor:
-    """Some rows of a stored matrix, with scales [rows, groups]."""
-    fields = {name: getattr(tensor, name) for name in ("values", "codes", "zeros", "offsets")}
+    """Some rows of a stored matrix, with scales and offsets [rows, groups]."""
+    fields = {name: getattr(tensor, name) for name in ("values", "codes", "zeros")}
     chosen = {name: field[rows] for name, field in fields.items() if field is not None}
     if tensor.codes is not None:
         chosen["scales"] = tensor.group_scales()[rows]
+    if (offsets := tensor.group_offsets()) is not None:
+        chosen["offsets"] = offsets[rows]
     count = len(next(iter(chosen.values())))
-    return replace(tensor, shape=(count, tensor.shape[1]), scale_codes=None, **chosen)
+    return replace(tensor, shape=(count, tensor.shape[1]), scale_codes=None, offset_codes=None, **chosen)
 
 
 def _float_product(x: Tensor, weight: EncodedTensor) -> Tensor:
@@ -86,30 +94,41 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     Scales of the whole row or token multiply the finished sum; with offsets only those of the token do.
     """
     assert weight.codes is not None and weight.scales is not None
-    encoding = weight.encoding
-    token_scale, row_scale = encoding.input_group == "token", encoding.has_row_scale
-    group, input_group = encoding.group_size(columns), columns if token_scale else codes.shape[-1]
-    size = min(group, input_group)
-    has_parts = encoding.has_partial_sums
-    pieces = ceil_div(columns, size)
-    inputs = _pieces(codes.flatten(1)[:, :columns], pieces, size)
-    weights = _pieces(_integers(weight).flatten(1)[:, :columns], pieces, size)
-    total = part = inputs.new_zeros(len(codes), len(weights), dtype=torch.float32)
-    for piece in range(pieces):
-        dots = (inputs[:, piece] @ weights[:, piece].T).float()
-        place, input_place = piece * size // group, piece * size // input_group
-        x_scale = torch.ones(1) if token_scale or has_parts else scales[:, input_place, None]
-        factor = torch.ones(1) if row_scale else weight.scales[:, place]
-        part = fma(dots, factor * x_scale, part)
-        if weight.offsets is not None:
-            amount = inputs[:, piece].sum(-1, keepdim=True).float()
-            part = fma(weight.offsets[:, place], amount * x_scale, part)
-        if has_parts and (piece + 1 == pieces or (piece + 1) * size % input_group == 0):
-            total, part = fma(part, scales[:, input_place, None], total), torch.zeros_like(part)
-    total = total if has_parts else part
-    if row_scale:
+    encoding, token_scale = weight.encoding, weight.encoding.input_group == "token"
+    group, input_group, size = encoding.group_size(columns), codes.shape[-1], _piece_size(weight, columns)
+    pieces = torch.arange(ceil_div(columns, size)) * size
+    dtype = torch.float32 if size <= EXACT_FLOAT32 else torch.float64
+    inputs = _pieces(codes.flatten(1)[:, :columns], len(pieces), size, dtype)
+    weights = _pieces(_integers(weight).flatten(1)[:, :columns], len(pieces), size, dtype)
+    # All [pieces, tokens, rows], or 1 where it is the same for all.
+    dots = (inputs.permute(1, 0, 2) @ weights.permute(1, 2, 0)).double()
+    x_scales = torch.ones(1) if token_scale else scales.T[pieces // input_group][..., None]
+    inner = torch.ones(1) if encoding.has_partial_sums else x_scales
+    factors = torch.ones(1) if encoding.has_row_scale else weight.scales.T[pieces // group][:, None]
+    products = dots * (factors * inner).double()
+    if weight.offsets is not None:
+        amounts = inputs.sum(-1).T[..., None].float() * inner
+        minima = weight.offsets.T[pieces // group][:, None].double() * amounts.double()
+        products = torch.stack((products, minima), dim=1).flatten(0, 1)
+    if encoding.has_partial_sums:
+        products = _sums_of_parts(products, len(products) // len(pieces) * (input_group // group), scales)
+    total = sum_in_order(products)
+    if encoding.has_row_scale:
         total = total * weight.scales[:, 0]
     return total * scales if token_scale else total
+
+
+def _piece_size(weight: EncodedTensor, columns: int) -> int:
+    """Columns of a row that share both scales."""
+    inputs = weight.encoding.input_group
+    return min(weight.encoding.group_size(columns), columns if inputs == "token" or inputs is None else inputs)
+
+
+def _sums_of_parts(products: Tensor, count: int, scales: Tensor) -> Tensor:
+    """Every `count` of products [steps, n, rows] summed from 0, then times the scale [n, groups] of their inputs."""
+    padded = torch.nn.functional.pad(products, (0, 0, 0, 0, 0, -len(products) % count))
+    parts = sum_in_order(padded.view(-1, count, *products.shape[1:]).transpose(0, 1).contiguous())
+    return parts.double() * scales.T[..., None].double()
 
 
 def _integers(weight: EncodedTensor) -> Tensor:
@@ -124,7 +143,7 @@ def _integers(weight: EncodedTensor) -> Tensor:
     return codes - (encoding.constant_zero or 0)
 
 
-def _pieces(values: Tensor, count: int, size: int) -> Tensor:
-    """[n, columns] cut into [n, count, size], the last padded with zeros, in float64: its dot products are exact."""
-    padded = torch.nn.functional.pad(values, (0, count * size - values.shape[1]))
-    return padded.view(len(values), count, size).double()
+def _pieces(values: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
+    """[n, columns] cut into [n, count, size], the last padded with zeros, in a dtype that has its dot products."""
+    padded = torch.nn.functional.pad(values.to(dtype), (0, count * size - values.shape[1]))
+    return padded.view(len(values), count, size)

@@ -1,0 +1,80 @@
+"""`CallRunner`: a model run on many sequences, one call at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smc.ir import Module, Node
+from smc.reference.execution import Batch, Hook, Reference
+
+BATCH_TOKENS = 2048
+"""About how many tokens run together: what a layer holds besides its weights does not grow with the text."""
+
+Observe = Callable[[Node, Sequence[Any]], None]
+
+
+class CallRunner:
+    """Runs a module on some sequences, one call after the other, and holds only what later calls read.
+
+    Parameters are those of `module.parameters` when a call runs: whoever quantizes may replace them in between.
+    """
+
+    def __init__(self, module: Module, windows: Sequence[Tensor]) -> None:
+        """Stand before the first call."""
+        self._reference = Reference(module, keep_weights=False)
+        per_batch = max(1, BATCH_TOKENS // max(map(len, windows)))
+        self._batches = [Batch.of(windows[start : start + per_batch]) for start in range(0, len(windows), per_batch)]
+        self._values = [self._reference.inputs(batch) for batch in self._batches]
+        self._waiting = [call for call, _ in module.calls()]
+
+    def observe(self, call: Node, observe: Observe, until: str | None = None) -> None:
+        """Run a call and let `observe` see every node that is computed, with its operands; its result is forgotten.
+
+        until: the last node to be seen; it is not computed any more.
+        """
+        weights = self._reference.weights_of(call)
+        for batch, values in zip(self._batches, self._values, strict=True):
+            with contextlib.suppress(_Enough):
+                inputs = [values[name] for name in call.inputs]
+                self._reference.call(call, inputs, batch.lengths, _Observer(observe, until), weights)
+
+    def advance(self, call: Node, observe: Observe | None = None) -> None:
+        """Run a call; its result is what later calls read. observe: as for `observe`."""
+        self._waiting.remove(call)
+        needed = {name for later in self._waiting for name in later.inputs}
+        hook = Hook() if observe is None else _Observer(observe)
+        for index, result in enumerate(self._results(call, hook)):
+            values = {**self._values[index], call.name: result}
+            self._values[index] = {name: value for name, value in values.items() if name in needed}
+
+    def values(self, name: str) -> list[Tensor]:
+        """A value of `main` that is still to be read, float32 [n, columns] for one batch after the other."""
+        return [values[name] for values in self._values]
+
+    def _results(self, call: Node, hook: Hook) -> Iterator[Tensor]:
+        """The call's result for one batch after the other."""
+        weights = self._reference.weights_of(call)
+        for batch, values in zip(self._batches, self._values, strict=True):
+            inputs = [values[name] for name in call.inputs]
+            yield self._reference.call(call, inputs, batch.lengths, hook, weights)
+
+
+class _Enough(Exception):
+    """The last node that somebody wanted to see was seen."""
+
+
+class _Observer(Hook):
+    def __init__(self, observe: Observe, until: str | None = None) -> None:
+        self._observe, self._until = observe, until
+
+    def reads(self, call: Node, node: Node, operands: list[Any]) -> Sequence[Any]:
+        with torch.inference_mode(False), torch.no_grad():  # what an observer makes is used outside, too
+            self._observe(node, operands)
+        if node.name == self._until:
+            raise _Enough
+        return operands

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from smc.ir import EncodedTensor, Module
@@ -12,7 +13,7 @@ from smc.ir import EncodedTensor, Module
 if TYPE_CHECKING:
     from smc.passes.calibration import Calibration
 
-Need = Literal["calibration", "teacher", "torch"]
+Need = Literal["calibration", "teacher", "torch", "training"]
 
 
 def _silent(_: str | float) -> None:
@@ -23,19 +24,24 @@ def _silent(_: str | float) -> None:
 class Context:
     """What a pass may need besides the module. `smc.apply` makes it.
 
-    calibration: a text to take statistics on, and what runs the model on it. teacher: the model to learn from.
+    calibration: a text to take statistics on, and what runs the model on it. teacher: the model to learn from; where
+    none is given, the one that the chain begins with. training: what runs a pass that trains.
+    work: a folder where long work keeps its state; None where nothing is kept.
     seed: for whatever is random.
     report: takes one line of text about what was done; the pass manager puts the pass's name in front.
-    progress: takes how much of a pass is done, from 0 to 1; only long ones say so.
+    progress: takes how much of a pass is done, from 0 to 1; only long ones say so. note: takes a line while it works.
     lazy: long work may wait until a parameter is loaded: the caller wants to know encodings and shapes.
     requantize: the `load` of parameters that the checkpoint stores as codes and that a quantizer may quantize again.
     """
 
     calibration: Calibration | None = None
     teacher: Module | None = None
+    training: Callable[[Any, Module, Context], Module] | None = None
+    work: Path | None = None
     seed: int = 0
     report: Callable[[str], None] = _silent
     progress: Callable[[float], None] = _silent
+    note: Callable[[str], None] = _silent
     lazy: bool = False
     requantize: frozenset[Callable[[], EncodedTensor]] = frozenset()
 
@@ -52,7 +58,7 @@ class Pass(ABC):
     """The kebab-case name; `register` sets it."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What must be there before the chain starts: a calibration text, a teacher, torch."""
+    """What must be there before the chain starts: a calibration text, a teacher, torch, what trains."""
 
     @abstractmethod
     def run(self, module: Module, context: Context) -> Module:
@@ -71,4 +77,4 @@ def option_text(value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
-    return "+".join(value) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Module, Node, Parameter
+from smc.ir import EncodedTensor, Encoding, Module, Node, Parameter
 from smc.ir.ops import find
 from smc.passes.base import Context
-from smc.passes.statistics import Accumulator, InputStatistics
+from smc.passes.guidance import GradientCalibration
+from smc.passes.statistics import Accumulator, InputStatistics, Statistic
 
 if TYPE_CHECKING:
-    from smc.passes.weight_quantizer import WeightQuantizer
+    from torch import Tensor
 
 Observe = Callable[[Node, Sequence[Any]], None]
 """Is called with every node that is computed and its operands, in the order of `node.inputs`."""
@@ -25,18 +27,49 @@ Observe = Callable[[Node, Sequence[Any]], None]
 class Runner(Protocol):
     """Runs a module on the calibration text, one call after the other, and keeps what later calls read."""
 
-    def observe(self, call: Node, observe: Observe) -> None:
-        """Run a call for its values alone."""
+    def observe(self, call: Node, observe: Observe, until: str | None = None) -> None:
+        """Run a call for its values alone, up to the node `until`."""
 
     def advance(self, call: Node) -> None:
         """Run a call with the module's parameters as they are now; its result is what later calls read."""
 
+    def values(self, name: str) -> Sequence[Tensor]:
+        """A value of `main` that is still to be read, float32 [n, columns] for one batch after the other."""
 
-class Calibration(Protocol):
+
+class Calibration(GradientCalibration, Protocol):
     """A calibration text, as `smc.reference` makes it: the only door from passes to a model that runs."""
 
-    def runner(self, module: Module) -> Runner:
+    def runner(self, module: Module, only_gradient_windows: bool = False) -> Runner:
         """A runner that stands before the first call. It sees what is changed in `module.parameters`."""
+
+    def digest(self) -> str:
+        """A hash of the text's tokens."""
+
+
+class Method(Protocol):
+    """Changes one matrix with statistics of its inputs: a `WeightQuantizer`, or a pass that prunes weights."""
+
+    name: ClassVar[str]
+    statistics: ClassVar[frozenset[Statistic]]
+
+    def encode_parameter(self, parameter: Parameter, inputs: InputStatistics | None = None) -> EncodedTensor:
+        """What the parameter becomes. inputs: None of a matrix that nothing is multiplied with."""
+
+
+def loads_of(
+    method: Method, module: Module, parameters: Sequence[Parameter], context: Context
+) -> dict[str, Callable[[], EncodedTensor]]:
+    """The `load` of every parameter after a method that encodes them one by one, by name.
+
+    With statistics where it takes some: these are taken now, or with a lazy context when the first one is loaded.
+    """
+    if not (method.statistics and parameters):
+        return {p.name: functools.partial(method.encode_parameter, p) for p in parameters}
+    weights = CalibratedWeights(method, module, parameters, context)
+    if not context.lazy:
+        weights.run()
+    return {p.name: functools.partial(weights.load, p.name) for p in parameters}
 
 
 class CalibratedWeights:
@@ -47,11 +80,12 @@ class CalibratedWeights:
     """
 
     def __init__(
-        self, method: WeightQuantizer, module: Module, parameters: Sequence[Parameter], context: Context
+        self, method: Method, module: Module, parameters: Sequence[Parameter], context: Context
     ) -> None:
         """Nothing is computed yet. parameters: those of `module` to quantize."""
         self._method, self._module, self._context = method, module, context
         self._names = [parameter.name for parameter in parameters]
+        self._encodings: dict[str, Encoding] = {}
         self._lock = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -118,6 +152,7 @@ class CalibratedWeights:
     def _quantize(self, module: Module, name: str, inputs: InputStatistics | None) -> None:
         parameter = module.parameters[name]
         tensor = self._method.encode_parameter(parameter, inputs)
+        self._encodings[name] = tensor.encoding
         self._write(name, tensor)
         module.parameters[name] = replace(parameter, encoding=tensor.encoding, load=lambda: self._read(name))
 
@@ -137,7 +172,7 @@ class CalibratedWeights:
         from safetensors.torch import load_file
 
         parts: dict[str, Any] = load_file(self._path(name))
-        return EncodedTensor(self._method.encoding(), tuple(self._module.parameters[name].shape), **parts)
+        return EncodedTensor(self._encodings[name], tuple(self._module.parameters[name].shape), **parts)
 
 
 def _parameters(call: Node) -> dict[str, str]:

@@ -22,6 +22,7 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
     with its name (VerifyError, or InputError for a pass that is not smc's own).
     """
     context = context or Context()
+    context = context if context.teacher is not None else replace(context, teacher=module)
     chain = [parse_pass(item) if isinstance(item, str) else item for item in passes]
     for step in chain:
         _check_needs(step, context)
@@ -68,8 +69,8 @@ def _load_checked(step: Pass, parameter: Parameter) -> EncodedTensor:
 def _check_needs(step: Pass, context: Context) -> None:
     if "calibration" in step.needs and context.calibration is None and not context.lazy:
         raise InputError(f"pass {step.name} needs a calibration text: give one with --calib FILE")
-    if "teacher" in step.needs and context.teacher is None:
-        raise InputError(f"pass {step.name} needs a teacher model, and there is none")
+    if "training" in step.needs and context.training is None and not context.lazy:
+        raise InputError(f"pass {step.name} needs training, which smc.apply and the command line bring")
     if "torch" in step.needs and importlib.util.find_spec("torch") is None:
         raise InputError(f"pass {step.name} needs torch: {install_command()}")
 

@@ -45,7 +45,7 @@ def convert(value: Any, hint: Any) -> Any:
     """`value` as the annotated type; ValueError where it is none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        for alternative in arguments:
+        for alternative in sorted(arguments, key=lambda kind: kind is not type(None)):  # "none" is no text
             try:
                 return convert(value, alternative)
             except ValueError:

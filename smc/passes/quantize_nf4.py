@@ -24,7 +24,7 @@ NF4_LEVELS = (
 @register("quantize-nf4")
 @dataclass(frozen=True)
 class QuantizeNF4(WeightQuantizer):
-    """4-bit NormalFloat (arXiv 2305.14314): 16 levels, denser near zero, times the largest magnitude of a group.
+    """4-bit NormalFloat (arXiv 2305.14314): 16 entries, denser near zero, times the largest magnitude of a group.
 
     grid: f32 (the levels as they are; inputs stay floats) or i8 (levels rounded to multiples of 1/127, by at most 0.4 %
     of a group's largest weight, for integer dot products with int8 inputs: several times faster). group: 16 to 128

@@ -1,4 +1,4 @@
-"""Statistics of what a matrix is multiplied with: what a quantizer may ask for, and how it is gathered."""
+"""Statistics of what a matrix is multiplied with: what a quantizer may request, and how it is gathered."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from smc.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Statistic = Literal["second-moments", "maxima", "means"]
+Statistic = Literal["second-moments", "maxima", "means", "magnitudes"]
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """The inputs x of a matrix over all calibration tokens; what was not asked for is None.
+    """The inputs x of a matrix over all calibration tokens; what was not requested is None.
 
     tokens: how many. second_moments: E[x·xᵀ], float32 [columns, columns]. maxima: max |x|, float32 [columns].
-    means: E[x], float32 [columns].
+    means: E[x], float32 [columns]. magnitudes: E[|x|], float32 [columns].
     Matrices with the same inputs (q, k and v) have the same object, and share `inverse_root` in it.
     """
 
@@ -27,6 +27,7 @@ class InputStatistics:
     second_moments: Tensor | None = None
     maxima: Tensor | None = None
     means: Tensor | None = None
+    magnitudes: Tensor | None = None
     _roots: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def inverse_root(self, damping: float, by_importance: bool) -> tuple[Tensor, Tensor]:
@@ -48,8 +49,8 @@ class GroupStatistics:
 
     mask: bool [n_groups, group], false where a group is padded beyond the end of the rows.
     empty: bool [out, n_groups], true where a group is all zero: it comes as ones and is stored with scale 0.
-    inputs: of the matrix's inputs what the method asks for (`WeightQuantizer.statistics`); None where it asks for
-    nothing, and for a matrix that nothing is multiplied with (an embedding of its own).
+    inputs: the statistics of the matrix's inputs that the method requests (`WeightQuantizer.statistics`); None where it
+    requests none, and for a matrix without inputs (an embedding of its own).
     first: which of a row's groups comes first: 0 but where a method is given some of them.
     """
 
@@ -82,6 +83,7 @@ class Accumulator:
         self._products = torch.zeros(columns, columns) if "second-moments" in wanted else None
         self._maxima = torch.zeros(columns) if "maxima" in wanted else None
         self._sums = torch.zeros(columns) if "means" in wanted else None
+        self._sizes = torch.zeros(columns) if "magnitudes" in wanted else None
 
     def add(self, x: Tensor) -> None:
         """Count in float32 [tokens, columns]."""
@@ -94,10 +96,12 @@ class Accumulator:
             torch.maximum(self._maxima, x.abs().amax(0), out=self._maxima)
         if self._sums is not None:
             self._sums.add_(x.sum(0))
+        if self._sizes is not None:
+            self._sizes.add_(x.abs().sum(0))
 
     def result(self, what: str) -> InputStatistics:
         """What was gathered, which ends here. InputError, naming `what`, where it is not finite."""
-        for gathered in (self._products, self._maxima, self._sums):
+        for gathered in (self._products, self._maxima, self._sums, self._sizes):
             if gathered is not None and not gathered.isfinite().all():
                 raise InputError(f"the inputs of {what} are not finite on the calibration text: is the model broken?")
         return InputStatistics(
@@ -105,6 +109,7 @@ class Accumulator:
             None if self._products is None else self._products.div_(self.tokens),
             self._maxima,
             None if self._sums is None else self._sums.div_(self.tokens),
+            None if self._sizes is None else self._sizes.div_(self.tokens),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, Module, Parameter, matrix_shape
 from smc.passes.base import Context, Need, Pass
-from smc.passes.calibration import CalibratedWeights
+from smc.passes.calibration import loads_of
 from smc.passes.matrices import pick_matrices
 from smc.passes.statistics import GroupStatistics, InputStatistics, Statistic
 
@@ -70,10 +69,10 @@ class WeightQuantizer(Pass):
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Codes [out, n_groups, group] and scales [out, n_groups] of float32 groups [out, n_groups, group].
 
-        Rows whose last group is not full are padded with zeros (`statistics.mask`); no group is all zero. An encoding
-        with a zero or an offset a group wants it as third result, [out, n_groups]. Codes are whole numbers of any
-        dtype from 0 to 2**bits - 1. Scales are rounded to the encoding's `scale_dtype` afterwards: a method that
-        rounds its codes against the stored scales calls `round_scales` first. Every row by itself: the rows come in
+        Rows whose last group is not full are padded with zeros (`statistics.mask`); no group is all zero. If the
+        encoding stores one zero or offset per group, these are the third result, [out, n_groups]. Codes are whole
+        numbers of any dtype from 0 to 2**bits - 1. Scales are rounded to the encoding's `scale_dtype` afterwards: a
+        method that rounds its codes against the stored scales calls `round_scales` first. The rows come in
         chunks. With group "tensor", everything comes as one group, [1, 1, out * in].
         """
 
@@ -118,13 +117,7 @@ class WeightQuantizer(Pass):
         result = module.copy()
         picked = pick_matrices(module, self.include, self.exclude)
         changed = [p for p in picked if p.encoding.is_float or p.load in context.requantize]
-        if self.statistics and changed:
-            weights = CalibratedWeights(self, module, changed, context)
-            if not context.lazy:
-                weights.run()
-            loads = {p.name: functools.partial(weights.load, p.name) for p in changed}
-        else:
-            loads = {p.name: functools.partial(self.encode_parameter, p) for p in changed}
+        loads = loads_of(self, module, changed, context)
         for parameter in changed:
             result.parameters[parameter.name] = replace(parameter, encoding=encoding, load=loads[parameter.name])
         context.report(f"{len(changed)} matrices to {encoding}")
@@ -147,6 +140,8 @@ class WeightQuantizer(Pass):
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
+        if encoding.has_two_level_minima or encoding.scales.signed_codes:
+            raise InputError(f"pass {self.name} wants {encoding}: two-level minima, signed scale codes are read only")
         rows, columns = (1, values.numel()) if encoding.scales.group == "tensor" else matrix_shape(shape)
         size, count = encoding.group_size(columns), encoding.groups(columns)
         codes = torch.empty(rows, count, size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The recipes of docs/passes.md, as they stand there: a pass in a file of one's own, and a recipe that names it."""
+"""The examples of docs/passes.md and own-passes.md: a pass in a file of one's own, and a recipe that names it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from smc.passes import apply, registry
 from smc.passes.recipe import load_recipe
 from smc.reference import Reference
 
-PAGE = (Path(__file__).parents[2] / "docs" / "passes.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("passes.md", "own-passes.md"))
 
 
 def block(language: str, inside: str) -> str:
-    """The code block of the page that has this text in it."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    """The code block of the pages that has this text in it."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGES, re.MULTILINE | re.DOTALL)
     return next(text for text in found if inside in text)
 
 

@@ -86,7 +86,7 @@ def test_nothing_starts_when_a_later_pass_is_impossible(module):
     for chain, message in (
         ([Recorder(), "no-such-pass"], "no pass"),
         ([Recorder(), Needy()], "needs a calibration text"),
-        ([Recorder(), type("Taught", (Needy,), {"needs": {"teacher"}})()], "needs a teacher"),
+        ([Recorder(), type("Taught", (Needy,), {"needs": {"training"}})()], "needs training"),
     ):
         with pytest.raises(InputError, match=message):
             apply(module, chain)

@@ -108,6 +108,7 @@ def test_options_of_every_type():
 
 def test_recipes_that_come_with_smc():
     names = {"f32", "f16", "bf16", "int8", "int4", "int4-plain", "int3", "int2", "ternary", "nf4"}
+    names |= {"int4-codebook", "q5", "q4", "q3"}
     assert names == set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)

@@ -1,0 +1,82 @@
+"""The pass `quantize-guided`: the least loss of the model under a budget of bits, guided by its gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from smc.errors import InputError
+from smc.ir import Module
+from smc.passes.base import Context, Need, Pass
+from smc.passes.guided import GuidedWeights
+from smc.passes.matrices import pick_matrices
+from smc.passes.menu import WIDTHS
+from smc.passes.registry import register
+
+
+@register("quantize-guided")
+@dataclass(frozen=True)
+class QuantizeGuided(Pass):
+    """Mixed precision under a budget: every matrix in the width that costs the model least, rounded by its gradients.
+
+    bits: bits per weight of the whole model, embedding, head, norms, scales and padding included. widths: the bits of a
+    code that may be chosen: 2 to 5 (a codebook), 6 and 8 (integers); one alone makes every matrix alike.
+    A calibration text is read (the one that comes with smc, or --calib FILE). Every third of its windows gives
+    gradients of the loss, which say how much an error of each weight costs; a small knapsack problem is solved exactly.
+    Matrices are rounded by GPTQ under second moments weighted by the gradients, a group's scale chosen by really
+    rounding the group, and then by coordinate descent on codes and scales.
+    sequential: how much of the error that reaches a matrix's inputs is made good by its weights (GPTAQ, arXiv
+    2504.02692): 0 is none, 1 is all, which trusts a short text too much; each layer is read again behind those before.
+    sweeps: of coordinate descent. damping: how much of the mean square of all inputs is added to that of each.
+    rotate: patterns of matrices whose inputs are rotated (Hadamard, in blocks of a power of two), at run time.
+    include, exclude: glob patterns on parameter names, slots and roles; the budget is that of the whole model anyway.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
+
+    bits: float = 4.7
+    widths: tuple[int, ...] = WIDTHS
+    sequential: float = 0.0
+    sweeps: int = 3
+    damping: float = 0.01
+    rotate: tuple[str, ...] = ()
+    include: tuple[str, ...] = field(default=("*",), kw_only=True)
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 32:
+            raise InputError(f"a model is stored in 1 to 32 bits per weight, not {self.bits:g}")
+        for width in self.widths:
+            if width not in WIDTHS:
+                raise InputError(f"{self.name} has widths of {', '.join(map(str, WIDTHS))} bits, not {width}")
+        if not self.widths or not 0 < self.damping <= 1 or not 0 <= self.sweeps <= 100:
+            raise InputError(f"{self.name} takes one width or more, a damping up to 1, and 0 to 100 sweeps")
+        if not 0 <= self.sequential <= 1:
+            raise InputError(f"sequential of {self.name} is from 0 to 1, not {self.sequential:g}")
+
+    def run(self, module: Module, context: Context) -> Module:
+        """Choose encodings, and round; in a lazy context, round when a parameter is loaded."""
+        picked = [
+            p
+            for p in pick_matrices(module, self.include, self.exclude)
+            if p.encoding.is_float or p.load in context.requantize
+        ]
+        if not picked:
+            context.report("0 matrices")
+            return module
+        rotated = {p.name for p in pick_matrices(module, self.rotate, ())} if self.rotate else set()
+        weights = GuidedWeights(self, module, picked, rotated, context)
+        encodings = weights.choose()
+        if not context.lazy:
+            weights.run()
+        result = module.copy()
+        for parameter in picked:
+            result.parameters[parameter.name] = replace(
+                parameter, encoding=encodings[parameter.name], load=functools.partial(weights.load, parameter.name)
+            )
+        widths = Counter(encoding.bits for encoding in encodings.values())
+        shares = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(widths.items()))
+        context.report(f"{len(picked)} matrices: {shares}; expected KL divergence {weights.expected:.4f}")
+        return result

@@ -1,0 +1,60 @@
+"""A module as a torch module that can be trained: the reference's arithmetic on parameters that change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from smc.ir import Module, Node
+from smc.reference import Batch, Reference
+from smc.training.weights import Leaf
+
+
+class Program(nn.Module):
+    """`main` of a module, call after call; a part of it per call, which FSDP can shard."""
+
+    def __init__(self, module: Module, leaves: Mapping[str, Leaf], checkpointing: bool = False) -> None:
+        """leaves: for every parameter what gives its weight. checkpointing: layers are computed again backwards."""
+        super().__init__()
+        self.module, self.checkpointing = module, checkpointing
+        self.references = Reference(module, keep_weights=False), Reference(module, keep_weights=False, gradients=True)
+        self.shared = {name for name in module.parameters if len(module.uses(name)) > 1}
+        self.named = dict(leaves)
+        self.common = nn.ModuleList(leaves[name] for name in sorted(self.shared))
+        self.parts = nn.ModuleList(_Part(self, call) for call, _ in module.calls())
+        self.layers = {call.name for call in module.layer_calls()}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Every value of `main` by name; with gradients where torch records them."""
+        values = self.references[0].inputs(batch)
+        common = {name: self.named[name]() for name in sorted(self.shared)}
+        for (call, _), part in zip(self.module.calls(), self.parts, strict=True):
+            inputs = [values[name] for name in call.inputs]
+            if self.checkpointing and call.name in self.layers and torch.is_grad_enabled():
+                values[call.name] = checkpoint(part, inputs, batch.lengths, common, use_reentrant=False)
+            else:
+                values[call.name] = part(inputs, batch.lengths, common)
+        return values
+
+
+class _Part(nn.Module):
+    """One call."""
+
+    def __init__(self, program: Program, call: Node) -> None:
+        super().__init__()
+        self.call, self.references = call, program.references
+        slots: Mapping[str, str] = call.attributes["parameters"]
+        self.own = {slot: name for slot, name in slots.items() if name not in program.shared}
+        self.others = {slot: name for slot, name in slots.items() if name in program.shared}
+        self.leaves = nn.ModuleList(program.named[name] for name in self.own.values())
+
+    def forward(self, inputs: list[Tensor], lengths: tuple[int, ...], common: Mapping[str, Any]) -> Tensor:
+        """The call's result, float32 [n, columns]."""
+        weights = {slot: leaf() for slot, leaf in zip(self.own, self.leaves, strict=True)}
+        weights |= {slot: common[name] for slot, name in self.others.items()}
+        reference = self.references[torch.is_grad_enabled()]
+        return reference.call(self.call, inputs, lengths, weights=weights)

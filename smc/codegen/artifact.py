@@ -71,6 +71,14 @@ class ArtifactWriter:
         """Write the directory."""
         self._zip.close()
 
+    def pause(self) -> None:
+        """Write the directory, for a reader of what is there so far."""
+        self._zip.close()
+
+    def resume(self) -> None:
+        """Go on after `pause`: the next member takes the place of the directory."""
+        self._zip = zipfile.ZipFile(self._path, "a", zipfile.ZIP_STORED, allowZip64=True)
+
     def write_front(self, program: bytes) -> None:
         """After `close`: write an executable into the bytes left free, and make the file one."""
         assert len(program) == self._front

@@ -12,51 +12,59 @@ from pathlib import Path
 
 from smc.codegen.artifact import ArtifactWriter
 from smc.codegen.backends import Backend
-from smc.codegen.building import ProgramKernels
-from smc.codegen.cpu.link import link_program, link_standalone
+from smc.codegen.build import Built, Program
+from smc.codegen.cpu.link import link_driver, link_program, link_standalone
 from smc.codegen.kernels.layout import LAYOUT_VERSION
-from smc.codegen.objects import TVM_PINS
-from smc.codegen.schedule.memory import MemoryPlan
-from smc.codegen.schedule.schedule import Schedule
+from smc.codegen.plan.plan import Plan
+from smc.codegen.proof import Expected, prove
 from smc.codegen.stages import Stages
 from smc.codegen.standalone import StandaloneParts, standalone_facts
 from smc.codegen.weights import WeightTable, write_weights
 from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module
-from smc.runtime.manifest import FileFacts, LevelFacts, Manifest
+from smc.runtime.manifest import FileFacts, LevelFacts, Manifest, ProofFacts
 from smc.targets import Target
 
 
 @dataclass(frozen=True)
-class Program:
-    """All that a program is made of, but the hash of its weights."""
+class Parcel:
+    """All that an artifact is made of, but the hash of its weights."""
 
     backend: Backend
-    schedule: Schedule
-    memory: MemoryPlan
-    table: WeightTable
-    kernels: ProgramKernels
+    program: Program
+    built: Built
     target: Target
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+        return self.program.schedule.plan
 
     def text(self, weights_hash: str) -> str:
         """The source, with the hash of the weights that it belongs to."""
-        parts = (self.schedule, self.memory, self.table)
-        return self.backend.program(*parts, weights_hash, self.kernels.objects, self.target)
+        return self.backend.program(self.program, weights_hash, self.built, self.target)
 
 
 @dataclass(frozen=True)
 class Written:
-    """Facts of a written artifact; executable_bytes: of the program in front of it, 0 without one."""
+    """Facts of a written artifact; executable_bytes: of the program in front of it, 0 without one. proof: None: no
+    proof was wanted."""
 
     weights_hash: str
     program_bytes: int
     executable_bytes: int
+    proof: ProofFacts | None
 
 
-def write_artifact(path: Path, program: Program, parts: StandaloneParts | None, stages: Stages) -> Written:
-    """Write all members to `path`; its folder takes what lies between, too. parts: None, or an executable is made."""
-    plan, table, target = program.schedule.plan, program.table, program.target
-    linker = _Linker(program, path.parent)
+def write_artifact(
+    path: Path, parcel: Parcel, parts: StandaloneParts | None, stages: Stages, expected: Expected | None = None
+) -> Written:
+    """Write all members to `path`; its folder takes what lies between, too. parts: None, or an executable is made.
+
+    expected: what the program must compute; WrongProgramError where it doesn't. None: it is not run.
+    """
+    plan, table, target = parcel.plan, parcel.program.table, parcel.target
+    linker = _Linker(parcel, path.parent)
     front = 0
     if parts is not None:
         with stages("link executable") as report:
@@ -68,49 +76,64 @@ def write_artifact(path: Path, program: Program, parts: StandaloneParts | None, 
             weights_hash = writer.stream(
                 "weights",
                 table.total_bytes,
-                lambda member: write_weights(plan, table, target.family, member, report),
+                lambda member: write_weights(plan, table, target.family, member, report, expected),
             )
         with stages("link") as report:
             both = 0.5 if parts else 1.0
             library = linker.library(weights_hash, lambda fraction: report(both * fraction))
             executable = linker.executable(weights_hash, parts, lambda f: report(both + both * f)) if parts else None
-        manifest = _manifest(program, weights_hash, library, executable)
-        _add_members(writer, plan.module.facts, manifest, library, parts)
+        writer.add("program.so", library)
+        proof = None
+        if expected is not None:
+            with stages("verify"):
+                proof = _prove(path, parcel, expected, linker, writer)
+        manifest = _manifest(parcel, weights_hash, library, executable, proof)
+        _add_members(writer, plan.module.facts, manifest, parts)
     finally:
         writer.close()
     if executable is not None:
         writer.write_front(executable)
-    return Written(weights_hash, len(library), front)
+    return Written(weights_hash, len(library), front, proof)
+
+
+def _prove(path: Path, parcel: Parcel, expected: Expected, linker: _Linker, writer: ArtifactWriter) -> ProofFacts:
+    """Run the program on what is in the file so far."""
+    writer.pause()
+    weights = parcel.plan.module.weight_count()
+    proof = prove(path, path.parent / "program.so", parcel.target, weights, expected, linker.driver)
+    writer.resume()
+    return proof
 
 
 @dataclass(frozen=True)
 class _Linker:
     """Program text and kernels → machine code; intermediate files go to `folder`."""
 
-    program: Program
+    parcel: Parcel
     folder: Path
 
     def library(self, weights_hash: str, progress: Callable[[float], None]) -> bytes:
         host, out = self.folder / "program.c", self.folder / "program.so"
-        host.write_text(self.program.text(weights_hash), encoding="utf-8")
-        link_program(host, self._objects(), self.program.target, out, progress)
+        host.write_text(self.parcel.text(weights_hash), encoding="utf-8")
+        link_program(host, self.parcel.built.files, self.parcel.target, out, progress)
         return out.read_bytes()
 
     def executable(self, weights_hash: str, parts: StandaloneParts, progress: Callable[[float], None]) -> bytes:
-        program = self.program
-        module, weight_bytes = program.schedule.plan.module, program.table.total_bytes
+        parcel = self.parcel
+        module, weight_bytes = parcel.plan.module, parcel.program.table.total_bytes
         sources = {
-            self.folder / "program.c": program.text(weights_hash),
-            self.folder / "facts.c": standalone_facts(module, program.target, parts, weight_bytes),
+            self.folder / "program.c": parcel.text(weights_hash),
+            self.folder / "facts.c": standalone_facts(module, parcel.target, parts, weight_bytes),
         }
         for path, text in sources.items():
             path.write_text(text, encoding="utf-8")
         out = self.folder / "executable"
-        link_standalone(list(sources), self._objects(), program.target, out, progress)
+        link_standalone(list(sources), parcel.built.files, parcel.target, out, progress)
         return out.read_bytes()
 
-    def _objects(self) -> list[Path]:
-        return [o.path for o in self.program.kernels.objects]
+    def driver(self, out: Path) -> None:
+        """The static executable `out` that runs batches; after `library`."""
+        link_driver(self.folder / "program.c", self.parcel.built.files, self.parcel.target, out)
 
 
 def bits_per_weight(module: Module, table: WeightTable) -> float:
@@ -118,8 +141,10 @@ def bits_per_weight(module: Module, table: WeightTable) -> float:
     return 8 * table.total_bytes / module.weight_count()
 
 
-def _manifest(program: Program, weights_hash: str, library: bytes, executable: bytes | None) -> Manifest:
-    module, target, table = program.schedule.plan.module, program.target, program.table
+def _manifest(
+    parcel: Parcel, weights_hash: str, library: bytes, executable: bytes | None, proof: ProofFacts | None
+) -> Manifest:
+    module, target, table = parcel.plan.module, parcel.target, parcel.program.table
     facts = module.facts
     return Manifest(
         name=facts.name,
@@ -141,8 +166,9 @@ def _manifest(program: Program, weights_hash: str, library: bytes, executable: b
         provenance=facts.provenance,
         encodings={p.name: str(p.encoding) for p in module.parameters.values()},
         shapes={p.name: p.shape for p in module.parameters.values()},
-        tuning=program.kernels.tuning_facts(),
-        versions={"smc": VERSION, **TVM_PINS},
+        tuning=parcel.built.tuning_facts(),
+        proof=proof.on_any_machine() if proof is not None else None,
+        versions={"smc": VERSION, **parcel.built.versions},
     )
 
 
@@ -150,11 +176,8 @@ def _facts_of(code: bytes) -> FileFacts:
     return FileFacts(hashlib.sha256(code).hexdigest(), len(code))
 
 
-def _add_members(
-    writer: ArtifactWriter, facts: ModelFacts, manifest: Manifest, library: bytes, parts: StandaloneParts | None
-) -> None:
-    """All but the weights."""
-    writer.add("program.so", library)
+def _add_members(writer: ArtifactWriter, facts: ModelFacts, manifest: Manifest, parts: StandaloneParts | None) -> None:
+    """All but the weights and the program."""
     if facts.tokenizer is not None:
         writer.add("tokenizer.json", facts.tokenizer.encode())
     if facts.chat_template is not None:

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Protocol
 
+from smc.codegen.build import Built, Program, Tuned
 from smc.codegen.cpu.backend import CpuBackend
-from smc.codegen.kernels.specs import KernelSpec
-from smc.codegen.objects import KernelObject
+from smc.codegen.cuda.backend import CudaBackend
 from smc.codegen.plan.plan import Plan
-from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.schedule.traits import Traits
-from smc.codegen.weights import WeightTable
 from smc.targets import Target
 
 
 class Backend(Protocol):
-    """How a device runs a plan: its schedule, the kernels that needs, and the text of the program."""
+    """How a device runs a plan: its schedule, the machine code that needs, and the text of the program."""
 
     traits: Traits
 
     def schedule(self, plan: Plan, without: Collection[str] = ()) -> Schedule:
         """Phases of tasks; without: names of fast paths to leave out, InputError for one that there is not."""
 
-    def kernels(self, schedule: Schedule) -> list[KernelSpec]:
-        """The kernels to build for every level, each once, in a fixed order."""
+    def build(
+        self, program: Program, target: Target, tuned: Tuned, folder: Path, report: Callable[[float], None]
+    ) -> Built:
+        """The machine code for every level, files in `folder`. report: called with the fraction that is done."""
 
-    def program(
-        self,
-        schedule: Schedule,
-        memory: MemoryPlan,
-        table: WeightTable,
-        weights_hash: str,
-        objects: Sequence[KernelObject],
-        target: Target,
-    ) -> str:
-        """The source of the program. objects: kernels of all levels; weights_hash: of the weights' bytes, in hex."""
+    def program(self, program: Program, weights_hash: str, built: Any, target: Target) -> str:
+        """The C source that is linked with the engine and what was built. weights_hash: of the weights, in hex."""
 
 
-BACKENDS: dict[str, Backend] = {"cpu": CpuBackend()}
+BACKENDS: dict[str, Backend] = {"cpu": CpuBackend(), "cuda": CudaBackend()}
 """By name."""
 
 

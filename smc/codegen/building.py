@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smc.codegen.cpu.tuning import Choice, Tuning, records_hash
 from smc.codegen.cpu.tuning_kit import plan_matrices, workloads
 from smc.codegen.kernels.specs import KernelSpec
-from smc.codegen.objects import KernelObject, build_kernels
+from smc.codegen.objects import TVM_PINS, KernelObject, build_kernels, write_listings
 from smc.codegen.plan.plan import Plan
 from smc.runtime.manifest import TuningFacts
 from smc.targets import Target
@@ -23,6 +23,21 @@ class ProgramKernels:
     choices: list[Choice]
     built: list[KernelObject]
     objects: list[KernelObject]
+    versions: Mapping[str, str] = field(default_factory=lambda: TVM_PINS)
+
+    @property
+    def count(self) -> int:
+        """Kernels, of all levels."""
+        return len(self.objects)
+
+    @property
+    def files(self) -> list[Path]:
+        """Their objects."""
+        return [o.path for o in self.objects]
+
+    def write_listings(self, target: Target, folder: Path, kinds: Collection[str]) -> None:
+        """Every kernel's TIR (NAME.py), assembly (NAME.s) and object (NAME.o)."""
+        write_listings(self.built, target, folder, tuple(kinds))
 
     def tuning_facts(self) -> TuningFacts:
         """Which candidates records chose, by the kernel's symbol, and the hash of these records."""
@@ -40,7 +55,7 @@ def build_program_kernels(
     report: Callable[[float], None],
 ) -> ProgramKernels:
     """Choose and build, objects in `folder`. report: called with the fraction that is done."""
-    wanted = [(spec, level) for level in target.levels for spec in specs]
+    wanted = [(spec, level) for level in target.cpu_levels for spec in specs]
     work = workloads(plan_matrices(plan))
     choices = [tuning.choose(spec, level, work) for spec, level in wanted]
     built = build_kernels(

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smc.folders import cache_folder
+
 FOLDERS = ("objects", "engine", "zig")
 """What is ours in the cache's folder; the last two were an older version's."""
 
@@ -41,15 +43,6 @@ class CacheState:
     entries: int
     damaged: int
     bytes: int
-
-
-def cache_folder() -> Path | None:
-    """$SMC_CACHE, or smc in the user's cache folder; None where the user has none."""
-    try:
-        named = os.environ.get("SMC_CACHE")
-        return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smc").absolute()
-    except (OSError, RuntimeError):  # no home, or no working directory
-        return None
 
 
 def cache_trouble() -> str | None:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from smc.codegen.assembly import Program, bits_per_weight, write_artifact
+from smc.codegen.assembly import Parcel, bits_per_weight, write_artifact
 from smc.codegen.backends import find_backend
-from smc.codegen.building import build_program_kernels
+from smc.codegen.build import Program, Tuned
 from smc.codegen.cache import cache_trouble
-from smc.codegen.cpu.tuning import load_tuning
 from smc.codegen.dumps import Dumps
+from smc.codegen.options import CompileOptions
 from smc.codegen.output import output_file, output_folder, work_folder
 from smc.codegen.plan.planner import make_plan
+from smc.codegen.proof import Expected
 from smc.codegen.schedule.memory import plan_memory
 from smc.codegen.stages import Stages
 from smc.codegen.standalone import standalone_parts
@@ -27,7 +28,10 @@ from smc.codegen.texts import settle_texts
 from smc.codegen.weights import place_weights
 from smc.errors import Notice
 from smc.ir import Module, verify
+from smc.runtime.manifest import ProofFacts
 from smc.targets import find_target
+
+DEFAULTS = CompileOptions()
 
 
 @dataclass
@@ -35,7 +39,7 @@ class CompileReport:
     """Facts about the artifact: sizes in bytes, seconds per stage.
 
     executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
-    the model has a chat template, the end of a sentence.
+    the model has a chat template, the end of a sentence. proof: None: none was wanted.
     """
 
     target: str
@@ -47,50 +51,49 @@ class CompileReport:
     kernels: int
     executable_bytes: int = 0
     no_chat: str | None = None
+    proof: ProofFacts | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
 def compile_module(
     module: Module,
-    target: str = "native",
     out: str | Path = "model.smc",
-    *,
-    standalone: bool = False,
+    options: CompileOptions = DEFAULTS,
     progress: Callable[[str, float], None] | None = None,
-    emit: Path | None = None,
-    emit_kinds: Sequence[str] = (),
-    records: Path | None = None,
-    without: Collection[str] = (),
+    expected: Expected | None = None,
 ) -> CompileReport:
-    """Compile a module for a target into the artifact `out`, which appears only when it is complete.
+    """Compile a module into the artifact `out`, which appears only when it is complete.
 
-    standalone: make it an executable too.
-    progress: called with (stage, fraction done). emit: a folder for listings of some of `dumps.KINDS`.
-    records: a file of tuning records, in place of the user's. without: names of fast paths to leave out.
+    progress: called with (stage, fraction done).
+    expected: what the program must compute, of this module: WrongProgramError where it computes something else.
+    Programs for GPUs are not run.
     Raises InputError for unknown targets and fast paths, for ops or encodings without a kernel, and for what can't be
     written.
     """
-    machine, file = find_target(target), _checked(module, out, emit, records)
-    backend, dumps, stages = find_backend(machine), Dumps(emit, emit_kinds), Stages(progress)
+    machine, file = find_target(options.target), _checked(module, out, options)
+    expected = None if machine.gpu_levels else expected
+    backend, stages = find_backend(machine), Stages(progress)
+    dumps = Dumps(options.emit, options.emit_kinds)
     verify(module)
     module = replace(module, facts=settle_texts(module.facts))
     with stages("plan"):
         plan = make_plan(module)  # kernels on buffers, in dependency order
         dumps.plan(plan)
-        schedule = backend.schedule(plan, without)  # phases of tasks, by fast paths
+        schedule = backend.schedule(plan, options.without)  # phases of tasks, by fast paths
         dumps.schedule(schedule)
         memory = plan_memory(schedule)  # where buffers lie
         table = place_weights(plan)  # where parameters lie
-        parts = standalone_parts(module.facts, machine) if standalone else None
-        tuning = load_tuning(target, records)
+        program = Program(schedule, memory, table)
+        parts = standalone_parts(module.facts, machine) if options.standalone else None
     with _errors_name(file), work_folder(file) as folder:
         with stages("build kernels") as report:
-            kernels = build_program_kernels(backend.kernels(schedule), plan, machine, tuning, folder, report)
-        dumps.kernels(kernels.built, machine)
-        program = Program(backend, schedule, memory, table, kernels, machine)
+            tuned = Tuned(options.target, options.records)
+            built = backend.build(program, machine, tuned, folder, report)  # machine code
+        dumps.built(built, machine)
+        parcel = Parcel(backend, program, built, machine)
         artifact = folder / "artifact"
-        written = write_artifact(artifact, program, parts, stages)  # weights, text, link, manifest
-        dumps.program(program.text(written.weights_hash))
+        written = write_artifact(artifact, parcel, parts, stages, expected)  # weights, text, link, manifest
+        dumps.program(parcel.text(written.weights_hash))
         size = artifact.stat().st_size
         os.replace(artifact, file)
     return CompileReport(
@@ -100,19 +103,20 @@ def compile_module(
         written.program_bytes,
         table.total_bytes,
         bits_per_weight(module, table),
-        len(kernels.objects),
+        built.count,
         written.executable_bytes,
         parts.no_chat if parts else None,
+        written.proof,
         stages.seconds,
     )
 
 
-def _checked(module: Module, out: str | Path, emit: Path | None, records: Path | None) -> Path:
+def _checked(module: Module, out: str | Path, options: CompileOptions) -> Path:
     """The file to write; what can't be written is refused before the work, and a missing cache is a notice."""
-    inputs = [path for path in (module.facts.source, records) if path is not None]
+    inputs = [path for path in (module.facts.source, options.records) if path is not None]
     file = output_file(Path(out), inputs)
-    if emit is not None:
-        output_folder(emit)
+    if options.emit is not None:
+        output_folder(options.emit)
     if trouble := cache_trouble():
         warnings.warn(f"no cache for kernels: {trouble}; SMC_CACHE names another folder", Notice, stacklevel=3)
     return file

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from smc.codegen.objects import KernelObject, write_listings
+from smc.codegen.build import Built
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.printer import print_plan
 from smc.codegen.schedule.printer import print_schedule
 from smc.codegen.schedule.schedule import Schedule
 from smc.targets import Target
 
-KINDS = ("plan", "schedule", "c", "tir", "asm", "obj")
+KINDS = ("plan", "schedule", "c", "tir", "asm", "obj", "cu", "ptx", "sass")
 """In the order in which they come to be."""
 
 
@@ -32,11 +32,12 @@ class Dumps:
         if "schedule" in self.kinds:
             self._write("schedule.txt", print_schedule(schedule))
 
-    def kernels(self, built: list[KernelObject], target: Target) -> None:
-        """Every kernel's TIR (NAME.py), assembly (NAME.s) and object (NAME.o)."""
-        if self.folder and self.kinds & {"tir", "asm", "obj"}:
+    def built(self, built: Built, target: Target) -> None:
+        """Of a CPU every kernel's TIR (NAME.py), assembly (NAME.s) and object (NAME.o); of GPUs the device's program
+        (program.cu), and of every level its PTX (LEVEL.ptx) and machine code (LEVEL.sass)."""
+        if self.folder and self.kinds & {"tir", "asm", "obj", "cu", "ptx", "sass"}:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_listings(built, target, self.folder, tuple(self.kinds))
+            built.write_listings(target, self.folder, self.kinds)
 
     def program(self, text: str) -> None:
         """program.c: the host program."""

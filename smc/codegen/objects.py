@@ -23,7 +23,7 @@ from smc.codegen.kernels.specs import KernelSpec
 from smc.codegen.workers import WorkerDiedError, run_in_workers
 from smc.distribution import install_command
 from smc.errors import InputError
-from smc.targets import Level, Target
+from smc.targets import CpuLevel, Target
 
 SOURCES = ("kernels", "cpu", "cpu/kernels")
 """Folders of what kernels are made from."""
@@ -37,7 +37,7 @@ class KernelObject:
     """A compiled kernel: its symbol and object file."""
 
     spec: KernelSpec
-    level: Level
+    level: CpuLevel
     symbol: str
     path: Path
 
@@ -55,7 +55,7 @@ def check_versions() -> None:
 
 
 def build_kernels(
-    kernels: Sequence[tuple[KernelSpec, Level]], target: Target, work: Path, progress: Callable[[float], None]
+    kernels: Sequence[tuple[KernelSpec, CpuLevel]], target: Target, work: Path, progress: Callable[[float], None]
 ) -> list[KernelObject]:
     """Objects of all kernels, in order, in the folder `work`; what the cache has is not built again."""
     keys = [_key(spec, level, target) for spec, level in kernels]
@@ -98,7 +98,7 @@ def _keep(key: str, work: Path) -> dict[str, str]:
     return facts
 
 
-def _built(jobs: list[tuple[KernelSpec, Level, str, Path]]) -> Iterator[int]:
+def _built(jobs: list[tuple[KernelSpec, CpuLevel, str, Path]]) -> Iterator[int]:
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     try:
         yield from run_in_workers(build_one, jobs, workers)
@@ -110,12 +110,12 @@ def _built(jobs: list[tuple[KernelSpec, Level, str, Path]]) -> Iterator[int]:
         raise RuntimeError(f"LLVM gave up on {kernel} ({error})") from None
 
 
-def symbol_name(spec: KernelSpec, level: Level) -> str:
+def symbol_name(spec: KernelSpec, level: CpuLevel) -> str:
     """The C symbol of a kernel on a level."""
     return f"{spec.name()}__{level.name}"
 
 
-def build_one(spec: KernelSpec, level: Level, triple: str, path: Path) -> None:
+def build_one(spec: KernelSpec, level: CpuLevel, triple: str, path: Path) -> None:
     """Build a kernel; runs in a worker. Writes path.o and path.json, its facts."""
     from smc.codegen.cpu.build import build_kernel
     from smc.codegen.cpu.builder import lower
@@ -136,7 +136,7 @@ def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path
             pass
 
 
-def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:
+def write_listing(spec: KernelSpec, level: CpuLevel, triple: str, folder: Path, kinds: tuple[str, ...]) -> None:
     """Write one kernel's listings; runs in a worker."""
     from smc.codegen.cpu.build import build_kernel
     from smc.codegen.cpu.builder import lower
@@ -149,7 +149,7 @@ def write_listing(spec: KernelSpec, level: Level, triple: str, folder: Path, kin
         (folder / f"{kernel.name}.s").write_text(text, encoding="utf-8")
 
 
-def _key(spec: KernelSpec, level: Level, target: Target) -> str:
+def _key(spec: KernelSpec, level: CpuLevel, target: Target) -> str:
     return cache.key_of("kernel", spec, level, target.llvm_triple, _sources_hash(), TVM_PINS)
 
 

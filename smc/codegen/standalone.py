@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 from smc.codegen.c_literals import c_string
-from smc.codegen.chat_split import Unsplittable, split_chat_template
-from smc.codegen.tokenizer_tables import tokenizer_tables
 from smc.distribution import VERSION
 from smc.errors import InputError
+from smc.generation import SAMPLING
 from smc.ir import ModelFacts, Module
 from smc.runtime.chat import BrokenTemplateError, ChatTemplate
 from smc.runtime.sampling import SamplingOptions
+from smc.standalone.chat_split import Unsplittable, split_chat_template
+from smc.standalone.tokenizer_tables import tokenizer_tables
 from smc.targets import Target
 
 TOKENIZER_TABLES = "tokenizer.tables"
@@ -57,7 +58,7 @@ def standalone_facts(module: Module, target: Target, parts: StandaloneParts, wei
     facts = module.facts
     sampling = SamplingOptions(**facts.generation.sampling())
     tokens = facts.generation.eos_token_ids
-    values = ", ".join(f".{name} = {value}" for name, value in asdict(sampling).items() if name != "seed")
+    values = ", ".join(f".{name} = {getattr(sampling, name)}" for name in SAMPLING)
     constants = {
         "smc_version": c_string(VERSION),
         "architecture": c_string(facts.architecture),

@@ -12,14 +12,15 @@ from typing import IO
 
 import numpy as np
 
-from smc.codegen.cpu.packing import check_packable, pack_matrix
 from smc.codegen.kernels.layout import ALIGNMENT, MatrixLayout, padded
+from smc.codegen.packing import check_packable, pack_matrix
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
+from smc.codegen.proof import Expected
 from smc.errors import InputError
 from smc.ir import Parameter, matrix_shape
 
-AHEAD_BYTES = 64 << 20
+READY_BYTES = 64 << 20
 """How much may be packed, or being packed, before its turn to be written comes."""
 
 
@@ -75,9 +76,17 @@ def place_weights(plan: Plan) -> WeightTable:
 
 
 def write_weights(
-    plan: Plan, table: WeightTable, family: str, out: IO[bytes], progress: Callable[[float], None]
+    plan: Plan,
+    table: WeightTable,
+    family: str,
+    out: IO[bytes],
+    progress: Callable[[float], None],
+    expected: Expected | None = None,
 ) -> str:
-    """Load, pack and write every parameter, a few in memory at a time; returns the hex SHA-256 of what was written."""
+    """Load, pack and write every parameter, a few in memory at a time; returns the hex SHA-256 of what was written.
+
+    expected: computes with the matrices as they pass.
+    """
     digest, written = hashlib.sha256(), 0
 
     def write(data: np.ndarray) -> None:
@@ -88,9 +97,11 @@ def write_weights(
         written += len(view)
 
     matrices = plan.matrices()
-    for parameter, data in zip(matrices, _packed(matrices, family, progress), strict=True):
+    for parameter, data in zip(matrices, _packed(matrices, family, progress, expected), strict=True):
         assert written == table.matrices[parameter.name].codes
         write(data)
+        if expected is not None:
+            expected.advance()
     for parameter in plan.vectors():
         assert written == table.vectors[parameter.name]
         write(_vector(parameter))
@@ -98,10 +109,12 @@ def write_weights(
     return digest.hexdigest()
 
 
-def _packed(parameters: list[Parameter], family: str, progress: Callable[[float], None]) -> Iterator[np.ndarray]:
+def _packed(
+    parameters: list[Parameter], family: str, progress: Callable[[float], None], expected: Expected | None
+) -> Iterator[np.ndarray]:
     """The packed matrices in order, loaded by a few threads.
 
-    They go ahead by AHEAD_BYTES, so that none idles while another has a large matrix.
+    At most READY_BYTES of them wait to be written, so that no thread idles while another has a large matrix.
     """
     import torch
 
@@ -116,9 +129,9 @@ def _packed(parameters: list[Parameter], family: str, progress: Callable[[float]
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         while running or waiting:
-            while waiting and (len(running) < threads or sum(n for _, n in list(running)[1:]) < AHEAD_BYTES):
+            while waiting and (len(running) < threads or sum(n for _, n in list(running)[1:]) < READY_BYTES):
                 parameter, size = waiting.popleft()
-                running.append((pool.submit(_load_packed, parameter, family), size))
+                running.append((pool.submit(_load_packed, parameter, family, expected), size))
             while not running[0][0].done():
                 unfinished = [future for future, _ in running if not future.done()]
                 concurrent.futures.wait(unfinished, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -131,8 +144,11 @@ def _packed(parameters: list[Parameter], family: str, progress: Callable[[float]
         torch.set_num_threads(before)
 
 
-def _load_packed(parameter: Parameter, family: str) -> np.ndarray:
-    return pack_matrix(parameter.load(), family)
+def _load_packed(parameter: Parameter, family: str, expected: Expected | None) -> np.ndarray:
+    tensor = parameter.load()
+    if expected is not None:
+        expected.take(parameter.name, tensor)
+    return pack_matrix(tensor, family)
 
 
 def _vector(parameter: Parameter) -> np.ndarray:

@@ -10,13 +10,16 @@ import platform
 
 from smc.errors import InputError
 from smc.targets.arm import ARM64, ARM64_ANDROID, ARM64_MACOS
+from smc.targets.cuda import CUDA, CUDA_ARM64, GPUS
 from smc.targets.devices import DEVICES
-from smc.targets.target import Level, Target
+from smc.targets.target import CpuLevel, GpuLevel, Level, Target
 from smc.targets.x86 import X86_64
 
-__all__ = ["TARGETS", "Level", "Target", "find_target"]
+__all__ = ["TARGETS", "CpuLevel", "GpuLevel", "Level", "Target", "find_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (X86_64, ARM64, ARM64_ANDROID, ARM64_MACOS, *DEVICES)}
+_KINDS = (X86_64, ARM64, ARM64_ANDROID, ARM64_MACOS, CUDA, CUDA_ARM64)
+
+TARGETS: dict[str, Target] = {target.name: target for target in (*_KINDS, *DEVICES, *GPUS)}
 """Targets for whole kinds of machines first, those for single devices behind them."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smc.targets.target import Level, Target
+from smc.targets.target import CpuLevel, Target
 
 _NEON_FEATURES = ("fp-armv8", "neon")
 _DOTPROD_FEATURES = (*_NEON_FEATURES, "dotprod")
@@ -15,9 +15,11 @@ _I8MM_FEATURES = (*_DOTPROD_FEATURES, "i8mm")
 # and is slower there. So these levels name it for matmuls alone, whose loops are too long for that.
 _IN_ORDER, _WIDE = "cortex-a53", "apple-a7"
 
-NEON = Level("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", matmul_schedule=_IN_ORDER)
-DOTPROD = Level("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot", matmul_schedule=_IN_ORDER)
-I8MM = Level("i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla", schedule=_WIDE, matmul_schedule=_WIDE)
+NEON = CpuLevel("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", matmul_schedule=_IN_ORDER)
+DOTPROD = CpuLevel("dotprod", "arm64", _DOTPROD_FEATURES, lanes=4, registers=32, dot="sdot", matmul_schedule=_IN_ORDER)
+I8MM = CpuLevel(
+    "i8mm", "arm64", _I8MM_FEATURES, lanes=4, registers=32, dot="smmla", schedule=_WIDE, matmul_schedule=_WIDE
+)
 
 ARM64 = Target(
     name="arm64",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from smc.targets.arm import ARM64, ARM64_MACOS, DOTPROD, I8MM, NEON
-from smc.targets.target import Level, Target
+from smc.targets.target import CpuLevel, Target
 
 _ARM64_TESTED = "as arm64: under qemu's emulation, never on the device"
 
 
-def _linux(name: str, description: str, cpu: str, level: Level) -> Target:
+def _linux(name: str, description: str, cpu: str, level: CpuLevel) -> Target:
     return replace(ARM64, name=name, description=description, cpu=cpu, levels=(level,), tested=_ARM64_TESTED)
 
 
-def _macos(name: str, description: str, cpu: str, level: Level) -> Target:
+def _macos(name: str, description: str, cpu: str, level: CpuLevel) -> Target:
     return replace(ARM64_MACOS, name=name, description=description, cpu=cpu, levels=(level,))
 
 

@@ -1,4 +1,4 @@
-"""The two dataclasses that describe machines."""
+"""The dataclasses that describe machines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Level:
-    """A set of CPU features that one build of the kernels uses.
+    """What one build of the kernels needs of a machine.
 
-    family: "x86" or "arm64", which fixes the packed layout of weights.
-    features: LLVM feature names, all needed. lanes: float32 lanes of a vector register, registers: how many there are.
+    family: fixes the packed layout of weights ("x86", "arm64", "cuda"). features: by which the engine knows whether it
+    can run the level: of CPUs LLVM's names, all needed; of GPUs the architecture.
+    """
+
+    name: str
+    family: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CpuLevel(Level):
+    """A set of CPU features.
+
+    lanes: float32 lanes of a vector register, registers: how many there are.
     schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks; empty
     for a CPU that LLVM doesn't know. matmul_schedule: the same for matmuls.
     source_order: instructions stay in the order in which kernels are written; with few registers LLVM would finish one
@@ -19,15 +31,21 @@ class Level:
     codegen/cpu/kernels/dot.py knows them.
     """
 
-    name: str
-    family: str
-    features: tuple[str, ...]
     lanes: int
     registers: int
     dot: str
     schedule: str = ""
     matmul_schedule: str = ""
     source_order: bool = False
+
+
+@dataclass(frozen=True)
+class GpuLevel(Level):
+    """An architecture of GPUs, by its number (compute capability times 10). ptx: its assembly, which the driver
+    compiles for any later GPU when an artifact is loaded; else machine code, for GPUs of the same generation."""
+
+    architecture: int
+    ptx: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,16 @@ class Target:
     tested: str
     cpu: str | None = None
     backend: str = "cpu"
+
+    @property
+    def cpu_levels(self) -> tuple[CpuLevel, ...]:
+        """The levels that are sets of CPU features: all of a CPU, none of another kind of device."""
+        return tuple(level for level in self.levels if isinstance(level, CpuLevel))
+
+    @property
+    def gpu_levels(self) -> tuple[GpuLevel, ...]:
+        """The levels that are architectures of GPUs."""
+        return tuple(level for level in self.levels if isinstance(level, GpuLevel))
 
     @property
     def family(self) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from smc.targets.target import Level, Target
+from smc.targets.target import CpuLevel, Target
 
 _AVX2_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt")
 _AVX512_FEATURES = (*_AVX2_FEATURES, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 
-AVX2 = Level("avx2", "x86", _AVX2_FEATURES, lanes=8, registers=16, dot="vpmaddubsw", source_order=True)
-AVX_VNNI = Level("avxvnni", "x86", (*_AVX2_FEATURES, "avxvnni"), lanes=8, registers=16, dot="vpdpbusd")
-AVX512_VNNI = Level("avx512vnni", "x86", _AVX512_FEATURES, lanes=16, registers=32, dot="vpdpbusd")
+AVX2 = CpuLevel("avx2", "x86", _AVX2_FEATURES, lanes=8, registers=16, dot="vpmaddubsw", source_order=True)
+AVX_VNNI = CpuLevel("avxvnni", "x86", (*_AVX2_FEATURES, "avxvnni"), lanes=8, registers=16, dot="vpdpbusd")
+AVX512_VNNI = CpuLevel("avx512vnni", "x86", _AVX512_FEATURES, lanes=16, registers=32, dot="vpdpbusd")
 
 X86_64 = Target(
     name="x86-64",

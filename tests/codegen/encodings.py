@@ -45,6 +45,11 @@ ENCODINGS = [
     Encoding.of(bits=4, super_group=8),
     Encoding.of(bits=5, group=16, super_group=16, zero="stored", scale_dtype="f32"),
     Encoding.of(bits=4, group=64, super_group=3, minimum=True),
+    Encoding.of(bits=4, super_group=8, minimum="two-level"),
+    Encoding.of(bits=2, group=16, super_group=16, minimum="two-level"),
+    Encoding.of(bits=6, group=16, super_group=16, signed_codes=True),
+    Encoding.of(bits=4, codebook=I8_LEVELS, super_group=8, signed_codes=True),
+    Encoding.of(bits=5, super_group=8, minimum="two-level", activation="none"),
     Encoding.of(bits=8, group=96, super_group=2, zero="stored", activation="none", scale_dtype="bf16"),
     Encoding.of(bits=4, activation_group=128),
     Encoding.of(bits=4, group=128, activation_group=128),
@@ -85,11 +90,15 @@ def encodings(draw: st.DrawFn) -> Encoding:
         level = exact if kind == "levels" else st.floats(-2, 2, width=16, allow_subnormal=False)
         fields = {"codebook": tuple(draw(st.lists(level, min_size=2, max_size=count)))}
         fields["grid"] = "i8" if kind == "levels" else "f16"
+    super_group = draw(st.sampled_from([None, None, 2, 8])) if isinstance(group, int) else None
+    if super_group is not None and kind == "offset":
+        fields["minimum"] = draw(st.sampled_from([True, "two-level"]))
     return Encoding.of(
         storage,
         bits=bits,
         group=group,
-        super_group=draw(st.sampled_from([None, None, 2, 8])) if isinstance(group, int) else None,
+        super_group=super_group,
+        signed_codes=super_group is not None and draw(st.booleans()),
         scale_dtype=draw(st.sampled_from(["f16", "bf16", "f32"])),
         activation="none" if weight_only else "i8",
         activation_group=activation_group,

@@ -85,7 +85,7 @@ def checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 def test_is_what_the_documentation_says(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.smc"
     module = smc.apply(smc.load_checkpoint(checkpoint), ["quantize-rtn:bits=8"])
-    report = smc.compile(module, out=out)
+    report = smc.compile(module, out=out, verify=True)
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
         members = {info.filename: info for info in archive.infolist()}
@@ -98,9 +98,8 @@ def test_is_what_the_documentation_says(checkpoint: Path, tmp_path: Path) -> Non
             assert manifest[name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     table = (ROOT / "docs" / "artifact.md").read_text().partition("## `manifest.json`")[2].partition("\n## ")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
-    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(
-        [*manifest, "executable"]
-    )  # that of executables only
+    keys = [*manifest, "executable"]  # which executables have
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(keys)
     assert manifest["parameters"] == module.weight_count()
     assert manifest["bits_per_weight"] == pytest.approx(8 * manifest["weights"]["bytes"] / module.weight_count())
     assert manifest["encodings"]["model.embed_tokens.weight"] == "int8.g32"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from smc.codegen import cache
+from smc.folders import cache_folder
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER = cache.key_of("one"), cache.key_of("other")
@@ -27,9 +28,9 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SMC_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
-    assert cache.cache_folder() == tmp_path / "users" / "smc"
+    assert cache_folder() == tmp_path / "users" / "smc"
     monkeypatch.setenv("SMC_CACHE", str(tmp_path / "mine"))
-    assert cache.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
     assert cache.cache_trouble() is None
 
 

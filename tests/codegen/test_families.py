@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import smc
+from smc.errors import InputError
 from smc.reference import ExactReference
+from smc.runtime.interface import TOKEN
 from tests.frontend.families import CASES, FAMILIES
 from tests.levels import usable_levels
 
@@ -62,12 +64,40 @@ def test_bits_of_the_exact_reference(make_checkpoint: Make, tmp_path: Path, kind
                 np.testing.assert_array_equal(compiled.logits(TOKENS[:24]), expected)
 
 
+@pytest.mark.parametrize(("context", "count"), [(128, 100), (512, 300)])
+def test_longrope_is_chosen_by_the_context(make_checkpoint: Make, tmp_path: Path, context: int, count: int) -> None:
+    """Once per opened model: the short factors up to the original context, the long ones beyond."""
+    folder, model = make_checkpoint("Phi3", **{"max_position_embeddings": 512, **FAMILIES["Phi3"][3]})
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS[:count]])).logits[0].numpy()
+    module = smc.load_checkpoint(folder)
+    smc.compile(module, out=tmp_path / "f32.smc", verify=True)
+    with smc.load(tmp_path / "f32.smc", kv_dtype="f32", context_length=context) as compiled:
+        logits = compiled.logits(TOKENS[:count])
+    assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
+    exact = ExactReference(module.opened(context), "f32").logits(torch.tensor(TOKENS[:20])).numpy()
+    np.testing.assert_array_equal(logits[:20], exact)
+
+
+def test_learned_positions_end_where_the_table_does(make_checkpoint: Make, tmp_path: Path) -> None:
+    folder, _ = make_checkpoint("GPT2", **{"max_position_embeddings": 512, **FAMILIES["GPT2"][0]})
+    smc.compile(smc.load_checkpoint(folder), out=tmp_path / "f32.smc")
+    with pytest.raises(InputError, match="513 tokens is longer than the 512 positions that the model has learned"):
+        smc.load(tmp_path / "f32.smc", context_length=513)
+    with smc.load(tmp_path / "f32.smc") as compiled:
+        batch = np.zeros(1, TOKEN)
+        batch["position"] = 512
+        batch["sequence"] = compiled.new_sequence().slot
+        with pytest.raises(InputError, match="has the position 512, of which the model knows 512"):
+            compiled.step(batch)
+
+
 def test_a_soft_cap_leaves_the_fast_head_to_greedy_text(make_checkpoint: Make, tmp_path: Path) -> None:
     """The largest logit is found without writing any, and is that of the logits."""
     folder, _ = make_checkpoint("Gemma2", **FAMILIES["Gemma2"][0])
     smc.compile(smc.load_checkpoint(folder), out=tmp_path / "f32.smc")
     with smc.load(tmp_path / "f32.smc", kv_dtype="f32") as compiled:
-        assert compiled.finds_top
+        assert compiled.finds_argmax
         expected = compiled.logits(TOKENS[:40])[-1]
         assert np.abs(expected).max() < 30
         for first in (0, 39):  # many tokens at once, and one

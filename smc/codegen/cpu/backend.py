@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
+from pathlib import Path
 
-from smc.codegen.kernels.specs import KernelSpec
-from smc.codegen.objects import KernelObject
+from smc.codegen.build import Program, Tuned
+from smc.codegen.building import ProgramKernels, build_program_kernels
+from smc.codegen.cpu.tuning import load_tuning
 from smc.codegen.plan.plan import Plan
 from smc.codegen.program.cpu import CpuDialect
 from smc.codegen.program.kernel_table import program_kernels
 from smc.codegen.program.program import host_program
 from smc.codegen.schedule.fast_paths import make_schedule
-from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.schedule.traits import Traits
-from smc.codegen.weights import WeightTable
 from smc.targets import Target
 
 CPU_TRAITS = Traits(
@@ -37,18 +37,14 @@ class CpuBackend:
         """All fast paths but some."""
         return make_schedule(plan, self.traits, without)
 
-    def kernels(self, schedule: Schedule) -> list[KernelSpec]:
+    def build(
+        self, program: Program, target: Target, tuned: Tuned, folder: Path, report: Callable[[float], None]
+    ) -> ProgramKernels:
         """Every kernel that the schedule calls, once; all levels have the same."""
-        return program_kernels(schedule)
+        specs, plan = program_kernels(program.schedule), program.schedule.plan
+        return build_program_kernels(specs, plan, target, load_tuning(tuned.target, tuned.records), folder, report)
 
-    def program(
-        self,
-        schedule: Schedule,
-        memory: MemoryPlan,
-        table: WeightTable,
-        weights_hash: str,
-        objects: Sequence[KernelObject],
-        target: Target,
-    ) -> str:
+    def program(self, program: Program, weights_hash: str, built: ProgramKernels, target: Target) -> str:
         """C that the engine runs."""
-        return host_program(schedule, memory, table, weights_hash, objects, target, CpuDialect())
+        parts = (program.schedule, program.memory, program.table)
+        return host_program(*parts, weights_hash, built.objects, target, CpuDialect())

@@ -8,6 +8,7 @@ from typing import Any
 from smc.codegen.cpu.builder import Kernel
 from smc.codegen.cpu.kernels.attention import attention_kernel, merge_kernel
 from smc.codegen.cpu.kernels.embedding import embedding_kernel
+from smc.codegen.cpu.kernels.head_norm import head_layer_norm_kernel
 from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.cpu.kernels.linear import linear_kernel
 from smc.codegen.cpu.kernels.norms import layer_norm_kernel, rms_norm_kernel
@@ -17,6 +18,7 @@ from smc.codegen.kernels.specs import (
     AttentionKernel,
     ElementwiseKernel,
     EmbeddingKernel,
+    HeadLayerNormKernel,
     KernelSpec,
     LayerNormKernel,
     LinearKernel,
@@ -26,13 +28,14 @@ from smc.codegen.kernels.specs import (
     RopeKernel,
     TransformKernel,
 )
-from smc.targets import Level
+from smc.targets import CpuLevel
 
-BUILDERS: dict[type, Callable[[str, Any, Level], Kernel]] = {
+BUILDERS: dict[type, Callable[[str, Any, CpuLevel], Kernel]] = {
     LinearKernel: linear_kernel,
     EmbeddingKernel: embedding_kernel,
     RmsNormKernel: rms_norm_kernel,
     LayerNormKernel: layer_norm_kernel,
+    HeadLayerNormKernel: head_layer_norm_kernel,
     ElementwiseKernel: elementwise_kernel,
     QuantizeTokensKernel: quantize_tokens_kernel,
     TransformKernel: transform_kernel,
@@ -43,6 +46,6 @@ BUILDERS: dict[type, Callable[[str, Any, Level], Kernel]] = {
 """By the type of spec: (C name, spec, level) → kernel."""
 
 
-def build_kernel(spec: KernelSpec, symbol: str, level: Level) -> Kernel:
+def build_kernel(spec: KernelSpec, symbol: str, level: CpuLevel) -> Kernel:
     """The kernel that a spec describes, as the C function `symbol` for a level."""
     return BUILDERS[type(spec)](symbol, spec, level)

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
 from smc.codegen.kernels.signature import Signature
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 CACHE_LINE = 64
 """Bytes."""
@@ -211,7 +211,7 @@ class Kernel:
         self.emit(tirx.BufferStore(register.buffer, value, [_ramp(0, register.lanes)]))
 
     def prefetch(self, pointer: Pointer, index: Expr) -> None:
-        """Ask for the cache line of pointer[index] in the second cache; any address will do, it is not read."""
+        """Prefetch the cache line of pointer[index] into the second cache; any address will do, it is not read."""
         hint = [tirx.IntImm("int32", value) for value in (0, 2, 1)]  # to read, nearer than the last cache, data
         self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", pointer.address(index), *hint)))
 
@@ -257,7 +257,7 @@ class Kernel:
         return f"{name}_{self._names}"
 
 
-def _target(triple: str, level: Level, matmul: bool) -> Any:
+def _target(triple: str, level: CpuLevel, matmul: bool) -> Any:
     """The tvm Target of a triple with exactly a level's features, never a host CPU's."""
     from tvm.target import Target
 
@@ -272,7 +272,7 @@ def _target(triple: str, level: Level, matmul: bool) -> Any:
     return Target(fields)
 
 
-def lower(kernel: Kernel, triple: str, level: Level) -> Any:
+def lower(kernel: Kernel, triple: str, level: CpuLevel) -> Any:
     """Compile a finished kernel; returns a tvm module that can write objects and assembly."""
     target = _target(triple, level, kernel.matmul)
     module = tvm.IRModule({kernel.name: kernel.function()})

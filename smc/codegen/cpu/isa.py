@@ -1,6 +1,6 @@
-"""What kernels ask of a machine: the answers of one way to multiply int8, so that kernels name no instruction set.
+"""What kernels must know of a machine: one way to multiply int8, so that kernels name no instruction set.
 
-A new machine is a level in smc/targets, its answers here, and its dot in kernels/dot.py.
+A new machine is a level in smc/targets, its facts here, and its dot in kernels/dot.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from smc.codegen.kernels.layout import ROW_VECTOR
 from smc.ir import Encoding
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 DIGIT_SHIFT = 6
 """Where in its byte x86 has a digit of base 3: at the top, as digits come out so."""
@@ -68,14 +68,14 @@ _ISAS = {
     "sdot": Isa(signed_only=True, interleaves_tokens=True),
     "smmla": Isa(signed_only=True, interleaves_tokens=True, interleaves_pairs=True),
 }
-"""By `Level.dot`."""
+"""By `CpuLevel.dot`."""
 
 
-def isa(level: Level) -> Isa:
+def isa(level: CpuLevel) -> Isa:
     """The answers for a level."""
     return _ISAS[level.dot]
 
 
-def has_few_registers(level: Level) -> bool:
+def has_few_registers(level: CpuLevel) -> bool:
     """Whether sums of many tokens fill the registers, so that other values have to wait in memory."""
     return level.registers < 2 * ROW_VECTOR

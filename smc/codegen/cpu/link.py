@@ -49,13 +49,14 @@ LINK_FLAGS = {
 """By the target's system."""
 
 EXECUTABLE_FLAGS = (
-    "-static",
     "-s",
     "-Wl,--gc-sections",
     "-Wl,-z,stack-size=1048576",  # of threads too: musl's own default is 128 KiB
     "-Wl,-z,max-page-size=65536",  # some arm64 kernels have such pages
 )
-"""A static executable needs nothing of the system that it runs on."""
+
+STATIC, DYNAMIC = ("-static",), ("-ldl", "-lpthread", "-lm")
+"""A static executable, with musl, needs nothing of the system that it runs on; but it can't open a GPU's driver."""
 
 EXPORTS = "{ global: smc_engine; local: *; };\n"
 """A version script: kernels come from tvm, which makes everything visible."""
@@ -81,7 +82,7 @@ def engine_folder() -> Path:
 
 def standalone_folder() -> Path:
     """Where the C files of standalone executables are."""
-    return engine_folder().parent / "standalone"
+    return Path(__file__).parents[2] / "standalone" / "c"
 
 
 def link_program(
@@ -92,7 +93,7 @@ def link_program(
     The engine's objects are compiled once for a target and cached.
     """
     zig_target, flags = _compiler(target)
-    engine = cached_objects(engine_folder(), zig_target, flags, out.parent, progress=_part(progress, 0, 3))
+    engine = engine_objects(target, zig_target, flags, out.parent, progress=_part(progress, 0, 3))
     host_object = out.with_suffix(".host.o")
     arguments = [*flags, "-I", str(engine_folder()), "-c", str(host), "-o", str(host_object)]
     zig_compile(zig_target, arguments, out.parent)
@@ -127,7 +128,8 @@ def compile_executable(
 
     compiled = _side_by_side(build, sources, _part(progress, 0, 2))
     inputs = [str(path) for path in (*compiled, *objects)]
-    zig_link(zig_target, [*FLAGS, *EXECUTABLE_FLAGS, *inputs, "-o", str(out)], out.parent)
+    libraries = STATIC if zig_target.endswith("musl") else DYNAMIC
+    zig_link(zig_target, [*FLAGS, *EXECUTABLE_FLAGS, *inputs, *libraries, "-o", str(out)], out.parent)
 
 
 def link_standalone(
@@ -137,13 +139,32 @@ def link_standalone(
     assert target.executable_target is not None
     folders = [engine_folder(), standalone_folder()]
     ours = [
-        path
-        for index, folder in enumerate(folders)
-        for path in cached_objects(
-            folder, target.executable_target, FLAGS, out.parent, progress=_part(progress, index, 3)
-        )
+        *engine_objects(target, target.executable_target, FLAGS, out.parent, progress=_part(progress, 0, 3)),
+        *cached_objects(
+            standalone_folder(), target.executable_target, FLAGS, out.parent, progress=_part(progress, 1, 3)
+        ),
     ]
     compile_executable(sources, [*ours, *objects], target, out, folders, _part(progress, 2, 3))
+
+
+def link_driver(host: Path, objects: Sequence[Path], target: Target, out: Path) -> None:
+    """Link engine, driver, a program's text and kernels to the static executable `out`, which runs batches."""
+    assert target.executable_target is not None
+    engine = engine_objects(target, target.executable_target, FLAGS, out.parent)
+    driver = engine_folder().parent / "driver" / "driver.c"
+    compile_executable([driver, host], [*engine, *objects], target, out, [engine_folder()])
+
+
+def engine_objects(
+    target: Target, zig_target: str, flags: Sequence[str], work: Path, *, progress: Progress = _nothing
+) -> list[Path]:
+    """The engine's objects: what all devices share, and the part of the target's kind of device."""
+    folders = (engine_folder(), engine_folder() / target.backend)
+    return [
+        path
+        for index, folder in enumerate(folders)
+        for path in cached_objects(folder, zig_target, flags, work, progress=_part(progress, index, len(folders)))
+    ]
 
 
 def cached_objects(

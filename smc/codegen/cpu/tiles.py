@@ -9,13 +9,13 @@ from smc.codegen.cpu.isa import has_few_registers, isa
 from smc.codegen.kernels.layout import ROW_BLOCK, TILE, planes
 from smc.codegen.kernels.specs import LinearKernel, Tile
 from smc.ir import Encoding, ceil_div
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 PANEL_TILES = 8
 """Tiles of a panel: 8 KiB of codes, which the first cache holds beside inputs and sums."""
 
 
-def panel_tiles(encoding: Encoding, level: Level) -> int | None:
+def panel_tiles(encoding: Encoding, level: CpuLevel) -> int | None:
     """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none."""
     if isa(level).is_vector_by_lane or not encoding.rounds_inputs:
         return None
@@ -24,7 +24,7 @@ def panel_tiles(encoding: Encoding, level: Level) -> int | None:
     return span * max(1, PANEL_TILES // span) if span <= 2 * PANEL_TILES else None
 
 
-def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
+def _unpacks_slowly(encoding: Encoding, level: CpuLevel) -> bool:
     """Whether many tokens had better find weights unpacked, as measured on Zen 4."""
     if encoding.is_base3:
         return True
@@ -40,8 +40,8 @@ def _unpacks_slowly(encoding: Encoding, level: Level) -> bool:
     return (zeros and every_tile) or len(encoding.entries) > 16
 
 
-def _panel_tile(encoding: Encoding, level: Level) -> Tile:
-    """How many of a panel's rows meet how many tokens at once, as measured on Zen 4."""
+def _panel_tile(encoding: Encoding, level: CpuLevel) -> Tile:
+    """How many rows of a panel are multiplied by how many tokens at once, as measured on Zen 4."""
     if (
         has_few_registers(level)
         and not encoding.is_base3
@@ -58,7 +58,7 @@ def _panel_tile(encoding: Encoding, level: Level) -> Tile:
     return Tile(4, 2 * level.lanes, panel=True)
 
 
-def default_tile(encoding: Encoding, level: Level) -> Tile:
+def default_tile(encoding: Encoding, level: CpuLevel) -> Tile:
     """A tile that fits the registers: accumulators for every token and unit, two where groups have sums."""
     if panel_tiles(encoding, level) and _unpacks_slowly(encoding, level):
         return _panel_tile(encoding, level)
@@ -86,7 +86,7 @@ def default_tile(encoding: Encoding, level: Level) -> Tile:
     return Tile(6 if shared and not encoding.has_partial_sums else 4, 32)
 
 
-def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
+def candidate_tiles(encoding: Encoding, level: CpuLevel) -> list[Tile]:
     """What tuning tries, the default first: tiles with accumulators for a sixth to three quarters of the registers.
 
     The rest of the registers holds what is added up: fewer accumulators leave them idle, more are spilled.
@@ -104,7 +104,7 @@ def candidate_tiles(encoding: Encoding, level: Level) -> list[Tile]:
     return [default, *(tile for tile in tiles if tile != default)]
 
 
-def candidates(kernel: LinearKernel, level: Level) -> dict[str, LinearKernel]:
+def candidates(kernel: LinearKernel, level: CpuLevel) -> dict[str, LinearKernel]:
     """A kernel's search space by name, the default, which is the kernel itself, first."""
     default, *others = candidate_tiles(kernel.encoding, level)
     return {str(default): kernel, **{str(tile): replace(kernel, tile=tile) for tile in others}}

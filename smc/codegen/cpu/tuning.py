@@ -22,7 +22,7 @@ from smc.codegen.cpu.tiles import candidates
 from smc.codegen.kernels.specs import KernelSpec, LinearKernel
 from smc.codegen.output import output_file, work_folder
 from smc.errors import InputError
-from smc.targets import Level, find_target
+from smc.targets import CpuLevel, find_target
 
 RECORD_VERSION = 1
 MAX_FILE_BYTES = 64 << 20
@@ -224,7 +224,7 @@ class Tuning:
     cpus: frozenset[str] = field(default=frozenset())
 
     def choose(
-        self, spec: KernelSpec, level: Level, workloads: Mapping[LinearKernel, Mapping[Workload, float]]
+        self, spec: KernelSpec, level: CpuLevel, workloads: Mapping[LinearKernel, Mapping[Workload, float]]
     ) -> Choice:
         """The candidate that takes the least time for the kernel's workloads, which have weights; else the default.
 
@@ -233,7 +233,7 @@ class Tuning:
         """
         if not isinstance(spec, LinearKernel):
             return Choice(spec)
-        measured = replace(spec, top=False)  # what is done with the results takes little time
+        measured = replace(spec, argmax=False)  # what is done with the results takes little time
         wanted, names = workloads[measured], candidates(spec, level)
         known = [_by_cpu(records, measured.name(), level.name) for records in self.sources]
         meant = [{cpu: table for cpu, table in tables.items() if cpu in self.cpus} for tables in known]

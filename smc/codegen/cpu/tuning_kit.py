@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from smc.codegen.cpu.link import compile_executable, engine_folder
-from smc.codegen.cpu.packing import check_packable
 from smc.codegen.cpu.tiles import candidates
 from smc.codegen.cpu.tuning import Workload
 from smc.codegen.kernels.groups import sum_group
@@ -19,11 +18,13 @@ from smc.codegen.kernels.layout import MatrixLayout
 from smc.codegen.kernels.specs import LinearKernel
 from smc.codegen.objects import KernelObject, build_kernels
 from smc.codegen.output import output_file, work_folder
+from smc.codegen.packing import check_packable
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
-from smc.ir import F16, Encoding, integer, matrix_shape
-from smc.targets import Level, Target
+from smc.ir import F16, Encoding, integer, matrix_shape, parse_encoding
+from smc.runtime.artifact import read_manifest
+from smc.targets import CpuLevel, Target
 
 TOKENS = (21, 128)
 """What kernels are measured with: a short prompt, which leaves tokens over for every tile, and a long one.
@@ -56,6 +57,23 @@ Matrix = tuple[Encoding, int, int]
 
 Workloads = dict[LinearKernel, dict[Workload, float]]
 """What is measured of every kernel, with its share of the work."""
+
+
+def artifact_matrices(path: Path) -> list[Matrix]:
+    """The matrices of an artifact, from its manifest; also an embedding of its own, though nothing multiplies it.
+
+    Raises InputError where the manifest does not list them.
+    """
+    manifest, matrices = read_manifest(path), list[Matrix]()
+    for name, text in manifest.encodings.items():
+        shape = manifest.shapes.get(name, ())
+        if len(shape) == 2:
+            encoding = parse_encoding(text)
+            check_packable(encoding)
+            matrices.append((encoding, *matrix_shape(shape)))
+    if not matrices:
+        raise InputError(f"the manifest of {path} does not say which matrices it has: tune the model instead")
+    return matrices
 
 
 def plan_matrices(plan: Plan) -> list[Matrix]:
@@ -100,7 +118,7 @@ def build_kit(
     target: Target,
     out: Path,
     *,
-    levels: Sequence[Level] | None = None,
+    levels: Sequence[CpuLevel] | None = None,
     weights: int = STANDARD_WEIGHT_BYTES,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> int:
@@ -111,7 +129,8 @@ def build_kit(
     """
     if target.executable_target is None:
         raise InputError(f"there is no tuner for {target.name}: it is a static Linux program")
-    spaces = {(kernel, level): candidates(kernel, level) for level in levels or target.levels for kernel in measured}
+    wanted = target.cpu_levels if levels is None else levels
+    spaces = {(kernel, level): candidates(kernel, level) for level in wanted for kernel in measured}
     jobs = [(spec, level) for (_, level), specs in spaces.items() for spec in specs.values()]
     out = output_file(out)
     with work_folder(out) as folder:
@@ -130,7 +149,7 @@ def build_kit(
 
 def _table(
     measured: Workloads,
-    spaces: Mapping[tuple[LinearKernel, Level], Mapping[str, LinearKernel]],
+    spaces: Mapping[tuple[LinearKernel, CpuLevel], Mapping[str, LinearKernel]],
     objects: Sequence[KernelObject],
     weights: int,
 ) -> str:

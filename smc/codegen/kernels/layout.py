@@ -10,7 +10,8 @@ scales  Those of groups lie between the codes, before the tiles that they are fo
         dtype, then offsets alike, if there are any, then the span's tiles). A span is one group of whole tiles, or one
         tile with two groups of 16, the last of which may be padding, all 0.
         Others follow the codes: of rows and tensors [row block][32], offsets alike; of base 3 [row block][group][32].
-        Two-level scales are [row block][super-group][32]; their codes, [row block][group][32] bytes, precede the zeros.
+        Two-level scales are [row block][super-group][32], two-level minima alike behind them; their codes, [row
+        block][group][32] bytes, those of minima behind those of scales, precede the zeros.
 zeros   [row block][group][32] bytes; where codes have at most 4 bits two groups share a byte, the even one low.
 order   [columns of whole tiles] int32, where columns have an order of their own: which one is stored at every place.
 floats  [row block][column][32].
@@ -24,10 +25,12 @@ So a kernel that computes a block of rows reads every part in order.
 A byte of base 3 is a fraction: with the codes d0…d4 and n = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4 it lies, in 1/256, between
 n / 243 and (n + 1) / 243, so that digit i is the whole part of 3 times the fraction of 3**i times it: no division.
 
-The families differ in one thing. On arm64, which multiplies signed by signed, codes that are not indices of a codebook
-are stored less half their range, as two's complement (base 3: as they are). All else fits both: four columns of four
-rows are what `sdot` takes by lane, without the pairwise sums that eight columns of two rows would need, and `smmla` has
-these by one shuffle, which many tokens share.
+The families differ in one thing each. On arm64, which multiplies signed by signed, codes that are not indices of a
+codebook are stored less half their range, as two's complement (base 3: as they are). All else fits both CPUs: four
+columns of four rows are what `sdot` takes by lane, without the pairwise sums that eight columns of two rows would need,
+and `smmla` has these by one shuffle, which many tokens share.
+On GPUs, "cuda", a row's part of a tile lies together, so that a thread loads it at once: codes [row block][tile][plane]
+[row][packed word], a word being a row's 4 bytes of a packed vector; base 3 [row block][five tiles][row][word].
 
 The rows of the last block that do not exist have scale 0 (floats: 0), so that they come out as 0.
 Layout version: `LAYOUT_VERSION`; raise it with every change.
@@ -40,7 +43,7 @@ from dataclasses import dataclass
 from smc.ir import Encoding, ceil_div
 from smc.ir.encoding import FLOAT_BYTES
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 ROW_VECTOR = 16
 ROW_BLOCK = 32
 TILE = 32
@@ -59,6 +62,12 @@ def padded(count: int, multiple: int) -> int:
 def planes(bits: int) -> tuple[int, ...]:
     """How codes of that many bits are split: widths of the planes, low bits first."""
     return (8,) if bits == 8 else tuple(width for width in (4, 2, 1) if bits & width)
+
+
+def stored_bias(encoding: Encoding, family: str) -> int:
+    """What is subtracted from codes before they are stored."""
+    plain = not encoding.has_codebook and encoding.is_packed
+    return 1 << (encoding.bits - 1) if family == "arm64" and plain else 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,14 @@ class MatrixLayout:
         if self.encoding.is_float or span_of(self.encoding):
             return 0
         size = FLOAT_BYTES[self.encoding.scales.dtype]
-        return self.padded_rows * (self.super_groups + self.groups * self.encoding.stores_minima) * size
+        return self.padded_rows * (self.super_groups + self.minima) * size
+
+    @property
+    def minima(self) -> int:
+        """Stored float minima of a row."""
+        if not self.encoding.stores_minima:
+            return 0
+        return self.super_groups if self.encoding.has_two_level_minima else self.groups
 
     @property
     def super_groups(self) -> int:
@@ -150,8 +166,9 @@ class MatrixLayout:
 
     @property
     def zeros_bytes(self) -> int:
-        """Bytes of the codes of scales and of the stored zeros."""
+        """Bytes of the codes of scales and minima, and of the stored zeros."""
         size = 0 if self.encoding.scales.super_group is None else self.groups
+        size += self.groups * self.encoding.has_two_level_minima
         if self.encoding.stores_zeros:
             size += ceil_div(self.groups, 2) if self.encoding.zero_bits == 4 else self.groups
         return self.padded_rows * size

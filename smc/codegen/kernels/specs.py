@@ -54,14 +54,14 @@ def operands(op: str) -> str:
     return "ab" if op in ("add", "mul") or op.startswith(GATED) else "a"
 
 
-def linear_signature(inputs: Literal["f32", "i8"], top: bool = False) -> Signature:
+def linear_signature(inputs: Literal["f32", "i8"], argmax: bool = False) -> Signature:
     """The parameters of matmuls whose inputs are of this kind."""
     return Signature.of(
         "const int8_t *x" if inputs == "i8" else "const float *x",
         *("const float *x_scales", "const int32_t *x_sums"),
         *MATRIX,
         "const float *bias",
-        "struct smc_top *out" if top else "float *out",
+        "struct smc_argmax *out" if argmax else "float *out",
         *("int32_t tokens", "int32_t columns", "int32_t x_stride", "int32_t out_stride", "int32_t flags"),
         *BLOCKS,
     )
@@ -112,21 +112,21 @@ def _identifier(text: Any) -> str:
 class LinearKernel:
     """A matmul (cpu/kernels/linear.py). tile: None is the level's default; results are the same bits with every tile.
 
-    top: of each token only the largest result is kept, with its row, in the place of all results.
+    argmax: of each token only the largest result is kept, with its row, in the place of all results.
     """
 
     encoding: Encoding
     tile: Tile | None = None
-    top: bool = False
+    argmax: bool = False
 
     def name(self) -> str:
         """The symbol, one per specialization."""
         tile = "" if self.tile is None else f"_{self.tile}"
-        return f"linear_{'top_' if self.top else ''}{_encoding_name(self.encoding)}{tile}"
+        return f"linear_{'argmax_' if self.argmax else ''}{_encoding_name(self.encoding)}{tile}"
 
     def signature(self) -> Signature:
         """The kernel's C parameters."""
-        return linear_signature(form_for(self.encoding).kind, self.top)
+        return linear_signature(form_for(self.encoding).kind, self.argmax)
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,30 @@ class LayerNormKernel:
 
 
 @dataclass(frozen=True)
+class HeadLayerNormKernel:
+    """Layer norm of single heads (cpu/kernels/head_norm.py)."""
+
+    head_dim: int
+
+    def name(self) -> str:
+        """The symbol, one per specialization."""
+        return f"head_layer_norm_d{self.head_dim}"
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        sizes = ("int32_t tokens", "int32_t heads", "int32_t stride")
+        return Signature.of("const float *x", "const float *weight", "float *out", *sizes, "float eps", *BLOCKS)
+
+
+@dataclass(frozen=True)
 class ElementwiseKernel:
-    """An element-wise op, of whole rows or of what a chain's linears leave (cpu/kernels/rows.py)."""
+    """An element-wise op, of whole rows or of what a chain's linears leave (cpu/kernels/rows.py). numbers: the names of
+    those that it takes besides."""
 
     op: str
     forms: tuple[Form, ...]
     chained: bool = False
+    numbers: tuple[str, ...] = ()
 
     def name(self) -> str:
         """The symbol, one per specialization."""
@@ -197,8 +215,9 @@ class ElementwiseKernel:
         kind = "float" if self.chained else "const float"
         inputs = [f"{kind} *a", *(f"const float *{name}" for name in operands(self.op)[1:])]
         tokens = ("int32_t first", "int32_t count") if self.chained else ()
-        tokens = ("float cap", *tokens) if self.op == "softcap" else tokens
-        return Signature.of(*inputs, *results(self.forms), "int32_t tokens", "int32_t stride", *tokens, *BLOCKS)
+        numbers = [f"float {name}" for name in self.numbers]
+        sizes = ("int32_t tokens", "int32_t stride", *numbers, *tokens)
+        return Signature.of(*inputs, *results(self.forms), *sizes, *BLOCKS)
 
 
 @dataclass(frozen=True)

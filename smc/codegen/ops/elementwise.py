@@ -9,6 +9,7 @@ from smc.codegen.plan.domains import Columns
 from smc.codegen.plan.lowering import TILE_GROUP, FunctionLowering, outputs
 from smc.ir import Node
 from smc.ir.activations import ACTIVATIONS
+from smc.ir.ops.registry import OPS
 
 
 @lowers("mul", kernel="mul")
@@ -29,23 +30,24 @@ class Elementwise(Lowering):
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
         """Results in floats, or in codes that any tile has for itself."""
-        kernel = self.kernel_of(node)
+        kernel, numbers = self.kernel_of(node), self.numbers(node)
         sources = tuple(f.buffer(value) for value in node.inputs)
         results = f.results(node, lambda form: form.group == TILE_GROUP)
         f.add(
             node.name,
             kernel,
-            ElementwiseKernel(kernel, tuple(buffer.form for buffer in results)),
+            ElementwiseKernel(kernel, tuple(buffer.form for buffer in results), numbers=tuple(numbers)),
             Columns(results[0]),
             {
                 **{name: Activation(source) for name, source in zip("ab", sources, strict=False)},
                 **outputs(results),
                 "tokens": TokenCount(),
                 "stride": Stride(results[0]),
-                **self.numbers(node),
+                **numbers,
             },
             reads=sources,
             writes=results,
+            increasing=OPS[node.op].increasing,
         )
 
 

@@ -31,8 +31,8 @@ class Embedding(Lowering):
         return {}
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
-        """The ids are those of the step."""
-        _, table = node.inputs
+        """The ids, or the positions, are those of the step."""
+        ids, table = node.inputs
         out = f.new_buffer(node.name, node.tensor.shape[1])
         f.add(
             node.name,
@@ -40,7 +40,7 @@ class Embedding(Lowering):
             BySlot(EmbeddingKernel, table),
             Tokens(),
             {
-                "tokens": StepField("tokens"),
+                "tokens": StepField("positions" if ids == "positions" else "tokens"),
                 "codes": Weight(table, "codes"),
                 "scales": Weight(table, "scales"),
                 "zeros": Weight(table, "zeros"),

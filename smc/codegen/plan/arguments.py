@@ -105,7 +105,7 @@ class Null:
 class StepField:
     """A table or a number of the step, the same for all calls (`struct smc_step` in the engine's program.h)."""
 
-    name: Literal["tokens", "tiles", "partials", "splits", "beyond"]
+    name: Literal["tokens", "positions", "tiles", "partials", "splits", "beyond"]
 
     def __str__(self) -> str:
         return f"step.{self.name}"
@@ -159,11 +159,11 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class TopRows:
-    """Where whoever runs the call keeps the largest results of each token up to now (`struct smc_top`)."""
+class Argmaxes:
+    """Where whoever runs the call keeps the largest results of each token up to now (`struct smc_argmax`)."""
 
     def __str__(self) -> str:
-        return "tops"
+        return "argmaxes"
 
 
 Argument = (
@@ -180,5 +180,5 @@ Argument = (
     | Cache
     | Rope
     | Scratch
-    | TopRows
+    | Argmaxes
 )

@@ -88,6 +88,7 @@ class Operation:
     blocks are. arguments: by the names of the kernel's parameters. reads, writes: a buffer that is written in place is
     in both. after: the operations that must be finished first. slots: whose parameters it has.
     repeatable: reads little and only writes what it makes, so that everyone who needs the result may make it.
+    increasing: it changes numbers one by one, and a larger one stays the larger one.
     work: what it does besides reading and writing its buffers; None: it is not worth counting, buffers included.
     """
 
@@ -100,6 +101,7 @@ class Operation:
     writes: tuple[Buffer, ...] = ()
     slots: tuple[str, ...] = ()
     repeatable: bool = False
+    increasing: bool = False
     work: Callable[[CallSizes], Work] | None = lambda sizes: NO_WORK
     after: list[Operation] = field(default_factory=list)
 
@@ -172,6 +174,12 @@ class Plan:
         width = self.embed.result.width
         assert isinstance(width, int)
         return width
+
+    @property
+    def positions(self) -> int:
+        """How many positions the model has learned an embedding of; 0: it has no table of them."""
+        tables = self.module.parameters_of("positions")
+        return min((self.module.parameters[name].shape[0] for name in tables), default=0)
 
     @property
     def vocab_size(self) -> int:

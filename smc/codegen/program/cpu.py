@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.kernels.layout import ROW_BLOCK
 from smc.codegen.plan.arguments import Buffer
 from smc.codegen.plan.domains import CacheWrites, Columns, Merges, Rows, Splits, Tokens
-from smc.codegen.plan.work import WIDTH_MULTIPLE
+from smc.codegen.program.blocks import CLAIMED, chunks, claimed_tiles, tiles
 from smc.codegen.program.kernel_table import member
 from smc.codegen.program.scope import ALL_TOKENS, Range, Scope
 from smc.codegen.program.tables import most_streams
@@ -22,6 +20,13 @@ JOINED = "S->alone && S->splits == 1"
 
 class CpuDialect:
     """All threads run the program; the engine's phase.c shares out blocks, and is the barrier."""
+
+    constant = "static const"
+    run_head = "static void run(struct smc_thread *thread, const struct smc_step *S)"
+
+    def variables(self) -> list[str]:
+        """The kernels of the level in use."""
+        return ["const struct kernels *K = S->kernels;", "(void)K;"]
 
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
@@ -37,8 +42,7 @@ class CpuDialect:
             case Tokens():
                 return "N"
             case Columns(buffer):
-                chunk = scope.schedule.traits.chunk_tiles
-                return f"({_tiles(scope, buffer)} + {chunk - 1}) / {chunk}"
+                return chunks(scope, buffer)
             case Rows() if task.is_chain:
                 group = task.rows_at_once // ROW_BLOCK
                 tokens = scope.schedule.traits.tokens_of_chain(task.rows_at_once)
@@ -60,18 +64,18 @@ class CpuDialect:
             out.write(f"smc_phase_pieces(&phase, N, {_piece(phase)});")
         if phase.prefetches:
             streams = most_streams(scope.schedule)
-            out.write(f"if (piece == N) smc_phase_ahead(thread, &phase, W, L->ahead[{number}], {streams});")
+            out.write(f"if (piece == N) smc_phase_prefetch(thread, &phase, W, L->prefetch[{number}], {streams});")
 
-    def cache_ahead(self, out: CWriter, scope: Scope, phase: Phase) -> None:
+    def prefetch_caches(self, out: CWriter, scope: Scope, phase: Phase) -> None:
         """In a step of one token."""
-        for shape in phase.cache_ahead:
+        for shape in phase.prefetched_caches:
             numbers = f"{scope.schedule.plan.kv_group(shape)}, L->cache, {shape.kv_heads}, {shape.padded_dim}"
             out.write(f"if (N == 1) smc_kv_prefetch(thread, S, {numbers});")
 
     def all_blocks(self, scope: Scope, task: Task) -> str:
         """The call for all tokens, or for all their tiles of columns."""
         [call] = task.calls
-        end = _tiles(scope, task.blocks.buffer) if isinstance(task.blocks, Columns) else "N"
+        end = tiles(scope, task.blocks.buffer) if isinstance(task.blocks, Columns) else "N"
         return f"{_call(scope, call, ALL_TOKENS, begin='0', end=end)};"
 
     def task(self, out: CWriter, scope: Scope, task: Task, phase: Phase) -> None:
@@ -86,9 +90,7 @@ class CpuDialect:
         [call] = task.calls
         match task.blocks:
             case Columns(buffer):
-                chunk, count = scope.schedule.traits.chunk_tiles, _tiles(scope, buffer)
-                end = f"phase.end * {chunk} < {count} ? phase.end * {chunk} : {count}"
-                out.write(f"{_call(scope, call, ALL_TOKENS, begin=f'phase.begin * {chunk}', end=end)};")
+                out.write(f"{_call(scope, call, ALL_TOKENS, **claimed_tiles(scope, buffer))};")
             case Rows():
                 with out.block():
                     _rows(out, scope, task, call)
@@ -110,19 +112,10 @@ class CpuDialect:
         )
 
 
-CLAIMED: Mapping[str, str] = {"begin": "phase.begin", "end": "phase.end"}
-"""The blocks that a thread has claimed."""
-
-
 def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
     """A call through the table of kernels; blocks: the arguments that say which."""
     arguments = {name: scope.expression(argument, tokens) for name, argument in call.arguments.items()}
     return f"K->{member(call.kernel)}({call.kernel.signature().arguments({**arguments, **blocks})})"
-
-
-def _tiles(scope: Scope, buffer: Buffer) -> str:
-    """How many tiles of columns all tokens have."""
-    return f"N * ({scope.width(buffer)} / {WIDTH_MULTIPLE})"
 
 
 def _row_blocks(task: Task) -> str:
@@ -148,8 +141,8 @@ def _rows(out: CWriter, scope: Scope, task: Task, call: Call) -> None:
     else:
         out.write("const int32_t t = phase.token, n = phase.tokens;")
     tokens = Range("n", "t")
-    if task.top is not None:
-        out.write(f"if (top) {_call(scope, task.top, tokens, **CLAIMED)};", "else")
+    if task.argmax is not None:
+        out.write(f"if (argmax) {_call(scope, task.argmax, tokens, **CLAIMED)};", "else")
     out.write(f"{_call(scope, call, tokens, **CLAIMED)};")
 
 
@@ -176,9 +169,9 @@ def _chain(out: CWriter, scope: Scope, chain: Task, piece: str) -> None:
             f"const int32_t begin = b / chunks * {group}, full = begin + count * {group};",
             "const int32_t end = full < all ? full : all;",
         )
-        if chain.top is not None:
-            top = _call(scope, chain.top, Range("n", "t"), begin="begin", end="end")
-            out.write(f"if (top) {{ {top}; continue; }}")
+        if chain.argmax is not None:
+            argmax = _call(scope, chain.argmax, Range("n", "t"), begin="begin", end="end")
+            out.write(f"if (argmax) {{ {argmax}; continue; }}")
         out.write(
             *(f"{_call(scope, linear, claimed, begin='begin', end='end')};" for linear in linears),
             f"{_call(scope, last, ALL_TOKENS, first='t', count='n', begin='begin', end='end')};",

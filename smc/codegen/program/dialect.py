@@ -13,6 +13,15 @@ from smc.codegen.schedule.schedule import Condition, Phase, Task
 class Dialect(Protocol):
     """The frame of functions and phases is the same for all devices (functions.py); this is what differs."""
 
+    constant: str
+    """What constants are declared with."""
+
+    run_head: str
+    """The head of the definition of what runs a step."""
+
+    def variables(self) -> list[str]:
+        """What every function declares first."""
+
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
 
@@ -20,10 +29,10 @@ class Dialect(Protocol):
         """C for how many blocks a task has in a phase."""
 
     def open_phase(self, out: CWriter, scope: Scope, number: int, phase: Phase) -> None:
-        """What is said of a phase that has just begun: how its work is shared out, what is fetched ahead of its end."""
+        """What is said of a phase that has just begun: how its work is shared out, what is prefetched at its end."""
 
-    def cache_ahead(self, out: CWriter, scope: Scope, phase: Phase) -> None:
-        """Ask for the places of keys and values in the cache."""
+    def prefetch_caches(self, out: CWriter, scope: Scope, phase: Phase) -> None:
+        """Prefetch the places of keys and values in the cache."""
 
     def all_blocks(self, scope: Scope, task: Task) -> str:
         """The call that does a task whole, for one thread."""

@@ -60,7 +60,7 @@ class _Function:
         """Those that not all functions have: buffers, whether it is the last call before the head, what a head does."""
         plan = self.function.plan
         if self.scope.is_head:
-            return "float *X_all, int top"
+            return "float *X_all, int argmax"
         x = "float *Y" if plan.x is None else "float *X" if plan.in_place else "float *X, float *Y"
         return f"{x}, int last" if self.function.gather else x
 
@@ -69,14 +69,14 @@ class _Function:
         out, head = self.out, self.scope.is_head
         kind = "int32_t" if self.function.gather else "const int32_t"
         out.write(
-            "const struct kernels *K = S->kernels;",
+            *self.dialect.variables(),
             "const uint8_t *W = S->weights;",
-            f"{kind} N = {'top ? S->top_count : S->logits_count' if head else 'S->count'};",
+            f"{kind} N = {'argmax ? S->argmax_count : S->logits_count' if head else 'S->count'};",
             f"{kind} piece = {'N' if head else 'smc_piece_tokens(thread, N)'};",
         )
         self.buffers()
         self.private_buffers()
-        out.write("struct smc_phase phase;", "(void)L, (void)K, (void)W, (void)piece;")
+        out.write("struct smc_phase phase;", "(void)L, (void)W, (void)piece;")
         if self.function.plan.cache():
             narrow = bool(self.function.narrow)
             tiles = "last ? S->wanted_tiles : S->tiles" if narrow else "S->tiles"
@@ -142,7 +142,7 @@ class _Function:
         with out.block("else"):
             out.write(
                 "/* gather the tokens whose output is requested */",
-                "const int32_t *tokens = top ? S->top_tokens : S->logits_tokens;",
+                "const int32_t *tokens = argmax ? S->argmax_tokens : S->logits_tokens;",
             )
             self.begin_phase(GATHER, ["N"])
             out.write("while (smc_phase_claim(thread, &phase))")
@@ -177,7 +177,7 @@ class _Function:
                 out.write(f"int ready = N > {self.schedule.traits.private_tokens};")
                 with out.block("while (smc_phase_claim(thread, &phase))"):
                     with out.block("if (!ready)"):
-                        dialect.cache_ahead(out, scope, phase)
+                        dialect.prefetch_caches(out, scope, phase)
                         out.write(dialect.all_blocks(scope, phase.first), "ready = 1;")
                     self.switch(phase)
             out.write("if (smc_phase_end(thread, &phase)) return 1;")

@@ -45,18 +45,22 @@ def _kernels(schedule: Schedule) -> Iterator[KernelChoice]:
     for function in schedule.functions:
         for task in function.tasks():
             yield from (call.kernel for call in task.calls)
-    if top := schedule.top():
-        yield top.kernel
+    if argmax := schedule.argmax():
+        yield argmax.kernel
+
+
+def table_name(kernel: KernelChoice) -> str:
+    """The member that a kernel is in."""
+    if isinstance(kernel, BySlot):
+        return f"linear_{kernel.inputs}" if kernel.kind is LinearKernel else "embedding"
+    return kernel.name if isinstance(kernel, ByCacheDtype) else kernel.name()
 
 
 def member(kernel: KernelChoice) -> str:
     """A kernel in `struct kernels`, inside a function."""
     if isinstance(kernel, BySlot):
-        table = f"linear_{kernel.inputs}" if kernel.kind is LinearKernel else "embedding"
-        return f"{table}[L->{c_identifier(kernel.slot)}.kernel]"
-    if isinstance(kernel, ByCacheDtype):
-        return f"{kernel.name}[S->kv_dtype]"
-    return kernel.name()
+        return f"{table_name(kernel)}[L->{c_identifier(kernel.slot)}.kernel]"
+    return f"{table_name(kernel)}[S->kv_dtype]" if isinstance(kernel, ByCacheDtype) else table_name(kernel)
 
 
 def kernel_tables(schedule: Schedule, objects: Sequence[KernelObject], target: Target) -> list[str]:
@@ -70,7 +74,7 @@ def kernel_tables(schedule: Schedule, objects: Sequence[KernelObject], target: T
         lines.append(f"  int32_t (*{name}{size})({signature});")
     lines += ["};", "", *(f"int32_t {o.symbol}({o.spec.signature()});" for o in objects)]
     symbols = {(o.spec, o.level): o.symbol for o in objects}
-    for level in target.levels:
+    for level in target.cpu_levels:
         lines += ["", f"static const struct kernels kernels_{level.name} = {{"]
         for name, specs in table.items():
             pointers = ", ".join(symbols[spec, level] for spec in specs)

@@ -38,31 +38,35 @@ def host_program(
     dialect: Dialect,
 ) -> str:
     """The C source of the program."""
-    tasks = profile_tasks(schedule)
-    first_tasks: dict[tuple[str, int], int] = {}
-    for index, task in enumerate(tasks):
-        first_tasks.setdefault((task.function, task.phase), index)
+    tasks, name = profile_tasks(schedule), schedule.plan.module.facts.name
     out = CWriter()
-    _preamble(out, schedule.plan.module.facts.name)
-    out.write(*kernel_tables(schedule, objects, target))
-    for function in schedule.functions:
-        out.write(*call_table(schedule, table, function))
-        write_function(out, schedule, memory, function, dialect, first_tasks)
-    _run(out, schedule, memory)
-    out.write(*engine_tables(schedule.plan, target, tasks))
-    out.write(*program_constants(schedule, memory, table, weights_hash, target, tasks))
-    return out.text()
-
-
-def _preamble(out: CWriter, name: str) -> None:
     out.write(
         f"/* {c_comment(name)}: host program, generated. All threads run it: see program.h. */",
         "#include <string.h>",
         "",
-        '#include "program.h"',
-        "",
-        *(f'_Static_assert({name} == {value}, "of the engine and the kernels");' for name, value in SHARED.items()),
-        "",
+        *engine_agreement(),
+    )
+    out.write(*kernel_tables(schedule, objects, target))
+    write_functions(out, schedule, memory, table, dialect)
+    out.write(*engine_tables(schedule.plan, target, tasks, "kernels_"))
+    out.write(*program_constants(schedule, memory, table, weights_hash, target, tasks, "run"))
+    return out.text()
+
+
+def engine_agreement() -> list[str]:
+    """The engine's header, and that its constants are those of the kernels."""
+    checks = (f'_Static_assert({name} == {value}, "of the engine and the kernels");' for name, value in SHARED.items())
+    return ['#include "program.h"', "", *checks, ""]
+
+
+def write_functions(
+    out: CWriter, schedule: Schedule, memory: MemoryPlan, table: WeightTable, dialect: Dialect
+) -> None:
+    """A table and a function for every kind of call, and the calls in order."""
+    first_tasks: dict[tuple[str, int], int] = {}
+    for index, task in enumerate(profile_tasks(schedule)):
+        first_tasks.setdefault((task.function, task.phase), index)
+    out.write(
         "/* Places in the weights: bytes from their begin. `kernel` is an index into the tables of kernels. */",
         "struct matrix {",
         "  uint64_t codes, scales, zeros, order;",
@@ -73,13 +77,17 @@ def _preamble(out: CWriter, name: str) -> None:
         "#define PRIVATE(type, offset) ((type *)(thread->scratch + (offset)))",
         "",
     )
+    for function in schedule.functions:
+        out.write(*call_table(schedule, table, function, dialect.constant))
+        write_function(out, schedule, memory, function, dialect, first_tasks)
+    _run(out, schedule, memory, dialect)
 
 
-def _run(out: CWriter, schedule: Schedule, memory: MemoryPlan) -> None:
+def _run(out: CWriter, schedule: Schedule, memory: MemoryPlan, dialect: Dialect) -> None:
     """The calls in order; equal neighbours in a loop over their table."""
     plan = schedule.plan
     embed, head = plan.embed, plan.head.name
-    with out.block("static void run(struct smc_thread *thread, const struct smc_step *S)"):
+    with out.block(dialect.run_head):
         out.write(*(f"float *{x} = ARENA(float, {offset});" for x, offset in zip("XY", memory.x, strict=False)))
         out.write(f"if ({embed.name}(thread, S, {embed.name}_calls, X{', 1' * (plan.last is embed)})) return;")
         for function, begin, end in _equal_neighbours(plan):
@@ -95,7 +103,7 @@ def _run(out: CWriter, schedule: Schedule, memory: MemoryPlan) -> None:
                     out.write("float *swap = X;", "X = Y, Y = swap;")
         out.write(
             f"if (S->logits_count && {head}(thread, S, {head}_calls, X, 0)) return;",
-            f"if (S->top_count) {head}(thread, S, {head}_calls, X, 1);",
+            f"if (S->argmax_count) {head}(thread, S, {head}_calls, X, 1);",
         )
     out.write("")
 

@@ -8,6 +8,7 @@ from smc.codegen.c_literals import c_float, c_identifier
 from smc.codegen.kernels.abi import F32_FORM
 from smc.codegen.plan.arguments import (
     Activation,
+    Argmaxes,
     Argument,
     Buffer,
     Cache,
@@ -19,7 +20,6 @@ from smc.codegen.plan.arguments import (
     Stride,
     Tiles,
     TokenCount,
-    TopRows,
     Vector,
     Weight,
     WeightSize,
@@ -97,8 +97,8 @@ class Scope:
                 return self._rope(argument)
             case Scratch():
                 return "(float *)thread->scratch"
-            case TopRows():
-                return "S->tops + thread->index * N"
+            case Argmaxes():
+                return "S->argmaxes + thread->index * N"
 
     def _activation(self, buffer: Buffer, part: str, tokens: Range) -> str:
         name = self.name(buffer) + ("" if part == "data" else f"_{part}")

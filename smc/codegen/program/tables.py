@@ -18,9 +18,9 @@ from smc.ir import Encoding, Node, ceil_div
 from smc.targets import Target
 
 
-def call_table(schedule: Schedule, table: WeightTable, function: FunctionSchedule) -> list[str]:
+def call_table(schedule: Schedule, table: WeightTable, function: FunctionSchedule, constant: str) -> list[str]:
     """What differs between the calls of a function: places of weights, widths, its part of the KV cache, and where the
-    weights of the next phases are."""
+    weights of the next phases are. constant: what it is declared with."""
     plan, f = schedule.plan, function.plan
     symbols = f.symbols()
     slots = [slot for slot in f.function.parameters() if f.function.users(slot.name)]
@@ -30,7 +30,7 @@ def call_table(schedule: Schedule, table: WeightTable, function: FunctionSchedul
     lines = [f"struct {name} {{"]
     if prefetches:
         sizes = f"[{len(function.phases)}][{most_streams(schedule)}]"
-        lines.append(f"  struct smc_stream ahead{sizes}; /* by phase: of the next one with weights */")
+        lines.append(f"  struct smc_stream prefetch{sizes}; /* by phase: of the next one with weights */")
     for slot in slots:
         kind = "struct matrix" if slot.name in matrices else "uint64_t"
         lines.append(f"  {kind} {c_identifier(slot.name)};")
@@ -39,11 +39,11 @@ def call_table(schedule: Schedule, table: WeightTable, function: FunctionSchedul
     group = plan.kv_groups()[shape] if shape else []
     if shape:
         lines.append("  int64_t cache; /* KV heads in front of its own in a KV page */")
-    lines += ["};", "", f"static const struct {name} {name}s[{len(f.calls)}] = {{"]
+    lines += ["};", "", f"{constant} struct {name} {name}s[{len(f.calls)}] = {{"]
     kernels = _kernel_numbers(plan, function)
     for call in f.calls:
         names, dims = call.attributes["parameters"], plan.sizes(f, call)
-        values = [_braces(_streams_ahead(schedule, table, function, call))] if prefetches else []
+        values = [_braces(_prefetched_streams(schedule, table, function, call))] if prefetches else []
         values += [
             _matrix(table, dims, s.name, kernels) if s.name in matrices else str(table.vectors[names[s.name]])
             for s in slots
@@ -70,7 +70,7 @@ def most_streams(schedule: Schedule) -> int:
     return max(len(_reads_rows(phase)) for function in schedule.functions for phase in function.phases)
 
 
-def _streams_ahead(schedule: Schedule, table: WeightTable, function: FunctionSchedule, call: Node) -> list[str]:
+def _prefetched_streams(schedule: Schedule, table: WeightTable, function: FunctionSchedule, call: Node) -> list[str]:
     """Of every phase of a call: the initializers of `struct smc_stream` of the next phase with weights, in this call or
     the one after it; an empty one where there is no such phase."""
     plan = schedule.plan
@@ -113,17 +113,22 @@ def _matrix(table: WeightTable, sizes: CallSizes, slot: str, kernels: dict[Encod
     return _braces(map(str, places))
 
 
-def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> list[str]:
-    """What `smc_program` points to: frequencies, levels and tasks."""
+def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile], kernels: str) -> list[str]:
+    """What `smc_program` points to: frequencies, levels and tasks. kernels: in front of a level's name, the variable
+    with its kernels."""
     lines: list[str] = []
     ropes, groups = plan.rope_tables(), plan.kv_groups()
     for number, rope in enumerate(ropes):
         frequencies = ", ".join(map(c_float, rope.frequencies))
         lines += [f"static const float frequencies_{number}[] = {{{frequencies}}};", ""]
+        if rope.short_context:
+            short = ", ".join(map(c_float, rope.short_frequencies))
+            lines += [f"static const float short_frequencies_{number}[] = {{{short}}};", ""]
     if ropes:
         lines.append("static const struct smc_rope_table rope_tables[] = {")
         for number, rope in enumerate(ropes):
-            lines.append(f"    {{{rope.pairs}, {c_float(rope.magnitude)}, frequencies_{number}}},")
+            short = f"{rope.short_context}, short_frequencies_{number}" if rope.short_context else "0, 0"
+            lines.append(f"    {{{rope.pairs}, {c_float(rope.magnitude)}, frequencies_{number}, {short}}},")
         lines += ["};", ""]
     if groups:
         lines.append("static const struct smc_kv_shape kv_groups[] = {")
@@ -132,7 +137,7 @@ def engine_tables(plan: Plan, target: Target, tasks: Sequence[TaskProfile]) -> l
         lines += ["};", ""]
     lines.append("static const struct smc_level levels[] = {")
     for level in target.levels:
-        lines.append(f'    {{"{level.name}", "{",".join(level.features)}", &kernels_{level.name}}},')
+        lines.append(f'    {{"{level.name}", "{",".join(level.features)}", &{kernels}{level.name}}},')
     lines += ["};", "", "static const struct smc_task tasks[] = {"]
     for task in tasks:
         lines.append(f"    {{{', '.join([*map(c_string, task.texts()), *task.numbers()])}}},")
@@ -146,8 +151,9 @@ def program_constants(
     weights_hash: str,
     target: Target,
     tasks: Sequence[TaskProfile],
+    run: str,
 ) -> list[str]:
-    """`smc_program` (the engine's program.h)."""
+    """`smc_program` (the engine's program.h). run: the function that threads run, or 0."""
     plan = schedule.plan
     facts, shapes = plan.module.facts, plan.attention_shapes()
     groups, ropes = plan.kv_groups(), plan.rope_tables()
@@ -161,10 +167,11 @@ def program_constants(
         "vocab_size": plan.vocab_size,
         "logits_stride": padded(plan.vocab_size, ROW_BLOCK),
         "context_length": facts.context_length,
+        "positions": plan.positions,
         "kv_group_count": len(groups),
         "kv_groups": "kv_groups" if groups else "0",
         "max_step_tokens": memory.tokens,
-        "finds_top": int(schedule.top() is not None),
+        "finds_argmax": int(schedule.argmax() is not None),
         "rope_table_count": len(ropes),
         "rope_tables": "rope_tables" if ropes else "0",
         "weight_bytes": table.total_bytes,
@@ -178,7 +185,7 @@ def program_constants(
         "levels": "levels",
         "task_count": len(tasks),
         "tasks": "tasks",
-        "run": "run",
+        "run": run,
     }
     lines = [f"    .{name} = {value}," for name, value in constants.items()]
     return ["const struct smc_program smc_program = {", *lines, "};"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from smc.codegen.kernels.abi import COMPACT
-from smc.codegen.kernels.specs import ElementwiseKernel, LinearKernel
-from smc.codegen.plan.arguments import Number, TopRows
+from smc.codegen.kernels.specs import LinearKernel
+from smc.codegen.plan.arguments import Argmaxes, Number
 from smc.codegen.plan.domains import Rows
 from smc.codegen.plan.plan import BySlot
 from smc.codegen.schedule.schedule import Schedule, Task
@@ -21,14 +21,14 @@ from smc.codegen.schedule.schedule import Schedule, Task
 def argmax(schedule: Schedule) -> Schedule:
     """Where logits are what one linear makes of the last hidden states, with one encoding in all calls.
 
-    A soft-cap of the logits does not change which is the largest: it is left out.
+    What keeps the order of logits, such as a soft-cap, does not change which is the largest: it is left out.
     """
     head = schedule.head
     [task, *others] = head.phases[-1].tasks
     if others or not isinstance(task.blocks, Rows) or task.calls[-1].writes != (head.plan.result,):
         return schedule
     call = task.calls[0]
-    if task.is_chain and not _is_capped(task):
+    if task.is_chain and not _keeps_order(task):
         return schedule
     if not isinstance(call.kernel, BySlot) or call.operation.updates:
         return schedule
@@ -40,17 +40,17 @@ def argmax(schedule: Schedule) -> Schedule:
     assert isinstance(flags, Number) and isinstance(flags.value, int)
     arguments = {
         **call.arguments,
-        "out": TopRows(),
+        "out": Argmaxes(),
         "out_stride": Number(schedule.plan.vocab_size),
         "flags": Number(flags.value & ~COMPACT),
     }
-    top = replace(call, kernel=LinearKernel(encodings.pop(), top=True), arguments=arguments)
-    phases = (*head.phases[:-1], replace(head.phases[-1], tasks=(replace(task, top=top),)))
+    largest = replace(call, kernel=LinearKernel(encodings.pop(), argmax=True), arguments=arguments)
+    phases = (*head.phases[:-1], replace(head.phases[-1], tasks=(replace(task, argmax=largest),)))
     changed = replace(head, phases=phases)
     return replace(schedule, functions=tuple(changed if f is head else f for f in schedule.functions))
 
 
-def _is_capped(chain: Task) -> bool:
-    """Whether a chain is one linear and the soft-cap of its results."""
+def _keeps_order(chain: Task) -> bool:
+    """Whether a chain is one linear, and what follows it keeps the order of its results."""
     [*linears, last] = chain.calls
-    return len(linears) == 1 and isinstance(last.kernel, ElementwiseKernel) and last.kernel.op == "softcap"
+    return len(linears) == 1 and all(operation.increasing for operation in last.operations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from smc.codegen.plan.plan import Plan
 from smc.codegen.schedule.argmax import argmax
@@ -31,11 +31,18 @@ FAST_PATHS: dict[str, FastPath] = {
 
 def make_schedule(plan: Plan, traits: Traits, without: Collection[str] = ()) -> Schedule:
     """The straight schedule of a plan, then every fast path but some; InputError for a name that is none."""
+    return apply_paths(plan, traits, FAST_PATHS, without)
+
+
+def apply_paths(
+    plan: Plan, traits: Traits, paths: Mapping[str, FastPath], without: Collection[str] = ()
+) -> Schedule:
+    """The same with the fast paths of one kind of device; names of others mean nothing there."""
     for name in without:
         if name not in FAST_PATHS:
             raise InputError(f"there is no fast path {name!r}: there is {', '.join(FAST_PATHS)}")
     schedule = straight(plan, traits)
-    for name, fast_path in FAST_PATHS.items():
+    for name, fast_path in paths.items():
         if name not in without:
             schedule = fast_path(schedule)
     return schedule

@@ -40,11 +40,11 @@ def _plan_for(schedule: Schedule, tokens: int) -> MemoryPlan:
     row = padded(tokens * padded_width(plan.hidden) * 4, ALIGNMENT)
     count = 1 if all(f.in_place for f in plan.blocks) else 2
     places: dict[Buffer, Place] = {}
-    top = common = row * count
+    end = common = row * count
     for function in schedule.functions:
-        top = max(top, common + _plan_function(schedule, function, tokens, common, places))
+        end = max(end, common + _plan_function(schedule, function, tokens, common, places))
     scratch = max(scratch_bytes(schedule, function) for function in schedule.functions)
-    return MemoryPlan(tokens, top, [row * i for i in range(count)], places, scratch)
+    return MemoryPlan(tokens, end, [row * i for i in range(count)], places, scratch)
 
 
 def _plan_function(

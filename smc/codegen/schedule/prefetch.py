@@ -25,7 +25,7 @@ def prefetch(schedule: Schedule) -> Schedule:
 def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
     following = (*function.phases[1:], Phase(()))
     phases = tuple(
-        replace(phase, prefetches=True, cache_ahead=_caches(after) if phase.first else ())
+        replace(phase, prefetches=True, prefetched_caches=_caches(after) if phase.first else ())
         for phase, after in zip(function.phases, following, strict=True)
     )
     return replace(function, phases=phases)

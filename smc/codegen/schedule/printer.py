@@ -38,7 +38,7 @@ def _facts(phase: Phase) -> str:
         facts.append(f"begins with {task_name(phase.first)} in other steps")
     if phase.prefetches:
         facts.append("prefetches weights")
-    facts += [f"prefetches the cache of {shape.kv_heads} KV heads" for shape in phase.cache_ahead]
+    facts += [f"prefetches the cache of {shape.kv_heads} KV heads" for shape in phase.prefetched_caches]
     return ": " + ", ".join(facts) if facts else ""
 
 
@@ -59,8 +59,8 @@ def task_lines(task: Task, narrow: bool = False) -> Iterator[str]:
     yield f"{task_name(task)}: {', '.join(facts)}"
     for call in task.calls:
         yield f"  {_call(call)}"
-    if task.top:
-        yield f"  or {_call(task.top)}"
+    if task.argmax:
+        yield f"  or {_call(task.argmax)}"
 
 
 def _call(call: Call) -> str:

@@ -50,7 +50,7 @@ class Task:
     calls: one, or a chain: several linears and an element-wise op on their results, which a thread takes the same rows
     through, without a barrier between; the results stay in its scratch.
     blocks: what blocks are; of a chain `rows_at_once` rows by some tokens. joined: what the blocks do first themselves
-    in steps that don't have it as a phase (joins.py). top: the call that finds the largest logits in the place of
+    in steps that don't have it as a phase (joins.py). argmax: the call that finds the largest logits in the place of
     writing them (argmax.py).
     """
 
@@ -58,7 +58,7 @@ class Task:
     blocks: Domain
     rows_at_once: int = ROW_BLOCK
     joined: Task | None = None
-    top: Call | None = None
+    argmax: Call | None = None
 
     @property
     def is_chain(self) -> bool:
@@ -99,15 +99,15 @@ class Phase:
 
     condition: which steps have it; None: all. first: what every thread makes for itself before its first block, in its
     scratch, in the steps without the phase before (private.py).
-    prefetches: who waits at the end prefetches the weights of the next phase that reads any (prefetch.py). cache_ahead:
-    where keys and values will lie that it makes: a thread prefetches these places first.
+    prefetches: a thread that waits at the end prefetches the weights of the next phase that reads any (prefetch.py).
+    prefetched_caches: where the next phase writes keys and values: a thread prefetches these places first.
     """
 
     tasks: tuple[Task, ...]
     condition: Condition | None = None
     first: Task | None = None
     prefetches: bool = False
-    cache_ahead: tuple[KvShape, ...] = ()
+    prefetched_caches: tuple[KvShape, ...] = ()
 
     def buffers(self) -> tuple[Buffer, ...]:
         """Buffers that it needs in some steps."""
@@ -181,9 +181,9 @@ class Schedule:
         """The schedule with every function changed by a rule."""
         return replace(self, functions=tuple(rule(function, self.traits) for function in self.functions))
 
-    def top(self) -> Call | None:
+    def argmax(self) -> Call | None:
         """The call that finds the largest logits, if there is one."""
-        return next((task.top for task in self.head.tasks() if task.top is not None), None)
+        return next((task.argmax for task in self.head.tasks() if task.argmax is not None), None)
 
 
 def phases_of(tasks: Sequence[Task]) -> tuple[Phase, ...]:

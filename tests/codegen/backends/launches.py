@@ -6,12 +6,14 @@ text. It takes the plan, its domains and its arguments from codegen as they are,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
 
-from smc.codegen.kernels.specs import KernelSpec
-from smc.codegen.objects import KernelObject
+from smc.codegen.build import Program, Tuned
 from smc.codegen.plan.arguments import (
     Activation,
+    Argmaxes,
     Argument,
     Buffer,
     Cache,
@@ -23,7 +25,6 @@ from smc.codegen.plan.arguments import (
     Stride,
     Tiles,
     TokenCount,
-    TopRows,
     Vector,
     Weight,
     WeightSize,
@@ -66,20 +67,15 @@ class LaunchBackend:
                 schedule = fast_path(schedule)
         return schedule
 
-    def kernels(self, schedule: Schedule) -> list[KernelSpec]:
-        """None: there is nothing to build."""
-        return []
+    def build(
+        self, program: Program, target: Target, tuned: Tuned, folder: Path, report: Callable[[float], None]
+    ) -> Any:
+        """There is nothing to build."""
+        return None
 
-    def program(
-        self,
-        schedule: Schedule,
-        memory: MemoryPlan,
-        table: WeightTable,
-        weights_hash: str,
-        objects: Sequence[KernelObject],
-        target: Target,
-    ) -> str:
+    def program(self, program: Program, weights_hash: str, built: Any, target: Target) -> str:
         """A line per launch, and one between phases."""
+        schedule, memory, table = program.schedule, program.memory, program.table
         name = schedule.plan.module.facts.name
         lines = [f"# {name}: at most {memory.tokens} tokens, arena {memory.arena_bytes} bytes"]
         for function, node in schedule.plan.order:
@@ -104,8 +100,8 @@ class _Launches:
             for task in phase.tasks:
                 for call in task.calls:
                     yield f"{when}{self.launch(call, task.blocks)}"
-                if task.top:
-                    yield f"  or {self.launch(task.top, task.blocks)}"
+                if task.argmax:
+                    yield f"  or {self.launch(task.argmax, task.blocks)}"
             yield "  wait"
         if self.function.gather and self.node is self.schedule.plan.order[-2][1]:
             names = ", ".join(buffer.value for buffer in self.function.gather.buffers)
@@ -156,7 +152,7 @@ class _Launches:
                 return f"cache[{self.schedule.plan.kv_group(shape)}].{part}"
             case Rope(table):
                 return "null" if table is None else f"rope[{self.schedule.plan.rope_tables().index(table)}]"
-            case TokenCount() | StepField() | Tiles() | Scratch() | TopRows() | Null():
+            case TokenCount() | StepField() | Tiles() | Scratch() | Argmaxes() | Null():
                 return str(argument)
 
     def address(self, buffer: Buffer, part: str) -> str:

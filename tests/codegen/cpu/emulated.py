@@ -29,7 +29,7 @@ SERVER = r"""
 #define PAGE 65536
 #define SAME (1ull << 63)
 struct smc_tile;
-struct smc_top;
+struct smc_argmax;
 PROTOTYPES
 static void must_read(void *to, size_t size) {
   if (size && fread(to, size, 1, stdin) != 1) exit(feof(stdin) ? 0 : 3);

@@ -10,9 +10,9 @@ import pytest
 import smc.codegen.cpu
 from smc.codegen.cpu.isa import has_few_registers, isa
 from smc.ir import Encoding, integer
-from smc.targets import TARGETS
+from smc.targets import TARGETS, CpuLevel
 
-LEVELS = {level.name: level for target in TARGETS.values() for level in target.levels}
+LEVELS = {level.name: level for target in TARGETS.values() for level in target.levels if isinstance(level, CpuLevel)}
 CPU = Path(smc.codegen.cpu.__file__).parent
 SOURCES = [path for path in sorted(CPU.rglob("*.py")) if path.name not in ("isa.py", "dot.py")]
 

@@ -269,7 +269,7 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
     bias = np.zeros(matrix.layout.padded_rows, np.float32)
     bias[:rows] = rng.integers(-1003, -1000, rows)
     results = linear(linear.kernel(encoding, level), matrix, inputs, bias=bias)[:, :rows]
-    kernel = build(level, build_kernel(LinearKernel(encoding, top=True), "top", level))["top"]
+    kernel = build(level, build_kernel(LinearKernel(encoding, argmax=True), "argmax", level))["argmax"]
     out = np.full((tokens, 32), -np.inf, np.float32)
     out[:, 16:] = np.array(2**31 - 1, np.int32).view(np.float32)
     out = guarded(out)

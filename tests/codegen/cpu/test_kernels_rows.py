@@ -59,7 +59,7 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         "layer_norm": LayerNormKernel((F32_FORM,), bias=False),
         "layer_norm_bias": LayerNormKernel((F32_FORM,)),
         "layer_norm_all": LayerNormKernel((I8, F32_FORM, I8_SUMS_OF_16, WIDE)),
-        "softcap": ElementwiseKernel("softcap", (F32_FORM,)),
+        "softcap": ElementwiseKernel("softcap", (F32_FORM,), numbers=("cap",)),
         **{name: ElementwiseKernel(name, (F32_FORM,)) for name in ACTIVATIONS if name != "silu"},
         "gated_gelu": ElementwiseKernel("gated_gelu", (F32_FORM,)),
         **{op: ElementwiseKernel(op, (F32_FORM,)) for op in ("add", "mul", "silu", "gated_silu")},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smc.codegen import compile_module
+from smc.codegen import CompileOptions, compile_module
 from smc.codegen.cpu import bionic
 from tests.codegen.modules import random_parameters
 from tests.ir.models import tiny_module
@@ -69,7 +69,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     @functools.cache
     def compile_one(target: str) -> bytes:
         path = tmp_path_factory.mktemp(target) / "model.smc"
-        compile_module(random_parameters(tiny_module()), target, path)
+        compile_module(random_parameters(tiny_module()), path, CompileOptions(target))
         with zipfile.ZipFile(path) as archive:
             return archive.read("program.so")
 
@@ -127,7 +127,7 @@ def test_macos(program: Callable[[str], bytes]) -> None:
 @pytest.mark.arm64
 @pytest.mark.parametrize("target", ["arm64-android", "arm64-macos"])
 def test_the_same_bytes_every_time(program: Callable[[str], bytes], target: str, tmp_path: Path) -> None:
-    compile_module(random_parameters(tiny_module()), target, tmp_path / "model.smc")
+    compile_module(random_parameters(tiny_module()), tmp_path / "model.smc", CompileOptions(target))
     with zipfile.ZipFile(tmp_path / "model.smc") as archive:
         assert archive.read("program.so") == program(target)
         assert f'"target": "{target}"'.encode() in archive.read("manifest.json")

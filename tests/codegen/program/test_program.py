@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import smc
-from smc.codegen import compile_module
+from smc.codegen import CompileOptions, compile_module
+from smc.codegen.build import Program
+from smc.codegen.building import ProgramKernels
 from smc.codegen.cpu.backend import CpuBackend
 from smc.codegen.cpu.link import engine_folder
 from smc.codegen.objects import KernelObject
@@ -34,7 +36,7 @@ MakeCheckpoint = Callable[..., tuple[Path, Any]]
 
 def host_of(module: Module, folder: Path) -> str:
     """The host program, compiled once more with all warnings as errors."""
-    compile_module(module, out=folder / "out.smc", emit=folder / "listing", emit_kinds=("c",))
+    compile_module(module, folder / "out.smc", CompileOptions(emit=folder / "listing", emit_kinds=("c",)))
     host = folder / "listing" / "program.c"
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", find_target("native").zig_target]
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-I", str(engine_folder())]
@@ -166,7 +168,7 @@ block
 head
   else: memcpy
   if N > 2: rms_norm_i8_g128_s32
-  rms_norm_i8_g128_s32 first; linear_top_int4_g32_a8_128 + linear_i8
+  rms_norm_i8_g128_s32 first; linear_argmax_int4_g32_a8_128 + linear_i8
 """
 """Phases by condition, what threads make for themselves first, and of every task the kernels that it calls."""
 
@@ -197,7 +199,7 @@ def test_the_program_of_smollm2s_shape(make_checkpoint: MakeCheckpoint) -> None:
     schedule = CpuBackend().schedule(plan)
     kernels = program_kernels(schedule)
     objects = [KernelObject(s, level, f"{s.name()}__{level.name}", Path()) for level in target.levels for s in kernels]
-    parts = (schedule, plan_memory(schedule), place_weights(plan))
-    host = CpuBackend().program(*parts, "0" * 64, objects, target)
+    program = Program(schedule, plan_memory(schedule), place_weights(plan))
+    host = CpuBackend().program(program, "0" * 64, ProgramKernels([], objects, objects), target)
     assert outline(host) == OUTLINE
     check_tasks(host)

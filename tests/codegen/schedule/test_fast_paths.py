@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import smc
-from smc.codegen import compile_module
+from smc.codegen import CompileOptions, compile_module
 from smc.codegen.schedule.fast_paths import FAST_PATHS
 from smc.ir import Module
 from smc.passes import FUSIONS, QuantizeRTN, apply
@@ -47,7 +47,8 @@ def check_same_bits(module: Module, folder: Path, prompt: Sequence[int], levels:
     texts, results = {}, {}
     for name, without in variants.items():
         path = folder / f"{name}.smc"
-        compile_module(module, out=path, emit=folder / name, emit_kinds=("c", "schedule"), without=without)
+        options = CompileOptions(emit=folder / name, emit_kinds=("c", "schedule"), without=without)
+        compile_module(module, path, options)
         texts[name] = (folder / name / "program.c").read_text(encoding="utf-8").split('.weights_hash')[0]
         for level in levels:
             for threads in (1, 3):
@@ -102,6 +103,6 @@ def test_random_blocks_have_the_same_bits(tmp_path: Path, seed: int) -> None:
     rows = []
     for without in ((), *((name,) for name in FAST_PATHS), tuple(FAST_PATHS)):
         path = tmp_path / f"{'-'.join(without)}.smc"
-        compile_module(module, out=path, without=without)
+        compile_module(module, path, CompileOptions(without=without))
         rows.append(rows_of(path, [0, 1, 2, 3, 4] * 10).view(np.uint32))
     assert all(np.array_equal(row, rows[0]) for row in rows)

@@ -91,8 +91,8 @@ def test_the_straight_schedule_has_a_task_per_operation(make_checkpoint: MakeChe
     ]
     phases = [phase for function in schedule.functions for phase in function.phases]
     assert {phase.condition for phase in phases} == {None, Condition.SPLIT_CACHE}
-    assert not any(phase.first or phase.prefetches or phase.cache_ahead for phase in phases)
-    assert not any(task.joined or task.top for phase in phases for task in phase.tasks)
+    assert not any(phase.first or phase.prefetches or phase.prefetched_caches for phase in phases)
+    assert not any(task.joined or task.argmax for phase in phases for task in phase.tasks)
     block = block_of(schedule)
     assert block.gather is not None and (block.gather.phase, block.gather.buffers) == (12, (block.plan.result,))
 
@@ -108,7 +108,7 @@ def test_a_fast_path_alone_leaves_its_traces(make_checkpoint: MakeCheckpoint, na
         "private": bool(block.private()),
         "joins": any(task.joined for task in block.tasks()),
         "tail": bool(block.narrow),
-        "argmax": schedule.top() is not None,
+        "argmax": schedule.argmax() is not None,
         "prefetch": all(phase.prefetches for phase in block.phases),
     }
     assert found == {other: other == name for other in FAST_PATHS}
@@ -128,7 +128,7 @@ def test_schedules_can_be_read(make_checkpoint: MakeCheckpoint) -> None:
     assert "phase 1: begins with input_layernorm in other steps, prefetches weights" in text
     assert "joins rope_cache of attention" in text
     assert "gather the wanted tokens' rows of attention:f32, x:f32" in text
-    assert "linear_top_int4_g32" in text
+    assert "linear_argmax_int4_g32" in text
 
 
 def test_where_tokens_are_by_themselves(make_checkpoint: MakeCheckpoint) -> None:

@@ -20,15 +20,15 @@ from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, cons
 from smc.codegen.cpu.isa import isa
 from smc.codegen.kernels.abi import TOKEN_BLOCK
 from smc.codegen.kernels.layout import QUADS, TILE
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 
-def is_blocked(level: Level) -> bool:
+def is_blocked(level: CpuLevel) -> bool:
     """Whether a level's activations are interleaved."""
     return isa(level).interleaves_tokens
 
 
-def has_pairs(level: Level) -> bool:
+def has_pairs(level: CpuLevel) -> bool:
     """Whether pairs of tokens are interleaved by 8 columns."""
     return isa(level).interleaves_pairs
 
@@ -57,7 +57,7 @@ class Destination:
         return self.sums + index * self.step
 
 
-def destination(kernel: Kernel, level: Level, tokens: Expr, token: Expr, stride: Expr, sums: int) -> Destination:
+def destination(kernel: Kernel, level: CpuLevel, tokens: Expr, token: Expr, stride: Expr, sums: int) -> Destination:
     """Where a token (int64) of a step of `tokens` (int32) is written; stride: columns of a row, sums: of a tile."""
 
     def number(value: int) -> Expr:
@@ -129,7 +129,7 @@ class Inputs:
 class Source:
     """Reads the tokens token…token+count of a step, one alone or full blocks of them where rows are interleaved."""
 
-    def __init__(self, kernel: Kernel, level: Level, inputs: Inputs, token: Expr, count: int) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, inputs: Inputs, token: Expr, count: int) -> None:
         k = self.kernel = kernel
         self.inputs = inputs
         self.blocked = is_blocked(level) and count > 1

@@ -32,14 +32,14 @@ from smc.codegen.cpu.builder import (
     shuffle,
     shuffle_pair,
 )
+from smc.codegen.cpu.kernels.head_norm import HeadNorm
 from smc.codegen.cpu.kernels.kv_cache import read_tile
-from smc.codegen.cpu.kernels.norms import HeadNorm
 from smc.codegen.cpu.kernels.rope import rotated_head
 from smc.codegen.cpu.kernels.vector_math import LANES, exp2, horizontal, horizontal_each, tanh
 from smc.codegen.kernels.abi import MOST_ROWS, PAGE_TOKENS, SPLIT_TOKENS, TILE_TOKENS, AttentionShape, rows_per_token
 from smc.codegen.kernels.specs import AttentionKernel, MergeKernel
 from smc.ir import ceil_div
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 MASKED, LOWEST = -3.0e38, -1.0e30
 """Score of a masked token, and a split's least maximum: 2 to the power of their difference is exactly 0."""
@@ -47,7 +47,7 @@ MASKED, LOWEST = -3.0e38, -1.0e30
 VECTOR = f"float32x{LANES}"
 
 
-def attention_kernel(name: str, spec: AttentionKernel, level: Level) -> Kernel:
+def attention_kernel(name: str, spec: AttentionKernel, level: CpuLevel) -> Kernel:
     """Blocks are (tile, KV head, split).
 
     splits: 1 for blocks that do all splits of their tile and write `out`; otherwise block s of a tile and head writes
@@ -61,7 +61,7 @@ def attention_kernel(name: str, spec: AttentionKernel, level: Level) -> Kernel:
     return _Attention(name, spec, level).build()
 
 
-def merge_kernel(name: str, spec: MergeKernel, level: Level) -> Kernel:
+def merge_kernel(name: str, spec: MergeKernel, level: CpuLevel) -> Kernel:
     """Blocks are (tile, query head): merges what `attention_kernel` left in `partials` and writes `out`.
     """
     k, shape = Kernel(name, spec.signature()), spec.shape
@@ -157,11 +157,11 @@ class _Pass:
         self.page: Expr = None  # the first page that they see in the split, …
         self.base: Expr = None  # … its first cache index …
         self.tokens: Expr = None  # … and how many tokens there are from it on
-        self.fetches = False  # K and V are read once: from memory, for which the next split's are asked in time
+        self.fetches = False  # K and V are read once: from memory, so the next split's are prefetched
 
 
 class _Attention:
-    def __init__(self, name: str, spec: AttentionKernel, level: Level) -> None:
+    def __init__(self, name: str, spec: AttentionKernel, level: CpuLevel) -> None:
         shape = self.shape = spec.shape
         self.budget = level.registers * 3 // 4  # accumulators; the rest holds what is multiplied
         self.units = LANES // level.lanes  # registers of a vector
@@ -301,14 +301,14 @@ class _Attention:
         """Where the head's part of a page of the cache begins."""
         return self.k.let(number * self.page + (self.layer + self.head) * self.shape.page_head, "head_begin")
 
-    def _page_ahead(self, rows: _Pass, page: Expr, distance: int) -> Expr:
+    def _later_page(self, rows: _Pass, page: Expr, distance: int) -> Expr:
         """Where a page that is `distance` behind this one begins, or the tile's last one."""
         last = (self.index + self.count - 1) // PAGE_TOKENS
-        ahead = tirx.min(rows.page + page + distance, last)
-        return self._page_begin(self.k.let(cast(self.tables.load(self.table + ahead), "int64"), "number_ahead"))
+        later = tirx.min(rows.page + page + distance, last)
+        return self._page_begin(self.k.let(cast(self.tables.load(self.table + later), "int64"), "later_number"))
 
     def _fetch(self, begin: Expr, step: Expr, elements: int) -> None:
-        """Ask for a loop's share of what lies from `begin` on: in each step so many elements."""
+        """Prefetch a loop's share of what lies from `begin` on: in each step so many elements."""
         line = CACHE_LINE // self.shape.element_bytes
         for offset in range(0, elements, line):
             self.k.prefetch(self.cache, begin + step * elements + offset)
@@ -317,11 +317,11 @@ class _Attention:
         """Scores of a page's tokens for all rows, masked, into the scratch."""
         k = self.k
         keys, tokens = self._page(rows, page)
-        ahead = self._page_ahead(rows, page, 1) if rows.fetches else None
+        later = self._later_page(rows, page, 1) if rows.fetches else None
         widths = [n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget]
         vectors = k.let((tokens + (LANES - 1)) // LANES, "vectors")
         if rows.fetches:
-            # A token's last chunk may be computed in vain.
+            # The last chunk of a token may be computed for nothing.
             widths = widths[:1]
             vectors = vectors + (widths[0] - 1)
         done = const(0, "int64")
@@ -329,19 +329,19 @@ class _Attention:
             chunks = k.let((vectors - done) // width, "chunks")
             with k.loop(chunks, "chunk") as chunk:
                 first = k.let(done + chunk * width, "first")
-                self._score_chunk(rows, page, keys, first, width, ahead)
+                self._score_chunk(rows, page, keys, first, width, later)
             done = k.let(done + chunks * width, "done")
 
-    def _score_chunk(self, rows: _Pass, page: Expr, keys: Expr, first: Expr, width: int, ahead: Expr | None) -> None:
+    def _score_chunk(self, rows: _Pass, page: Expr, keys: Expr, first: Expr, width: int, later: Expr | None) -> None:
         """Scores of a page's `width` vectors of tokens from vector `first` on."""
         k, shape = self.k, self.shape
         start = k.let(keys + first * (LANES * shape.padded_dim), "keys")
         scores = [[k.register(const(0.0, VECTOR), "score") for _ in range(width)] for _ in range(rows.rows)]
         with k.loop(const(shape.head_dim, "int64"), "d") as d:
-            if ahead is not None:
+            if later is not None:
                 step = first // width * shape.padded_dim + d
                 self._fetch(keys + PAGE_TOKENS * shape.padded_dim, step, width * LANES)
-                self._fetch(ahead, step, width * LANES)
+                self._fetch(later, step, width * LANES)
             vectors = [
                 k.let(cast(self.cache.load(start + d * LANES + v * LANES * shape.padded_dim, LANES), VECTOR), "key")
                 for v in range(width)
@@ -457,14 +457,14 @@ class _Attention:
         with k.loop(pages, "page") as page:
             start, tokens = self._page(rows, page)
             values = k.let(start + (channels + PAGE_TOKENS * shape.padded_dim), "values")
-            ahead = None
+            later = None
             if rows.fetches:
                 # Every block prefetches a share.
-                ahead = self._page_ahead(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
-                ahead = k.let(ahead + channels * PAGE_TOKENS, "ahead")
+                later = self._later_page(rows, page, SPLIT_TOKENS // PAGE_TOKENS)
+                later = k.let(later + channels * PAGE_TOKENS, "later")
             with k.loop(tokens, "t") as t:
-                if ahead is not None:
-                    self._fetch(ahead, t, width * LANES)
+                if later is not None:
+                    self._fetch(later, t, width * LANES)
                 row = [
                     k.let(cast(self.cache.load(values + t * shape.padded_dim + v * LANES, LANES), VECTOR), "value")
                     for v in range(width)

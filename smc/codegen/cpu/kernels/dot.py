@@ -31,7 +31,7 @@ from smc.codegen.cpu.builder import (
 from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import PerToken
 from smc.codegen.cpu.kernels.unpack import CodeForm, InPlace
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 Sums = list[list[Register]]
 """[token][unit]."""
@@ -49,7 +49,7 @@ Terms = Callable[[Any, int], list[Expr]]
 class Dot(ABC):
     """How one feature level multiplies."""
 
-    def __init__(self, kernel: Kernel, level: Level, form: CodeForm) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, form: CodeForm) -> None:
         self.kernel, self.level, self.form = kernel, level, form
         self.lanes = level.lanes
 
@@ -119,7 +119,7 @@ class _Vpdpbusd(_X86Dot):
 class InPlaceDot(_Vpdpbusd):
     """One token by codes that stay where they lie in their bytes (`unpack.InPlace`); `collect` makes sums of codes."""
 
-    def __init__(self, kernel: Kernel, level: Level, form: CodeForm, place: InPlace) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, form: CodeForm, place: InPlace) -> None:
         super().__init__(kernel, level, form)
         self.place = place
         self._partial: list[list[Register]] = []
@@ -359,7 +359,7 @@ _KINDS: dict[str, type[Dot]] = {
 }
 
 
-def dot_for(kernel: Kernel, level: Level, form: CodeForm, tokens: int) -> Dot:
+def dot_for(kernel: Kernel, level: CpuLevel, form: CodeForm, tokens: int) -> Dot:
     """The level's way to multiply so many tokens at once."""
     kind = _KINDS[level.dot]
     if isa(level).interleaves_pairs and tokens % 2:

@@ -6,17 +6,16 @@ import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, fma, reinterpret
 from smc.codegen.cpu.kernels.unpack import VECTOR_BYTES, cell, scale_place, storage_dtype, tile_place
-from smc.codegen.cpu.packing import stored_bias
-from smc.codegen.kernels.layout import QUADS, ROW_VECTOR, TILE, planes, span_of
+from smc.codegen.kernels.layout import QUADS, ROW_VECTOR, TILE, planes, span_of, stored_bias
 from smc.codegen.kernels.specs import EmbeddingKernel
 from smc.ir import Encoding
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 LEVEL_TABLE = 128
 """Levels of a codebook that an embedding has in one table."""
 
 
-def embedding_kernel(name: str, spec: EmbeddingKernel, level: Level) -> Kernel:
+def embedding_kernel(name: str, spec: EmbeddingKernel, level: CpuLevel) -> Kernel:
     """Rows of the packed table, for the tokens begin…end.
 
     out: float32 [tokens, stride], the padding set to 0. scale: what values are multiplied by. rows: padded rows of the
@@ -98,16 +97,21 @@ class _RowDecoder:
             outer = scale_place(encoding, vector, group, self.tiles) + lane
         number, begin = _scalar_float(self.scales, outer), lane
         if encoding.scales.super_group is not None:
-            number = number * cast(cast(self.zeros.load(index), "int32"), "float32")
+            inner = self.zeros.load(index)
+            inner = reinterpret(inner, "int8") if encoding.scales.signed_codes else inner
+            number = number * cast(cast(inner, "int32"), "float32")
             begin = lane + self.rows * self.groups  # of the zeros, behind the codes of the scales
         scale = broadcast(k.let(number, "scale"), 4)
         value = self._less_zero(code, vector, group, begin)
         if not encoding.stores_minima:
             return value * scale
-        behind = index + self.rows * self.super_groups
+        behind = (outer if encoding.has_two_level_minima else index) + self.rows * self.super_groups
         if span_of(encoding):
             behind = scale_place(encoding, vector, group, self.tiles, part=1) + lane
-        return fma(value, scale, broadcast(k.let(_scalar_float(self.scales, behind), "offset"), 4))
+        number = _scalar_float(self.scales, behind)
+        if encoding.has_two_level_minima:
+            number = number * cast(cast(self.zeros.load(index + self.rows * self.groups), "int32"), "float32")
+        return fma(value, scale, broadcast(k.let(number, "offset"), 4))
 
     def _less_zero(self, code: Expr, vector: Expr, group: Expr, lane: Expr) -> Expr:
         """float32 [4]: codes minus zero, or codebook entries. lane: where zeros begin, and a row in its row vector."""

@@ -21,7 +21,7 @@ class Epilogue:
 
     flags, bias, out: the kernel's parameters (linear.py). out_row, out_first: how many floats of `out` a token has,
     and which of the matrix's rows is the first there (int64).
-    top: how many rows count (int32) where of each token only the largest results are kept; None where all are.
+    argmax_rows: how many rows count (int32) where of each token only the largest results are kept; None where all are.
     """
 
     matrix: PackedMatrix
@@ -31,10 +31,10 @@ class Epilogue:
     out: Pointer
     out_row: Expr
     out_first: Expr
-    top: Expr | None
+    argmax_rows: Expr | None
 
     def prefetch(self, rows: RowTile, tokens: Sequence[Expr]) -> None:
-        """Ask for where the results go: other threads wrote there last, and a residual is read."""
+        """Prefetch where the results go: other threads wrote there last, and a residual is read."""
         for unit in rows.units:
             if unit.offset % ROW_VECTOR == 0:
                 for token in tokens:
@@ -63,8 +63,8 @@ class Epilogue:
                 bias = k.let(self.bias.load(place, lanes), "bias")
                 for result in results:
                     k.set(result, result.value + bias)
-            if self.top is not None:
-                self._keep_largest([result.value for result in results], tokens, place, self.top)
+            if self.argmax_rows is not None:
+                self._keep_largest([result.value for result in results], tokens, place, self.argmax_rows)
                 continue
             with k.when((self.flags & const(ACCUMULATE, "int32")) != const(0, "int32")):
                 for result, token in zip(results, tokens, strict=True):

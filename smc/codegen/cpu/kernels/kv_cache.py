@@ -20,13 +20,13 @@ from smc.codegen.cpu.builder import (
     shuffle,
     shuffle_pair,
 )
-from smc.codegen.cpu.kernels.norms import HeadNorm
+from smc.codegen.cpu.kernels.head_norm import HeadNorm
 from smc.codegen.cpu.kernels.rope import rotated_head, rotated_lanes
 from smc.codegen.cpu.kernels.sink import symmetric_scale
 from smc.codegen.cpu.kernels.vector_math import LANES, horizontal, magnitude, nearest
 from smc.codegen.kernels.abi import PAGE_TOKENS, TILE_TOKENS
 from smc.codegen.kernels.specs import RopeKernel
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 TILE_FIELDS = 4
 
@@ -43,7 +43,7 @@ def read_tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, 
     return token, count, table, index
 
 
-def rope_cache_kernel(name: str, spec: RopeKernel, level: Level) -> Kernel:
+def rope_cache_kernel(name: str, spec: RopeKernel, level: CpuLevel) -> Kernel:
     """Blocks are (tile, KV head): rotates the tile's keys and writes keys and values into the cache.
     k, v: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens];
     tiles: int32 [n][4] token, count, table, index; cache: all pages; scales: the same memory, for those of an int8
@@ -68,7 +68,7 @@ class _Slot:
 
 
 class _CacheWrite:
-    def __init__(self, name: str, spec: RopeKernel, level: Level) -> None:
+    def __init__(self, name: str, spec: RopeKernel, level: CpuLevel) -> None:
         shape, self.level = spec.shape, level
         self.shape = shape
         k = self.k = Kernel(name, spec.signature())

@@ -28,14 +28,14 @@ from smc.codegen.kernels.abi import COMPACT, TOKEN_BLOCK
 from smc.codegen.kernels.groups import flushes_tiles
 from smc.codegen.kernels.layout import ROW_BLOCK
 from smc.codegen.kernels.specs import LinearKernel
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 PREFETCH_TURNS = 4
 """From so many tiles of tokens on, the next block's weights are prefetched while one is multiplied: else its first tile
 would wait for them. A token or two read them as a stream, which the CPU sees coming."""
 
 
-def linear_kernel(name: str, spec: LinearKernel, level: Level) -> Kernel:
+def linear_kernel(name: str, spec: LinearKernel, level: CpuLevel) -> Kernel:
     """Computes the row blocks begin…end (of 32 rows) for all tokens.
 
     x: float32 [tokens, x_stride], or int8 codes with
@@ -44,16 +44,16 @@ def linear_kernel(name: str, spec: LinearKernel, level: Level) -> Kernel:
     out: float32 [tokens, out_stride], or if flags say so [tokens, rows of the blocks begin…end]; padding rows come out
     as 0 (plus bias).
 
-    top: the result is not written but compared, a row i with what the lane i % 16 has in out [tokens, 32]: the largest
-    results up to now, float32 [16], and their rows, int32 [16], the lower one among equals. out_stride: how many rows
-    count; those behind are padding.
+    argmax: the result is not written but compared, a row i with what the lane i % 16 has in out [tokens, 32]: the
+    largest results up to now, float32 [16], and their rows, int32 [16], the lower one among equals. out_stride: how
+    many rows count; those behind are padding.
     """
     return _Linear(name, spec, level).build()
 
 
 class _Linear:
-    def __init__(self, name: str, spec: LinearKernel, level: Level) -> None:
-        encoding, top = self.encoding, self.top = spec.encoding, spec.top
+    def __init__(self, name: str, spec: LinearKernel, level: CpuLevel) -> None:
+        encoding, argmax = self.encoding, self.argmax = spec.encoding, spec.argmax
         self.level, self.tile = level, spec.tile or default_tile(encoding, level)
         self.integer = encoding.rounds_inputs
         k = self.k = Kernel(name, spec.signature(), matmul=True)
@@ -67,14 +67,14 @@ class _Linear:
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.inputs = Inputs(x, x_scales, x_sums, x_stride)
         # A row of the result is as long as the matrix has padded rows.
-        rows = (out_stride + (ROW_BLOCK - 1)) // ROW_BLOCK * ROW_BLOCK if top else out_stride
+        rows = (out_stride + (ROW_BLOCK - 1)) // ROW_BLOCK * ROW_BLOCK if argmax else out_stride
         self.matrix = PackedMatrix(k, encoding, level, (codes, scales, zeros), self.columns, rows)
         compact = (flags & const(COMPACT, "int32")) != const(0, "int32")
         blocks, zero = cast(self.end - self.begin, "int64"), const(0, "int64")
         out_row = k.let(tirx.Select(compact, blocks * ROW_BLOCK, self.matrix.rows), "out_row")
         out_first = k.let(tirx.Select(compact, cast(self.begin, "int64") * ROW_BLOCK, zero), "out_first")
-        top_rows = out_stride if top else None
-        self.epilogue = Epilogue(self.matrix, self.inputs, flags, bias, out, out_row, out_first, top_rows)
+        argmax_rows = out_stride if argmax else None
+        self.epilogue = Epilogue(self.matrix, self.inputs, flags, bias, out, out_row, out_first, argmax_rows)
 
     def build(self) -> Kernel:
         k, ways = self.k, (self.matrix, self.inputs, self.epilogue, self.tile)
@@ -115,7 +115,7 @@ class _Linear:
         tokens = [token + m for m in range(count)]
         accumulators = [[k.register(zero, "acc") for _ in rows.units] for _ in range(count)]
         weights = PackedWeights(self.matrix, rows)
-        if count > 1 and not self.top and not is_blocked(self.level):
+        if count > 1 and not self.argmax and not is_blocked(self.level):
             self.epilogue.prefetch(rows, tokens)
         dot = None
         if self.integer:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, const, dtype_of, intrinsic, reinterpret, vector_constant
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 
-def lookup_bytes(table: Sequence[int], index: Expr, level: Level, dtype: str) -> Expr:
+def lookup_bytes(table: Sequence[int], index: Expr, level: CpuLevel, dtype: str) -> Expr:
     """table[index] of every byte: `dtype` [4 * lanes]; index uint8 [4 * lanes], below the table's length."""
     lanes = 4 * level.lanes
     tables = [_byte_table([v & 0xFF for v in table[i : i + 16]], lanes) for i in range(0, len(table), 16)]
@@ -58,7 +58,7 @@ def _word_table(values: Sequence[int]) -> Expr:
     return reinterpret(vector_constant(parts, "int64"), "int16x32")
 
 
-def lookup_floats(table: Sequence[float], code: Expr, column: int, level: Level) -> Expr:
+def lookup_floats(table: Sequence[float], code: Expr, column: int, level: CpuLevel) -> Expr:
     """float32 [lanes]: table[code] for one of the four columns; code: uint8 [4 * lanes], below the table's length."""
     lanes = level.lanes
     if level.family == "arm64" and len(table) > 16:
@@ -96,7 +96,7 @@ def _table_lookup(tables: Sequence[Expr], index: Expr) -> Expr:
     return found
 
 
-def _lookup_planes(table: Sequence[float], code: Expr, column: int, level: Level) -> Expr:
+def _lookup_planes(table: Sequence[float], code: Expr, column: int, level: CpuLevel) -> Expr:
     """Longer tables on arm64: first byte 0 of all 16 codes, then byte 1 …, which all four columns share."""
     data = struct.pack(f"<{len(table)}f", *table)
     planes = [lookup_bytes(list(data[byte::4]), code, level, "int8") for byte in range(4)]

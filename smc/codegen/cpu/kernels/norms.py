@@ -1,4 +1,4 @@
-"""Norms of rows of activations, and of single heads while they are read.
+"""Norms of rows of activations.
 
 Every activation row is padded to a multiple of 32 floats, and the padding holds zeros; so no vector ends early.
 """
@@ -27,15 +27,15 @@ from smc.codegen.cpu.builder import (
 )
 from smc.codegen.cpu.kernels.rows import rows_together, tile_of_rows
 from smc.codegen.cpu.kernels.sink import Halves, Sink
-from smc.codegen.cpu.kernels.vector_math import LANES, add, horizontal, horizontal_each, segment
+from smc.codegen.cpu.kernels.vector_math import LANES, add, horizontal_each, segment
 from smc.codegen.kernels.layout import TILE
 from smc.codegen.kernels.specs import LayerNormKernel, RmsNormKernel
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 VECTOR = f"float32x{LANES}"
 
 
-def rms_norm_kernel(name: str, spec: RmsNormKernel, level: Level) -> Kernel:
+def rms_norm_kernel(name: str, spec: RmsNormKernel, level: CpuLevel) -> Kernel:
     """Of `tokens` those from begin to end.
 
     Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
@@ -108,7 +108,7 @@ def _normed_tile(
     ]
 
 
-def layer_norm_kernel(name: str, spec: LayerNormKernel, level: Level) -> Kernel:
+def layer_norm_kernel(name: str, spec: LayerNormKernel, level: CpuLevel) -> Kernel:
     """Of `tokens` those from begin to end; rows have `stride` floats.
 
     Mean and variance over the true `width`, the variance from the squares of the differences to the mean.
@@ -180,47 +180,3 @@ def _affine_tile(
         ]
         results.append((pairs[0], pairs[1]))
     return results
-
-
-@dataclass(frozen=True)
-class HeadNorm:
-    """How q or k is normed head by head: the weights [head_dim], and epsilon."""
-
-    weight: Pointer
-    eps: Expr
-
-    def factor(self, k: Kernel, x: Pointer, start: Expr, head_dim: int) -> Expr:
-        """1 / sqrt(mean square + eps) of the head that begins at `start`, its sums as those of a row."""
-        squares = [k.register(const(0.0, VECTOR), "squares") for _ in range(2)]
-        with k.loop(const(head_dim // TILE, "int64"), "tile") as tile:
-            for half, register in enumerate(squares):
-                value = k.let(x.load(start + tile * TILE + half * LANES, LANES), "x")
-                k.set(register, fma(value, value, register.value))
-        whole = head_dim // TILE * TILE
-        for register in squares:
-            count = min(LANES, head_dim - whole)
-            if count > 0:
-                value = self._few(k, x, start + whole, count)
-                k.set(register, fma(value, value, register.value))
-            whole += LANES
-        total = horizontal(k, squares[0].value + squares[1].value, add)
-        mean = total / const(float(head_dim), "float32")
-        root = intrinsic("float32", "llvm.sqrt", mean + self.eps)
-        return k.let(const(1.0, "float32") / root, "factor")
-
-    def _few(self, k: Kernel, x: Pointer, start: Expr, count: int) -> Expr:
-        """A vector of the next `count` channels, the other lanes 0: more must not be read."""
-        if count == LANES:
-            return k.let(x.load(start, LANES), "x")
-        lanes = tirx.Ramp(const(0, "int32"), const(1, "int32"), LANES)
-        vector = const(0.0, VECTOR)
-        for lane in range(count):
-            here = lanes < broadcast(const(lane, "int32"), LANES)
-            value = broadcast(k.let(x.load(start + lane), "x"), LANES)
-            vector = tirx.Select(here, vector, value) if lane else value
-        return k.let(tirx.Select(lanes < broadcast(const(count, "int32"), LANES), vector, const(0.0, VECTOR)), "x")
-
-    def apply(self, values: Expr, factor: Expr, d: Expr) -> Expr:
-        """Some channels of a head, from channel d on, normed."""
-        lanes = lanes_of(values)
-        return values * broadcast(factor, lanes) * self.weight.load(d, lanes)

@@ -19,7 +19,7 @@ from smc.codegen.cpu.tiles import panel_tiles
 from smc.codegen.kernels.groups import piece_quads
 from smc.codegen.kernels.layout import QUADS, ROW_BLOCK, TILE
 from smc.ir import Encoding
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 
 class Panel:
@@ -31,7 +31,7 @@ class Panel:
     tiles in groups of 16.
     """
 
-    def __init__(self, kernel: Kernel, encoding: Encoding, level: Level) -> None:
+    def __init__(self, kernel: Kernel, encoding: Encoding, level: CpuLevel) -> None:
         tiles = panel_tiles(encoding, level)
         assert tiles is not None
         self.kernel, self.encoding, self.level, self.tiles = kernel, encoding, level, tiles

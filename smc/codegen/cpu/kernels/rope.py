@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, const, dtype_of, fma
-from smc.codegen.cpu.kernels.norms import HeadNorm
+from smc.codegen.cpu.kernels.head_norm import HeadNorm
 from smc.codegen.cpu.kernels.vector_math import LANES
 from smc.codegen.kernels.abi import AttentionShape
 

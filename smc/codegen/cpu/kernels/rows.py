@@ -18,10 +18,10 @@ from smc.codegen.cpu.kernels.vector_math import LANES, Vectors, tanh
 from smc.codegen.kernels.layout import TILE
 from smc.codegen.kernels.specs import GATED, ElementwiseKernel, QuantizeTokensKernel, operands
 from smc.ir.activations import ACTIVATIONS
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 
-def rows_together(k: Kernel, level: Level, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
+def rows_together(k: Kernel, level: CpuLevel, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
     """Loops over the rows begin…end (int32), yields the numbers (int64) of a turn's: several, so that they share the
     shuffles of their maxima and sums, and then the rest one by one. A vector of each takes four registers."""
     done = begin
@@ -46,7 +46,7 @@ def _tiles_of_rows(k: Kernel) -> Iterator[tuple[Expr, Expr, Expr]]:
             yield k.let(cast(row, "int64"), "token"), stride64, k.let(cast(tile, "int64"), "tile")
 
 
-def elementwise_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
+def elementwise_kernel(name: str, spec: ElementwiseKernel, level: CpuLevel) -> Kernel:
     """Tiles of 32 columns, token by token, or the kernel of a chain.
 
     op: "add", "mul", an activation, "gated_" and an activation (of a, times b), "softcap", or "copy" (which quantizes
@@ -65,7 +65,7 @@ def elementwise_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kern
     return k
 
 
-def _chained_kernel(name: str, spec: ElementwiseKernel, level: Level) -> Kernel:
+def _chained_kernel(name: str, spec: ElementwiseKernel, level: CpuLevel) -> Kernel:
     """The tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold
     these alone; a is overwritten.
 
@@ -116,7 +116,7 @@ def _values(k: Kernel, op: str, operands: Sequence[Pointer], place: Expr) -> Exp
     return k.let(value, "value")
 
 
-def quantize_tokens_kernel(name: str, spec: QuantizeTokensKernel, level: Level) -> Kernel:
+def quantize_tokens_kernel(name: str, spec: QuantizeTokensKernel, level: CpuLevel) -> Kernel:
     """One scale per token, or for several tiles."""
     k = Kernel(name, spec.signature())
     x = k.pointer("x")

@@ -15,7 +15,7 @@ from smc.codegen.cpu.kernels.activations import Destination, destination, has_pa
 from smc.codegen.cpu.kernels.vector_math import LANES, add, horizontal_each, lane, magnitude, nearest, segment
 from smc.codegen.kernels.abi import Form
 from smc.codegen.kernels.layout import TILE
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 SMALLEST = 1e-30
 """Groups of activations with no larger magnitude are rounded to 0 (docs/numerics.md)."""
@@ -28,7 +28,7 @@ Halves = tuple[Expr, Expr]
 class Sink:
     """Where a row kernel puts its results: the pointers of every form, and the code that stores columns."""
 
-    def __init__(self, kernel: Kernel, level: Level, forms: Sequence[Form]) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, forms: Sequence[Form]) -> None:
         self.kernel = kernel
         self.floats: Pointer | None = None
         self.codes: list[_CodesSink] = []
@@ -83,7 +83,7 @@ class Sink:
 class _CodesSink:
     """The results as int8 codes of one form, the kernel's number `place`."""
 
-    def __init__(self, kernel: Kernel, level: Level, form: Form, place: int) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, form: Form, place: int) -> None:
         self.kernel, self.level, self.form = kernel, level, form
         self.codes = kernel.pointer(f"codes_{place}")
         self.scales = kernel.pointer(f"scales_{place}")

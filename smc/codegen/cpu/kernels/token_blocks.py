@@ -23,13 +23,13 @@ from smc.codegen.kernels.groups import flushes_tiles, piece_quads, tiles_of_scal
 from smc.codegen.kernels.layout import ROW_BLOCK
 from smc.codegen.kernels.specs import Tile
 from smc.ir import Encoding
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
 """Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
 
 
-def has_stationary_codes(encoding: Encoding, level: Level) -> bool:
+def has_stationary_codes(encoding: Encoding, level: CpuLevel) -> bool:
     """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must leave at once."""
     return encoding.rounds_inputs and is_blocked(level) and flushes_tiles(encoding)
 

@@ -6,12 +6,12 @@ import tvm.tirx as tirx
 
 from smc.codegen.cpu.builder import Expr, Kernel, cast, const, rounded_product, shuffle, vector_constant
 from smc.codegen.kernels.specs import TransformKernel
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 LANES = 16
 
 
-def transform_kernel(name: str, spec: TransformKernel, level: Level) -> Kernel:
+def transform_kernel(name: str, spec: TransformKernel, level: CpuLevel) -> Kernel:
     """The tokens begin…end.
 
     x, out: float32 [tokens, stride], the padding beyond `columns` 0. order: int32 [stride], the column of x that comes

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from smc.codegen.cpu.builder import Expr, Kernel, Pointer, broadcast, cast, const, dtype_of, intrinsic, reinterpret
 from smc.codegen.cpu.isa import DIGIT_SHIFT, has_few_registers, isa
 from smc.codegen.cpu.kernels.lookup import lookup_bytes, lookup_floats
-from smc.codegen.cpu.packing import stored_bias
-from smc.codegen.kernels.layout import FIVE, QUADS, ROW_BLOCK, ROW_VECTOR, TILE, Span, planes, span_of
+from smc.codegen.kernels.layout import FIVE, QUADS, ROW_BLOCK, ROW_VECTOR, TILE, Span, planes, span_of, stored_bias
 from smc.ir import Encoding
 from smc.ir.encoding import FLOAT_BYTES
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 VECTOR_BYTES = 4 * ROW_VECTOR
 
@@ -101,7 +100,7 @@ class CodeForm:
         return (1 << (self.bits - self.signed)) << self.shift
 
 
-def code_form(encoding: Encoding, level: Level) -> CodeForm:
+def code_form(encoding: Encoding, level: CpuLevel) -> CodeForm:
     """What `unpack_quad` gives on a level."""
     signed = isa(level).signed_codes(encoding)
     if encoding.has_integer_codebook:
@@ -113,7 +112,7 @@ def code_form(encoding: Encoding, level: Level) -> CodeForm:
     return CodeForm(encoding.bits, offset, shift, signed)
 
 
-def unpacked_zero(encoding: Encoding, level: Level) -> int:
+def unpacked_zero(encoding: Encoding, level: CpuLevel) -> int:
     """The unpacked code, not shifted, of value 0; 0 where zeros are stored, which have the offset added themselves."""
     if encoding.stores_zeros:
         return 0
@@ -123,7 +122,7 @@ def unpacked_zero(encoding: Encoding, level: Level) -> int:
 def unpack_quad(
     kernel: Kernel,
     encoding: Encoding,
-    level: Level,
+    level: CpuLevel,
     codes: Pointer,
     tile: TilePlace,
     quad: int,
@@ -163,7 +162,7 @@ class Fractions:
     its mean is exact and even, so that shifting words moves no bit into the next byte.
     """
 
-    def __init__(self, kernel: Kernel, level: Level, tiles: Expr) -> None:
+    def __init__(self, kernel: Kernel, level: CpuLevel, tiles: Expr) -> None:
         self.kernel, self.lanes = kernel, 4 * level.lanes
         self.array = kernel.array("uint8", QUADS * self.lanes, "fractions")
         # 0, but LLVM can't know: few registers must not be where it keeps the fractions from tile to tile.
@@ -229,7 +228,7 @@ class InPlace:
         return total
 
 
-def in_place(encoding: Encoding, level: Level, whole_row: bool) -> InPlace | None:
+def in_place(encoding: Encoding, level: CpuLevel, whole_row: bool) -> InPlace | None:
     """Where multiplying in place takes fewer instructions. whole_row: one sum for many tiles."""
     if not isa(level).multiplies_in_place or encoding.has_codebook or not encoding.rounds_inputs:
         return None
@@ -286,7 +285,7 @@ def _bit_field(value: Expr, begin: int, width: int, to: int) -> Expr:
     return value if alone else value & const(((1 << width) - 1) << to, dtype)
 
 
-def float_codes(kernel: Kernel, encoding: Encoding, level: Level, code: Expr, column: int) -> Expr:
+def float_codes(kernel: Kernel, encoding: Encoding, level: CpuLevel, code: Expr, column: int) -> Expr:
     """float32 [lanes] of one of a quad's four columns: the code (or level) as a number, less its constant zero."""
     lanes, form, zero = level.lanes, code_form(encoding, level), unpacked_zero(encoding, level)
     vector = f"int32x{lanes}"
@@ -323,7 +322,7 @@ def storage_dtype(name: str) -> str:
 
 
 def load_zeros(
-    encoding: Encoding, level: Level, zeros: Pointer, cells: Sequence[Expr], rows: Expr, group: Expr
+    encoding: Encoding, level: CpuLevel, zeros: Pointer, cells: Sequence[Expr], rows: Expr, group: Expr
 ) -> Expr:
     """int32 [lanes]: the stored zeros of a group. cells: of it, and of its pair; rows: the unit's place there."""
     lanes = level.lanes

@@ -20,7 +20,7 @@ from smc.codegen.cpu.builder import (
     shuffle,
     shuffle_pair,
 )
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 LANES = 16
 """Vectors here have 16 floats whatever the level: LLVM splits them where registers are narrower."""
@@ -80,7 +80,7 @@ def magnitude(x: Expr) -> Expr:
     return intrinsic(f"float32x{LANES}", "llvm.fabs", x)
 
 
-def nearest(level: Level, x: Expr) -> Expr:
+def nearest(level: CpuLevel, x: Expr) -> Expr:
     """16 floats rounded to int32, halves to even, by one instruction for each of a level's vectors."""
     if level.family == "x86":
         return intrinsic(f"int32x{LANES}", "llvm.lrint", x)

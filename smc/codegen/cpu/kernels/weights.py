@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from smc.codegen.cpu.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const
+from smc.codegen.cpu.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const, reinterpret
 from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.dot import Terms, Unpack
 from smc.codegen.cpu.kernels.spans import each_tile, spans
@@ -32,7 +32,7 @@ from smc.codegen.cpu.kernels.unpack import (
 from smc.codegen.kernels.groups import tiles_of_scales
 from smc.codegen.kernels.layout import ROW_BLOCK, ROW_VECTOR, TILE, span_of
 from smc.ir import Encoding
-from smc.targets import Level
+from smc.targets import CpuLevel
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RowTile:
     units: list[Unit]
 
 
-def row_tile(kernel: Kernel, level: Level, block: Expr, offset: Expr, rows: int) -> RowTile:
+def row_tile(kernel: Kernel, level: CpuLevel, block: Expr, offset: Expr, rows: int) -> RowTile:
     """`rows` rows from `offset` on in the block that begins with row `block`."""
     row = kernel.let(block + offset, "row")
     vector = kernel.let(row >> const(4, "int64"), "vector")
@@ -96,7 +96,7 @@ class Weights(ABC):
     stored). shift_in_scales: scales undo the codes' shift, so sums of products must not.
     """
 
-    def __init__(self, kernel: Kernel, encoding: Encoding, level: Level, rows: RowTile) -> None:
+    def __init__(self, kernel: Kernel, encoding: Encoding, level: CpuLevel, rows: RowTile) -> None:
         self.kernel, self.encoding, self.level, self.rows = kernel, encoding, level, rows
         self.form: CodeForm
         self.zero = 0
@@ -138,7 +138,7 @@ class PackedMatrix:
         self,
         kernel: Kernel,
         encoding: Encoding,
-        level: Level,
+        level: CpuLevel,
         pointers: tuple[Pointer, Pointer, Pointer],
         columns: Expr,
         rows: Expr,
@@ -160,9 +160,9 @@ class PackedMatrix:
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
     def prefetch_next(self, block: Expr, turn: Expr, turns: Expr) -> None:
-        """Ask for the codes of the 32 rows behind `block`, another part in each of so many turns (all int32)."""
+        """Prefetch the codes of the 32 rows behind `block`, another part in each of so many turns (all int32)."""
         k, line, tile = self.kernel, const(CACHE_LINE, "int64"), const(0, "int64")
-        vectors = [(cast(block, "int64") + ahead) * (ROW_BLOCK // ROW_VECTOR) for ahead in range(2)]
+        vectors = [(cast(block, "int64") + later) * (ROW_BLOCK // ROW_VECTOR) for later in range(2)]
         here, there = (tile_place(k, self.encoding, vector, tile, self.tiles).begin for vector in vectors)
         turn, turns = cast(turn, "int64"), cast(turns, "int64")
         lines = k.let(((there - here) // line + turns - const(1, "int64")) // turns, "lines")
@@ -176,15 +176,17 @@ class PackedMatrix:
             place = scale_place(self.encoding, rows.vector, group, self.tiles, unit.vector, part=int(offset))
             return k.let(load_floats(self.scales, place + row, lanes), "offset" if offset else "scale")
         index = cell(rows.vector, group, self.groups, unit.vector) * ROW_VECTOR + row
-        size = self.encoding.scales.super_group
-        if offset:
-            # Offsets follow the scales of all row vectors.
-            return k.let(load_floats(self.scales, index + self.rows * self.super_groups, lanes), "offset")
-        if size is None:
-            return k.let(load_floats(self.scales, index, lanes), "scale")
+        size, name = self.encoding.scales.super_group, "offset" if offset else "scale"
+        # Offsets follow the scales of all row vectors, and their codes those of scales.
+        begin = self.rows * self.super_groups if offset else const(0, "int64")
+        if size is None or (offset and not self.encoding.has_two_level_minima):
+            return k.let(load_floats(self.scales, begin + index, lanes), name)
         outer = cell(rows.vector, group // const(size, "int64"), self.super_groups, unit.vector) * ROW_VECTOR + row
-        inner = cast(cast(self.zeros.load(index, lanes), f"int32x{lanes}"), f"float32x{lanes}")
-        return k.let(load_floats(self.scales, outer, lanes) * inner, "scale")
+        codes = self.zeros.load(index + self.rows * self.groups if offset else index, lanes)
+        if self.encoding.scales.signed_codes and not offset:
+            codes = reinterpret(codes, f"int8x{lanes}")
+        inner = cast(cast(codes, f"int32x{lanes}"), f"float32x{lanes}")
+        return k.let(load_floats(self.scales, begin + outer, lanes) * inner, name)
 
     def stored_zero(self, rows: RowTile, unit: Unit, group: Expr, form: CodeForm) -> Expr:
         """int32 [lanes], in the form of the integer sums: with the offset that codes have, shifted as they are."""

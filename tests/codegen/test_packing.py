@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kernel_inputs import random_tensor
-from smc.codegen.cpu.packing import can_run, check_packable, pack_matrix
 from smc.codegen.kernels.layout import MatrixLayout
+from smc.codegen.packing import can_run, check_packable, pack_matrix
 from smc.errors import InputError
 from smc.ir import BF16, F16, F32, Encoding, integer
 from tests.codegen.encodings import ENCODINGS, encodings
@@ -99,8 +99,13 @@ def test_packed_codes_scales_and_zeros_are_where_they_belong(
         assert scales[block, group // per_scale, lane] == tensor.scales.expand(rows, -1)[row, group // per_scale]
         if scale_codes is not None:
             assert tensor.scale_codes is not None
-            assert scale_codes[block, group, lane] == tensor.scale_codes[row, group]
-        if encoding.stores_minima:
+            assert scale_codes[block, group, lane] == int(tensor.scale_codes[row, group]) % 256
+        if tensor.offset_codes is not None:
+            assert tensor.offsets is not None
+            minimum = offsets.reshape(scales.shape)[block, group // per_scale, lane]
+            assert minimum == tensor.offsets[row, group // per_scale]
+            assert zeros.reshape(-1, groups, 32)[block, group, lane] == tensor.offset_codes[row, group]
+        elif encoding.stores_minima:
             assert tensor.offsets is not None
             assert offsets.reshape(-1, groups, 32)[block, group, lane] == tensor.offsets[row, group]
         if encoding.stores_zeros:

@@ -1,4 +1,4 @@
-"""Packing a matrix by its layout (kernels/layout.py), for a family of CPUs."""
+"""Packing a matrix by its layout (kernels/layout.py), for a family of machines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smc.codegen.kernels.layout import FIVE, ROW_BLOCK, ROW_VECTOR, TILE, MatrixLayout, Span, padded, planes, span_of
+from smc.codegen.kernels.layout import (
+    FIVE,
+    QUADS,
+    ROW_BLOCK,
+    ROW_VECTOR,
+    TILE,
+    MatrixLayout,
+    Span,
+    padded,
+    planes,
+    span_of,
+    stored_bias,
+)
 from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, ceil_div, matrix_shape
 
@@ -40,12 +52,6 @@ def check_packable(encoding: Encoding, columns: int = 0) -> None:
         raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
 
 
-def stored_bias(encoding: Encoding, family: str) -> int:
-    """What is subtracted from codes before they are stored."""
-    plain = not encoding.has_codebook and encoding.is_packed
-    return 1 << (encoding.bits - 1) if family == "arm64" and plain else 0
-
-
 def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
     """The packed bytes (uint8) of a matrix in its encoding, for a target family."""
     encoding = tensor.encoding
@@ -59,21 +65,22 @@ def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
         return out
     assert tensor.codes is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
-    packed = _pack_codes(codes ^ stored_bias(encoding, family), layout)
+    packed = _pack_codes(codes ^ stored_bias(encoding, family), layout, family)
     assert tensor.scales is not None
     # One scale for everything is repeated in every row.
     scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
     if encoding.stores_minima:
         assert tensor.offsets is not None
-        scales.append(_pack_scales(tensor.offsets, layout, layout.groups))
+        scales.append(_pack_scales(tensor.offsets, layout, layout.minima))
     if span := span_of(encoding):
         packed = _interleave(packed, scales, span, layout)
     else:
         out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(scales)
     out[: layout.codes_bytes] = packed
     parts = []
-    if tensor.scale_codes is not None:
-        parts.append(_pack_bytes(tensor.scale_codes.numpy(), layout))
+    for part in (tensor.scale_codes, tensor.offset_codes):
+        if part is not None:
+            parts.append(_pack_bytes(part.numpy().view(np.uint8), layout))
     if tensor.zeros is not None:
         parts.append(_pack_zeros(tensor.zeros.numpy(), layout))
     if parts:
@@ -99,14 +106,15 @@ def _pack_floats(values: torch.Tensor, layout: MatrixLayout) -> np.ndarray:
     return np.ascontiguousarray(_row_blocks(bits, layout, layout.columns)).view(np.uint8).reshape(-1)
 
 
-def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
+def _pack_codes(codes: np.ndarray, layout: MatrixLayout, family: str) -> np.ndarray:
     full = np.zeros((layout.padded_rows, layout.tiles * TILE), np.uint8)
     full[: layout.rows, : codes.shape[1]] = codes
     # [row vector, row, tile, quad, column of quad] → [row vector, tile, quad, row, column]
     vectors = full.reshape(-1, ROW_VECTOR, layout.tiles, TILE // 4, 4).transpose(0, 2, 3, 1, 4)
     vectors = np.ascontiguousarray(vectors).reshape(-1, layout.tiles, TILE // 4, 4 * ROW_VECTOR)
     if layout.encoding.is_base3:
-        return _by_blocks(_base3_cells(vectors))
+        cells = _base3_cells(vectors)
+        return _by_rows(cells, (QUADS,)) if family == "cuda" else _by_blocks(cells)
     packed, low = [], 0
     for width in planes(layout.encoding.bits):
         plane = (vectors >> low) & ((1 << width) - 1) if width < 8 else vectors
@@ -116,13 +124,28 @@ def _pack_codes(codes: np.ndarray, layout: MatrixLayout) -> np.ndarray:
             word = word | (plane[:, :, :, place] << (place * width))
         packed.append(word)
         low += width
-    return _by_blocks(np.concatenate(packed, axis=2))
+    cells = np.concatenate(packed, axis=2)
+    return _by_rows(cells, planes(layout.encoding.bits)) if family == "cuda" else _by_blocks(cells)
 
 
 def _by_blocks(cells: np.ndarray) -> np.ndarray:
     """[row vector, tile or five tiles, packed vector, 64] → [row block, tile, row vector, packed vector, 64]."""
     blocks = cells.reshape(-1, ROW_BLOCK // ROW_VECTOR, *cells.shape[1:])
     return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1)
+
+
+def _by_rows(cells: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """[row vector, tile or five tiles, packed vector, 64] → [row block, tile, plane, row, packed vector of it, 4].
+
+    widths: how many packed vectors each plane has.
+    """
+    blocks, tiles = len(cells) // 2, cells.shape[1]
+    rows = cells.reshape(blocks, ROW_BLOCK // ROW_VECTOR, tiles, -1, ROW_VECTOR, 4).transpose(0, 2, 1, 4, 3, 5)
+    parts, begin = [], 0
+    for width in widths:
+        parts.append(rows[..., begin : begin + width, :].reshape(blocks, tiles, -1))
+        begin += width
+    return np.ascontiguousarray(np.concatenate(parts, axis=2)).reshape(-1)
 
 
 def _base3_cells(vectors: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: kernels in CUDA C++ (device/), generated calls of them, machine code by NVRTC."""

@@ -32,9 +32,9 @@ from smc.runtime.interface import (
     NOT_FINITE,
     TOKEN,
     UNSUPPORTED,
+    WANT_ARGMAX,
     WANT_HIDDEN,
     WANT_LOGITS,
-    WANT_TOP,
     Api,
     Batch,
     Info,
@@ -298,7 +298,7 @@ class Engine:
         """Run a batch: `tokens` is a contiguous array of `TOKEN`.
 
         logits: [tokens that want them, facts.logits_stride], hidden: [tokens that want it, facts.hidden_size]; both
-        contiguous float32, written in batch order. Returns the ids of the largest logits of those with WANT_TOP.
+        contiguous float32, written in batch order. Returns the ids of the largest logits of those with WANT_ARGMAX.
         since: see `run`.
         """
         if tokens.dtype != TOKEN or not tokens.flags.c_contiguous:
@@ -311,9 +311,9 @@ class Engine:
                 ("hidden", hidden, wanted[1], self.facts.hidden_size),
             )
         ]
-        top = np.empty(int((tokens["flags"] & WANT_TOP).astype(bool).sum()), np.int32)
-        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers, top.ctypes.data), since)
-        return top
+        argmax = np.empty(int((tokens["flags"] & WANT_ARGMAX).astype(bool).sum()), np.int32)
+        self.run(Batch(len(tokens), tokens.ctypes.data, *pointers, argmax.ctypes.data), since)
+        return argmax
 
     def run(self, batch: Batch, since: int | None = None) -> None:
         """Run a batch whose buffers the caller vouches for: the way of `step` without its checks, for tight loops.

@@ -1,26 +1,36 @@
-"""Generating text: prompt in, tokens one by one, text as it settles."""
+"""Generating text as a state machine, apart from who steps the engine: outcomes of steps in, tokens and text out.
+
+`Generation` chooses tokens, looks for stop strings, joins bytes to characters and counts limits. `TextStream` steps the
+engine for one of them, a server for many at once (smc/serve/scheduler.py), and so does speculation.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from smc.errors import InputError
 from smc.runtime.sampling import Sampler, SamplingOptions, log_probabilities, top_tokens
 from smc.runtime.streaming import Detokenizer, StopStrings
 
-if TYPE_CHECKING:
-    from smc.runtime.model import Model, Sequence
-
 FinishReason = Literal["stop", "length", "interrupted"]
 
 Outcome = int | NDArray[np.float32]
 """What running tokens brings: the id of the largest logit where only that is requested, or the logits [vocab]."""
+
+
+class Constraint(Protocol):
+    """Which tokens may come next; one object per text, because it follows the text."""
+
+    def restrict(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of `logits` [vocab] with -inf for every token that must not come next."""
+
+    def accept(self, token: int) -> bool:
+        """Follow a chosen token; false where the text is complete and nothing may come behind it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Timings:
     """Seconds and tokens of the two parts of a generation.
 
     cached_tokens: of the prompt, found in the sequence and not run again. prompt_tokens: those that were run.
-    decoded_tokens: tokens run one by one after the prompt, over decode_seconds (the last chosen token is never run).
+    decoded_tokens: tokens run after the prompt, over decode_seconds (the last chosen token is never run). guesses: more
+    that were run on trial, of which right_guesses came true and count as decoded.
     """
 
     cached_tokens: int = 0
@@ -48,6 +59,8 @@ class Timings:
     prompt_seconds: float = 0.0
     decoded_tokens: int = 0
     decode_seconds: float = 0.0
+    guesses: int = 0
+    right_guesses: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -83,6 +96,7 @@ class GenerationOptions:
 
     max_tokens: at most so many new tokens; None: until the context is full. stop: texts that end the generation.
     eos_token_ids: tokens that end it. logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
+    show_special: special tokens are text too (those that end the text never are).
     """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -90,6 +104,7 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    show_special: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 0:
@@ -98,104 +113,97 @@ class GenerationOptions:
             raise InputError(f"logprobs is {self.logprobs}, but must be 0 or more")
 
 
-class TextStream(Iterator[str]):
-    """An iterator over pieces of text while they are generated; `result` grows along and is complete at the end.
+class Generation:
+    """One text while it grows. Run the prompt, then give what each step brings to `advance` until `done`.
 
-    On KeyboardInterrupt, or `CancelledError` after `engine.cancel()`, the text so far stays in `result` and the
-    exception passes on; a cancellation counts whenever it comes after the stream was made, between two tokens too.
-    A sequence that the stream made is dropped at the end; one given to it stays and holds all tokens that were run.
+    result: what there is so far. piece: the text that the last `advance` settled, which may be empty. most_tokens: how
+    many tokens it may come to choose.
+    prompt: tokens, at least one and no more than the context holds, else InputError. tokenizer: None makes no text.
+    constraint: which tokens may come, None: all.
     """
 
     def __init__(
-        self, model: Model, prompt: list[int], options: GenerationOptions, sequence: Sequence | None = None
+        self,
+        prompt: list[int],
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        context_length: int,
+        constraint: Constraint | None = None,
     ) -> None:
-        context = model.context_length
         if not prompt:
             raise InputError("the prompt is empty: give at least one token")
-        if len(prompt) > context:
+        if len(prompt) > context_length:
             raise InputError(
-                f"the prompt has {len(prompt)} tokens, but the context holds {context}; shorten it or open the "
+                f"the prompt has {len(prompt)} tokens, but the context holds {context_length}; shorten it or open the "
                 "artifact with a longer context (--ctx)"
             )
         self.result = GenerationResult(prompt, logprobs=None if options.logprobs is None else [])
-        self._model = model
-        self._options = options
-        self._sequence = sequence
-        self._since = model.engine.cancels
-        self._pieces = self._run()
+        self.piece = ""
+        self.done = False
+        self.options = options
+        self.most_tokens = context_length + 1 - len(prompt)  # the last one is never run
+        if options.max_tokens is not None:
+            self.most_tokens = min(self.most_tokens, options.max_tokens)
+        self._sampler = Sampler(options.sampling, prompt)
+        self._constraint = constraint
+        self._stops = StopStrings(options.stop)
+        self._detokenizer = Detokenizer(tokenizer, prompt, options.show_special) if tokenizer else None
+        if self.most_tokens == 0:
+            self._finish("length")
 
-    def __next__(self) -> str:
-        return next(self._pieces)
+    @property
+    def takes_largest(self) -> bool:
+        """Whether `advance` needs the id of the largest logit only."""
+        return self._sampler.takes_largest and self.result.logprobs is None and self._constraint is None
 
-    def close(self) -> None:
-        """Stop early; frees the sequence that the stream made."""
-        self._pieces.close()
+    def advance(self, outcome: Outcome) -> int | None:
+        """Choose the token behind those that were run last; returns it, to be run next, or None where the text ends.
 
-    def _run(self) -> Generator[str, None, None]:
-        sequence = self._sequence if self._sequence is not None else self._model.text_sequence(self._since)
-        stops = StopStrings(self._options.stop)
-        detokenizer = Detokenizer(self._model.tokenizer, self.result.prompt) if self._model.has_tokenizer else None
-        try:
-            for token in self._tokens(sequence):
-                piece = stops.push(detokenizer.push(token)) if detokenizer else ""
-                if piece:
-                    self.result.text += piece
-                    yield piece
-                if stops.stopped:
-                    self.result.finish_reason = "stop"
-                    return
-            rest = stops.push(detokenizer.flush()) + stops.flush() if detokenizer else ""
-            if stops.stopped:
-                self.result.finish_reason = "stop"
-            if rest:
-                self.result.text += rest
-                yield rest
-        finally:
-            if self._sequence is None:
-                sequence.drop()
+        outcome: of the last token run; the id of its largest logit will do where `takes_largest`. Logits [vocab] are
+        left as they are and not kept. Raises InputError for logits that are no numbers.
+        """
+        result, self.piece = self.result, ""
+        token = self._choose(outcome)
+        result.tokens.append(token)
+        if token in self.options.eos_token_ids:
+            self._finish("stop")
+            return None
+        if self._detokenizer:
+            self._add(self._detokenizer.push(token))
+        if self._stops.stopped:
+            self._end("stop")
+        elif self._constraint is not None and not self._constraint.accept(token):
+            self._finish("stop")
+        elif len(result.tokens) == self.most_tokens:
+            self._finish("length")
+        return None if self.done else token
 
-    def _tokens(self, sequence: Sequence) -> Iterator[int]:
-        """Choose tokens until one ends the text; sets the finish reason and the timings."""
-        result, options, timings = self.result, self._options, self.result.timings
-        limit = len(result.prompt) + options.max_tokens if options.max_tokens is not None else None
-        if limit == len(result.prompt):
-            result.finish_reason = "length"
-            return
-        sampler = Sampler(options.sampling, result.prompt)
-        timings.cached_tokens = sequence.keep_common(result.prompt[:-1])
-        fresh = result.prompt[timings.cached_tokens :]
-        started = time.perf_counter()
-        run = self._largest if sampler.takes_largest and result.logprobs is None else self._logits()
-        outcome = run(sequence, fresh)
-        timings.prompt_tokens, timings.prompt_seconds = len(fresh), time.perf_counter() - started
-        while True:
-            token = outcome if isinstance(outcome, int) else sampler.sample(outcome)
-            self._record(token, outcome)
-            if token in options.eos_token_ids:
-                result.finish_reason = "stop"
-                return
-            yield token
-            length = len(result.prompt) + len(result.tokens)
-            if length == limit or sequence.length == self._model.context_length:
-                result.finish_reason = "length"
-                return
-            started = time.perf_counter()
-            outcome = run(sequence, [token])
-            timings.decode_seconds += time.perf_counter() - started
-            timings.decoded_tokens += 1
-
-    def _largest(self, sequence: Sequence, tokens: list[int]) -> Outcome:
-        return sequence.next_token(tokens, since=self._since)
-
-    def _logits(self) -> Callable[[Sequence, list[int]], Outcome]:
-        """Runs tokens for the last one's logits, which the next call overwrites."""
-        buffer = self._model.logits_buffer(1)
-        return lambda sequence, tokens: sequence.extend(tokens, out=buffer, since=self._since)[0]
-
-    def _record(self, token: int, outcome: Outcome) -> None:
-        self.result.tokens.append(token)
+    def _choose(self, outcome: Outcome) -> int:
+        if isinstance(outcome, int):
+            assert self.takes_largest, "this text needs logits"
+            return outcome
+        allowed = self._constraint.restrict(outcome) if self._constraint is not None else None
+        token = self._sampler.sample(outcome, allowed)
         if self.result.logprobs is not None:
-            assert not isinstance(outcome, int)
             log_probs = log_probabilities(outcome)
-            top = top_tokens(log_probs, self._options.logprobs or 0)
+            top = top_tokens(log_probs, self.options.logprobs or 0)
             self.result.logprobs.append(TokenLogprob(token, float(log_probs[token]), top))
+        return token
+
+    def _add(self, text: str) -> None:
+        piece = self._stops.push(text)
+        self.result.text += piece
+        self.piece += piece
+
+    def _finish(self, reason: FinishReason) -> None:
+        """Settle what was held back; it may still have a stop string."""
+        if self._detokenizer:
+            self._add(self._detokenizer.flush())
+            rest = self._stops.flush()
+            self.result.text += rest
+            self.piece += rest
+        self._end("stop" if self._stops.stopped else reason)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.result.finish_reason = reason
+        self.done = True

@@ -9,7 +9,7 @@ import numpy as np
 
 from smc.runtime.profile import LimitsStruct, ProfileStruct
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 ERROR_BYTES = 512
 """Of the sentence that a failed call leaves."""
@@ -17,7 +17,7 @@ ERROR_BYTES = 512
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED, NOT_FINITE = -1, -2, -3, -4, -5, -6, -7
 
 KV_DTYPES = {"f16": 0, "f32": 1, "i8": 2}
-WANT_LOGITS, WANT_HIDDEN, WANT_TOP = 1, 2, 4
+WANT_LOGITS, WANT_HIDDEN, WANT_ARGMAX = 1, 2, 4
 
 TOKEN = np.dtype(
     [("token", "<i4"), ("sequence", "<i4"), ("position", "<i4"), ("index", "<i4"), ("flags", "<u4"), ("parent", "<i4")],
@@ -58,7 +58,7 @@ class Info(ctypes.Structure):
         ("threads", c_int32),
         ("kv_dtype", c_int32),
         ("max_step_tokens", c_int32),
-        ("finds_top", c_int32),
+        ("finds_argmax", c_int32),
         ("kv_page_tokens", c_int32),
         ("name", c_char_p),
         ("level", c_char_p),
@@ -79,7 +79,7 @@ class Batch(ctypes.Structure):
         ("tokens", c_void_p),
         ("logits", c_void_p),
         ("hidden", c_void_p),
-        ("top", c_void_p),
+        ("argmax", c_void_p),
         ("cancels", c_uint32),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from smc.generation import GenerationDefaults
 
 MANIFEST = "manifest.json"
 FORMAT = "smc"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _CONTEXT = Range(1, MOST_CONTEXT, f"a positive integer, at most {MOST_CONTEXT:,}")
 _SIZE = Range(0, (1 << 63) - 1, "a whole number below 2^63")
+_DIFFERENCE = Range(0, 1, "a number from 0 to 1")
 _BITS = Range(0, 1e6, "a number from 0 to 1,000,000")
 
 
@@ -50,6 +51,53 @@ class TuningFacts:
 
 
 @dataclass(frozen=True)
+class ProofFacts:
+    """Whether the program's logits were compared with the reference's before the file got its name.
+
+    reason: why not. level: which one ran, emulator: under which program, None on a real machine. tokens: how many.
+    difference: of the logits, of their norm; 0: equal bits. Manifests leave out what depends on the machine.
+    """
+
+    verified: bool
+    reason: str | None = None
+    level: str | None = None
+    emulator: str | None = None
+    tokens: int | None = None
+    difference: float | None = None
+
+    @classmethod
+    def read(cls, values: Fields) -> ProofFacts:
+        """From a manifest. InputError for a wrong type or range."""
+        return cls(
+            verified=values.flag("verified"),
+            reason=values.text("reason") if "reason" in values else None,
+            level=values.text("level") if "level" in values else None,
+            emulator=values.text("emulator") if "emulator" in values else None,
+            tokens=values.integer("tokens", within=_SIZE) if "tokens" in values else None,
+            difference=values.number("difference", within=_DIFFERENCE) if "difference" in values else None,
+        )
+
+    def __str__(self) -> str:
+        """For people."""
+        if not self.verified:
+            return f"no: {self.reason}" if self.reason else "no"
+        if self.difference is None:
+            equal = "close to the reference's"
+        else:
+            equal = (
+                f"within {self.difference:.1g} of the reference's"
+                if self.difference
+                else "the reference's, bit for bit"
+            )
+        where = f" ({self.level}{f', under {self.emulator}' if self.emulator else ''})" if self.level else ""
+        return f"yes: the logits of {self.tokens} tokens are {equal}{where}"
+
+    def on_any_machine(self) -> ProofFacts:
+        """What a manifest says: nothing that depends on where the program was run, or files would differ by that."""
+        return replace(self, level=None, emulator=None, difference=None if self.difference else self.difference)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The entries of docs/artifact.md under their names there; those with a default may be missing in a file."""
 
@@ -73,6 +121,7 @@ class Manifest:
     encodings: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tuning: TuningFacts | None = None
+    proof: ProofFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -111,6 +160,7 @@ class Manifest:
             encodings=values.text_by_name("encodings"),
             shapes=_shapes(values),
             tuning=_tuning(values.section("tuning")) if "tuning" in values else None,
+            proof=ProofFacts.read(values.section("proof")) if "proof" in values else None,
             versions=values.text_by_name("versions"),
         )
 
@@ -130,7 +180,7 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, GenerationDefaults):
         return value.to_json()
-    if isinstance(value, (FileFacts, LevelFacts, TuningFacts)):
+    if isinstance(value, (FileFacts, LevelFacts, ProofFacts, TuningFacts)):
         return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -158,6 +208,4 @@ def _shapes(values: Fields) -> dict[str, tuple[int, ...]]:
 
 
 def _tuning(values: Fields) -> TuningFacts:
-    return TuningFacts(
-        values.text_by_name("candidates"), values.text("records") if "records" in values else None
-    )
+    return TuningFacts(values.text_by_name("candidates"), values.text("records") if "records" in values else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import AsyncIterator, Mapping
 from collections.abc import Sequence as Items
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,18 @@ from tokenizers import Tokenizer
 
 from smc.errors import InputError, Notice, blamed_on
 from smc.runtime.artifact import Artifact, read_artifact
+from smc.runtime.async_stream import stream_in_thread
 from smc.runtime.binding import Engine
 from smc.runtime.chat import ChatTemplate, Message
-from smc.runtime.generation import GenerationOptions, GenerationResult, TextStream
-from smc.runtime.interface import TOKEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.generation import Constraint, GenerationOptions, GenerationResult
+from smc.runtime.interface import TOKEN, WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
 from smc.runtime.sampling import SamplingOptions
 from smc.runtime.slots import SlotQueue
+from smc.runtime.speculation import Drafter
+from smc.runtime.text_stream import TextStream
+
+_EMBED_TOKENS = 256
+"""Of a text to embed, in one step: others' texts wait for no longer."""
 
 
 class Sequence:
@@ -82,13 +89,35 @@ class Sequence:
         """
         if not len(tokens):
             raise InputError("there is no next token after no tokens")
-        if not self._model.finds_top:
+        if not self._model.finds_argmax:
             return int(np.argmax(self.extend(tokens, since=since)[0]))
         batch = self._batch(tokens)
-        batch["flags"][-1] = WANT_TOP
-        [top] = self._model.engine.step(batch, since=since)
+        batch["flags"][-1] = WANT_ARGMAX
+        [argmax] = self._model.engine.step(batch, since=since)
         self.tokens.extend(map(int, tokens))
-        return int(top)
+        return int(argmax)
+
+    def next_tokens(self, tokens: Items[int], since: int | None = None) -> list[int]:
+        """As `next_token`, but the ids of the largest logits of all `tokens`."""
+        if not self._model.finds_argmax:
+            return [int(np.argmax(row)) for row in self.extend(tokens, "all", since=since)]
+        batch = self._batch(tokens)
+        batch["flags"] = WANT_ARGMAX
+        argmax = self._model.engine.step(batch, since=since)
+        self.tokens.extend(map(int, tokens))
+        return [int(token) for token in argmax]
+
+    def hidden_states(self, tokens: Items[int], since: int | None = None) -> NDArray[np.float32]:
+        """Run `tokens` after those that the sequence has; the last layer's states, float32 [len(tokens), hidden_size].
+
+        since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does.
+        """
+        batch = self._batch(tokens)
+        batch["flags"] = WANT_HIDDEN
+        states = np.empty((len(tokens), self._model.engine.facts.hidden_size), np.float32)
+        self._model.engine.step(batch, hidden=states, since=since)
+        self.tokens.extend(map(int, tokens))
+        return states
 
     def keep_common(self, tokens: Items[int]) -> int:
         """Truncate to what the sequence has in common with the beginning of `tokens`; returns its length."""
@@ -166,7 +195,7 @@ class Model:
             warnings.warn(f"{text} trained for: what lies behind these may make no sense", Notice, stacklevel=2)
         self.logits_stride: int = facts.logits_stride
         self.threads: int = facts.threads
-        self.finds_top = bool(facts.finds_top)
+        self.finds_argmax = bool(facts.finds_argmax)
         self.level: str = facts.level.decode()
 
     # ---- numbers
@@ -176,6 +205,24 @@ class Model:
         since = self.engine.cancels
         with self.text_sequence(since) as sequence:
             return sequence.extend(tokens, logits="all", since=since)
+
+    def embed(self, text: str | Items[int], normalize: bool = True) -> NDArray[np.float32]:
+        """The mean of the last layer's hidden states (after the final norm) over all tokens: float32 [hidden_size].
+
+        normalize: to length 1. The text takes a sequence of its own. Raises InputError for an empty text, and for one
+        that is longer than the context.
+        """
+        tokens = self.prompt_tokens(text)
+        if not tokens:
+            raise InputError("the text is empty: give at least one token")
+        total, since = np.zeros(self.engine.facts.hidden_size, np.float64), self.engine.cancels
+        with self.text_sequence(since) as sequence:
+            for begin in range(0, len(tokens), _EMBED_TOKENS):
+                total += sequence.hidden_states(tokens[begin : begin + _EMBED_TOKENS], since).sum(0, dtype=np.float64)
+        mean = total / len(tokens)
+        if normalize:
+            mean /= max(float(np.linalg.norm(mean)), 1e-30)
+        return mean.astype(np.float32)
 
     def new_sequence(self) -> Sequence:
         """An empty sequence. Raises InputError where all slots are taken (see `sequences`)."""
@@ -289,37 +336,84 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Items[str] = (),
         logprobs: int | None = None,
+        show_special: bool = False,
         sequence: Sequence | None = None,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
     ) -> TextStream:
         """Generate text piece by piece: an iterator of str, whose `result` has the rest.
 
         prompt: text, or tokens (`apply_chat_template` makes those of a conversation).
-        max_tokens, stop, logprobs: see `GenerationOptions`. temperature … seed: see `SamplingOptions`; what is None is
-        as the checkpoint's generation config says, else greedy.
+        max_tokens, stop, logprobs, show_special: see `GenerationOptions`. temperature … seed: see `SamplingOptions`;
+        what is None is as the checkpoint's generation config says, else greedy. logit_bias: numbers by token.
         sequence: goes on in it: what it has in common with the prompt's beginning is not run again.
+        constraint: which tokens may come. drafter: guesses tokens, which makes it faster and changes none of them.
         Raises InputError at once for a prompt that does not fit, or an option out of range.
         """
-        given = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }
+        options = self.generation_options(
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            show_special=show_special,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=tuple(sorted((logit_bias or {}).items())),
+            seed=seed,
+        )
+        return TextStream(self, self.prompt_tokens(prompt), options, sequence, constraint, drafter)
+
+    def chat(self, messages: Items[Message], **options: Any) -> TextStream:
+        """Answer a conversation by the model's chat template; options as for `stream`."""
+        return self.stream(self.apply_chat_template(messages), **options)
+
+    def stream_async(self, prompt: str | Items[int] | Items[Message], **options: Any) -> AsyncIterator[str]:
+        """As `stream`, or as `chat` where `prompt` is messages, for `async for`; the engine runs in a thread."""
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        make: Any = self.chat if is_chat else self.stream
+        return stream_in_thread(lambda: make(prompt, **options))
+
+    def prompt_tokens(self, prompt: str | Items[int]) -> list[int]:
+        """A prompt as tokens; InputError for a token outside the vocabulary."""
+        return self.encode(prompt) if isinstance(prompt, str) else self.checked(prompt).tolist()
+
+    def generation_options(
+        self,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Items[str] = (),
+        logprobs: int | None = None,
+        show_special: bool = False,
+        **sampling: Any,
+    ) -> GenerationOptions:
+        """Options of a text of this model; sampling: those of `SamplingOptions`.
+
+        What is None is as the checkpoint's generation config says, else greedy. Raises InputError for what is out of
+        range.
+        """
+        chosen = {name: value for name, value in sampling.items() if value is not None}
         options = GenerationOptions(
-            sampling=self._sampling(given, seed),
+            sampling=SamplingOptions(**{**self.artifact.manifest.generation.sampling(), **chosen}),
             max_tokens=max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             eos_token_ids=self.eos_token_ids,
             logprobs=logprobs,
+            show_special=show_special,
         )
+        self.checked([token for token, _ in options.sampling.logit_bias])
         if options.stop and not self.has_tokenizer:
             raise InputError(f"{self.artifact.path} has no tokenizer, so it can't look for stop texts")
-        tokens = self.encode(prompt) if isinstance(prompt, str) else self.checked(prompt).tolist()
-        return TextStream(self, tokens, options, sequence)
+        return options
 
     def generate(self, prompt: str | Items[int], **options: Any) -> GenerationResult:
         """Generate text to its end; options as for `stream`."""
@@ -327,11 +421,6 @@ class Model:
         for _ in stream:
             pass
         return stream.result
-
-    def _sampling(self, given: dict[str, Any], seed: int | None) -> SamplingOptions:
-        """Sampling options: what the caller gave, else what the checkpoint says, else greedy."""
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return SamplingOptions(**{**self.artifact.manifest.generation.sampling(), **chosen}, seed=seed)
 
     # ---- life
 

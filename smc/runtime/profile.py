@@ -124,7 +124,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does at most with so many threads, a second; 0 where that is not known.
+    """What the machine does at most per second with so many threads; 0 where that is not known.
 
     memory_bytes: reading a buffer that no cache holds; weights_bytes: reading the model's weights again and again.
     i8_macs: multiply-adds of the level's int8 dot products in registers; f32_macs: of float32.

@@ -23,6 +23,9 @@ from smc.generation import SAMPLING
 
 NOT_FINITE = "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
 
+_PENALTY = Range(-2, 2, "from -2 to 2")
+_PENALTIES = {"presence_penalty": _PENALTY, "frequency_penalty": _PENALTY}
+_BIAS = Range(-100, 100, "from -100 to 100")
 _SEED = Range(0, (1 << 64) - 1, "0 or more and below 2^64")
 
 Floats = NDArray[np.floating[Any]]
@@ -38,6 +41,9 @@ class SamplingOptions:
     min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
     repetition_penalty: > 1 lowers tokens that the prompt or the text so far has (positive logits are divided,
         negative ones multiplied: CTRL, Keskar et al. 2019); 1 changes nothing.
+    presence_penalty: subtracted from the logits of tokens that the text so far (without the prompt) has.
+    frequency_penalty: subtracted from them once for each time that the text so far has them.
+    logit_bias: (token, number) pairs: added to the logits of these tokens.
     seed: below 2^64; the same seed gives the same tokens. None: a new one each time.
     """
 
@@ -46,12 +52,27 @@ class SamplingOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, within in (SAMPLING | ({} if self.seed is None else {"seed": _SEED})).items():
+        for name, within in (SAMPLING | _PENALTIES | ({} if self.seed is None else {"seed": _SEED})).items():
             if getattr(self, name) not in within:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be {within.wanted}")
+        if wrong := [bias for _, bias in self.logit_bias if bias not in _BIAS]:
+            raise InputError(f"logit_bias has {wrong[0]}, but its numbers must be {_BIAS.wanted}")
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether tokens are made more or less likely before they are filtered."""
+        return self.repetition_penalty != 1.0 or self.changes_by_adding
+
+    @property
+    def changes_by_adding(self) -> bool:
+        """Whether something is added to logits: OpenAI's penalties or a bias."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 class SplitMix64:
@@ -83,22 +104,39 @@ class Sampler:
         self.options = options
         self._random = SplitMix64(secrets.randbits(64) if options.seed is None else options.seed)
         self._seen = np.unique(np.array(prompt, np.intp))
+        self._counts: dict[int, int] = {}  # of the tokens chosen so far
 
     @property
     def takes_largest(self) -> bool:
         """Whether `sample` always takes the largest logit, so that no others are needed."""
-        return self.options.temperature == 0.0 and self.options.repetition_penalty == 1.0
+        return self.options.temperature == 0.0 and not self.options.changes_logits
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is."""
-        options, scores = self.options, cast("Floats", logits)
+    def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.float32] | None = None) -> int:
+        """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is.
+
+        allowed: the same logits with -inf for tokens that must not be chosen.
+        """
+        options = self.options
         check_finite(logits)
+        scores = cast("Floats", logits if allowed is None else allowed)
         if options.repetition_penalty != 1.0:
-            scores = apply_repetition_penalty(logits, self._seen, options.repetition_penalty)
+            scores = apply_repetition_penalty(scores, self._seen, options.repetition_penalty)
+        if options.changes_by_adding:
+            scores = self._added(scores)
         token = int(np.argmax(scores)) if options.temperature == 0.0 else self._draw(filter_logits(scores, options))
         if options.repetition_penalty != 1.0 and not (self._seen == token).any():
             self._seen = np.append(self._seen, token)
+        self._counts[token] = self._counts.get(token, 0) + 1
         return token
+
+    def _added(self, scores: Floats) -> Floats:
+        """Scores with the bias, and less the presence and frequency penalties."""
+        options, scores = self.options, scores.astype(np.float64)
+        for token, bias in options.logit_bias:
+            scores[token] += bias
+        for token, count in self._counts.items():
+            scores[token] -= options.presence_penalty + count * options.frequency_penalty
+        return scores
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
         """One token with the probability that softmax gives it; the largest score is 0."""
@@ -128,7 +166,7 @@ def invert_cumulative(weights: Floats, uniform: float) -> int:
 
 
 def apply_repetition_penalty(
-    logits: NDArray[np.float32], seen: NDArray[np.intp], penalty: float
+    logits: Floats, seen: NDArray[np.intp], penalty: float
 ) -> NDArray[np.float64]:
     """`logits` [vocab] with the tokens `seen` made less likely (penalty > 1) or likelier (< 1)."""
     scores = logits.astype(np.float64)

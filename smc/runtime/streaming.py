@@ -21,11 +21,12 @@ class Detokenizer:
     A token may end in the middle of a UTF-8 sequence (byte-level BPE, byte fallback): such bytes are held back until
     the character is complete or can't become one. Decoders join tokens by context (SentencePiece drops the first
     space), so a token is decoded together with those before it and only the difference is text. Special tokens are
-    no text.
+    no text unless `show_special`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), show_special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = not show_special
         self._context = list(prompt[-_CONTEXT_TOKENS:])  # tokens whose text is out
         self._context_text = self._decode(self._context)
         self._pending: list[int] = []  # tokens whose text is out in part or not at all
@@ -61,7 +62,7 @@ class Detokenizer:
         return self._decode(self._pending)  # the context ended in bytes that decode differently with what follows
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special)
         return text
 
 

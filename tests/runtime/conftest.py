@@ -56,7 +56,7 @@ def manifest_for(program: bytes, /, **changes: Any) -> dict[str, Any]:
     """A manifest for the counting program on this machine."""
     return {
         "format": "smc",
-        "format_version": 1,
+        "format_version": 2,
         "name": "counting",
         "target": "here",
         "machine": platform.machine(),
@@ -96,7 +96,7 @@ def build_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., byt
         (folder / "program.c").write_text(source)
         out = folder / "program.so"
         flags = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-sanitize=undefined"]
-        sources = [str(folder / "program.c"), *map(str, sorted(ENGINE.glob("*.c")))]
+        sources = [str(folder / "program.c"), *map(str, sorted([*ENGINE.glob("*.c"), *ENGINE.glob("cpu/*.c")]))]
         compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu.2.28"]
         subprocess.run([*compiler, *flags, f"-I{ENGINE}", *sources, "-o", str(out), "-lpthread", "-lm"], check=True)
         return out.read_bytes()

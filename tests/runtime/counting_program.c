@@ -2,8 +2,8 @@
  *
  * A token's K is its id. The logits of a token are highest at the sum of (i + 1) * id_i over all tokens i of its
  * sequence up to itself, modulo VOCAB, and fall by 0.125 a step round the vocabulary. So they depend on every token of
- * the past and on its place, through the block table of the KV cache. A step that begins with token SLOW takes a second,
- * in layers of 10 ms that a cancel() can end.
+ * the past and on its place, through the block table of the KV cache. A step that begins with token SLOW takes a
+ * second, in layers of 10 ms that a cancel() can end.
  */
 #include <string.h>
 #include <time.h>
@@ -36,7 +36,8 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
     for (int32_t i = phase.begin; i < phase.end; i++) {
       *key(step, step->kv->slots[i]) = (uint16_t)step->tokens[i];
       float *hidden = (float *)(void *)step->arena + i * HIDDEN;
-      for (int32_t j = 0; i < step->wanted_count && j < HIDDEN; j++) hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
+      for (int32_t j = 0; i < step->wanted_count && j < HIDDEN; j++)
+        hidden[j] = (float)(step->tokens[step->wanted_tokens[i]] + j);
     }
   if (smc_phase_end(thread, &phase)) return;
   for (int32_t layer = 0; step->tokens[0] == SLOW && layer < LAYERS; layer++) {
@@ -55,18 +56,39 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
 }
 
 static const float frequencies[8];
-static const struct smc_rope_table rope = {8, 1.0f, frequencies};
+static const struct smc_rope_table rope = {8, 1.0f, frequencies, 0, 0};
 static const struct smc_kv_shape shape = {1, 1, HEAD, 0};
 static const struct smc_task tasks[] = {
     {.function = "all", .name = "hidden", .kernel = "copy", .all = {.token_bytes = 16}, .cache_writes = 2 * HEAD},
-    {.function = "all", .name = "logits", .kernel = "sum", .wanted = {.weight_bytes = 48, .token_macs = VOCAB}, .head = 1},
+    {.function = "all",
+     .name = "logits",
+     .kernel = "sum",
+     .wanted = {.weight_bytes = 48, .token_macs = VOCAB},
+     .head = 1},
 };
 static const struct smc_level levels[] = {{"best", "", NULL}, {"floor", "", NULL}, {"never", "no-such-feature", NULL}};
 
-const struct smc_program smc_program = {
-    .abi_version = SMC_ABI_VERSION, .name = "counting", .weights_hash = "", .layers = 1, .hidden_size = HIDDEN,
-    .vocab_size = VOCAB, .logits_stride = STRIDE, .context_length = 200, .kv_group_count = 1, .kv_groups = &shape,
-    .max_step_tokens = STEP_TOKENS, .rope_table_count = 1, .rope_tables = &rope,
-    .weight_bytes = 64, .token_weight_bytes = 48, .arena_bytes = STEP_TOKENS * HIDDEN * sizeof(float),
-    .thread_scratch_bytes = 64, .hidden_offset = 0, .hidden_stride = HIDDEN, .level_count = 3, .levels = levels, .run = run,
-    .task_count = 2, .tasks = tasks};
+const struct smc_program smc_program = {.abi_version = SMC_ABI_VERSION,
+                                        .name = "counting",
+                                        .weights_hash = "",
+                                        .layers = 1,
+                                        .hidden_size = HIDDEN,
+                                        .vocab_size = VOCAB,
+                                        .logits_stride = STRIDE,
+                                        .context_length = 200,
+                                        .kv_group_count = 1,
+                                        .kv_groups = &shape,
+                                        .max_step_tokens = STEP_TOKENS,
+                                        .rope_table_count = 1,
+                                        .rope_tables = &rope,
+                                        .weight_bytes = 64,
+                                        .token_weight_bytes = 48,
+                                        .arena_bytes = STEP_TOKENS * HIDDEN * sizeof(float),
+                                        .thread_scratch_bytes = 64,
+                                        .hidden_offset = 0,
+                                        .hidden_stride = HIDDEN,
+                                        .level_count = 3,
+                                        .levels = levels,
+                                        .run = run,
+                                        .task_count = 2,
+                                        .tasks = tasks};

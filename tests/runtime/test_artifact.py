@@ -96,7 +96,7 @@ def test_cut_short(path: Path, keep: float):
     ("changes", "sentence"),
     [
         ({"format": "zip"}, "does not say"),
-        ({"format_version": 2}, "has artifact format 2, this smc reads format 1"),
+        ({"format_version": 1}, "has artifact format 1, this smc reads format 2"),
         ({"format_version": None}, "has artifact format None"),
         ({"name": 3}, "is damaged: manifest.json: name must be a string, not 3"),
         ({"weights": []}, "weights must be an object, not []"),

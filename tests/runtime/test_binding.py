@@ -18,7 +18,7 @@ import pytest
 from smc.errors import InputError
 from smc.runtime import Model, load
 from smc.runtime.binding import CancelledError, Engine, Library, Pool
-from smc.runtime.interface import ABI_VERSION, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP, Api, Batch, Info, Options
+from smc.runtime.interface import ABI_VERSION, TOKEN, WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS, Api, Batch, Info, Options
 from smc.runtime.profile import LimitsStruct, ProfileStruct, ProfileTaskStruct
 from tests.runtime.conftest import ENGINE, SLOW, VOCAB, counting_logits, manifest_for, write_artifact
 
@@ -129,7 +129,8 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
     with pytest.raises(InputError, match="no next token after no tokens"), model.new_sequence() as sequence:
         sequence.next_token([])
     batch = np.zeros(1, TOKEN)
-    for flags, message in ((WANT_TOP, "finds in the logits only"), (WANT_TOP | WANT_LOGITS, "the logits have it")):
+    both = WANT_ARGMAX | WANT_LOGITS
+    for flags, message in ((WANT_ARGMAX, "finds in the logits only"), (both, "the logits have it")):
         batch["flags"] = flags
         with pytest.raises(InputError, match=message), model.new_sequence():
             model.engine.step(batch, logits=model.logits_buffer(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -158,7 +159,7 @@ def test_defaults_of_the_checkpoint(program: bytes, tmp_path: Path):
         manifest = manifest_for(program, generation=generation)
         members = {"weights": bytes(64), "manifest.json": json.dumps(manifest), "program.so": program}
         with load(write_artifact(tmp_path / "model.smc", members), threads=1) as model:
-            options = model.stream([20], top_k=7)._options
+            options = model.generation_options(top_k=7)
             return options.sampling.temperature, options.sampling.top_p, options.sampling.top_k, options.eos_token_ids
 
     assert sampling() == (0.0, 1.0, 7, frozenset())
@@ -238,3 +239,33 @@ def test_runtime_needs_no_compiler(artifact: Path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run([sys.executable, "-c", code, artifact], capture_output=True, text=True, env=environment)
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_async_streams(model: Model):
+    """Two at once in one event loop; leaving early frees the sequence; errors come through."""
+    prompts = [prompt_without(EOS, 20), "hello"]
+    alone = [model.generate(prompt, max_tokens=20).text for prompt in prompts]
+
+    async def read(prompt: object) -> str:
+        return "".join([piece async for piece in model.stream_async(prompt, max_tokens=20)])
+
+    async def both() -> list[str]:
+        return list(await asyncio.gather(*(read(prompt) for prompt in prompts)))
+
+    assert asyncio.run(both()) == alone
+    messages = [{"role": "user", "content": "hi"}]
+    said = "".join(model.chat(messages, max_tokens=5))
+    assert said == model.generate(model.apply_chat_template(messages), max_tokens=5).text
+
+    async def chat_and_leave() -> str:
+        async for piece in model.stream_async(messages, max_tokens=5):
+            return piece
+        return ""
+
+    assert said.startswith(asyncio.run(chat_and_leave()))
+
+    async def too_long() -> None:
+        await read("x" * 500)
+
+    with pytest.raises(InputError, match="context holds"):
+        asyncio.run(too_long())

@@ -120,20 +120,22 @@ def test_no_step_runs_on_damaged_weights(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("huge_pages", ["0", "1"])
-def test_weights_are_checked_mapped_or_copied(tmp_path: Path, huge_pages: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("huge_pages", "threads"), [("0", 1), ("1", 1), ("1", 2)])
+def test_weights_are_checked_mapped_or_copied(
+    tmp_path: Path, huge_pages: str, threads: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SMC_HUGE_PAGES", huge_pages)
     size = (9 << 20) + 12_345
     program = compile_fake_program(tmp_path / "program.so", f"-DFAKE_WEIGHT_BYTES={size}").read_bytes()
     sound = write_fake_artifact(tmp_path / "sound.smc", WEIGHTS + random.Random(1).randbytes(size - len(WEIGHTS)))
     tokens = tokens_of(5)
-    with Engine(sound, program, threads=1) as engine:
+    with Engine(sound, program, threads=threads) as engine:
         assert (feed(engine, [(engine.sequence_create(), tokens)]) == expected(Reference(), tokens)).all()
     places = member_range(sound, "weights")
     for place in (places[0], places[size // 2], places[-1]):
         damaged = damage(sound, range(place, place + 1), 1, tmp_path / "damaged.smc")
         with (
             pytest.raises(InputError, match="the artifact's weights are damaged"),
-            Engine(damaged, program, threads=1) as engine,
+            Engine(damaged, program, threads=threads) as engine,
         ):
             feed(engine, [(engine.sequence_create(), tokens)])

@@ -1,7 +1,8 @@
 /* The artifact: a ZIP file whose members are stored as they are, mapped once from its beginning.
  *
  * Nothing is read before it is known to lie inside the file, so a cut or damaged file is a sentence. Only the directory
- * is looked at, and the weights, which must have their checksum before a step uses them; the manifest is not read. See "4.3 General Format" of PKWARE's APPNOTE.TXT. */
+ * is looked at, and the weights, which must have their checksum before a step uses them; the manifest is not read. See
+ * "4.3 General Format" of PKWARE's APPNOTE.TXT. */
 #include "internal.h"
 
 #include <errno.h>
@@ -21,7 +22,14 @@ static uint64_t little(const uint8_t *bytes, int count) {
 
 static int inside(uint64_t offset, uint64_t length, uint64_t size) { return offset <= size && length <= size - offset; }
 
-enum { END_BYTES = 22, ZIP64_END_BYTES = 56, LOCATOR_BYTES = 20, ENTRY_BYTES = 46, LOCAL_BYTES = 30, COMMENT_BYTES = 65535 };
+enum {
+  END_BYTES = 22,
+  ZIP64_END_BYTES = 56,
+  LOCATOR_BYTES = 20,
+  ENTRY_BYTES = 46,
+  LOCAL_BYTES = 30,
+  COMMENT_BYTES = 65535
+};
 
 struct directory {
   uint64_t offset, size, entries;
@@ -39,7 +47,8 @@ static int find_directory(const uint8_t *data, uint64_t size, struct directory *
   if (end >= LOCATOR_BYTES && !memcmp(data + end - LOCATOR_BYTES, "PK\6\7", 4)) {
     const uint64_t record = little(data + end - LOCATOR_BYTES + 8, 8);
     if (!inside(record, ZIP64_END_BYTES, end - LOCATOR_BYTES) || memcmp(data + record, "PK\6\6", 4)) return 0;
-    *directory = (struct directory){little(data + record + 48, 8), little(data + record + 40, 8), little(data + record + 32, 8)};
+    *directory =
+        (struct directory){little(data + record + 48, 8), little(data + record + 40, 8), little(data + record + 32, 8)};
     end = record;
   }
   return inside(directory->offset, directory->size, end);
@@ -75,16 +84,24 @@ static int read_zip64(const uint8_t *extra, uint64_t bytes, struct entry *member
 }
 
 /* Reads the entry at *at, which is before `end`, and checks that its member lies inside; *at moves on. */
-static int read_entry(const uint8_t *data, const struct directory *directory, uint64_t number, uint64_t *at, struct entry *entry, char *error) {
+static int read_entry(const uint8_t *data, const struct directory *directory, uint64_t number, uint64_t *at,
+                      struct entry *entry, char *error) {
   const uint64_t end = directory->offset + directory->size;
   if (!inside(*at, ENTRY_BYTES, end) || memcmp(data + *at, "PK\1\2", 4))
     return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)number);
   const uint8_t *fields = data + *at, *name = fields + ENTRY_BYTES;
-  const uint64_t name_bytes = little(fields + 28, 2), extra_bytes = little(fields + 30, 2), comment_bytes = little(fields + 32, 2);
-  *entry = (struct entry){.name = (const char *)name, .name_bytes = name_bytes, .local = little(fields + 42, 4), .stored = little(fields + 20, 4),
-                          .length = little(fields + 24, 4), .flags = (uint32_t)little(fields + 8, 2),
-                          .method = (uint32_t)little(fields + 10, 2), .crc = (uint32_t)little(fields + 16, 4)};
-  if (!inside(*at + ENTRY_BYTES, name_bytes + extra_bytes + comment_bytes, end) || !read_zip64(name + name_bytes, extra_bytes, entry))
+  const uint64_t name_bytes = little(fields + 28, 2), extra_bytes = little(fields + 30, 2),
+                 comment_bytes = little(fields + 32, 2);
+  *entry = (struct entry){.name = (const char *)name,
+                          .name_bytes = name_bytes,
+                          .local = little(fields + 42, 4),
+                          .stored = little(fields + 20, 4),
+                          .length = little(fields + 24, 4),
+                          .flags = (uint32_t)little(fields + 8, 2),
+                          .method = (uint32_t)little(fields + 10, 2),
+                          .crc = (uint32_t)little(fields + 16, 4)};
+  if (!inside(*at + ENTRY_BYTES, name_bytes + extra_bytes + comment_bytes, end) ||
+      !read_zip64(name + name_bytes, extra_bytes, entry))
     return smc_fail(error, SMC_BAD_INPUT, "its directory is damaged at entry %llu", (unsigned long long)number);
   const int shown = name_bytes > 64 ? 64 : (int)name_bytes;
   if (!inside(entry->local, LOCAL_BYTES, directory->offset) || memcmp(data + entry->local, "PK\3\4", 4))
@@ -98,7 +115,8 @@ static int read_entry(const uint8_t *data, const struct directory *directory, ui
 
 static int open_directory(const uint8_t *data, uint64_t size, struct directory *directory, char *error) {
   if (find_directory(data, size, directory)) return SMC_OK;
-  return smc_fail(error, SMC_BAD_INPUT, "it is cut short or no artifact: its directory is missing or points outside the file");
+  return smc_fail(error, SMC_BAD_INPUT,
+                  "it is cut short or no artifact: its directory is missing or points outside the file");
 }
 
 static int take_stored(const struct entry *entry, struct smc_member *member, char *error) {
@@ -121,12 +139,14 @@ int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct sm
     if (found++) return smc_fail(error, SMC_BAD_INPUT, "it has two members '%s'", name);
     if ((status = take_stored(&entry, member, error))) return status;
   }
-  if (at != directory.offset + directory.size) return smc_fail(error, SMC_BAD_INPUT, "its directory has another size than it says");
+  if (at != directory.offset + directory.size)
+    return smc_fail(error, SMC_BAD_INPUT, "its directory has another size than it says");
   if (!found) return smc_fail(error, SMC_BAD_INPUT, "it has no member '%s'", name);
   return SMC_OK;
 }
 
-int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member, char *error) {
+int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member,
+                   char *error) {
   struct directory directory;
   struct entry entry;
   int status = open_directory(data, size, &directory, error);
@@ -148,9 +168,11 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
   artifact->weight_bytes = member.length;
   artifact->crc = member.crc;
   if (artifact->weight_bytes != weight_bytes)
-    return smc_fail(error, SMC_BAD_INPUT, "its weights are %llu bytes where its program wants %llu: they are of different models",
+    return smc_fail(error, SMC_BAD_INPUT,
+                    "its weights are %llu bytes where its program wants %llu: they are of different models",
                     (unsigned long long)artifact->weight_bytes, (unsigned long long)weight_bytes);
-  if (member.offset % SMC_MEMBER_ALIGNMENT) return smc_fail(error, SMC_BAD_INPUT, "its weights do not begin at a multiple of 64 KiB");
+  if (member.offset % SMC_MEMBER_ALIGNMENT)
+    return smc_fail(error, SMC_BAD_INPUT, "its weights do not begin at a multiple of 64 KiB");
   artifact->weights = artifact->data + member.offset;
   /* The pages are read ahead while the caller goes on. */
   (void)madvise((void *)(uintptr_t)artifact->weights, weight_bytes, MADV_WILLNEED);
@@ -160,7 +182,9 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
 /* Reads the whole file into memory of its own: some file systems map none. */
 static int read_file(struct smc_artifact *artifact, int file, const char *path, char *error) {
   if (artifact->size > smc_available_memory(artifact->size))
-    return smc_fail(error, SMC_NO_MEMORY, "the artifact %s does not fit into memory, and its file system can map no files: copy it to another", path);
+    return smc_fail(
+        error, SMC_NO_MEMORY,
+        "the artifact %s does not fit into memory, and its file system can map no files: copy it to another", path);
   uint8_t *data = mmap(NULL, artifact->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "there is no memory for the artifact %s", path);
   smc_advise_huge_pages(data, artifact->size);
@@ -169,7 +193,8 @@ static int read_file(struct smc_artifact *artifact, int file, const char *path, 
     const ssize_t got = pread(file, data + done, artifact->size - done, (off_t)done);
     if (got > 0) done += (uint64_t)got;
     else if (got == 0) return smc_fail(error, SMC_BAD_INPUT, "the artifact %s became shorter while it was read", path);
-    else if (errno != EINTR) return smc_fail(error, SMC_BAD_INPUT, "cannot read the artifact %s: %s", path, strerror(errno));
+    else if (errno != EINTR)
+      return smc_fail(error, SMC_BAD_INPUT, "cannot read the artifact %s: %s", path, strerror(errno));
   }
   return SMC_OK;
 }
@@ -189,7 +214,8 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
   if (data == MAP_FAILED && errno != ENOMEM) data = mmap(NULL, artifact->size, PROT_READ, MAP_PRIVATE, file, 0);
   int status = SMC_OK;
   if (data != MAP_FAILED) artifact->data = data;
-  else if (errno == ENOMEM) status = smc_fail(error, SMC_NO_MEMORY, "cannot map the artifact %s: %s", path, strerror(errno));
+  else if (errno == ENOMEM)
+    status = smc_fail(error, SMC_NO_MEMORY, "cannot map the artifact %s: %s", path, strerror(errno));
   else status = read_file(artifact, file, path, error);
   close(file);
   if (status) smc_artifact_close(artifact);

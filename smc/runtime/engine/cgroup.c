@@ -28,13 +28,15 @@ static void visit_levels(const char *mount, const char *group, int version, smc_
   }
 }
 
-static void visit_mount(const char *root, const char *name, const char *group, int version, smc_cgroup_visit *visit, void *context) {
+static void visit_mount(const char *root, const char *name, const char *group, int version, smc_cgroup_visit *visit,
+                        void *context) {
   char mount[PATH_BYTES];
   const int length = snprintf(mount, sizeof mount, "%s%s%s", root, *name ? "/" : "", name);
   if (length < (int)sizeof mount) visit_levels(mount, group, version, visit, context);
 }
 
-void smc_cgroup_levels(const char *membership, const char *root, const char *controller, smc_cgroup_visit *visit, void *context) {
+void smc_cgroup_levels(const char *membership, const char *root, const char *controller, smc_cgroup_visit *visit,
+                       void *context) {
   FILE *file = fopen(membership, "re");
   if (!file) return;
   char line[PATH_BYTES], names[PATH_BYTES];
@@ -54,7 +56,8 @@ void smc_cgroup_levels(const char *membership, const char *root, const char *con
     for (char *rest = names, *name; (name = strtok_r(rest, ",", &rest));) named |= !strcmp(name, controller);
     if (!named) continue;
     visit_mount(root, controllers, group, 1, visit, context);
-    if (strcmp(controllers, controller)) visit_mount(root, controller, group, 1, visit, context); /* mounted by its own name */
+    if (strcmp(controllers, controller))
+      visit_mount(root, controller, group, 1, visit, context); /* mounted by its own name */
   }
   fclose(file);
 }

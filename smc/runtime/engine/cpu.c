@@ -68,12 +68,15 @@ int smc_cpu_has(const char *feature, size_t length) {
     if (strlen(features[i].name) != length || memcmp(features[i].name, feature, length)) continue;
     uint32_t registers[4];
     if (features[i].subleaf) { /* subleaf 0 says how many there are */
-      if (!__get_cpuid_count(features[i].leaf, 0, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX])) return 0;
+      if (!__get_cpuid_count(features[i].leaf, 0, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX]))
+        return 0;
       if (registers[EAX] < features[i].subleaf) return 0;
     }
-    if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX]))
+    if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &registers[EAX], &registers[EBX], &registers[ECX],
+                           &registers[EDX]))
       return 0;
-    return (registers[features[i].output] >> features[i].bit & 1) && (saved_state() & features[i].state) == features[i].state;
+    return (registers[features[i].output] >> features[i].bit & 1) &&
+           (saved_state() & features[i].state) == features[i].state;
   }
   return 0;
 }
@@ -86,9 +89,21 @@ static const struct {
   const char *name;
   uint32_t first, second; /* both are needed; most names have one */
 } features[] = {
-    {"fp-armv8", 0, 0}, {"neon", 1, 1},     {"aes", 3, 4},      {"sha2", 5, 6},       {"crc", 7, 7},        {"lse", 8, 8},
-    {"fullfp16", 9, 10}, {"rdm", 12, 12},   {"dotprod", 20, 20}, {"sve", 22, 22},     {"fp16fml", 23, 23},
-    {"sve2", 64 + 1, 64 + 1}, {"i8mm", 64 + 13, 64 + 13}, {"bf16", 64 + 14, 64 + 14}, {"sme", 64 + 23, 64 + 23},
+    {"fp-armv8", 0, 0},
+    {"neon", 1, 1},
+    {"aes", 3, 4},
+    {"sha2", 5, 6},
+    {"crc", 7, 7},
+    {"lse", 8, 8},
+    {"fullfp16", 9, 10},
+    {"rdm", 12, 12},
+    {"dotprod", 20, 20},
+    {"sve", 22, 22},
+    {"fp16fml", 23, 23},
+    {"sve2", 64 + 1, 64 + 1},
+    {"i8mm", 64 + 13, 64 + 13},
+    {"bf16", 64 + 14, 64 + 14},
+    {"sme", 64 + 23, 64 + 23},
 };
 
 static int hardware_bit(uint32_t bit) {
@@ -108,9 +123,15 @@ int smc_cpu_has(const char *feature, size_t length) {
 static const struct {
   const char *name, *key; /* no key: every Mac of this kind has it */
 } features[] = {
-    {"fp-armv8", NULL}, {"neon", NULL}, {"crc", NULL}, {"lse", NULL},
-    {"fullfp16", "hw.optional.arm.FEAT_FP16"}, {"dotprod", "hw.optional.arm.FEAT_DotProd"},
-    {"i8mm", "hw.optional.arm.FEAT_I8MM"}, {"bf16", "hw.optional.arm.FEAT_BF16"}, {"sme", "hw.optional.arm.FEAT_SME"},
+    {"fp-armv8", NULL},
+    {"neon", NULL},
+    {"crc", NULL},
+    {"lse", NULL},
+    {"fullfp16", "hw.optional.arm.FEAT_FP16"},
+    {"dotprod", "hw.optional.arm.FEAT_DotProd"},
+    {"i8mm", "hw.optional.arm.FEAT_I8MM"},
+    {"bf16", "hw.optional.arm.FEAT_BF16"},
+    {"sme", "hw.optional.arm.FEAT_SME"},
 };
 
 int smc_cpu_has(const char *feature, size_t length) {

@@ -1,10 +1,11 @@
-/* CRC-32 as ZIP files have it: polynomial 0x04c11db7, bits of a byte from the lowest on, begun and ended by a complement.
+/* CRC-32 as ZIP files have it: polynomial 0x04c11db7, bits of a byte from the lowest on, begun and ended by a
+ * complement.
  *
- * The weights pass through here when they are loaded, so it must be no slower than memory. x86 multiplies polynomials without
- * carries: a block of 16 bytes is moved 64 bytes on by two products, and what is left in the end has the whole message's
- * remainder (V. Gopal et al.: Fast CRC Computation for Generic Polynomials Using PCLMULQDQ. Intel, 2009). ARM has an
- * instruction for this very sum. Other CPUs take 8 bytes per turn from tables (M. E. Kounavis, F. L. Berry: A Systematic
- * Approach to Building High Performance Software-Based CRC Generators. ISCC 2005). */
+ * The weights pass through here when they are loaded, so it must be no slower than memory. x86 multiplies polynomials
+ * without carries: a block of 16 bytes is moved 64 bytes on by two products, and what is left in the end has the whole
+ * message's remainder (V. Gopal et al.: Fast CRC Computation for Generic Polynomials Using PCLMULQDQ. Intel, 2009). ARM
+ * has an instruction for this very sum. Other CPUs take 8 bytes per turn from tables (M. E. Kounavis, F. L. Berry: A
+ * Systematic Approach to Building High Performance Software-Based CRC Generators. ISCC 2005). */
 #include "internal.h"
 
 #include <string.h>
@@ -78,7 +79,8 @@ __attribute__((target("pclmul"))) static uint32_t add_fast(uint32_t sum, const u
 static uint32_t add_fast(uint32_t sum, const uint8_t *data, uint64_t bytes) {
   for (; bytes >= 8; data += 8, bytes -= 8)
     __asm__(".arch_extension crc\n\tcrc32x %w0, %w0, %x1" : "+r"(sum) : "r"(load(data)));
-  for (; bytes; data++, bytes--) __asm__(".arch_extension crc\n\tcrc32b %w0, %w0, %w1" : "+r"(sum) : "r"((uint32_t)*data));
+  for (; bytes; data++, bytes--)
+    __asm__(".arch_extension crc\n\tcrc32b %w0, %w0, %w1" : "+r"(sum) : "r"((uint32_t)*data));
   return sum;
 }
 #else
@@ -90,4 +92,21 @@ uint32_t smc_crc32(uint32_t crc, const void *data, uint64_t bytes) {
   static atomic_int fast; /* 1 or -1 once it is known: to ask the CPU can take long in a virtual machine */
   if (!atomic_load(&fast)) atomic_store(&fast, smc_cpu_has(FEATURE, sizeof FEATURE - 1) ? 1 : -1);
   return ~(atomic_load(&fast) > 0 ? add_fast : add_by_tables)(~crc, data, bytes);
+}
+
+/* a * b modulo the polynomial. */
+static uint32_t multiply(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (uint32_t bit = UINT32_C(1) << 31; bit; bit >>= 1) {
+    if (a & bit) product ^= b;
+    b = b >> 1 ^ (b & 1 ? POLYNOMIAL : 0);
+  }
+  return product;
+}
+
+uint32_t smc_crc32_join(uint32_t first, uint32_t second, uint64_t bytes) {
+  uint32_t moved = first;
+  for (uint32_t power = UINT32_C(1) << 23; bytes; bytes >>= 1, power = multiply(power, power)) /* x^8, x^16, x^32 … */
+    if (bytes & 1) moved = multiply(power, moved);
+  return moved ^ second;
 }

@@ -13,7 +13,9 @@
 
 /* 0 stands for `standard`. */
 static int count_option(const char *name, int32_t *value, int32_t standard, int32_t limit, char *error) {
-  if (*value < 0 || *value > limit) return smc_fail(error, SMC_BAD_INPUT, "%s is %d: it must be between 1 and %d, or 0 for the default", name, *value, limit);
+  if (*value < 0 || *value > limit)
+    return smc_fail(error, SMC_BAD_INPUT, "%s is %d: it must be between 1 and %d, or 0 for the default", name, *value,
+                    limit);
   if (*value == 0) *value = standard;
   return SMC_OK;
 }
@@ -21,41 +23,30 @@ static int count_option(const char *name, int32_t *value, int32_t standard, int3
 static int check_options(const struct smc_program *program, smc_options *options, char *error) {
   int status;
   if (program->abi_version != SMC_ABI_VERSION)
-    return smc_fail(error, SMC_FAILED, "the program was generated for version %u of the engine, which is %d", program->abi_version, SMC_ABI_VERSION);
+    return smc_fail(error, SMC_FAILED, "the program was generated for version %u of the engine, which is %d",
+                    program->abi_version, SMC_ABI_VERSION);
   if (options->size != sizeof *options)
-    return smc_fail(error, SMC_BAD_INPUT, "smc_options has %u bytes where this engine needs %zu", options->size, sizeof *options);
+    return smc_fail(error, SMC_BAD_INPUT, "smc_options has %u bytes where this engine needs %zu", options->size,
+                    sizeof *options);
   if (!options->path) return smc_fail(error, SMC_BAD_INPUT, "no artifact is named: options.path is NULL");
-  if (options->adapter) return smc_fail(error, SMC_BAD_INPUT, "adapters are not supported yet: options.adapter must be NULL");
+  if (options->adapter)
+    return smc_fail(error, SMC_BAD_INPUT, "adapters are not supported yet: options.adapter must be NULL");
   if (options->kv_dtype < SMC_KV_F16 || options->kv_dtype > SMC_KV_I8)
     return smc_fail(error, SMC_BAD_INPUT, "kv_dtype is %d: it must be 0 (f16), 1 (f32) or 2 (i8)", options->kv_dtype);
-  if ((status = count_option("context_length", &options->context_length, program->context_length, MAX_CONTEXT, error))) return status;
+  if ((status = count_option("context_length", &options->context_length, program->context_length, MAX_CONTEXT, error)))
+    return status;
+  if (program->positions && options->context_length > program->positions)
+    return smc_fail(error, SMC_BAD_INPUT,
+                    "a context of %d tokens is longer than the %d positions that the model has learned",
+                    options->context_length, program->positions);
   if ((status = count_option("sequences", &options->sequences, 1, MAX_SEQUENCES, error))) return status;
   if ((status = count_option("threads", &options->threads, 0, SMC_MAX_THREADS, error))) return status;
   if (options->pool && !smc_pool_valid(options->pool))
     return smc_fail(error, SMC_BAD_INPUT, "options.pool is no pool of this version of the engine");
   if (options->pool && options->pool->process != getpid())
-    return smc_fail(error, SMC_BAD_INPUT, "options.pool has no threads here: the process was forked after it was created");
+    return smc_fail(error, SMC_BAD_INPUT,
+                    "options.pool has no threads here: the process was forked after it was created");
   return SMC_OK;
-}
-
-/* The best level that the CPU has, or the one that is requested. */
-static int choose_level(const struct smc_program *program, const char *asked, const struct smc_level **level, char *error) {
-  char missing[256] = "", names[256] = "";
-  if (!asked || !*asked) asked = getenv("SMC_LEVEL");
-  if (asked && !*asked) asked = NULL;
-  for (int32_t i = 0; i < program->level_count; i++) {
-    const struct smc_level *candidate = &program->levels[i];
-    snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", candidate->name);
-    if (asked && strcmp(asked, candidate->name)) continue;
-    missing[0] = 0; /* in the end: what the lowest level misses */
-    if (!smc_cpu_missing(candidate->features, missing, sizeof missing)) {
-      *level = candidate;
-      return SMC_OK;
-    }
-    if (asked) return smc_fail(error, SMC_UNSUPPORTED, "this CPU cannot run level %s: it lacks %s", asked, missing);
-  }
-  if (asked) return smc_fail(error, SMC_BAD_INPUT, "the artifact has no level '%s': it has %s", asked, names);
-  return smc_fail(error, SMC_UNSUPPORTED, "this CPU has none of the artifact's levels (%s): it lacks %s", names, missing);
 }
 
 static void free_model(smc_model *model) {
@@ -63,8 +54,9 @@ static void free_model(smc_model *model) {
   if (model->own_pool) smc_pool_destroy(model->pool);
   smc_profile_close(&model->profiler);
   smc_kv_close(&model->cache);
-  smc_artifact_close(&model->artifact);
   smc_step_free(model);
+  smc_device_close(model);
+  smc_artifact_close(&model->artifact);
   pthread_mutex_destroy(&model->mutex);
   free(model);
 }
@@ -73,17 +65,18 @@ static int open_parts(smc_model *model, const smc_options *options, char *error)
   const struct smc_program *program = model->program;
   int status = smc_artifact_open(&model->artifact, options->path, program->weight_bytes, error);
   if (status) return status;
-  if ((status = smc_weights_to_huge_pages(&model->artifact, error))) return status;
-  status = smc_kv_open(&model->cache, program, options->context_length, options->sequences, options->kv_dtype, error);
-  if (status) return status;
   model->pool = options->pool;
   if (!model->pool) {
-    status = smc_pool_create(options->threads, &model->pool);
-    if (status && options->threads) return smc_fail(error, status, "the machine refuses to start %d threads; give fewer", options->threads);
+    status = smc_pool_create(smc_device_pool_threads(options->threads), &model->pool);
+    if (status && options->threads)
+      return smc_fail(error, status, "the machine refuses to start %d threads; give fewer", options->threads);
     if (status) return smc_fail(error, status, "the machine refuses to start a thread for every CPU; give fewer");
     model->own_pool = 1;
   }
-  return smc_step_allocate(model, error);
+  if ((status = smc_device_open(model, error))) return status;
+  status = smc_kv_open(&model->cache, program, model->device, options->context_length, options->sequences,
+                       options->kv_dtype, error);
+  return status ? status : smc_step_allocate(model, error);
 }
 
 static int model_open(const smc_options *given, smc_model **result, char *error) {
@@ -93,7 +86,8 @@ static int model_open(const smc_options *given, smc_model **result, char *error)
   smc_options options = {.size = given->size};
   if (given->size == sizeof options) options = *given;
   int status = check_options(&smc_program, &options, error);
-  if (!status) status = choose_level(&smc_program, options.level, &level, error);
+  const char *asked = options.level && *options.level ? options.level : getenv("SMC_LEVEL");
+  if (!status) status = smc_device_level(&smc_program, asked && *asked ? asked : NULL, &level, error);
   if (status) return status;
   smc_model *model = calloc(1, sizeof *model);
   if (!model) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a model");
@@ -107,8 +101,9 @@ static int model_open(const smc_options *given, smc_model **result, char *error)
   }
   if (options.log) {
     char sentence[SMC_ERROR_BYTES];
-    snprintf(sentence, sizeof sentence, "%s: level %s, %d threads, context %d%s", smc_program.name, level->name, model->pool->threads,
-             options.context_length, options.context_length > smc_program.context_length ? ", which is more than it was trained for" : "");
+    snprintf(sentence, sizeof sentence, "%s: level %s, %d threads, context %d%s", smc_program.name, level->name,
+             model->pool->threads, options.context_length,
+             options.context_length > smc_program.context_length ? ", which is more than it was trained for" : "");
     options.log(options.log_user, sentence);
   }
   *result = model;
@@ -123,8 +118,8 @@ static int leave(smc_model *model, int status) {
   return status;
 }
 
-/* Locks the model until `leave`, or says why that cannot be. In a forked child the lock may be held by a thread that is not
- * there. The API's const models are ours to lock. */
+/* Locks the model until `leave`, or says why that cannot be. In a forked child the lock may be held by a thread that is
+ * not there. The API's const models are ours to lock. */
 static int enter(const smc_model *model, smc_model **locked, char *error) {
   if (!model) return smc_fail(error, SMC_BAD_INPUT, "the model is NULL");
   if (model->process != getpid())
@@ -137,7 +132,9 @@ static int enter(const smc_model *model, smc_model **locked, char *error) {
 }
 
 static void model_cancel(smc_model *model) {
-  if (model) atomic_fetch_add(&model->cancels, 1);
+  if (!model) return;
+  const uint32_t cancels = atomic_fetch_add(&model->cancels, 1) + 1;
+  if (model->cancels_word) atomic_store(model->cancels_word, cancels);
 }
 
 static uint32_t model_cancels(const smc_model *model) { return model ? atomic_load(&model->cancels) : 0; }
@@ -162,14 +159,25 @@ static int model_info(const smc_model *model, smc_info *info, char *error) {
     return leave(locked, smc_fail(error, SMC_BAD_INPUT, "info needs a struct of this engine's size"));
   const struct smc_program *program = model->program;
   const struct smc_kv_cache *cache = &model->cache;
-  *info = (smc_info){
-      .size = sizeof *info, .layers = program->layers, .vocab_size = program->vocab_size, .hidden_size = program->hidden_size,
-      .logits_stride = program->logits_stride, .context_length = cache->context_length, .sequences = cache->sequence_count,
-      .threads = model->pool->threads, .kv_dtype = cache->kv_dtype, .max_step_tokens = program->max_step_tokens,
-      .finds_top = program->finds_top, .kv_page_tokens = SMC_PAGE_TOKENS, .name = program->name, .level = model->level->name,
-      .weight_bytes = model->artifact.weight_bytes, .token_weight_bytes = program->token_weight_bytes,
-      .kv_bytes_per_token = smc_kv_bytes_per_token(cache), .kv_bytes_used = smc_kv_bytes_used(cache),
-      .activation_bytes = model->memory_bytes};
+  *info = (smc_info){.size = sizeof *info,
+                     .layers = program->layers,
+                     .vocab_size = program->vocab_size,
+                     .hidden_size = program->hidden_size,
+                     .logits_stride = program->logits_stride,
+                     .context_length = cache->context_length,
+                     .sequences = cache->sequence_count,
+                     .threads = model->pool->threads,
+                     .kv_dtype = cache->kv_dtype,
+                     .max_step_tokens = program->max_step_tokens,
+                     .finds_argmax = program->finds_argmax,
+                     .kv_page_tokens = SMC_PAGE_TOKENS,
+                     .name = program->name,
+                     .level = model->level->name,
+                     .weight_bytes = model->artifact.weight_bytes,
+                     .token_weight_bytes = program->token_weight_bytes,
+                     .kv_bytes_per_token = smc_kv_bytes_per_token(cache),
+                     .kv_bytes_used = smc_kv_bytes_used(cache),
+                     .activation_bytes = model->memory_bytes};
   return leave(locked, SMC_OK);
 }
 
@@ -203,7 +211,8 @@ static int sequence_truncate(smc_model *model, int32_t sequence, int32_t length,
   if (status) return status;
   const int32_t now = model->cache.sequences[sequence].length;
   if (length < 0 || length > now)
-    return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d", sequence, now, length));
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d",
+                                 sequence, now, length));
   if (length < now) smc_kv_shorten(&model->cache, sequence, length);
   return leave(model, SMC_OK);
 }
@@ -241,6 +250,7 @@ static int sequence_restore(smc_model *model, const void *buffer, uint64_t size,
 static int profile_start(smc_model *model, char *error) {
   int status = enter(model, &model, error);
   if (status) return status;
+  if ((status = smc_device_profiles(error))) return leave(model, status);
   smc_pool_await(model->pool);
   status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
   return leave(model, status ? smc_fail(error, status, "cannot allocate a profile") : SMC_OK);
@@ -250,8 +260,10 @@ static int profile_stop(smc_model *model, smc_profile *profile, char *error) {
   const int status = enter(model, &model, error);
   if (status) return status;
   if (!profile || profile->size != sizeof *profile)
-    return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
-  if (!model->profiler.on) return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
+    return leave(model,
+                 smc_fail(error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
+  if (!model->profiler.on)
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
   smc_pool_await(model->pool);
   smc_profile_stop(&model->profiler, profile);
   return leave(model, SMC_OK);
@@ -261,15 +273,17 @@ static int limits(smc_model *model, smc_limits *limits, char *error) {
   int status = enter(model, &model, error);
   if (status) return status;
   if (!limits || limits->size != sizeof *limits || limits->threads < 1 || limits->threads > model->pool->threads)
-    return leave(model, smc_fail(error, SMC_BAD_INPUT, "limits needs a struct of this engine's size, with 1 to %d threads", model->pool->threads));
-  status = smc_measure_limits(model->pool, model->level, model->artifact.weights, model->program->weight_bytes, limits);
-  if (status) smc_fail(error, status, "cannot allocate the buffer that the memory's speed is measured with");
-  return leave(model, status);
+    return leave(model,
+                 smc_fail(error, SMC_BAD_INPUT, "limits needs a struct of this engine's size, with 1 to %d threads",
+                          model->pool->threads));
+  return leave(model, smc_device_limits(model, limits, error));
 }
 
 /* ---- the table */
 
-static int pool_create(int32_t threads, smc_pool **pool) { return pool ? smc_pool_create(threads, pool) : SMC_BAD_INPUT; }
+static int pool_create(int32_t threads, smc_pool **pool) {
+  return pool ? smc_pool_create(threads, pool) : SMC_BAD_INPUT;
+}
 
 __attribute__((visibility("default"))) const smc_engine_api smc_engine = {
     .abi_version = SMC_ABI_VERSION,

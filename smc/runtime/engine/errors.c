@@ -16,5 +16,6 @@ int smc_fail(char *error, int status, const char *format, ...) {
 }
 
 int smc_artifact_damaged(char *error) {
-  return smc_fail(error, SMC_BAD_INPUT, "the artifact's weights are damaged, their checksum is another: copy or compile it again");
+  return smc_fail(error, SMC_BAD_INPUT,
+                  "the artifact's weights are damaged, their checksum is another: copy or compile it again");
 }

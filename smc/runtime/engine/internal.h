@@ -14,18 +14,23 @@
 #include "program.h"
 
 #if !defined(__linux__)
-typedef struct cpu_set { char none; } cpu_set_t; /* elsewhere no program may say where its threads run */
+typedef struct cpu_set {
+  char none;
+} cpu_set_t; /* elsewhere no program may say where its threads run */
 #endif
 
-#define SMC_PREFETCHED 64 /* bytes that one prefetch brings, at least */
+#define SMC_PREFETCHED 64  /* bytes that one prefetch brings, at least */
 #define SMC_CACHE_LINE 128 /* two lines of 64 bytes: adjacent ones are prefetched in pairs */
 
-#define SMC_SAYS_NOT_FINITE "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
+#define SMC_SAYS_NOT_FINITE                                                                                            \
+  "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
 
 /* Writes the sentence into error[SMC_ERROR_BYTES], unless that is NULL, and returns status. */
 int smc_fail(char *error, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-static inline uint64_t smc_round_up(uint64_t value, uint64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static inline uint64_t smc_round_up(uint64_t value, uint64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 /* ---- phase.c: blocks and barriers */
 
@@ -55,7 +60,7 @@ struct smc_job {
 
 /* What one thread counts in blocks since the step began, on lines of their own. */
 struct smc_counters {
-  alignas(SMC_CACHE_LINE) _Atomic int64_t claimed;  /* of the thread's shares, by whomever: others only touch it to steal */
+  alignas(SMC_CACHE_LINE) _Atomic int64_t claimed;  /* of the thread's shares, by any thread: others steal from it */
   int64_t waited;                                   /* the thread's own: nanoseconds of long waits in this job */
   alignas(SMC_CACHE_LINE) _Atomic int64_t finished; /* by the thread, of whosesoever shares: others watch it */
 };
@@ -73,10 +78,10 @@ struct smc_pool {
   int32_t threads, process; /* the caller's thread included; the process that created the pool */
   pthread_mutex_t running;  /* held during a job: models that share a pool alternate */
   struct smc_job job;
-  int32_t placing;    /* whether workers are kept off the caller's CPU, … */
-  int32_t caller_cpu; /* … which was this one at the last look */
-  cpu_set_t allowed;  /* CPUs that the pool may use */
-  int64_t job_time;   /* nanoseconds of the last job */
+  int32_t placing;     /* whether workers are kept off the caller's CPU, … */
+  int32_t caller_cpu;  /* … which was this one at the last look */
+  cpu_set_t allowed;   /* CPUs that the pool may use */
+  int64_t job_time;    /* nanoseconds of the last job */
   int32_t uneven_jobs; /* for so many jobs to come threads leave, of their shares, to others what they have not begun */
   /* Which job runs: epoch << 32 | open << 31 | number of workers inside. */
   alignas(SMC_CACHE_LINE) _Atomic uint64_t ticket;
@@ -101,7 +106,8 @@ void smc_pool_await(struct smc_pool *pool); /* until every worker has left the l
 
 /* ---- profile.c: where the time goes
  *
- * A thread's time is cut at every claim and barrier, and every piece added to one counter: the parts add up to the whole. */
+ * A thread's time is cut at every claim and barrier, and every piece added to one counter: the parts add up to the
+ * whole. */
 
 /* Of one thread and task, in ticks. */
 struct smc_task_time {
@@ -117,8 +123,8 @@ struct smc_thread_profile {
 struct smc_profiler {
   const struct smc_program *program;
   int32_t on, threads;
-  int64_t begin, end;     /* of the last step, in ticks */
-  int64_t started;        /* … in nanoseconds */
+  int64_t begin, end;         /* of the last step, in ticks */
+  int64_t started;            /* … in nanoseconds */
   int64_t ticks, nanoseconds; /* of all steps */
   uint64_t steps, tokens;
   struct smc_thread_profile *times; /* [threads] */
@@ -126,14 +132,16 @@ struct smc_profiler {
   void *memory;                     /* of all of them */
 };
 
-int smc_profile_start(struct smc_profiler *profiler, const struct smc_program *program, int32_t threads); /* or SMC_NO_MEMORY */
+int smc_profile_start(struct smc_profiler *profiler, const struct smc_program *program,
+                      int32_t threads); /* or SMC_NO_MEMORY */
 void smc_profile_stop(struct smc_profiler *profiler, smc_profile *profile);
 void smc_profile_close(struct smc_profiler *profiler);
 /* Around a call of step(); all workers must have left the last job. */
 void smc_profile_step_begin(struct smc_profiler *profiler);
 void smc_profile_step_end(struct smc_profiler *profiler);
 void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step); /* what a step was about */
-/* Called by a thread that has a profile: when it enters a job; before and after it looks for blocks; behind the barrier. */
+/* Called by a thread that has a profile: when it enters a job; before and after it looks for blocks; behind the
+ * barrier. */
 void smc_profile_enter(struct smc_thread_profile *profile);
 void smc_profile_look(struct smc_thread_profile *profile, const struct smc_phase *phase);
 void smc_profile_found(struct smc_thread_profile *profile, const struct smc_phase *phase, int got);
@@ -141,13 +149,13 @@ void smc_profile_pass(struct smc_thread_profile *profile, const struct smc_phase
 
 int64_t smc_nanoseconds(void); /* of a clock that only goes forward */
 
-/* ---- top.c: the largest logits, found by every thread among those that it made */
+/* ---- argmax.c: the largest logits, found by every thread among those that it made */
 
-void smc_top_clear(const struct smc_step *step, int32_t threads);
+void smc_argmax_clear(const struct smc_step *step, int32_t threads);
 /* The id of the step's i-th token that wants one; -1 where the largest is infinite or all are NaN. */
-int32_t smc_top_of(const struct smc_step *step, int32_t threads, int32_t i);
+int32_t smc_argmax_of(const struct smc_step *step, int32_t threads, int32_t i);
 
-/* ---- limits.c: what the machine can do */
+/* ---- cpu/limits.c: what the machine can do */
 
 int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, const void *weights, uint64_t weight_bytes,
                        smc_limits *limits); /* SMC_OK or SMC_NO_MEMORY */
@@ -170,16 +178,18 @@ void smc_follow_caller(struct smc_pool *pool); /* before a job: makes room where
 
 /* Of a cgroup's directory; version: 1 or 2. */
 typedef void smc_cgroup_visit(void *context, const char *directory, int version);
-/* Visits all levels of the process's cgroups that have the controller ("cpu"), from its own up to the mount. `membership` is
- * /proc/self/cgroup, `root` where the cgroup file systems are mounted. */
-void smc_cgroup_levels(const char *membership, const char *root, const char *controller, smc_cgroup_visit *visit, void *context);
+/* Visits all levels of the process's cgroups that have the controller ("cpu"), from its own up to the mount.
+ * `membership` is /proc/self/cgroup, `root` where the cgroup file systems are mounted. */
+void smc_cgroup_levels(const char *membership, const char *root, const char *controller, smc_cgroup_visit *visit,
+                       void *context);
 /* The first line of a file into line[size]; 0 where there is none. */
 int smc_read_line(const char *path, char *line, int size);
 
 /* ---- memory.c: how much there is */
 
-/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX where nobody says. What they
- * hold of files can be taken back and counts as free; that is looked at only where less than `enough` is free without. */
+/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX where nobody says.
+ * What they hold of files can be taken back and counts as free; that is looked at only where less than `enough` is free
+ * without. */
 uint64_t smc_available_memory(uint64_t enough);
 /* The same for other files than /proc/meminfo, /proc/self/cgroup and /sys/fs/cgroup. */
 uint64_t smc_memory_left(const char *meminfo, const char *membership, const char *root, uint64_t enough);
@@ -195,6 +205,8 @@ int smc_cpu_missing(const char *features, char *missing, size_t size);
 
 /* The CRC-32 of what has the checksum `crc` (of nothing: 0) and of data[0..bytes) behind it. */
 uint32_t smc_crc32(uint32_t crc, const void *data, uint64_t bytes);
+/* The CRC-32 of data with the checksum `first` and of `bytes` bytes with the checksum `second` behind it. */
+uint32_t smc_crc32_join(uint32_t first, uint32_t second, uint64_t bytes);
 
 /* ---- artifact.c: the file */
 
@@ -218,12 +230,13 @@ struct smc_artifact {
 int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct smc_member *member, char *error);
 /* The index-th member, whose name is copied to name[SMC_NAME_BYTES], cut to that; SMC_NO_SPACE behind the last one. */
 #define SMC_NAME_BYTES 65
-int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member, char *error);
+int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member,
+                   char *error);
 /* Maps the file, or reads it where it can't be mapped, without a look at it; open also finds its weights. */
 int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error);
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
-/* Compares the weights with their checksum, all of them: SMC_OK, SMC_BAD_INPUT, or SMC_CANCELLED when *cancels is no longer
- * `seen`. */
+/* Compares the weights with their checksum, all of them: SMC_OK, SMC_BAD_INPUT, or SMC_CANCELLED when *cancels is no
+ * longer `seen`. */
 int smc_artifact_check(struct smc_artifact *artifact, const _Atomic uint32_t *cancels, uint32_t seen, char *error);
 int smc_artifact_damaged(char *error); /* says that the weights are: SMC_BAD_INPUT */
 void smc_artifact_close(struct smc_artifact *artifact);
@@ -231,14 +244,15 @@ void smc_artifact_close(struct smc_artifact *artifact);
 /* ---- huge_pages.c */
 
 /* Replaces the mapped file by a copy of its weights where that is faster, and checks them as it goes: SMC_OK or
- * SMC_BAD_INPUT. */
-int smc_weights_to_huge_pages(struct smc_artifact *artifact, char *error);
+ * SMC_BAD_INPUT. A second thread helps where the model has several. */
+int smc_weights_to_huge_pages(struct smc_artifact *artifact, int32_t threads, char *error);
 /* The region will be read over and over: of what lies in whole huge pages, memory comes in these. */
 void smc_advise_huge_pages(void *begin, uint64_t bytes);
 
-/* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens for each group of layers, reached through a block table per sequence */
+/* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens for each group of layers, found by one block table per sequence */
 
-#define SMC_KV_ROLLBACK 64 /* tokens that a window keeps behind what it needs: so many can be taken back without computing */
+#define SMC_KV_ROLLBACK                                                                                                \
+  64 /* tokens that a window keeps behind what it needs: so many can be taken back without computing */
 
 struct smc_sequence {
   int32_t live, length;
@@ -251,18 +265,19 @@ struct smc_past_token {
   int32_t token, position;
 };
 
-/* Pages begin … end - 1 of a sequence's block table are its own or shared; those before `begin` a window has left behind. */
+/* Pages begin … end - 1 of a sequence's block table are its own or shared; those before `begin` a window has left
+ * behind. */
 struct smc_kv_span {
   int32_t begin, end;
 };
 
 struct smc_kv_group {
   const struct smc_kv_shape *shape;
-  int32_t window;      /* 0: all pages of a context are kept */
-  uint8_t *data;       /* page p at data + p * page_bytes */
+  int32_t window; /* 0: all pages of a context are kept */
+  uint8_t *data;  /* page p at data + p * page_bytes; memory of the device */
   uint64_t page_bytes;
-  int32_t most_pages;  /* that a sequence can hold */
-  int32_t page_count;  /* for all sequences: always enough */
+  int32_t most_pages;                    /* that a sequence can hold */
+  int32_t page_count;                    /* for all sequences: always enough */
   int32_t fresh, free_count, pages_used; /* pages from `fresh` on were never used */
   int32_t *free_pages, *references;      /* [page_count] */
   int32_t *tables;                       /* [sequence_count][table_pages] */
@@ -276,19 +291,23 @@ struct smc_kv_cache {
   struct smc_sequence *sequences;
   struct smc_past_token *past; /* [sequence_count][context_length], or NULL where no group has a window */
   const struct smc_program *program;
+  struct smc_device *device;
 };
 
-int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, int32_t context_length,
-                int32_t sequences, int32_t kv_dtype, char *error);
+int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, struct smc_device *device,
+                int32_t context_length, int32_t sequences, int32_t kv_dtype, char *error);
 void smc_kv_close(struct smc_kv_cache *cache);
-static inline uint64_t smc_kv_element_bytes(int32_t kv_dtype) { return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1; }
+static inline uint64_t smc_kv_element_bytes(int32_t kv_dtype) {
+  return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1;
+}
 /* Bytes that so many numbers of K and V take, whole heads of tokens: with their scales, where there are any. */
 static inline uint64_t smc_kv_bytes(int32_t head_dim_padded, int32_t kv_dtype, uint64_t numbers) {
   const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)head_dim_padded : 0;
   return numbers * smc_kv_element_bytes(kv_dtype) + scales * sizeof(float);
 }
 static inline int32_t smc_kv_pages_for(int32_t tokens) { return (tokens + SMC_PAGE_TOKENS - 1) / SMC_PAGE_TOKENS; }
-static inline int32_t *smc_kv_table(const struct smc_kv_cache *cache, const struct smc_kv_group *group, int32_t sequence) {
+static inline int32_t *smc_kv_table(const struct smc_kv_cache *cache, const struct smc_kv_group *group,
+                                    int32_t sequence) {
   return group->tables + (int64_t)sequence * cache->table_pages;
 }
 /* Bytes of a token in all groups, and of the pages that are in use now. */
@@ -297,7 +316,8 @@ uint64_t smc_kv_bytes_used(const struct smc_kv_cache *cache);
 int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
 int smc_kv_create(struct smc_kv_cache *cache, char *error);
 int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);
-/* Forgets what lies behind `length` tokens, no more than there are; a sequence whose windows then lack something is stale. */
+/* Forgets what lies behind `length` tokens, no more than there are; a sequence whose windows then lack something is
+ * stale. */
 void smc_kv_shorten(struct smc_kv_cache *cache, int32_t sequence, int32_t length);
 void smc_kv_drop(struct smc_kv_cache *cache, int32_t sequence);
 /* SMC_OK where the machine has memory for all pending tokens of all sequences. */
@@ -330,22 +350,30 @@ struct smc_model {
   struct smc_kv_cache cache;
   struct smc_pool *pool;
   int own_pool;
+  struct smc_device *device;
+  int32_t workers; /* who share the blocks of a phase: threads of the pool, or those of another device */
   struct smc_profiler profiler;
   _Atomic uint32_t cancels;
-  /* One mapping: the arena, the threads' scratch, and the tables of a step. */
-  uint8_t *memory;
-  uint64_t memory_bytes, scratch_stride;
+  _Atomic uint32_t *cancels_word; /* the same where a device sees it while it runs a step; NULL: it needs none */
+  uint64_t memory_bytes;          /* of all that steps need */
+  /* Memory of the device: the arena, the threads' scratch, partial results of attention. */
   uint8_t *arena, *scratch;
-  int32_t *tokens, *wanted_tokens, *logits_tokens, *top_tokens;
-  int32_t *beyond; /* see smc_step */
-  int32_t *slots; /* [kv_group_count][max_step_tokens] */
-  struct smc_kv_pages kv[SMC_MAX_KV_GROUPS];
-  struct smc_top *tops;
-  struct smc_tile *tiles, *wanted_tiles;
-  float *rope, *bounce; /* bounce: NULL until it is needed */
+  uint64_t arena_bytes, scratch_stride;
   float *partials;
   int32_t partial_count; /* for how many pairs of a token and a split there is room */
+  /* Memory of the host, one mapping: the tables of a step. */
+  uint8_t *tables;
+  uint64_t table_bytes;
+  int32_t *tokens, *positions, *wanted_tokens, *logits_tokens, *argmax_tokens;
+  int32_t *beyond; /* see smc_step */
+  int32_t *slots;  /* [kv_group_count][max_step_tokens] */
+  struct smc_kv_pages kv[SMC_MAX_KV_GROUPS];
+  struct smc_argmax *argmaxes;
+  struct smc_tile *tiles, *wanted_tiles;
+  float *rope, *bounce; /* bounce: NULL until it is needed */
 };
+
+#include "device.h"
 
 /* ---- step.c: a batch as steps; who calls holds the mutex */
 

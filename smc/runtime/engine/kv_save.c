@@ -1,4 +1,5 @@
-/* Sequences as bytes: a header; where the model has windows, the tokens and the pages that each group holds; then the pages. */
+/* Sequences as bytes: a header; where the model has windows, the tokens and the pages that each group holds; then the
+ * pages. */
 #include "internal.h"
 
 #include <string.h>
@@ -15,11 +16,15 @@ _Static_assert(sizeof(struct saved) == 128, "the header of a saved sequence has 
 
 static struct saved saved_header(const struct smc_kv_cache *cache, int32_t length) {
   const struct smc_program *program = cache->program;
-  struct saved header = {.magic = "SMC-KV2", .page_tokens = SMC_PAGE_TOKENS, .kv_dtype = cache->kv_dtype, .length = length,
+  struct saved header = {.magic = "SMC-KV2",
+                         .page_tokens = SMC_PAGE_TOKENS,
+                         .kv_dtype = cache->kv_dtype,
+                         .length = length,
                          .group_count = cache->group_count};
   for (int32_t i = 0; i < cache->group_count; i++) header.page_bytes += cache->groups[i].page_bytes;
   const size_t bytes = strlen(program->weights_hash);
-  memcpy(header.weights_hash, program->weights_hash, bytes < sizeof header.weights_hash ? bytes : sizeof header.weights_hash);
+  memcpy(header.weights_hash, program->weights_hash,
+         bytes < sizeof header.weights_hash ? bytes : sizeof header.weights_hash);
   return header;
 }
 
@@ -40,7 +45,8 @@ static void clear_tail(const struct smc_kv_shape *shape, int32_t kv_dtype, uint8
       for (uint64_t row = 0; row < head_dim; row++) memset(page + (g * head_dim + row) * group + kept, 0, group - kept);
     }
     memset(page + half + used * head_dim * element, 0, half - used * head_dim * element); /* V [64][head_dim] */
-    for (uint8_t *scales = page + 2 * half; scales < page + bytes; scales += SMC_PAGE_TOKENS * sizeof(float)) /* K's, V's */
+    for (uint8_t *scales = page + 2 * half; scales < page + bytes;
+         scales += SMC_PAGE_TOKENS * sizeof(float)) /* K's, V's */
       memset(scales + used * sizeof(float), 0, (SMC_PAGE_TOKENS - used) * sizeof(float));
   }
 }
@@ -69,23 +75,29 @@ int smc_kv_save(const struct smc_kv_cache *cache, int32_t sequence, void *buffer
   }
   for (int32_t i = 0; i < cache->group_count; i++) {
     const struct smc_kv_group *group = &cache->groups[i];
-    for (int32_t page = group->spans[sequence].begin; page < group->spans[sequence].end; page++, out += group->page_bytes) {
-      memcpy(out, group->data + (uint64_t)smc_kv_table(cache, group, sequence)[page] * group->page_bytes, group->page_bytes);
-      if ((page + 1) * SMC_PAGE_TOKENS > length) clear_tail(group->shape, cache->kv_dtype, out, length % SMC_PAGE_TOKENS);
+    for (int32_t page = group->spans[sequence].begin; page < group->spans[sequence].end;
+         page++, out += group->page_bytes) {
+      const uint8_t *place = group->data + (uint64_t)smc_kv_table(cache, group, sequence)[page] * group->page_bytes;
+      const int status = smc_pages_read(cache->device, out, place, group->page_bytes, error);
+      if (status) return status;
+      if ((page + 1) * SMC_PAGE_TOKENS > length)
+        clear_tail(group->shape, cache->kv_dtype, out, length % SMC_PAGE_TOKENS);
     }
   }
   return SMC_OK;
 }
 
-/* The pages that each group will hold, and the bytes of all: SMC_OK where a sequence of `length` tokens can have these. */
-static int read_spans(const struct smc_kv_cache *cache, const uint8_t *in, int32_t length, struct smc_kv_span *spans, uint64_t *bytes) {
+/* The pages that each group will hold, and the bytes of all: SMC_OK if a sequence of `length` tokens can have them. */
+static int read_spans(const struct smc_kv_cache *cache, const uint8_t *in, int32_t length, struct smc_kv_span *spans,
+                      uint64_t *bytes) {
   *bytes = 0;
   for (int32_t i = 0; i < cache->group_count; i++) {
     const struct smc_kv_group *group = &cache->groups[i];
     spans[i] = (struct smc_kv_span){0, smc_kv_pages_for(length)};
     if (cache->past) memcpy(&spans[i], in + (size_t)i * sizeof *spans, sizeof *spans);
     const int empty = group->window && spans[i].begin == 0 && spans[i].end == 0;
-    if (!empty && (spans[i].begin < 0 || spans[i].begin > spans[i].end || spans[i].end != smc_kv_pages_for(length))) return SMC_BAD_INPUT;
+    if (!empty && (spans[i].begin < 0 || spans[i].begin > spans[i].end || spans[i].end != smc_kv_pages_for(length)))
+      return SMC_BAD_INPUT;
     if ((!group->window && spans[i].begin) || spans[i].end - spans[i].begin > group->most_pages) return SMC_BAD_INPUT;
     *bytes += (uint64_t)(spans[i].end - spans[i].begin) * group->page_bytes;
   }
@@ -103,22 +115,26 @@ static int check_past(const struct smc_kv_cache *cache, const uint8_t *in, int32
 
 int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error) {
   struct saved header;
-  if (size < sizeof header) return smc_fail(error, SMC_BAD_INPUT, "%llu bytes are no saved sequence", (unsigned long long)size);
+  if (size < sizeof header)
+    return smc_fail(error, SMC_BAD_INPUT, "%llu bytes are no saved sequence", (unsigned long long)size);
   memcpy(&header, buffer, sizeof header);
   const struct saved expected = saved_header(cache, header.length);
-  if (memcmp(header.magic, expected.magic, sizeof header.magic)) return smc_fail(error, SMC_BAD_INPUT, "these bytes are no saved sequence");
+  if (memcmp(header.magic, expected.magic, sizeof header.magic))
+    return smc_fail(error, SMC_BAD_INPUT, "these bytes are no saved sequence");
   if (memcmp(&header, &expected, sizeof header))
     return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is of another model, KV dtype or version of smc");
   if (header.length < 0 || header.length > cache->context_length)
-    return smc_fail(error, header.length < 0 ? SMC_BAD_INPUT : SMC_NO_SPACE, "the saved sequence has %d tokens and the context %d",
-                    header.length, cache->context_length);
+    return smc_fail(error, header.length < 0 ? SMC_BAD_INPUT : SMC_NO_SPACE,
+                    "the saved sequence has %d tokens and the context %d", header.length, cache->context_length);
   const uint64_t front = sizeof header + past_bytes(cache, header.length);
   const uint8_t *in = (const uint8_t *)buffer + sizeof header;
   const uint64_t past = cache->past ? (uint64_t)header.length * sizeof *cache->past : 0;
   struct smc_kv_span spans[SMC_MAX_KV_GROUPS];
   uint64_t bytes = 0;
-  if (size < front || (past && check_past(cache, in, header.length)) || read_spans(cache, in + past, header.length, spans, &bytes) || size != front + bytes)
-    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is damaged, cut short or too long: %llu bytes for %d tokens",
+  if (size < front || (past && check_past(cache, in, header.length)) ||
+      read_spans(cache, in + past, header.length, spans, &bytes) || size != front + bytes)
+    return smc_fail(error, SMC_BAD_INPUT,
+                    "the saved sequence is damaged, cut short or too long: %llu bytes for %d tokens",
                     (unsigned long long)size, header.length);
   const int status = smc_kv_check_memory(cache, bytes, error);
   if (status) return status;
@@ -132,7 +148,11 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
     group->spans[sequence] = spans[i];
     for (int32_t page = spans[i].begin; page < spans[i].end; page++, in += group->page_bytes) {
       const int32_t own = smc_kv_table(cache, group, sequence)[page] = smc_kv_take_page(group);
-      memcpy(group->data + (uint64_t)own * group->page_bytes, in, group->page_bytes);
+      const int written =
+          smc_pages_write(cache->device, group->data + (uint64_t)own * group->page_bytes, in, group->page_bytes, error);
+      if (!written) continue;
+      smc_kv_drop(cache, sequence);
+      return written;
     }
   }
   smc_kv_shorten(cache, sequence, header.length); /* stale, where a window lacks something */

@@ -1,5 +1,5 @@
-/* How much memory there is: what Linux or the process's cgroups refuse to give ends in a killed process, so it is checked
- * before. */
+/* How much memory there is: what Linux or the process's cgroups refuse to give ends in a killed process, so it is
+ * checked before. */
 #include "internal.h"
 
 #include <stdio.h>
@@ -18,19 +18,23 @@ static uint64_t number_in(const char *directory, const char *name) {
   char path[PATH_BYTES + 64], line[64];
   unsigned long long bytes;
   snprintf(path, sizeof path, "%s/%s", directory, name);
-  return smc_read_line(path, line, sizeof line) && sscanf(line, "%llu", &bytes) == 1 && bytes < NO_LIMIT ? bytes : NO_LIMIT;
+  return smc_read_line(path, line, sizeof line) && sscanf(line, "%llu", &bytes) == 1 && bytes < NO_LIMIT ? bytes
+                                                                                                         : NO_LIMIT;
 }
 
-/* Pages of files, which the kernel takes back when memory is needed. Those in memory only (tmpfs) are not counted there. */
+/* Pages of files, which the kernel takes back when memory is needed. Those in memory only (tmpfs) are not counted
+ * there. */
 static uint64_t file_pages(const char *directory, int version) {
-  static const char *const names[2][2] = {{"total_inactive_file", "total_active_file"}, {"inactive_file", "active_file"}};
+  static const char *const names[2][2] = {{"total_inactive_file", "total_active_file"},
+                                          {"inactive_file", "active_file"}};
   char path[PATH_BYTES + 64], line[128], name[64];
   unsigned long long bytes;
   uint64_t sum = 0;
   snprintf(path, sizeof path, "%s/memory.stat", directory);
   FILE *file = fopen(path, "re");
   while (file && fgets(line, sizeof line, file))
-    if (sscanf(line, "%63s %llu", name, &bytes) == 2 && (!strcmp(name, names[version - 1][0]) || !strcmp(name, names[version - 1][1])))
+    if (sscanf(line, "%63s %llu", name, &bytes) == 2 &&
+        (!strcmp(name, names[version - 1][0]) || !strcmp(name, names[version - 1][1])))
       sum += bytes;
   if (file) fclose(file);
   return sum;

@@ -9,13 +9,13 @@
  * own; in a phase that is well balanced only the counts of finished blocks travel, and those once. */
 #include "internal.h"
 
-/* A piece is this part of what a share still has, and no less than that part of the share: what a slow thread leaves behind
- * can be stolen, and the last pieces, for which the others wait, are small. */
+/* A piece is this part of what a share still has, and no less than that part of the share: what a slow thread leaves
+ * behind can be stolen, and the last pieces, for which the others wait, are small. */
 #define PIECE_OF_REST 3
 #define PIECE_OF_SHARE 32
-/* In a step of so few tokens a thread takes a share of so few blocks at once, unless threads are uneven. Weights are read as
- * streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin anew in every piece: that
- * costs more than could be stolen. */
+/* In a step of so few tokens a thread takes a share of so few blocks at once, unless threads are uneven. Weights are
+ * read as streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin anew in every
+ * piece: that costs more than could be stolen. */
 #define WHOLE_TOKENS 8
 #define WHOLE_BLOCKS 16
 /* Who waits for more spins than these, 2 µs, takes the time. */
@@ -27,10 +27,10 @@
 /* So many tokens at least has a piece, which reads all weights. */
 #define LEAST_PIECE 64
 
-/* A waiting thread prefetches so much of the next phase's weights, a few lines per spin: memory would idle while the last
- * thread finishes, but that thread must not wait behind the others' prefetches. */
-#define AHEAD_BYTES 16384
-#define LINES_A_SPIN 4
+/* A waiting thread prefetches so much of the next phase's weights, a few lines per spin: memory would idle while the
+ * last thread finishes, but that thread must not wait behind the others' prefetches. */
+#define PREFETCH_BYTES 16384
+#define LINES_PER_SPIN 4
 
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks) {
@@ -38,7 +38,7 @@ void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t
   int64_t total = 0;
   for (int32_t i = 0; i < task_count; i++) total += blocks[i];
   *phase = (struct smc_phase){
-    .first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total, .piece_blocks = total};
+      .first_task = first_task, .task_count = task_count, .blocks = blocks, .total = total, .piece_blocks = total};
 }
 
 int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens) {
@@ -55,8 +55,8 @@ void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tok
   phase->total = phase->piece_blocks * ((tokens + piece_tokens - 1) / piece_tokens);
 }
 
-void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
-                     const struct smc_stream *streams, int32_t count) {
+void smc_phase_prefetch(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
+                        const struct smc_stream *streams, int32_t count) {
   int64_t total = 0;
   for (int32_t i = 0; i < count; i++) total += streams[i].blocks;
   const struct smc_share share = smc_share_of(total, thread->count, thread->index);
@@ -64,16 +64,17 @@ void smc_phase_ahead(const struct smc_thread *thread, struct smc_phase *phase, c
   int64_t block = share.first;
   while (block >= streams->blocks) block -= streams++->blocks;
   const int64_t left = (streams->blocks - block) * streams->block_bytes;
-  phase->ahead = weights + streams->begin + (uint64_t)block * (uint64_t)streams->block_bytes;
-  phase->ahead_end = phase->ahead + (left < AHEAD_BYTES ? left : AHEAD_BYTES);
+  phase->prefetch = weights + streams->begin + (uint64_t)block * (uint64_t)streams->block_bytes;
+  phase->prefetch_end = phase->prefetch + (left < PREFETCH_BYTES ? left : PREFETCH_BYTES);
 }
 
-static void ask_ahead(struct smc_phase *phase) {
-  for (int i = 0; i < LINES_A_SPIN && phase->ahead < phase->ahead_end; i++, phase->ahead += SMC_PREFETCHED) __builtin_prefetch(phase->ahead);
+static void prefetch_some(struct smc_phase *phase) {
+  for (int i = 0; i < LINES_PER_SPIN && phase->prefetch < phase->prefetch_end; i++, phase->prefetch += SMC_PREFETCHED)
+    __builtin_prefetch(phase->prefetch);
 }
 
-/* Sets phase->task and ->begin to where block `block` of the phase lies, and its piece's tokens; returns how many blocks the
- * task still has there. */
+/* Sets phase->task and ->begin to where block `block` of the phase lies, and its piece's tokens; returns how many
+ * blocks the task still has there. */
 static int64_t locate(struct smc_phase *phase, int64_t block) {
   int32_t task = 0;
   phase->token = (int32_t)(block / phase->piece_blocks) * phase->piece_tokens;
@@ -104,7 +105,9 @@ static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_
     const int64_t piece = piece_of(thread->pool, owner == thread->index, share.size, share.size - taken);
     const int64_t same_task = locate(phase, share.first + taken);
     const int64_t count = piece < same_task ? piece : same_task;
-    if (!atomic_compare_exchange_weak_explicit(claimed, &value, value + count, memory_order_relaxed, memory_order_relaxed)) continue;
+    if (!atomic_compare_exchange_weak_explicit(claimed, &value, value + count, memory_order_relaxed,
+                                               memory_order_relaxed))
+      continue;
     phase->end = phase->begin + (int32_t)count;
     phase->finished += count;
     return 1;
@@ -115,12 +118,14 @@ static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_
 static void publish(const struct smc_thread *thread, struct smc_phase *phase) {
   if (phase->finished == 0) return;
   _Atomic int64_t *finished = &thread->pool->counters[thread->index].finished;
-  atomic_store_explicit(finished, atomic_load_explicit(finished, memory_order_relaxed) + phase->finished, memory_order_release);
+  atomic_store_explicit(finished, atomic_load_explicit(finished, memory_order_relaxed) + phase->finished,
+                        memory_order_release);
   phase->finished = 0;
 }
 
-/* Whether `target` blocks are finished, by all threads since the step began. The counts are read one after the other: one
- * read late may hold blocks of the next phase, but who runs those has seen all of this phase, and so has who sees them. */
+/* Whether `target` blocks are finished, by all threads since the step began. The counts are read one after the other:
+ * one read late may hold blocks of the next phase, but who runs those has seen all of this phase, and so has who sees
+ * them. */
 static int is_finished(const struct smc_thread *thread, int64_t target) {
   int64_t sum = 0;
   for (int32_t t = 0; t < thread->count; t++)
@@ -138,7 +143,7 @@ static int claim(struct smc_thread *thread, struct smc_phase *phase) {
     publish(thread, phase);
     for (int turns = 0; turns < GRACE; turns++) {
       if (is_finished(thread, thread->done + phase->total) || is_aborted(thread)) return 0;
-      ask_ahead(phase);
+      prefetch_some(phase);
       smc_relax(turns);
     }
     phase->victim = 1;
@@ -164,7 +169,7 @@ int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
   for (int turns = 0; !is_finished(thread, thread->done); turns++) {
     if (is_aborted(thread)) return 1;
     if (turns == LONG_WAIT) start = smc_nanoseconds();
-    ask_ahead(phase);
+    prefetch_some(phase);
     smc_relax(turns);
   }
   if (start) thread->pool->counters[thread->index].waited += smc_nanoseconds() - start;

@@ -1,11 +1,11 @@
 /* How many threads a pool has by default, and on which CPUs its workers run.
  *
- * The caller's affinity is its own business. But Linux may leave the caller and a worker on one CPU for a whole run while
- * another idles (waiting with sched_yield hides the imbalance), which costs all the speed-up. So workers keep off
+ * The caller's affinity is its own business. But Linux may leave the caller and a worker on one CPU for a whole run
+ * while another idles (waiting with sched_yield hides the imbalance), which costs all the speed-up. So workers keep off
  * the CPU on which the caller runs, and where there is a CPU for every thread and no more, each worker has its own.
  *
- * Where some CPUs are much slower than others (big.LITTLE), the fast ones alone are used: all wait at the end of a phase
- * for the piece that a slow one has taken. */
+ * Where some CPUs are much slower than others (big.LITTLE), the fast ones alone are used: all wait at the end of a
+ * phase for the piece that a slow one has taken. */
 #include "internal.h"
 
 #include <stdio.h>

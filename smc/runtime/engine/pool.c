@@ -12,7 +12,7 @@
 #define MAGIC 0x736d6370u /* "smcp" */
 #define OPEN (UINT64_C(1) << 31)
 #define INSIDE (OPEN - 1)
-#define SPINS 256                 /* 5 µs; then the scheduler is asked: a pure spinner loses whole time slices in company */
+#define SPINS 256 /* 5 µs; then the scheduler is asked: a pure spinner loses whole time slices in company */
 #define IDLE_NANOSECONDS 200000 /* a worker looks for the next job this long before it sleeps: waking costs 5–50 µs */
 /* Threads are uneven for so many jobs after one of them has waited for more than this part of a job. */
 #define UNEVEN_JOBS 16
@@ -53,8 +53,10 @@ static void await_ticket(struct smc_pool *pool, uint32_t seen) {
     if (turns > 1 << 20) turns = SPINS;
   }
   pthread_mutex_lock(&pool->sleep_mutex);
-  atomic_fetch_add(&pool->sleepers, 1); /* sequentially consistent, like the ticket's store: one of both sees the other */
-  while (epoch_of(atomic_load(&pool->ticket)) == seen && !atomic_load(&pool->quit)) pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
+  atomic_fetch_add(&pool->sleepers,
+                   1); /* sequentially consistent, like the ticket's store: one of both sees the other */
+  while (epoch_of(atomic_load(&pool->ticket)) == seen && !atomic_load(&pool->quit))
+    pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
   atomic_fetch_sub(&pool->sleepers, 1);
   pthread_mutex_unlock(&pool->sleep_mutex);
 }
@@ -68,8 +70,9 @@ static void *work(void *argument) {
     await_ticket(pool, seen);
     if (atomic_load_explicit(&pool->quit, memory_order_relaxed)) return NULL;
     uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
-    while ((ticket & OPEN) && !atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket + 1, memory_order_acq_rel,
-                                                                     memory_order_acquire)) continue;
+    while ((ticket & OPEN) && !atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket + 1,
+                                                                     memory_order_acq_rel, memory_order_acquire))
+      continue;
     seen = epoch_of(ticket);
     if (!(ticket & OPEN)) continue;
     run_job(pool, worker->index);
@@ -87,11 +90,13 @@ static void wake_all(struct smc_pool *pool) {
 /* Waits until every worker has left the last job; returns the ticket. */
 static uint64_t await_leaving(struct smc_pool *pool) {
   uint64_t ticket;
-  for (int turns = 0; (ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire)) & INSIDE; turns++) smc_relax(turns);
+  for (int turns = 0; (ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire)) & INSIDE; turns++)
+    smc_relax(turns);
   return ticket;
 }
 
-/* Whether threads are uneven, after every job: one of them has waited long for others, which have less of a CPU than it has. */
+/* Whether threads are uneven, after every job: one of them has waited long for others, which have less of a CPU than it
+ * has. */
 static void look_for_waits(struct smc_pool *pool) {
   int64_t longest = 0;
   for (int32_t t = 0; t < pool->threads; t++) {

@@ -1,7 +1,7 @@
 /* Profiles: which task the threads' time went to.
  *
- * Every thread reads the CPU's counter before and after it looks for blocks and behind the barrier, and adds the time since
- * its last reading to one counter of its own: a reading costs about 10 ns, and nothing is lost or counted twice. */
+ * Every thread reads the CPU's counter before and after it looks for blocks and behind the barrier, and adds the time
+ * since its last reading to one of its counters: a reading costs about 10 ns, and nothing is lost or counted twice. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -70,7 +70,8 @@ int smc_profile_start(struct smc_profiler *profiler, const struct smc_program *p
     profiler->times[t].tasks = (struct smc_task_time *)(void *)(place + times + (size_t)t * row);
   for (size_t i = 0; i < tasks; i++) {
     const struct smc_task *task = &program->tasks[i];
-    profiler->tasks[i] = (smc_profile_task){.function = task->function, .name = task->name, .kernel = task->kernel, .integer = task->integer};
+    profiler->tasks[i] = (smc_profile_task){
+        .function = task->function, .name = task->name, .kernel = task->kernel, .integer = task->integer};
   }
   return SMC_OK;
 }
@@ -125,7 +126,7 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
     const struct smc_task *task = &profiler->program->tasks[i];
     smc_profile_task *total = &profiler->tasks[i];
     count_work(total, &task->all, step->count);
-    count_work(total, &task->wanted, task->head ? step->logits_count + step->top_count : step->wanted_count);
+    count_work(total, &task->wanted, task->head ? step->logits_count + step->argmax_count : step->wanted_count);
     if (!profiler->program->kv_group_count) continue;
     const struct smc_kv_shape *shape = &profiler->program->kv_groups[task->kv_group];
     total->bytes += (uint64_t)step->count * smc_kv_bytes(shape->head_dim_padded, step->kv_dtype, task->cache_writes);
@@ -140,9 +141,14 @@ void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *ste
 void smc_profile_stop(struct smc_profiler *profiler, smc_profile *profile) {
   settle(profiler);
   profiler->on = 0;
-  const double second = profiler->ticks ? 1e-9 * (double)profiler->nanoseconds / (double)profiler->ticks : 0.0; /* a tick */
-  *profile = (smc_profile){.size = sizeof *profile, .threads = profiler->threads, .task_count = profiler->program->task_count,
-                           .steps = profiler->steps, .tokens = profiler->tokens, .tasks = profiler->tasks,
+  const double second =
+      profiler->ticks ? 1e-9 * (double)profiler->nanoseconds / (double)profiler->ticks : 0.0; /* a tick */
+  *profile = (smc_profile){.size = sizeof *profile,
+                           .threads = profiler->threads,
+                           .task_count = profiler->program->task_count,
+                           .steps = profiler->steps,
+                           .tokens = profiler->tokens,
+                           .tasks = profiler->tasks,
                            .seconds = 1e-9 * (double)profiler->nanoseconds};
   for (int32_t t = 0; t < profiler->threads; t++) {
     const struct smc_thread_profile *times = &profiler->times[t];

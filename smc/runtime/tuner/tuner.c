@@ -1,8 +1,9 @@
 /* Measures the candidates of kernels on this machine and writes a tuning record per line to standard output.
  *
- * A call takes the next of many matrices, as many as a model has, so that weights come from where they come from in real
- * use: from memory, or from a cache that holds the whole model. Candidates take turns, the time is the CPU's for this thread,
- * and the median of the rounds counts: so neither a slow phase of the machine nor another process chooses the winner. */
+ * A call takes the next of many matrices, as many as a model has, so that weights come from where they come from in
+ * real use: from memory, or from a cache that holds the whole model. Candidates take turns, the time is the CPU's for
+ * this thread, and the median of the rounds counts: so neither a slow phase of the machine nor another process chooses
+ * the winner. */
 #define _GNU_SOURCE
 #include "tuner.h"
 
@@ -34,7 +35,8 @@ int smc_cpu_missing(const char *features, char *missing, size_t size); /* the en
 
 static const char usage[] =
     "Usage: %s [OPTION]... > records.jsonl\n"
-    "Measures kernels on this machine; on the computer that has smc, `smc tune --import records.jsonl` reads the result.\n"
+    "Measures kernels on this machine; on the computer that has smc, `smc tune --import records.jsonl` reads the "
+    "result.\n"
     "\n"
     "  --seconds S    take about S seconds (default: as long as good medians need)\n"
     "  --level NAME   only this feature level (default: all that the CPU has)\n"
@@ -65,7 +67,8 @@ static void cpu_name(char *name, size_t size) {
   const int readable = getauxval(AT_HWCAP) >> 11 & 1; /* HWCAP_CPUID: Linux reads the register for us */
   uint64_t id = 0;
   if (readable) __asm__("mrs %0, MIDR_EL1" : "=r"(id));
-  snprintf(name, size, readable ? "arm-0x%02x-0x%03x" : "arm-unknown", (unsigned)(id >> 24 & 0xff), (unsigned)(id >> 4 & 0xfff));
+  snprintf(name, size, readable ? "arm-0x%02x-0x%03x" : "arm-unknown", (unsigned)(id >> 24 & 0xff),
+           (unsigned)(id >> 4 & 0xfff));
 #else
 #error "the tuner knows x86-64 and 64-bit ARM under Linux"
 #endif
@@ -138,8 +141,8 @@ static void fill(void *memory, uint64_t bytes, uint16_t bits, uint16_t others) {
   }
 }
 
-/* Words that are harmless in every role but one: as codes and integers they are anything; read as f16, bf16 or f32 they are
- * normal numbers of both signs whose products are normal, too, for subnormal ones would take longer. */
+/* Words that are harmless in every role but one: as codes and integers they are anything; read as f16, bf16 or f32 they
+ * are normal numbers of both signs whose products are normal, too, for subnormal ones would take longer. */
 static void fill_numbers(void *memory, uint64_t bytes) { fill(memory, bytes, 0x2c00, 0x83ff); }
 
 /* The other role: zeros are codes of weights, of 2 bits and more, two of 4 bits or one in a byte. */
@@ -153,9 +156,9 @@ static void fill_codes(int8_t *codes, uint64_t bytes) {
 
 struct memory {
   uint8_t *weights, *out, *expected;
-  void *numbers;   /* floats: inputs, or the scales of inputs */
-  int8_t *codes;   /* inputs */
-  int32_t *sums;   /* of codes */
+  void *numbers; /* floats: inputs, or the scales of inputs */
+  int8_t *codes; /* inputs */
+  int32_t *sums; /* of codes */
   uint64_t weight_bytes, sum_count;
   const struct tuner_workload *zeros_of; /* whose zeros there are among the weights */
 };
@@ -187,7 +190,8 @@ static struct memory allocate_all(void) {
 }
 
 /* What lies behind the scales of every matrix of a workload. */
-static void fill_ends(const struct memory *m, const struct tuner_workload *w, void (*words)(void *memory, uint64_t bytes)) {
+static void fill_ends(const struct memory *m, const struct tuner_workload *w,
+                      void (*words)(void *memory, uint64_t bytes)) {
   for (uint64_t end = w->bytes; end <= m->weight_bytes; end += w->bytes)
     words(m->weights + end - (w->bytes - w->zeros_offset), w->bytes - w->zeros_offset);
 }
@@ -204,15 +208,18 @@ static void prepare(struct memory *m, const struct tuner_kernel *k, const struct
 
 static uint64_t turn; /* of calls: which matrix is next */
 
-static void call(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, int32_t candidate, uint64_t matrix) {
+static void call(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
+                 int32_t candidate, uint64_t matrix) {
   const uint8_t *codes = m->weights + matrix * w->bytes;
   const void *x = k->input_sum ? (const void *)m->codes : m->numbers;
-  k->candidates[candidate].linear(x, m->numbers, m->sums, codes, codes + w->scales_offset, codes + w->zeros_offset, m->numbers, m->out,
-                                  w->tokens, w->columns, w->x_stride, w->padded_rows, 0, 0, w->padded_rows / 32);
+  k->candidates[candidate].linear(x, m->numbers, m->sums, codes, codes + w->scales_offset, codes + w->zeros_offset,
+                                  m->numbers, m->out, w->tokens, w->columns, w->x_stride, w->padded_rows, 0, 0,
+                                  w->padded_rows / 32);
 }
 
 /* Nanoseconds of one call, of so many. */
-static double timed(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, int32_t candidate, int64_t calls) {
+static double timed(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
+                    int32_t candidate, int64_t calls) {
   const uint64_t matrices = m->weight_bytes / w->bytes;
   const double begin = now(CLOCK_THREAD_CPUTIME_ID);
   for (int64_t i = 0; i < calls; i++) call(m, k, w, candidate, turn++ % matrices);
@@ -237,7 +244,8 @@ struct timing {
 };
 
 /* Candidates that compute something else than the default are dropped at once. Returns how many. */
-static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, struct timing *timings) {
+static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
+                      struct timing *timings) {
   const uint64_t bytes = (uint64_t)w->tokens * w->padded_rows * sizeof(float);
   int wrong = 0;
   for (int32_t c = 0; c < k->candidate_count; c++) {
@@ -246,7 +254,8 @@ static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, cons
     if (c == 0) memcpy(m->expected, m->out, bytes);
     timings[c].dropped = memcmp(m->expected, m->out, bytes) != 0;
     if (!timings[c].dropped) continue;
-    fprintf(stderr, "%s of %s on %s gives other results than %s\n", k->candidates[c].name, k->name, k->level, k->candidates[0].name);
+    fprintf(stderr, "%s of %s on %s gives other results than %s\n", k->candidates[c].name, k->name, k->level,
+            k->candidates[0].name);
     wrong++;
   }
   return wrong;
@@ -263,8 +272,8 @@ static void drop_hopeless(struct timing *timings, int count) {
 }
 
 /* Takes the rounds, until `deadline` on the monotonic clock or until there are enough. */
-static void take_rounds(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w, struct timing *timings,
-                        double deadline) {
+static void take_rounds(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
+                        struct timing *timings, double deadline) {
   const double one = timed(m, k, w, 0, 1);
   const int64_t calls = one >= BATCH_NANOSECONDS ? 1 : (int64_t)(BATCH_NANOSECONDS / (one > 1 ? one : 1)) + 1;
   for (int round = 0; round < MAX_ROUNDS; round++) {
@@ -325,11 +334,13 @@ static char *read_file(const char *path) {
 
 static int wanted(const struct options *options, const struct tuner_kernel *k) {
   char missing[PREFIX_BYTES] = "";
-  return (!options->level || !strcmp(options->level, k->level)) && !smc_cpu_missing(k->features, missing, sizeof missing);
+  return (!options->level || !strcmp(options->level, k->level)) &&
+         !smc_cpu_missing(k->features, missing, sizeof missing);
 }
 
 /* How many workloads there are to measure; with `measure`, measures them. */
-static int go_through(const struct options *options, const char *cpu, const char *done, struct memory *measure, int total, int *wrong) {
+static int go_through(const struct options *options, const char *cpu, const char *done, struct memory *measure,
+                      int total, int *wrong) {
   const double began = now(CLOCK_MONOTONIC);
   int count = 0;
   for (int32_t i = 0; i < tuner_kernel_count; i++) {
@@ -346,9 +357,10 @@ static int go_through(const struct options *options, const char *cpu, const char
       if (!measure) continue;
       char left[64] = "";
       if (count > 1)
-        snprintf(left, sizeof left, ", about %.0f s left", (now(CLOCK_MONOTONIC) - began) * 1e-9 * (total - count + 1) / (count - 1));
-      fprintf(stderr, "%d/%d (%d %%%s)  %s  %s  %d x %d, %d tokens\n", count, total, (int)(100LL * (count - 1) / total), left, k->level,
-              k->name, w->rows, w->columns, w->tokens);
+        snprintf(left, sizeof left, ", about %.0f s left",
+                 (now(CLOCK_MONOTONIC) - began) * 1e-9 * (total - count + 1) / (count - 1));
+      fprintf(stderr, "%d/%d (%d %%%s)  %s  %s  %d x %d, %d tokens\n", count, total, (int)(100LL * (count - 1) / total),
+              left, k->level, k->name, w->rows, w->columns, w->tokens);
       memset(timings, 0, k->candidate_count * sizeof *timings);
       prepare(measure, k, w);
       *wrong += drop_wrong(measure, k, w, timings);
@@ -384,7 +396,9 @@ static struct options read_options(int count, char **arguments) {
     if (!strcmp(name, "--info")) options.info = 1;
     else if (value && !strcmp(name, "--level")) options.level = value, i++;
     else if (value && !strcmp(name, "--resume")) options.resume = value, i++;
-    else if (value && !strcmp(name, "--seconds") && (options.seconds = strtod(value, &end)) > 0 && options.seconds < 1e9 && !*end) i++;
+    else if (value && !strcmp(name, "--seconds") && (options.seconds = strtod(value, &end)) > 0 &&
+             options.seconds < 1e9 && !*end)
+      i++;
     else {
       fprintf(stderr, "%s: '%s' is no option, or what it needs is missing; --help lists them\n", arguments[0], name);
       exit(2);

@@ -5,9 +5,10 @@
 #include <stdint.h>
 
 /* A matmul kernel (smc/codegen/cpu/kernels/linear.py says what it computes). */
-typedef int32_t tuner_linear(const void *x, const void *x_scales, const void *x_sums, const void *codes, const void *scales,
-                             const void *zeros, const void *bias, void *out, int32_t tokens, int32_t columns, int32_t x_stride,
-                             int32_t out_stride, int32_t flags, int32_t begin, int32_t end);
+typedef int32_t tuner_linear(const void *x, const void *x_scales, const void *x_sums, const void *codes,
+                             const void *scales, const void *zeros, const void *bias, void *out, int32_t tokens,
+                             int32_t columns, int32_t x_stride, int32_t out_stride, int32_t flags, int32_t begin,
+                             int32_t end);
 
 struct tuner_candidate {
   const char *name; /* "4x32" */
@@ -17,8 +18,9 @@ struct tuner_candidate {
 /* A packed matrix and a number of tokens. */
 struct tuner_workload {
   int32_t rows, columns, tokens;
-  int32_t padded_rows, x_stride;          /* floats of an output row, of an input row */
-  uint64_t scales_offset, zeros_offset, bytes; /* of the packed matrix, which begins with its codes; each a multiple of 64 */
+  int32_t padded_rows, x_stride; /* floats of an output row, of an input row */
+  uint64_t scales_offset, zeros_offset,
+      bytes; /* of the packed matrix, which begins with its codes; each a multiple of 64 */
 };
 
 /* One kernel of one feature level. */
@@ -26,7 +28,7 @@ struct tuner_kernel {
   const char *name;     /* "linear_int4_g32" */
   const char *level;    /* "avx2" */
   const char *features; /* comma-separated LLVM feature names, all of which the CPU must have */
-  int32_t input_sum;    /* inputs are int8 codes, in fours whose sum is 1; the kernel is given sums of so many of those. 0: floats */
+  int32_t input_sum;    /* int8 inputs: how many fours of codes a sum has (each four adds up to 1). 0: float inputs */
   const struct tuner_candidate *candidates; /* the default first */
   int32_t candidate_count;
   const struct tuner_workload *workloads;

@@ -54,7 +54,7 @@ def supports(sanitizer: str, folder: Path) -> bool:
 
 def compile_fake_program(output: Path, *flags: str) -> Path:
     """program.so of the fake model, linked as codegen links the real ones."""
-    sources = [*sorted(ENGINE.glob("*.c")), HERE / "fake_program.c"]
+    sources = [*sorted([*ENGINE.glob("*.c"), *ENGINE.glob("cpu/*.c")]), HERE / "fake_program.c"]
     link = ("-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-Bsymbolic")
     return compile_c(output, sources, *LEVELS, *link, *flags)
 

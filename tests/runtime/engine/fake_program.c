@@ -1,10 +1,11 @@
-/* A model small enough to follow by hand, in place of a generated program: all values are whole numbers below 251, which
- * f16 and f32 hold exactly, and a byte of an i8 cache, too, without a sign; the scales there hold the cache index. test_engine.py computes the same in Python.
+/* A model small enough to follow by hand, in place of a generated program: all values are whole numbers below 251,
+ * which f16 and f32 hold exactly, and a byte of an i8 cache, too, without a sign; the scales there hold the cache
+ * index. test_engine.py computes the same in Python.
  *
  *   state                 = weights[token]
  *   layer l, KV head g:   K[d] = (state * 3 + l + g + d + index) % 251      V[d] = (state * 5 + l * 7 + g + d) % 251
- *   attention:            sum over all indices j up to the token's own, in layer 1 those in its window (FAKE_WINDOW), of K_j[d] * (j + 1) + V_j[d], d = j % HEAD_DIM
- *   after layer l:        state = (state + attention over all heads) % 251
+ *   attention:            sum over all indices j up to the token's own, in layer 1 those in its window (FAKE_WINDOW),
+ * of K_j[d] * (j + 1) + V_j[d], d = j % HEAD_DIM after layer l:        state = (state + attention over all heads) % 251
  *   logits[v]             = (state * v + 7) % 251
  *   hidden                = state, token's rotary cosine and sine of pair 1 in table 1, scratch byte of its thread
  */
@@ -24,17 +25,29 @@
 #ifndef FAKE_WINDOW
 #define FAKE_WINDOW 0
 #endif
-enum { VOCAB = 97, STRIDE = 112, HIDDEN = 4, LAYERS = FAKE_LAYERS, HEADS = 2, HEAD_DIM = 16, STEP = 24, FIRST_PAIRS = 5, PAIRS = 8, PRIME = 251 };
+enum {
+  VOCAB = 97,
+  STRIDE = 112,
+  HIDDEN = 4,
+  LAYERS = FAKE_LAYERS,
+  HEADS = 2,
+  HEAD_DIM = 16,
+  STEP = 24,
+  FIRST_PAIRS = 5,
+  PAIRS = 8,
+  PRIME = 251
+};
 
-static const float frequencies[FIRST_PAIRS + PAIRS] = {1.0f,  0.5f,  0.25f, 0.125f, 0.1f,
-                                             0.75f, 0.3f,  0.2f,  0.15f,  0.11f, 0.07f, 0.03f,  0.01f};
+static const float frequencies[FIRST_PAIRS + PAIRS] = {1.0f, 0.5f,  0.25f, 0.125f, 0.1f,  0.75f, 0.3f,
+                                                       0.2f, 0.15f, 0.11f, 0.07f,  0.03f, 0.01f};
 
 /* Tests make a step last: microseconds that every block of the first task takes. */
 __attribute__((visibility("default"))) int fake_block_microseconds = 0;
 
 static float read_value(const struct smc_step *step, const uint8_t *at, int index) {
   if (step->kv_dtype == SMC_KV_I8) return (float)at[index];
-  return step->kv_dtype == SMC_KV_F16 ? (float)((const _Float16 *)(const void *)at)[index] : ((const float *)(const void *)at)[index];
+  return step->kv_dtype == SMC_KV_F16 ? (float)((const _Float16 *)(const void *)at)[index]
+                                      : ((const float *)(const void *)at)[index];
 }
 
 static void write_value(const struct smc_step *step, uint8_t *at, int index, int value) {
@@ -50,9 +63,13 @@ static int place_of(int layer) { return !FAKE_WINDOW ? layer : layer == 1 ? 0 : 
 /* K and V of one head of one layer in a page. */
 static uint8_t *head_of(const struct smc_step *step, int page, int layer, int head, int value) {
   const struct smc_kv_pages *pages = &step->kv[group_of(layer)];
-  const uint64_t half = SMC_PAGE_TOKENS * HEAD_DIM * (step->kv_dtype == SMC_KV_F16 ? 2 : step->kv_dtype == SMC_KV_F32 ? 4 : 1);
+  const uint64_t half = SMC_PAGE_TOKENS * HEAD_DIM *
+                        (step->kv_dtype == SMC_KV_F16   ? 2
+                         : step->kv_dtype == SMC_KV_F32 ? 4
+                                                        : 1);
   const uint64_t bytes = 2 * half + (step->kv_dtype == SMC_KV_I8 ? 2 * SMC_PAGE_TOKENS * sizeof(float) : 0);
-  return pages->data + (uint64_t)page * pages->page_bytes + (uint64_t)(place_of(layer) * HEADS + head) * bytes + (uint64_t)value * half;
+  return pages->data + (uint64_t)page * pages->page_bytes + (uint64_t)(place_of(layer) * HEADS + head) * bytes +
+         (uint64_t)value * half;
 }
 
 /* The scales [2][SMC_PAGE_TOKENS] of a head in a page of an i8 cache. */
@@ -64,7 +81,9 @@ static int key_index(int place, int d) { return (place / 16 * HEAD_DIM + d) * 16
 static int value_index(int place, int d) { return place * HEAD_DIM + d; }
 
 static int32_t *states_of(const struct smc_step *step) { return (int32_t *)(void *)(step->arena + 4096); }
-static int32_t *sums_of(const struct smc_step *step) { return (int32_t *)(void *)(step->arena + 8192); } /* [HEADS][STEP] */
+static int32_t *sums_of(const struct smc_step *step) {
+  return (int32_t *)(void *)(step->arena + 8192);
+} /* [HEADS][STEP] */
 
 /* Where each token of the step lies in its sequence: from its tile. */
 static int index_of(const struct smc_step *step, int token) {
@@ -85,7 +104,8 @@ static void write_cache(const struct smc_step *step, int layer, int block) {
   }
   if (step->kv_dtype == SMC_KV_I8)
     for (int which = 0; which < 2; which++)
-      scales_of(step, slot / SMC_PAGE_TOKENS, layer, head)[which * SMC_PAGE_TOKENS + place] = (float)(index_of(step, token) + which + 1);
+      scales_of(step, slot / SMC_PAGE_TOKENS, layer, head)[which * SMC_PAGE_TOKENS + place] =
+          (float)(index_of(step, token) + which + 1);
 }
 
 static void attend(const struct smc_step *step, int layer, int block) {
@@ -96,7 +116,8 @@ static void attend(const struct smc_step *step, int layer, int block) {
     int64_t sum = 0;
     const int index = tile->index + i, first = group_of(layer) && index + 1 > FAKE_WINDOW ? index + 1 - FAKE_WINDOW : 0;
     for (int j = first; j <= index; j++) {
-      const int page = step->kv[group_of(layer)].tables[tile->table + j / SMC_PAGE_TOKENS], place = j % SMC_PAGE_TOKENS, d = j % HEAD_DIM;
+      const int page = step->kv[group_of(layer)].tables[tile->table + j / SMC_PAGE_TOKENS], place = j % SMC_PAGE_TOKENS,
+                d = j % HEAD_DIM;
       for (int which = 0; which < 2 && step->kv_dtype == SMC_KV_I8; which++)
         if (scales_of(step, page, layer, head)[which * SMC_PAGE_TOKENS + place] != (float)(j + which + 1)) abort();
       sum += (int64_t)read_value(step, head_of(step, page, layer, head, 0), key_index(place, d)) * (j + 1) +
@@ -163,10 +184,18 @@ static void run(struct smc_thread *thread, const struct smc_step *step) {
 static const struct smc_task tasks[] = {
     {.function = "embed", .name = "state", .kernel = "embedding", .all = {.token_bytes = 5}},
     {.function = "layer", .name = "cache", .kernel = "cache", .cache_writes = 2 * HEADS * HEAD_DIM * LAYERS},
-    {.function = "layer", .name = "attention", .kernel = "attention", .all = {.cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS}},
+    {.function = "layer",
+     .name = "attention",
+     .kernel = "attention",
+     .all = {.cache_reads = 2 * HEADS * HEAD_DIM * LAYERS, .cache_macs = HEADS * LAYERS}},
     {.function = "layer", .name = "add", .kernel = "add", .all = {.token_bytes = 8 * LAYERS, .weight_bytes = 3}},
     {.function = "head", .name = "hidden", .kernel = "hidden"},
-    {.function = "head", .name = "logits", .kernel = "linear", .wanted = {.weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB}, .head = 1, .integer = 1},
+    {.function = "head",
+     .name = "logits",
+     .kernel = "linear",
+     .wanted = {.weight_bytes = 11, .token_bytes = 4 * VOCAB, .token_macs = VOCAB},
+     .head = 1,
+     .integer = 1},
 };
 
 static const struct smc_level levels[] = {
@@ -174,9 +203,11 @@ static const struct smc_level levels[] = {
     {.name = "plain", .features = FAKE_PLAIN_FEATURES},
 };
 
-static const struct smc_kv_shape kv_groups[] = {{LAYERS - (FAKE_WINDOW > 0), HEADS, HEAD_DIM, 0}, {1, HEADS, HEAD_DIM, FAKE_WINDOW}};
+static const struct smc_kv_shape kv_groups[] = {{LAYERS - (FAKE_WINDOW > 0), HEADS, HEAD_DIM, 0},
+                                                {1, HEADS, HEAD_DIM, FAKE_WINDOW}};
 
-static const struct smc_rope_table rope_tables[] = {{FIRST_PAIRS, 1.0f, frequencies}, {PAIRS, 1.5f, frequencies + FIRST_PAIRS}};
+static const struct smc_rope_table rope_tables[] = {{FIRST_PAIRS, 1.0f, frequencies, 0, 0},
+                                                    {PAIRS, 1.5f, frequencies + FIRST_PAIRS, 0, 0}};
 
 const struct smc_program smc_program = {
     .abi_version = SMC_ABI_VERSION,

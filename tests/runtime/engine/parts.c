@@ -32,7 +32,8 @@ static uint64_t next_random(uint64_t *state) {
 
 /* Damages a copy in one to three places: bits, or whole fields with values that overflow sums. */
 static void damage(uint8_t *data, size_t size, uint64_t *random) {
-  static const uint64_t extremes[] = {0, 1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0xffffffffffffffff, 0xffffffffffffffe0};
+  static const uint64_t extremes[] = {
+      0, 1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0xffffffffffffffff, 0xffffffffffffffe0};
   for (uint64_t count = next_random(random) % 3 + 1; count && size; count--) {
     const size_t at = next_random(random) % size, width = (size_t)1 << next_random(random) % 4;
     if (next_random(random) % 2) {
@@ -94,12 +95,20 @@ int main(int count, char **arguments) {
     struct smc_member member;
     if (smc_zip_find(data, size, arguments[3], &member, error) == SMC_OK)
       printf("%llu %llu\n", (unsigned long long)member.offset, (unsigned long long)member.length);
-    else
-      printf("%s\n", error);
+    else printf("%s\n", error);
   } else if (count == 4 && !strcmp(arguments[1], "crc")) {
     const size_t part = (size_t)atol(arguments[3]);
     uint32_t crc = 0;
-    for (size_t done = 0; done < size; done += part) crc = smc_crc32(crc, data + done, size - done < part ? size - done : part);
+    for (size_t done = 0; done < size; done += part)
+      crc = smc_crc32(crc, data + done, size - done < part ? size - done : part);
+    printf("%08x\n", crc);
+  } else if (count == 4 && !strcmp(arguments[1], "join")) {
+    const size_t part = (size_t)atol(arguments[3]);
+    uint32_t crc = 0;
+    for (size_t done = 0, bytes; done < size; done += bytes) {
+      bytes = size - done < part ? size - done : part;
+      crc = smc_crc32_join(crc, smc_crc32(0, data + done, bytes), bytes);
+    }
     printf("%08x\n", crc);
   } else if (count == 6 && !strcmp(arguments[1], "fuzz")) {
     fuzz(data, size, arguments[3], atol(arguments[4]), strtoull(arguments[5], NULL, 10));

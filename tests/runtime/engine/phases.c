@@ -4,7 +4,7 @@
  *   phases late THREADS                workers that hold no block are not waited for
  *   phases uneven THREADS              a short share is taken at once, and in pieces when a thread was slow of late
  *   phases cancel THREADS STEPS        a step that is cancelled from inside ends, and the next one is whole
- *   phases ahead THREADS               what a thread prefetches is where its share of the next phase begins
+ *   phases prefetch THREADS               what a thread prefetches is where its share of the next phase begins
  *   phases place THREADS               workers keep off the caller's CPU, wherever it goes
  *   phases bench THREADS PHASES BLOCKS nanoseconds a phase
  *   phases quota MEMBERSHIP ROOT       CPUs that a cgroup gives
@@ -25,12 +25,12 @@ enum { PHASES = 40, TASKS = 5, BLOCKS = 70 };
 static _Atomic uint32_t cancel;
 static int failures;
 
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);       \
-      failures++;                                                       \
-    }                                                                   \
+#define CHECK(condition)                                                                                               \
+  do {                                                                                                                 \
+    if (!(condition)) {                                                                                                \
+      fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);                                                      \
+      failures++;                                                                                                      \
+    }                                                                                                                  \
   } while (0)
 
 static uint32_t next_random(uint32_t *state) {
@@ -48,7 +48,7 @@ static struct smc_job job_of(void (*run)(struct smc_thread *, const struct smc_s
 
 static int32_t shapes[PHASES][TASKS];
 static int32_t task_counts[PHASES];
-static int32_t token_counts[PHASES]; /* of phases in pieces, else 0 */
+static int32_t token_counts[PHASES];           /* of phases in pieces, else 0 */
 static atomic_int hits[PHASES][TASKS][BLOCKS]; /* pieces have the same blocks */
 
 /* Whether every block of a phase was run `wanted` times, for every token. */
@@ -66,9 +66,11 @@ static void stress_run(struct smc_thread *thread, const struct smc_step *step) {
     if (tokens) smc_phase_pieces(&phase, tokens, piece);
     while (smc_phase_claim(thread, &phase)) {
       CHECK(phase.begin >= 0 && phase.begin < phase.end && phase.end <= shapes[i][phase.task]);
-      if (tokens) CHECK(phase.token % piece == 0 && (piece == tokens || piece % 8 == 0) && phase.token + phase.tokens <= tokens);
+      if (tokens)
+        CHECK(phase.token % piece == 0 && (piece == tokens || piece % 8 == 0) && phase.token + phase.tokens <= tokens);
       if (i > 0) check_phase(i - 1, step->count); /* the phase before is over and visible */
-      for (int block = phase.begin; block < phase.end; block++) atomic_fetch_add(&hits[i][phase.task][block], tokens ? phase.tokens : 1);
+      for (int block = phase.begin; block < phase.end; block++)
+        atomic_fetch_add(&hits[i][phase.task][block], tokens ? phase.tokens : 1);
     }
     if (smc_phase_end(thread, &phase)) return;
   }
@@ -206,23 +208,23 @@ static uint8_t weights[1 << 17];
 static const struct smc_stream streams[] = {{1024, 5, 4096}, {0, 0, 0}, {65536, 4, 64}};
 static const uint8_t *asked[SMC_MAX_THREADS], *asked_end[SMC_MAX_THREADS];
 
-static void ahead_run(struct smc_thread *thread, const struct smc_step *step) {
+static void prefetch_run(struct smc_thread *thread, const struct smc_step *step) {
   (void)step;
   const int32_t t = thread->index, blocks[] = {thread->count};
   atomic_fetch_add(&entered, 1);
   while (atomic_load(&entered) < thread->count) usleep(10); /* nobody comes too late */
   struct smc_phase phase;
   smc_phase_begin(thread, &phase, 0, 1, blocks);
-  smc_phase_ahead(thread, &phase, weights, streams, 3);
-  asked[t] = phase.ahead, asked_end[t] = phase.ahead_end;
+  smc_phase_prefetch(thread, &phase, weights, streams, 3);
+  asked[t] = phase.prefetch, asked_end[t] = phase.prefetch_end;
   while (smc_phase_claim(thread, &phase)) usleep(100 * (useconds_t)t); /* all but the last wait, and ask */
-  CHECK(phase.ahead <= phase.ahead_end);
+  CHECK(phase.prefetch <= phase.prefetch_end);
   if (smc_phase_end(thread, &phase)) return;
-  CHECK(phase.ahead <= phase.ahead_end);
+  CHECK(phase.prefetch <= phase.prefetch_end);
 }
 
-static void ahead(struct smc_pool *pool) {
-  const struct smc_job job = job_of(ahead_run, 0);
+static void prefetch(struct smc_pool *pool) {
+  const struct smc_job job = job_of(prefetch_run, 0);
   CHECK(smc_pool_run(pool, &job) == SMC_OK);
   smc_pool_await(pool);
   const int64_t total = 9;
@@ -232,7 +234,8 @@ static void ahead(struct smc_pool *pool) {
       CHECK(asked[t] == NULL && asked_end[t] == NULL);
       continue;
     }
-    const uint64_t begin = share.first < 5 ? 1024 + (uint64_t)share.first * 4096 : 65536 + (uint64_t)(share.first - 5) * 64;
+    const uint64_t begin =
+        share.first < 5 ? 1024 + (uint64_t)share.first * 4096 : 65536 + (uint64_t)(share.first - 5) * 64;
     const uint64_t end = share.first < 5 ? 1024 + 5 * 4096 : 65536 + 4 * 64; /* of the stream */
     CHECK(asked[t] == weights + begin && asked_end[t] > asked[t] && asked_end[t] <= weights + end);
   }
@@ -297,7 +300,8 @@ int main(int count, char **arguments) {
     return 0;
   }
   if (count == 6 && !strcmp(arguments[1], "memory")) {
-    printf("%llu\n", (unsigned long long)smc_memory_left(arguments[2], arguments[3], arguments[4], strtoull(arguments[5], NULL, 10)));
+    printf("%llu\n", (unsigned long long)smc_memory_left(arguments[2], arguments[3], arguments[4],
+                                                         strtoull(arguments[5], NULL, 10)));
     return 0;
   }
   if (count == 4 && !strcmp(arguments[1], "fast")) {
@@ -316,7 +320,7 @@ int main(int count, char **arguments) {
   else if (count == 3 && !strcmp(arguments[1], "late")) late(pool);
   else if (count == 3 && !strcmp(arguments[1], "uneven")) uneven(pool);
   else if (count == 4 && !strcmp(arguments[1], "cancel")) cancel_steps(pool, atoi(arguments[3]));
-  else if (count == 3 && !strcmp(arguments[1], "ahead")) ahead(pool);
+  else if (count == 3 && !strcmp(arguments[1], "prefetch")) prefetch(pool);
   else if (count == 3 && !strcmp(arguments[1], "place")) place(pool);
   else if (count == 5 && !strcmp(arguments[1], "bench")) bench(pool, atoi(arguments[3]), atoi(arguments[4]));
   else return 2;

@@ -20,12 +20,12 @@ static smc_pool *pool;
 static smc_model *models[2];
 static atomic_int over, cancelled;
 
-#define REQUIRE(condition)                                              \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);       \
-      exit(1);                                                          \
-    }                                                                   \
+#define REQUIRE(condition)                                                                                             \
+  do {                                                                                                                 \
+    if (!(condition)) {                                                                                                \
+      fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);                                                      \
+      exit(1);                                                                                                         \
+    }                                                                                                                  \
   } while (0)
 
 static uint32_t next_random(uint32_t *state) {
@@ -37,7 +37,8 @@ static uint32_t next_random(uint32_t *state) {
 static smc_model *open_model(int32_t threads, smc_pool *shared) {
   char error[SMC_ERROR_BYTES];
   smc_model *model;
-  const smc_options options = {.size = sizeof options, .sequences = SEQUENCES, .threads = threads, .path = path, .pool = shared};
+  const smc_options options = {
+      .size = sizeof options, .sequences = SEQUENCES, .threads = threads, .path = path, .pool = shared};
   if (smc_engine.open(&options, &model, error)) {
     fprintf(stderr, "%s\n", error);
     exit(1);
@@ -45,15 +46,16 @@ static smc_model *open_model(int32_t threads, smc_pool *shared) {
   return model;
 }
 
-/* Runs tokens[begin..end) at the end of a sequence, the last of them with logits; again and again where it is cancelled. */
+/* Runs tokens[begin..end) at the end of a sequence, the last of them with logits; again and again where it is
+ * cancelled. */
 static void run(smc_model *model, int32_t sequence, const int32_t *tokens, int32_t begin, int32_t end, float *logits) {
   smc_token batch[LENGTH];
   for (int32_t i = begin; i < end; i++)
     batch[i - begin] = (smc_token){tokens[i], sequence, i, i, i == end - 1 ? SMC_WANT_LOGITS : 0};
   for (;;) {
     const uint32_t cancels = smc_engine.cancels(model);
-    const int status =
-        smc_engine.step(model, &(smc_batch){.count = end - begin, .tokens = batch, .logits = logits, .cancels = cancels}, NULL);
+    const int status = smc_engine.step(
+        model, &(smc_batch){.count = end - begin, .tokens = batch, .logits = logits, .cancels = cancels}, NULL);
     if (status == SMC_OK) return;
     REQUIRE(status == SMC_CANCELLED);
     REQUIRE(smc_engine.sequence_length(model, sequence, NULL) == begin);
@@ -89,7 +91,8 @@ static void *talk(void *argument) {
     const int32_t whole = smc_engine.sequence_create(alone, NULL);
     run(alone, whole, tokens, 0, LENGTH, expected);
     REQUIRE(!memcmp(logits, expected, VOCAB * sizeof *logits));
-    REQUIRE(smc_engine.sequence_drop(alone, whole, NULL) == SMC_OK && smc_engine.sequence_drop(model, sequence, NULL) == SMC_OK);
+    REQUIRE(smc_engine.sequence_drop(alone, whole, NULL) == SMC_OK &&
+            smc_engine.sequence_drop(model, sequence, NULL) == SMC_OK);
   }
   smc_engine.close(alone);
   free(logits);
@@ -117,7 +120,8 @@ static void *step_once(void *argument) {
   smc_token batch[LENGTH];
   const int32_t sequence = atomic_fetch_add(&next_sequence, 1);
   REQUIRE(logits);
-  for (int32_t i = 0; i < LENGTH; i++) batch[i] = (smc_token){i % VOCAB, sequence, i, i, i == LENGTH - 1 ? SMC_WANT_LOGITS : 0};
+  for (int32_t i = 0; i < LENGTH; i++)
+    batch[i] = (smc_token){i % VOCAB, sequence, i, i, i == LENGTH - 1 ? SMC_WANT_LOGITS : 0};
   const int status = smc_engine.step(model, &(smc_batch){.count = LENGTH, .tokens = batch, .logits = logits}, NULL);
   REQUIRE(status == SMC_OK || status == SMC_CANCELLED);
   atomic_fetch_add(&ended_early, status == SMC_CANCELLED);

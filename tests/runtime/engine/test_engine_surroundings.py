@@ -313,7 +313,8 @@ def test_bad_artifacts(open_model: Open, tmp_path: Path) -> None:
 def test_two_models_and_cancellations_under_sanitizers(
     driver: Callable[..., Path], artifact: Path, sanitizer: str
 ) -> None:
-    files = [source.name for source in sorted(ENGINE.glob("*.c"))]
+    sources = [*ENGINE.glob("*.c"), *ENGINE.glob("cpu/*.c")]
+    files = [str(source.relative_to(ENGINE)) for source in sorted(sources)]
     program = driver("steps", *files, more=("fake_program.c",), flags=LEVELS, sanitizer=sanitizer)
     done = subprocess.run([str(program), str(artifact), "3", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -160,7 +160,8 @@ SYSTEMS = ("x86_64-linux-gnu.2.17", "aarch64-linux-gnu.2.17", "aarch64-linux-mus
 
 @pytest.mark.parametrize("target", SYSTEMS)
 def test_compiles_for_the_oldest_systems_without_a_warning(tmp_path: Path, target: str) -> None:
-    sources = sorted(ENGINE.glob("*.c"))
+    tokenizer = (ENGINE.parents[1] / "standalone" / "c").glob("tokenizer*.c")
+    sources = sorted([*ENGINE.glob("*.c"), *ENGINE.glob("cpu/*.c"), *tokenizer])
     flags = ("-shared", "-fPIC", "-fvisibility=hidden", *WARNINGS)
     compile_c(tmp_path / "engine.so", [*sources, HERE / "fake_program.c"], *flags, *LEVELS, compiler=[*ZIG, target])
 
@@ -183,6 +184,7 @@ def test_crc_is_that_of_zip_files(driver: Driver, tmp_path: Path, size: int) -> 
     program = driver("parts", *FILES, sanitizer="address,undefined")
     for part in (1 << 20, 1000, 129):
         assert int(run(program, "crc", tmp_path / "data", part), 16) == zlib.crc32(data)
+        assert int(run(program, "join", tmp_path / "data", part), 16) == zlib.crc32(data)
 
 
 def test_crc_by_tables(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_cancelled_step_ends_and_the_next_one_is_whole(driver: Driver, threads
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 12])
 def test_a_thread_that_waits_asks_for_its_share_of_the_next_phase(driver: Driver, threads: int) -> None:
-    run(driver("phases", *FILES, sanitizer="thread"), "ahead", threads)
+    run(driver("phases", *FILES, sanitizer="thread"), "prefetch", threads)
 
 
 def test_workers_keep_off_the_callers_cpu(driver: Driver) -> None:

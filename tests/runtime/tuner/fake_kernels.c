@@ -1,11 +1,11 @@
-/* A table of three kernels for the tuner, one on a level that no CPU has: candidates that take once, three and eight times
- * as long, and one that is wrong in one number. */
+/* A table of three kernels for the tuner, one on a level that no CPU has: candidates that take once, three and eight
+ * times as long, and one that is wrong in one number. */
 #include "tuner.h"
 
-#define PARAMETERS \
-  const void *x, const void *x_scales, const void *x_sums, const void *codes, const void *scales, const void *zeros, \
-      const void *bias, void *out, int32_t tokens, int32_t columns, int32_t x_stride, int32_t out_stride, int32_t flags, \
-      int32_t begin, int32_t end
+#define PARAMETERS                                                                                                     \
+  const void *x, const void *x_scales, const void *x_sums, const void *codes, const void *scales, const void *zeros,   \
+      const void *bias, void *out, int32_t tokens, int32_t columns, int32_t x_stride, int32_t out_stride,              \
+      int32_t flags, int32_t begin, int32_t end
 
 /* Reads and writes all that a kernel may. */
 static int32_t sum(PARAMETERS, int32_t times) {
@@ -16,13 +16,15 @@ static int32_t sum(PARAMETERS, int32_t times) {
     for (int32_t t = 0; t < tokens; t++)
       for (int32_t r = 0; r < 32 * end; r++) {
         volatile uint32_t total = 0;
-        for (int32_t c = 0; c < columns; c++) total += stored[(uint64_t)(r * columns + c) % bytes] ^ ((const uint8_t *)x)[t * x_stride + c];
+        for (int32_t c = 0; c < columns; c++)
+          total += stored[(uint64_t)(r * columns + c) % bytes] ^ ((const uint8_t *)x)[t * x_stride + c];
         ((uint32_t *)out)[t * out_stride + r] = total + ((const uint8_t *)scales)[0];
       }
   return 0;
 }
 
-#define ARGUMENTS x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags, begin, end
+#define ARGUMENTS                                                                                                      \
+  x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags, begin, end
 static int32_t slow(PARAMETERS) { return sum(ARGUMENTS, 3); }
 static int32_t fast(PARAMETERS) { return sum(ARGUMENTS, 1); }
 static int32_t slowest(PARAMETERS) { return sum(ARGUMENTS, 8); }
@@ -35,7 +37,8 @@ static int32_t wrong(PARAMETERS) {
 
 static const struct tuner_candidate right[] = {{"1x32", slow}, {"2x32", fast}, {"4x32", slowest}};
 static const struct tuner_candidate partly_wrong[] = {{"1x32", slow}, {"2x32", wrong}, {"4x32", fast}};
-static const struct tuner_workload workloads[] = {{40, 96, 3, 64, 96, 4096, 5120, 6208}, {33, 33, 1, 64, 64, 4096, 4096, 4160}};
+static const struct tuner_workload workloads[] = {{40, 96, 3, 64, 96, 4096, 5120, 6208},
+                                                  {33, 33, 1, 64, 64, 4096, 4096, 4160}};
 
 const struct tuner_kernel tuner_kernels[] = {
     {"linear_future", "holodeck", "quantum", 0, right, 3, workloads, 2},

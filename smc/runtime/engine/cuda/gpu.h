@@ -1,0 +1,46 @@
+/* A model's part of a GPU; gpu.c and run.c have it together. */
+#ifndef SMC_GPU_H
+#define SMC_GPU_H
+
+#include "../internal.h"
+#include "device_program.h"
+#include "driver.h"
+
+/* As the device's phases.cuh has it. */
+struct smc_control {
+  uint32_t arrived, stop_at, failure, phases, resident, cancels_seen;
+  cuda_pointer cancels;
+  uint64_t patience;
+};
+
+struct smc_device {
+  const struct smc_driver *driver;
+  int number; /* the driver's handle of the GPU */
+  char name[96];
+  cuda_context context;
+  cuda_module module;
+  cuda_function function;
+  cuda_stream stream;
+  int resident;   /* one launch a step; else one a phase */
+  int32_t blocks; /* of a launch */
+  int32_t shared_bytes;
+  cuda_pointer weights, work;
+  uint64_t work_bytes;
+  /* A step's tables: packed here, memory that the GPU may copy from, and their copy. */
+  uint8_t *packed;
+  cuda_pointer tables;
+  uint64_t table_bytes;
+  cuda_pointer logits, argmaxes; /* what a step leaves besides the tables' head */
+  cuda_pointer cancels;          /* model->cancels_word, as the GPU sees it */
+  float *hidden;                 /* memory of the host, NULL until it is needed */
+  const char *broken;            /* what the driver said when something failed for good; NULL: nothing did */
+};
+
+/* Makes the device current for the calling thread, and back. Both keep what goes wrong in `broken`. */
+void smc_device_enter(struct smc_device *device);
+void smc_device_leave(struct smc_device *device);
+/* Remembers the first failure; returns whether this was one. */
+int smc_device_failed(struct smc_device *device, int status);
+int smc_device_sentence(const struct smc_device *device, char *error); /* SMC_FAILED */
+
+#endif

@@ -1,0 +1,118 @@
+"""One text, generated piece by piece: a `Generation` with an engine's sequence of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smc.runtime.generation import Constraint, Generation, GenerationOptions, GenerationResult, Outcome
+from smc.runtime.speculation import LENGTHS, Drafter, Pace
+
+if TYPE_CHECKING:
+    from smc.runtime.model import Model, Sequence
+
+
+class TextStream(Iterator[str]):
+    """An iterator over pieces of text while they are generated; `result` grows along and is complete at the end.
+
+    On KeyboardInterrupt, or `CancelledError` after `engine.cancel()`, the text so far stays in `result` and the
+    exception passes on; a cancellation counts whenever it comes after the stream was made, between two tokens too.
+    A sequence that the stream made is dropped at the end; one given to it stays and holds all tokens that were run.
+    drafter: guesses tokens, which changes nothing but the time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: list[int],
+        options: GenerationOptions,
+        sequence: Sequence | None = None,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        tokenizer = model.tokenizer if model.has_tokenizer else None
+        self._generation = Generation(prompt, options, tokenizer, model.context_length, constraint)
+        self._model = model
+        self._sequence = sequence
+        self._drafter, self._pace, self._step_seconds = drafter, Pace(), 0.0
+        self._most_guesses = LENGTHS[-1] if drafter is not None else 0
+        self._since = model.engine.cancels
+        self._pieces = self._run()
+
+    @property
+    def result(self) -> GenerationResult:
+        """What was generated so far."""
+        return self._generation.result
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop early; frees the sequence that the stream made."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        sequence = self._sequence if self._sequence is not None else self._model.text_sequence(self._since)
+        generation, timings = self._generation, self.result.timings
+        try:
+            if generation.done:
+                return
+            timings.cached_tokens = sequence.keep_common(self.result.prompt[:-1])
+            fresh, guesses = self.result.prompt[timings.cached_tokens :], list[int]()
+            text = list(self.result.prompt)
+            buffer = None if generation.takes_largest else self._model.logits_buffer(1 + self._most_guesses)
+            started = time.perf_counter()
+            outcomes = self._outcomes(sequence, fresh, 1, buffer)
+            timings.prompt_tokens, timings.prompt_seconds = len(fresh), time.perf_counter() - started
+            while True:
+                for right, outcome in enumerate(outcomes):  # of a guess each that came true before it
+                    token = generation.advance(outcome)
+                    if generation.piece:
+                        yield generation.piece
+                    if token is None:
+                        return
+                    text.append(token)
+                    if right == len(guesses) or token != guesses[right]:
+                        break
+                    timings.decoded_tokens += 1
+                    timings.right_guesses += 1
+                assert token is not None
+                started = time.perf_counter()
+                if right < len(guesses):
+                    sequence.truncate(sequence.length - len(guesses) + right)
+                guesses = self._guess(text, right, len(guesses))
+                timings.guesses += len(guesses)
+                outcomes = self._outcomes(sequence, [token, *guesses], 1 + len(guesses), buffer)
+                self._step_seconds = time.perf_counter() - started
+                timings.decode_seconds += self._step_seconds
+                timings.decoded_tokens += 1
+        finally:
+            if self._sequence is None:
+                sequence.drop()
+            elif self._drafter is not None and not self._model.closed:
+                sequence.keep_common([*self.result.prompt, *self.result.tokens])
+
+    def _outcomes(
+        self, sequence: Sequence, tokens: list[int], last: int, buffer: NDArray[np.float32] | None
+    ) -> list[Outcome]:
+        """Run tokens; the outcomes of the last of them, which `buffer` takes where they are logits."""
+        if buffer is None:
+            if last == 1:
+                return [sequence.next_token(tokens, since=self._since)]
+            return list(sequence.next_tokens(tokens, since=self._since))
+        logits: Literal["last", "all"] = "last" if last == 1 else "all"
+        return list(sequence.extend(tokens, logits, out=buffer[:last], since=self._since))
+
+    def _guess(self, text: list[int], right: int, guesses: int) -> list[int]:
+        """Guesses of what follows `text`, behind a step whose guesses came true so far."""
+        if self._drafter is None:
+            return []
+        if self._step_seconds:
+            self._pace.learn(guesses, right, self._step_seconds)
+        room = min(self._model.context_length - len(text), self._generation.most_tokens - len(self.result.tokens) - 1)
+        count = min(self._pace.guesses(), room)
+        return self._drafter.propose(text, count)[:count] if count > 0 else []

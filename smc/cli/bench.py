@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import artifact_argument, model_options, verbosity_options
+from smc.cli.options import artifact_argument, count_option, model_options, verbosity_options
 from smc.cli.output import check_replaceable
 from smc.cli.profile import limits_report, limits_table, profile_report, profile_table, thread_counts
 from smc.cli.progress import StageProgress
-from smc.cli.roofline import roofline_svg
 from smc.cli.run import describe_model
 from smc.errors import InputError
 
@@ -28,50 +27,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @artifact_argument
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(0),
-    default=512,
-    show_default=True,
-    metavar="P",
-    help="Tokens of the prompt; 0 leaves prefill out.",
-)
-@click.option(
-    "--decode-tokens",
-    type=click.IntRange(0),
-    default=128,
-    show_default=True,
-    metavar="D",
-    help="Tokens to decode; 0 leaves decoding out.",
-)
-@click.option(
-    "--depth",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Tokens that the cache holds before.",
-)
-@click.option(
-    "--sequences",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="S",
-    help="Sequences to decode at once.",
-)
-@click.option(
-    "--repeat",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    metavar="R",
-    help="Runs, of which the medians are shown.",
-)
+@count_option("--prompt-tokens", 512, "P", "Tokens of the prompt; 0 leaves prefill out.")
+@count_option("--decode-tokens", 128, "D", "Tokens to decode; 0 leaves decoding out.")
+@count_option("--depth", 0, "N", "Tokens in the KV cache before each run.")
+@count_option("--sequences", 1, "S", "Sequences to decode at once.", least=1)
+@count_option("--repeat", 5, "R", "Number of runs; the medians are shown.", least=1)
 @model_options
-@click.option("--profile", "profiled", is_flag=True, help="Also say where the time goes, kernel by kernel.")
+@click.option("--profile", "profiled", is_flag=True, help="Also show where the time goes, kernel by kernel.")
 @click.option(
-    "--svg", type=click.Path(path_type=Path), metavar="FILE", help="File for a drawing of the profile: rooflines, SVG."
+    "--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile as rooflines to FILE."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @verbosity_options
@@ -92,13 +56,13 @@ def bench(
 ) -> None:
     """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
 
-    Prefill is P tokens in one call, decode D steps of one token for each of S sequences, each after N tokens that the
-    cache has already; all with the last tokens' logits, after a warm-up, without sampling. Tokens a second are those of
-    all sequences together. GB/s counts the weight bytes that a step multiplies (not the embedding table) and the keys
-    and values that it reads.
+    Prefill is one call with P tokens. Decode is D steps with one token for each of S sequences. Both start with N
+    tokens in the KV cache, after a warm-up, and compute the logits of the last tokens without sampling. Tokens per
+    second are those of all sequences together. GB/s counts the weights that a step multiplies (not the embedding table)
+    and the keys and values that it reads.
 
-    --profile takes the same steps apart: every kernel's time, bytes and multiply-adds, and what barriers and the rest
-    cost, beside what this machine can do at most, which it measures too. Of R runs it shows the fastest.
+    --profile shows the time, bytes and multiply-adds of every kernel, the cost of barriers and of the rest, and the
+    limits of this machine, which it measures too. Of R runs it shows the fastest.
 
     \b
     Examples:
@@ -122,6 +86,8 @@ def bench(
         report = _measure(model, counts, depth, sequences, repeat, profiled or svg is not None)
         report["load_seconds"] = load_seconds
     if svg is not None:
+        from smc.runtime.roofline import roofline_svg
+
         svg.write_text(roofline_svg(report), encoding="utf-8")
     click.echo(json.dumps(report) if as_json else _table(report))
 

@@ -1,17 +1,20 @@
-"""`smc chat`: a conversation with an artifact."""
+"""`smc chat`: a conversation with a model."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smc.cli import messages
+from smc.cli.cached import cached_artifact
+from smc.cli.draft import draft_option, drafter_of
 from smc.cli.options import (
-    artifact_argument,
     check_utf8,
+    model_argument,
     model_options,
     sampling_options,
     utf8_text,
@@ -21,32 +24,44 @@ from smc.cli.run import describe_model
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from smc.runtime import Model, Sequence
+    from smc.runtime.conversation import Conversation
+    from smc.runtime.speculation import Drafter
 
-HELP = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+COMMANDS = {
+    "/system TEXT": "begin anew with a system message; without TEXT: with none",
+    "/reset": "begin anew; the system message stays",
+    "/retry": "another answer to the last message",
+    "/save FILE": "write the conversation to a file",
+    "/load FILE": "go on with a saved one",
+    "/help": "show these lines",
+    "/bye": "leave; so do /exit and Ctrl-D",
+}
 
-Messages = list[dict[str, str]]
+HELP = "/help shows commands, Ctrl-D leaves, Ctrl-C stops an answer."
 
 
 @click.command()
-@artifact_argument
+@model_argument
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the conversation.")
 @sampling_options
 @model_options
+@draft_option
 @verbosity_options
 def chat(
-    artifact: Path,
+    model_path: str,
     system: str | None,
     context_length: int,
     threads: int,
     kv_dtype: str,
     level: str | None,
+    draft: str | None,
     **options: Any,
 ) -> None:
-    """Talk with the model in ARTIFACT, line by line.
+    """Talk with MODEL: an artifact, or a checkpoint, which is compiled into a cache first, once.
 
-    /reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer. Where the conversation outgrows the context, its
-    oldest messages are forgotten.
+    /help shows the commands: /system, /reset, /retry, /save, /load, /bye. Ctrl-C stops an answer, Ctrl-D leaves. On a
+    terminal pasted lines are one message, Alt-Enter makes a line break, and answers are shown as Markdown; elsewhere
+    every line is a message. Where the conversation outgrows the context, its oldest turns are forgotten, which is said.
 
     \b
     Example:
@@ -54,77 +69,153 @@ def chat(
     """
     from smc.runtime import load
 
+    artifact = cached_artifact(model_path)
     with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
         if not model.has_chat_template:
             raise InputError(f"{artifact} has no chat template; continue plain text with: smc run {artifact} PROMPT")
-        first: Messages = [{"role": "system", "content": system}] if system is not None else []
+        from smc.runtime.conversation import Conversation
+
         terminal = sys.stdin.isatty()
         if terminal:
-            import readline  # noqa: F401  (line editing and history for input())
-
             facts = f"{model.threads} threads, context {model.context_length}"
             messages.note(f"{model.artifact.manifest.name}, {facts}. {HELP}")
         describe_model(model)
-        history = list(first)
-        with model.new_sequence() as sequence:
-            while (line := _read_line(terminal)) not in (None, "/exit"):
-                if line == "/reset":
-                    history = list(first)
-                elif line:
-                    history.append({"role": "user", "content": line})
-                    history.append({"role": "assistant", "content": _answer(model, sequence, history, options)})
-
-
-def _read_line(terminal: bool) -> str | None:
-    """The user's next line; None at the end of the input. Ctrl-C forgets what was typed."""
-    while True:
+        conversation = Conversation(model, system, options.get("max_tokens") or 0)
         try:
-            line = input("> " if terminal else "").strip()
-        except EOFError:
-            if terminal:
-                click.echo()
-            return None
+            Chat(conversation, options, terminal, drafter_of(draft, model)).run()
+        finally:
+            conversation.close()
+
+
+class Chat:
+    """Reads lines, obeys commands, shows answers. draft: makes a drafter for every answer, or None."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        options: dict[str, Any],
+        terminal: bool,
+        draft: Callable[[], Drafter | None] = lambda: None,
+    ) -> None:
+        self._conversation = conversation
+        self._options = options
+        self._terminal = terminal
+        self._draft = draft
+        self._read = _prompt_reader() if terminal else _read_line
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/system": self._system,
+            "/reset": lambda rest: conversation.reset(),
+            "/retry": lambda rest: self._answer(conversation.take_back()),
+            "/save": lambda rest: conversation.save(_file(rest, "/save")),
+            "/load": self._load,
+            "/help": lambda rest: _show_help(),
+        }
+
+    def run(self) -> None:
+        """Until the user leaves. On a terminal, wrong commands and messages are told and the chat goes on."""
+        while (line := self._read()) is not None:
+            word, _, rest = line.partition(" ")
+            if word in ("/bye", "/exit"):
+                return
+            try:
+                if word.startswith("/") and "/" not in word[1:] and "\n" not in word:
+                    self._command(word, rest.strip())
+                elif line:
+                    self._answer(line)
+            except InputError as error:
+                if not self._terminal:
+                    raise
+                messages.complain(str(error))
+
+    def _command(self, word: str, rest: str) -> None:
+        if word not in self._commands:
+            names = ", ".join([*self._commands, "/bye"])
+            raise InputError(f"there is no command {word}: there are {names}; begin a message with a space to send it")
+        self._commands[word](rest)
+
+    def _system(self, text: str) -> None:
+        self._conversation.reset()
+        self._conversation.system = text or None
+
+    def _load(self, name: str) -> None:
+        self._conversation.load(_file(name, "/load"))
+        messages.note(f"(loaded {len(self._conversation.messages) // 2} turns)")
+
+    def _answer(self, question: str) -> None:
+        """Show the model's answer while it comes, complete or as far as Ctrl-C lets it."""
+        from smc.cli.answers import show_plain, show_stream
+        from smc.runtime.interrupt import on_interrupt
+
+        conversation, before = self._conversation, self._conversation.forgotten
+        stream = conversation.ask(question, {**self._options, "drafter": self._draft()})
+        if (turns := conversation.forgotten - before) > 0:
+            messages.note(f"(the context is full: the {turns} oldest turn{'s' * (turns > 1)} forgotten)")
+        show = show_stream if self._terminal and sys.stdout.isatty() else show_plain
+        try:
+            with on_interrupt(conversation.model.engine.cancel):
+                show(stream)
         except KeyboardInterrupt:
-            if not terminal:
-                raise
-            click.echo(f"\n{HELP}", err=True)
-        except UnicodeDecodeError:
-            raise InputError("standard input is not UTF-8 text") from None
-        else:
-            check_utf8("standard input", line)
-            return line
+            click.echo(" …")
+        result = stream.result
+        conversation.add(question, result.text)
+        if result.finish_reason == "length" and conversation.used >= conversation.model.context_length:
+            messages.note("(the answer was cut: the context is full)")
+        if self._terminal:
+            speed, context = result.timings.decode_tokens_per_second, conversation.model.context_length
+            used = f"{conversation.used} of {context} tokens of context"
+            messages.note(click.style(f"{len(result.tokens)} tokens, {speed:.1f} tokens/s, {used}", dim=True))
 
 
-def _answer(model: Model, sequence: Sequence, history: Messages, options: dict[str, Any]) -> str:
-    """Print the model's answer while it comes and return it, complete or as far as Ctrl-C let it come.
+def _file(name: str, command: str) -> Path:
+    if not name:
+        raise InputError(f"{command} needs the name of a file")
+    return Path(name).expanduser()
 
-    Only what the sequence does not hold already is run: the user's last message.
-    """
-    from smc.runtime.interrupt import on_interrupt
 
-    stream = model.stream(_fitting_prompt(model, history), sequence=sequence, **options)
+def _show_help() -> None:
+    for command, meaning in COMMANDS.items():
+        click.echo(f"{command:14} {meaning}", err=True)
+
+
+def _read_line() -> str | None:
+    """The next line of a stream; None at its end."""
     try:
-        with on_interrupt(model.engine.cancel):
-            for piece in stream:
-                click.echo(piece, nl=False)
-    except KeyboardInterrupt:
-        click.echo(" …", nl=False)
-    click.echo()
-    if stream.result.finish_reason == "length" and sequence.length >= model.context_length:
-        messages.note("(the context is full; /reset starts anew)")
-    return stream.result.text
+        line = input().strip()
+    except EOFError:
+        return None
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text") from None
+    check_utf8("standard input", line)
+    return line
 
 
-def _fitting_prompt(model: Model, history: Messages) -> list[int]:
-    """The conversation as tokens; where it leaves no room for an answer, its oldest exchanges are removed for good."""
-    forgotten = 0
-    while True:
-        prompt = model.apply_chat_template(history)
-        oldest = 1 if history[0]["role"] == "system" else 0
-        if len(prompt) < model.context_length or len(history) - oldest <= 1:
-            break
-        del history[oldest : oldest + 2]  # a question and its answer
-        forgotten += 2
-    if forgotten:
-        messages.note(f"(the context is full: the {forgotten} oldest messages are forgotten)")
-    return prompt
+def _prompt_reader() -> Callable[[], str | None]:
+    """Reads messages on a terminal: with history and editing; Alt-Enter and pasted lines make one of several lines."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    session: PromptSession[str] = PromptSession(
+        history=InMemoryHistory(), key_bindings=keys, multiline=True, prompt_continuation="… "
+    )
+
+    def read() -> str | None:
+        while True:
+            try:
+                return session.prompt("> ").strip()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                messages.note(HELP)
+
+    return read

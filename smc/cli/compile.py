@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,16 @@ import click
 
 from smc.cli import messages
 from smc.cli.options import complete_target, verbosity_options
-from smc.cli.pass_options import Request, pass_options, read_requests, run_requests, what_happened
+from smc.cli.pass_options import (
+    CALIB,
+    Request,
+    pass_options,
+    read_requests,
+    run_requests,
+    training_options,
+    what_happened,
+    work_folder,
+)
 from smc.cli.signals import orderly_end
 from smc.errors import InputError
 
@@ -22,7 +32,66 @@ if TYPE_CHECKING:
     from smc.ir import Module
 
 PROGRAM_BYTES = 4 << 20
-"""What is asked of the disk beside weights and tokenizer: the program and the files that it is linked from."""
+"""Space on the disk beside weights and tokenizer: the program and the files that it is linked from."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What to compile: a checkpoint and the passes for it, as the command line names them."""
+
+    model: str
+    adapters: tuple[Path, ...]
+    quant: str | None
+    passes: tuple[str, ...]
+    recipe: Path | None
+    bits: float | None
+    activations: Literal["int8", "float"] | None
+    calib: Path | None
+    teacher: str | None
+    work: Path | None
+
+    def requests(self) -> list[Request]:
+        """The passes; what is named and not there is refused."""
+        requests = read_requests(self.passes, self.quant, self.recipe, self.bits)
+        if self.calib is not None and not self.calib.is_file():
+            raise InputError(f"there is no calibration text {self.calib}")
+        return requests
+
+    def files(self) -> list[Path]:
+        """All files that are read, which the output must not replace."""
+        named = [Path(text.partition(".py:")[0] + ".py") for text in self.passes if ".py:" in text]
+        return [Path(self.model), *self.adapters, *(path for path in (self.calib, self.recipe) if path), *named]
+
+    def read(self, progress: StageProgress) -> Module:
+        """The checkpoint, with its adapters merged."""
+        import smc
+
+        progress.update("read checkpoint", 0)
+        return smc.load_checkpoint(self.model, self.adapters)
+
+    def change(self, module: Module, requests: list[Request], progress: StageProgress) -> tuple[Module, str]:
+        """The module after the passes, and how it came to be quantized."""
+        import smc
+        from smc.passes import ChangeActivations
+
+        progress.update("run passes", 0)
+        changed = run_requests(
+            module,
+            requests,
+            self.calib,
+            report=progress.note,
+            progress=lambda fraction: progress.update("run passes", fraction),
+            teacher=None if self.teacher is None else smc.load_checkpoint(self.teacher),
+            work=work_folder(self.work),
+            note=progress.note,
+        )
+        quantized = what_happened(module, changed, requests)
+        if self.activations is not None:
+            changed = smc.apply(changed, [ChangeActivations(self.activations)], report=progress.note)
+        progress.update("run passes", 1)
+        for line in changed.facts.provenance:
+            progress.detail(f"made from: {line}")
+        return changed, quantized
 
 
 @click.command()
@@ -46,58 +115,55 @@ PROGRAM_BYTES = 4 << 20
 @click.option(
     "--activations",
     type=click.Choice(("int8", "float")),
-    help="How inputs of quantized matrices are rounded; by default as the format or the recipe says.",
+    help="How to round inputs of quantized matrices; by default as the format or the recipe says.",
 )
-@click.option(
-    "--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text file for passes that take statistics."
-)
+@CALIB
+@training_options
 @click.option(
     "--emit",
     type=(str, click.Path(path_type=Path)),
     metavar="KINDS DIR",
-    help="Folder for what lies between, of the kinds plan, schedule, c, tir, asm and obj with commas between.",
+    help="Write what lies between to DIR. KINDS: plan, schedule, c, tir, asm, obj (GPUs: cu, ptx, sass), with commas.",
 )
 @click.option(
     "--without", metavar="NAMES", help="Fast paths to leave out, with commas between (docs/extending.md)."
 )
 @click.option(
-    "--standalone", is_flag=True, help="Make the artifact an executable as well, which needs nothing but the machine."
+    "--standalone", is_flag=True, help="Also make the artifact an executable that needs nothing installed."
 )
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Tuning records to use in place of the user's own: see `smc tune`.",
+    help="Tuning records to use instead of your own: see `smc tune`.",
+)
+@click.option(
+    "--no-verify", is_flag=True, help="Skip the comparison of a few tokens' logits with the reference."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--force", is_flag=True, help="Replace OUT also where it is a file that is no artifact.")
+@click.option("--force", is_flag=True, help="Replace OUT even if it is not an artifact.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Artifact to write; by default NAME.smc."
 )
 @verbosity_options
 def compile(
-    model: str,
     target: str,
-    adapters: tuple[Path, ...],
-    quant: str | None,
-    passes: tuple[str, ...],
-    recipe: Path | None,
-    activations: Literal["int8", "float"] | None,
-    calib: Path | None,
     emit: tuple[str, Path] | None,
     without: str | None,
     standalone: bool,
     records: Path | None,
+    no_verify: bool,
     as_json: bool,
     force: bool,
     out: Path | None,
+    **source: Any,
 ) -> None:
     """Compile MODEL to an artifact, one runnable file.
 
     An artifact needs neither torch nor tvm: `smc run` runs it, here or on another machine of the target's kind.
     MODEL is a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
-    Passes run in the order given, then the recipe; of those that would quantize a matrix the first does. With neither
-    --quant, --recipe nor a pass a source that is quantized already keeps its codes, and floats get the recipe int4.
+    Passes run in the order given, then the recipe. The first one that quantizes a matrix decides its format. Without
+    passes, --quant, --bits and --recipe a quantized source keeps its codes, and floats get the recipe int4.
 
     \b
     Examples:
@@ -109,35 +175,23 @@ def compile(
     """
     import smc
     from smc.cli.progress import StageProgress
-    from smc.codegen.output import output_folder
     from smc.targets import find_target
 
-    machine = find_target(target)
-    requests = read_requests(passes, quant, recipe)
-    kinds = _emit_kinds(emit[0]) if emit else ()
-    left_out = _fast_paths(without) if without else ()
-    if calib is not None and not calib.is_file():
-        raise InputError(f"there is no calibration text {calib}")
-    named = [Path(text.partition(".py:")[0] + ".py") for text in passes if ".py:" in text]
-    inputs = [Path(model), *adapters, *(path for path in (calib, recipe, records) if path is not None), *named]
-    if emit is not None:
-        output_folder(emit[1])
+    machine, wanted = find_target(target), _Source(**source)
+    requests = wanted.requests()
+    options = {"standalone": standalone, "records": records, **_emit(emit), **_without(without)}
+    inputs = [*wanted.files(), *([records] if records else [])]
     with StageProgress() as progress, orderly_end():
-        module, out, quantized = _read_model(
-            model, adapters, out, inputs, force, requests, activations, calib, standalone, progress
-        )
+        if out is not None:
+            _check_output(out, inputs, force)
+        module = wanted.read(progress)
+        if out is None:
+            out = Path(f"{_file_name(module.facts.name)}.smc")
+            _check_output(out, inputs, force)
+        module, quantized = wanted.change(module, requests, progress)
+        _check_space(out, module, standalone)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
-        report = smc.compile(
-            module,
-            target,
-            out,
-            standalone=standalone,
-            progress=progress.update,
-            emit=emit[1] if emit else None,
-            emit_kinds=kinds,
-            records=records,
-            without=left_out,
-        )
+        report = smc.compile(module, target, out, progress=progress.update, verify=not no_verify, **options)
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
     summary = {**_summary(module, out, report, progress), "quantized": quantized}
@@ -147,68 +201,30 @@ def compile(
         _print_summary(summary)
 
 
-def _read_model(
-    model: str,
-    adapters: tuple[Path, ...],
-    out: Path | None,
-    inputs: list[Path],
-    force: bool,
-    requests: list[Request],
-    activations: Literal["int8", "float"] | None,
-    calib: Path | None,
-    standalone: bool,
-    progress: StageProgress,
-) -> tuple[Module, Path, str]:
-    """The module after its passes, where the artifact goes, and how it came to be quantized.
-
-    What can't be written there is refused early.
-    """
-    import smc
-    from smc.passes import ChangeActivations
-
-    if out is not None:
-        _check_output(out, inputs, force)
-    progress.update("read checkpoint", 0)
-    module = smc.load_checkpoint(model, adapters)
-    if out is None:
-        out = Path(f"{_file_name(module.facts.name)}.smc")
-        _check_output(out, inputs, force)
-    progress.update("run passes", 0)
-    source = module
-    module = run_requests(
-        module,
-        requests,
-        calib,
-        report=progress.note,
-        progress=lambda fraction: progress.update("run passes", fraction),
-    )
-    quantized = what_happened(source, module, requests)
-    if activations is not None:
-        module = smc.apply(module, [ChangeActivations(activations)], report=progress.note)
-    progress.update("run passes", 1)
-    for line in module.facts.provenance:
-        progress.detail(f"made from: {line}")
-    _check_space(out, module, standalone)
-    return module, out, quantized
-
-
-def _emit_kinds(text: str) -> tuple[str, ...]:
+def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
+    """What --emit says, as options of `smc.compile`."""
     from smc.codegen.dumps import KINDS
+    from smc.codegen.output import output_folder
 
-    kinds = tuple(text.split(","))
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"--emit takes {', '.join(KINDS)} with commas between, not {kind!r}")
-    return kinds
+    if option is None:
+        return {}
+    kinds = _names("--emit", option[0], KINDS)
+    output_folder(option[1])
+    return {"emit": option[1], "emit_kinds": kinds}
 
 
-def _fast_paths(text: str) -> tuple[str, ...]:
+def _without(option: str | None) -> dict[str, Any]:
+    """What --without says, as an option of `smc.compile`."""
     from smc.codegen.schedule.fast_paths import FAST_PATHS
 
+    return {"without": _names("--without", option, FAST_PATHS)} if option else {}
+
+
+def _names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
-        if name not in FAST_PATHS:
-            raise InputError(f"--without takes {', '.join(FAST_PATHS)} with commas between, not {name!r}")
+        if name not in known:
+            raise InputError(f"{option} takes {', '.join(known)} with commas between, not {name!r}")
     return names
 
 
@@ -267,6 +283,8 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from smc.runtime.manifest import ProofFacts
+
     seconds = summary["seconds"]
     rows = {
         "size": f"{summary['bytes'] / 1e6:,.1f} MB, {summary['bits_per_weight']:.2f} bits per weight "
@@ -275,6 +293,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         "embedding": summary["embedding"],
         "head": summary["head"],
         "levels": ", ".join(summary["levels"]),
+        "verified": str(ProofFacts(**proof)) if (proof := summary["proof"]) else "no: --no-verify",
         **({"executable": f"{summary['executable_bytes'] / 1e6:.1f} MB of it"} if summary["standalone"] else {}),
         "time": f"{sum(seconds.values()):.1f} s",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -48,14 +49,14 @@ class Check:
 
 
 @click.command()
-@click.option("--clear-cache", is_flag=True, help="Remove what compiling keeps for the next time, and nothing else.")
+@click.option("--clear-cache", is_flag=True, help="Delete the compiler's cache, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @verbosity_options
 def doctor(clear_cache: bool, as_json: bool) -> None:
-    """Say what this machine has, what is missing, and how to get it.
+    """Show what this machine has, what is missing, and how to get it.
 
-    The exit status is 0 where artifacts can be run here and 2 where something needed for that is missing. What only
-    compiling needs is reported but may be missing: a device that runs artifacts does without it.
+    The exit status is 0 if this machine can run artifacts, else 2. What only the compiler needs is listed, but may be
+    missing: a device that runs artifacts does without it.
 
     \b
     Examples:
@@ -79,7 +80,8 @@ def doctor(clear_cache: bool, as_json: bool) -> None:
 
 
 def _clear_cache(as_json: bool) -> None:
-    from smc.codegen.cache import cache_folder, clear_cache
+    from smc.codegen.cache import clear_cache
+    from smc.folders import cache_folder
 
     folder, size = cache_folder(), clear_cache()
     facts = {"cache": None if folder is None else str(folder), "removed_bytes": size}
@@ -263,13 +265,30 @@ def toolchain_checks() -> list[Check]:
     checks = []
     if importlib.util.find_spec("ziglang") is not None:  # else the software section says that it is missing
         checks.append(_compiler_check())
+    checks += _gpu_checks()
     if importlib.util.find_spec("tvm") is None:
         return checks
     return [*checks, _cache_check()]
 
 
+def _gpu_checks() -> list[Check]:
+    """What there is of CUDA: the compiler, and a driver. Nobody needs them but for GPUs, so nothing is missing."""
+    import ctypes
+
+    checks = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        checks.append(Check("GPU compiler", f"NVRTC {importlib.metadata.version('nvidia-cuda-nvrtc-cu12')}"))
+    version = ctypes.c_int()
+    with contextlib.suppress(OSError, AttributeError):
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) == 0:
+            found = f"for CUDA {version.value // 1000}.{version.value % 1000 // 10} (12.0 or newer is needed)"
+            checks.append(Check("GPU driver", found))
+    return checks
+
+
 def _cache_check() -> Check:
-    from smc.codegen.cache import cache_folder, cache_state, cache_trouble
+    from smc.codegen.cache import cache_state, cache_trouble
+    from smc.folders import cache_folder
 
     folder, trouble, state = cache_folder(), cache_trouble(), cache_state()
     kept = f"{folder}, {state.entries:,} objects, {state.bytes / 1e6:,.1f} MB"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli.options import verbosity_options
-from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
+from smc.cli.options import count_option, verbosity_options
+from smc.cli.pass_options import Request, calibration_options, pass_options, read_requests, run_requests, work_folder
 from smc.cli.progress import StageProgress
 from smc.errors import InputError
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
     from smc.reference.evaluation import Scores
 
+BITS = {True: "as packed in the artifact", False: "by the encodings, before packing"}
+"""How bits per weight are counted: packed tiles or whole groups, which can differ by 1 %."""
+
 
 @dataclass(frozen=True)
 class Subject:
     """A model that answers: an artifact by the engine, a checkpoint by the reference.
 
-    tokenizer: the text of its `tokenizers` JSON file. bits_per_weight: true average, None where an artifact has none.
+    tokenizer: the text of its `tokenizers` JSON file. bits_per_weight: true average, of an artifact
+    as it is packed (None where its manifest does not say), of a checkpoint by its encodings. packed: which of the two.
     """
 
     name: str
@@ -35,26 +39,18 @@ class Subject:
     vocab_size: int
     context_length: int
     bits_per_weight: float | None
+    packed: bool
 
 
 @click.command(name="eval")
 @click.argument("model", type=click.Path())
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to judge by.")
+@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to read.")
 @click.option("--against", type=click.Path(), metavar="MODEL", help="Model to compare with: a checkpoint or artifact.")
 @pass_options
-@click.option(
-    "--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text file for passes that take statistics."
-)
-@click.option("--windows", type=click.IntRange(1), metavar="N", help="Most windows to take; by default all there are.")
-@click.option(
-    "--window",
-    type=click.IntRange(4),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Tokens that are seen together; at most the model's context.",
-)
-@click.option("-t", "--threads", type=click.IntRange(0), default=0, metavar="N", help="Threads of an artifact.")
+@calibration_options
+@click.option("--windows", type=click.IntRange(1), metavar="N", help="Maximum number of windows; by default all.")
+@count_option("--window", 512, "N", "Tokens per window; at most the model's context.", least=4)
+@click.option("-t", "--threads", type=click.IntRange(0), default=0, metavar="N", help="Threads for an artifact.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @verbosity_options
 def evaluate(
@@ -64,18 +60,20 @@ def evaluate(
     quant: str | None,
     passes: tuple[str, ...],
     recipe: Path | None,
+    bits: float | None,
     calib: Path | None,
+    work: Path | None,
     windows: int | None,
     window: int,
     threads: int,
     as_json: bool,
 ) -> None:
-    """Judge MODEL (an artifact, or a checkpoint with the passes that are named) by a text.
+    """Measure the quality of MODEL (an artifact, or a checkpoint after the given passes) on a text.
 
-    The text is cut into windows that are seen alone. Perplexity is given for all tokens of a window but its first, and
-    for those behind the middle only, as llama.cpp counts. With --against: KL divergence (in nats) and how often the
-    likeliest token is the same, of the tokens behind the middle. An artifact is run by the engine, a checkpoint in
-    torch, which is slow, with the same rounding.
+    The text is cut into windows, and the model sees each window alone. Perplexity is shown for all tokens of a window
+    except its first, and for the second half of each window, as llama.cpp counts. --against adds, for the second
+    halves, the KL divergence (in nats) and how often the likeliest token is the same. The engine runs artifacts. Torch
+    runs checkpoints, with the same rounding, but slowly.
 
     \b
     Examples:
@@ -86,12 +84,12 @@ def evaluate(
     from smc.reference.text import read_text, read_tokens
 
     read_text(text)  # refuse what is no text before the passes do their work
-    requests = read_requests(passes, quant, recipe) if passes or quant or recipe else []
+    requests = read_requests(passes, quant, recipe, bits) if passes or quant or recipe or bits else []
     with StageProgress() as progress:
         progress.update("read models", 0)
         with (
-            _opened(against, [], None, threads, progress) if against is not None else _nobody() as other,
-            _opened(model, requests, calib, threads, progress) as judged,
+            _opened(against, [], None, None, threads, progress) if against is not None else _nobody() as other,
+            _opened(model, requests, calib, work, threads, progress) as judged,
         ):
             if other is not None and other.vocab_size != judged.vocab_size:
                 raise InputError(
@@ -120,13 +118,18 @@ def _nobody() -> Iterator[None]:
 
 @contextmanager
 def _opened(
-    model: str, requests: list[Request], calib: Path | None, threads: int, progress: StageProgress
+    model: str,
+    requests: list[Request],
+    calib: Path | None,
+    work: Path | None,
+    threads: int,
+    progress: StageProgress,
 ) -> Iterator[Subject]:
     """A model ready to answer."""
     from smc.cli.inspect import is_artifact
 
     if not is_artifact(Path(model)):
-        yield _checkpoint(model, requests, calib, progress)
+        yield _checkpoint(model, requests, calib, work, progress)
         return
     if requests or calib is not None:
         raise InputError(f"{model} is an artifact, which passes cannot change: name the checkpoint it was made from")
@@ -142,10 +145,13 @@ def _opened(
             artifact.vocab_size,
             artifact.context_length,
             artifact.artifact.manifest.bits_per_weight,
+            packed=True,
         )
 
 
-def _checkpoint(model: str, requests: list[Request], calib: Path | None, progress: StageProgress) -> Subject:
+def _checkpoint(
+    model: str, requests: list[Request], calib: Path | None, work: Path | None, progress: StageProgress
+) -> Subject:
     import smc
     from smc.reference import Reference
 
@@ -155,10 +161,12 @@ def _checkpoint(model: str, requests: list[Request], calib: Path | None, progres
         calib,
         report=progress.note,
         progress=lambda fraction: progress.update("run passes", fraction),
+        work=work_folder(work),
+        note=progress.note,
     )
     facts = module.facts
     logits, bits = Reference(module).logits, module.bits_per_weight()
-    return Subject(model, logits, facts.tokenizer, facts.vocab_size, facts.context_length, bits)
+    return Subject(model, logits, facts.tokenizer, facts.vocab_size, facts.context_length, bits, packed=False)
 
 
 def _figures(judged: Subject, against: str | None, scores: Scores, windows: int, length: int) -> dict[str, Any]:
@@ -168,6 +176,7 @@ def _figures(judged: Subject, against: str | None, scores: Scores, windows: int,
         "model": judged.name,
         "against": against,
         "bits_per_weight": judged.bits_per_weight,
+        "packed": judged.packed,
         "windows": windows,
         "window": length,
         "perplexity": {"full": full.perplexity, "second_half": half.perplexity},
@@ -186,7 +195,7 @@ def _table(figures: dict[str, Any]) -> str:
     bits, perplexity = figures["bits_per_weight"], figures["perplexity"]
     rows = {
         "text": f"{figures['windows']:,} windows of {figures['window']} tokens",
-        "bits per weight": "unknown" if bits is None else f"{bits:.3f}",
+        "bits per weight": "unknown" if bits is None else f"{bits:.3f}, {BITS[figures['packed']]}",
         "perplexity": f"{perplexity['full']:.4f}; of second halves {perplexity['second_half']:.4f}",
     }
     if figures["against"] is not None:

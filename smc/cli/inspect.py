@@ -7,7 +7,6 @@ import json
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,10 @@ import click
 
 from smc.cli import messages
 from smc.cli.options import verbosity_options
+from smc.cli.output import check_replaceable
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from smc.ir import Module
     from smc.runtime.manifest import Manifest
 
 UNBOUNDED = 10_000
@@ -30,21 +29,33 @@ UNBOUNDED = 10_000
 @click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
 @click.option("--verify", is_flag=True, help="Read all of an artifact first and compare it with its checksums.")
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write one page to FILE instead: the graph, every matrix with its encoding, and what a token costs.",
+)
 @verbosity_options
-def inspect(model: str, ir: bool, verify: bool, as_json: bool) -> None:
+def inspect(model: str, ir: bool, verify: bool, as_json: bool, html: Path | None) -> None:
     """Describe MODEL (a folder, a hub id, a GGUF file or an artifact): its shapes, parameters, bits and memory.
 
-    Only the heads of its files are read, no weights, but for --verify. Of an artifact --json prints the manifest.
+    This reads the headers of files and one matrix, to see whether it lies on a grid; with --verify it reads all. For an
+    artifact, --json prints the manifest.
 
     \b
     smc inspect SmolLM2-135M-Instruct.gguf
     smc inspect SmolLM2-135M-Instruct --ir
     smc inspect smollm2.smc
+    smc inspect smollm2.smc --html smollm2.html
     """
+    if html is not None:
+        if ir or as_json:
+            raise InputError("--html writes a page: give it without --ir and --json")
+        check_replaceable(html, "page", b"<!doctype html>")
     if is_artifact(Path(model)):
         if ir:
             raise InputError(f"{model} is an artifact and has no ir: inspect the checkpoint that it was made from")
-        _inspect_artifact(Path(model), verify, as_json)
+        _inspect_artifact(Path(model), verify, as_json, html)
         return
     if verify:
         raise InputError(f"{model} is no artifact: --verify compares artifacts with the checksums in them")
@@ -58,7 +69,14 @@ def inspect(model: str, ir: bool, verify: bool, as_json: bool) -> None:
         text = print_module(module)
         click.echo(json.dumps({"ir": text}) if as_json else text, nl=as_json)
         return
+    from smc.ir.description import describe_module
+
     description = describe_module(module)
+    if html is not None:
+        from smc.pages import module_page
+
+        _write_page(html, module_page(module, _summary(description)))
+        return
     if as_json:
         click.echo(json.dumps(description, indent=2))
     else:
@@ -70,7 +88,12 @@ def is_artifact(path: Path) -> bool:
     return path.is_file() and (path.suffix == ".smc" or zipfile.is_zipfile(path))
 
 
-def _inspect_artifact(path: Path, verify: bool, as_json: bool) -> None:
+def _write_page(path: Path, page: str) -> None:
+    path.write_text(page, encoding="utf-8")
+    messages.note(f"wrote {path}")
+
+
+def _inspect_artifact(path: Path, verify: bool, as_json: bool, html: Path | None) -> None:
     from smc.runtime.artifact import read_manifest
 
     manifest = read_manifest(path)
@@ -80,13 +103,31 @@ def _inspect_artifact(path: Path, verify: bool, as_json: bool) -> None:
 
         verified = verify_artifact(path)
         facts["verified"] = f"all {verified.members} members, {verified.bytes / 1e6:,.1f} MB, are as they were compiled"
+    if html is not None:
+        from smc.pages import artifact_page
+
+        _write_page(html, artifact_page(manifest, facts))
+        return
     if as_json:
         click.echo(json.dumps(manifest.to_json(), indent=2))
         return
     _print_facts(facts)
     click.echo()
-    counts = Counter(manifest.encodings.values())
-    _print_table(["encoding", "tensors"], [[encoding, str(count)] for encoding, count in sorted(counts.items())])
+    of: dict[str, Counter[str]] = {}
+    for name, encoding in manifest.encodings.items():
+        of.setdefault(encoding, Counter())[_slot_of(name)] += 1
+    rows = [[encoding, str(sum(found.values())), _counted(found)] for encoding, found in sorted(of.items())]
+    _print_table(["encoding", "tensors", "which"], rows)
+
+
+def _slot_of(name: str) -> str:
+    """A parameter's name without its layer and what is the same for all: q_proj of model.layers.3.self_attn.q_proj."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _counted(found: Counter[str]) -> str:
+    """How many tensors of each kind."""
+    return ", ".join(f"{name} × {count}" if count > 1 else name for name, count in found.items())
 
 
 def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
@@ -96,6 +137,8 @@ def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
         lines["made from"] = "; ".join(manifest.provenance)
     levels = ", ".join(level.name for level in manifest.levels)
     lines["target"] = f"{manifest.target}: {levels}" if levels else manifest.target
+    if manifest.proof is not None:
+        lines["proof"] = str(manifest.proof)
     lines["vocabulary"] = f"{manifest.vocab_size:,} tokens"
     lines["context"] = f"{manifest.context_length:,} tokens"
     if manifest.parameters is not None:
@@ -108,84 +151,6 @@ def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
     if manifest.versions:
         lines["compiled by"] = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
     return lines
-
-
-def describe_module(module: Module) -> dict[str, Any]:
-    """The facts of a module as JSON has them, sizes in bytes; where layers differ, a sorted list, not a number."""
-    from smc.ir.encoding import FLOAT_BYTES, ceil_div
-
-    facts, slots = module.facts, _slots(module)
-    functions = [function for _, function in module.calls()]
-    attention = [node.attributes for function in functions for node in function.attentions()]
-    kv_values = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in attention)
-    [embedding, *_] = module.parameters_of("embedding")
-    return {
-        "name": facts.name,
-        "architecture": facts.architecture,
-        "layers": len(attention),
-        "hidden_size": module.parameters[embedding].shape[1],
-        "heads": _one_or_all(layer["heads"] for layer in attention),
-        "kv_heads": _one_or_all(layer["kv_heads"] for layer in attention),
-        "head_dim": _one_or_all(layer["head_dim"] for layer in attention),
-        "ffn_width": _one_or_all(module.parameters[name].shape[1] for name in module.parameters_of("down")),
-        "sliding_window": _one_or_all(layer["window"] for layer in attention if layer["window"] is not None),
-        "vocab_size": facts.vocab_size,
-        "context_length": facts.context_length,
-        "parameters": module.weight_count(),
-        "bits_per_weight": round(module.bits_per_weight(), 4),
-        "weight_bytes": ceil_div(module.stored_bits(), 8),
-        "kv_bytes_per_token": kv_values * FLOAT_BYTES["f16"],
-        "tokenizer": _tokenizer(facts.tokenizer),
-        "chat_template": facts.chat_template is not None,
-        "generation": facts.generation.to_json(),
-        "provenance": list(facts.provenance),
-        "slots": slots,
-    }
-
-
-def _slots(module: Module) -> list[dict[str, Any]]:
-    """What fills each slot of the functions: how many tensors, their shapes, encodings and bytes.
-
-    A tied matrix is counted where it is used first and named there in the row of its second use.
-    """
-    from smc.ir import ceil_div
-
-    rows: dict[str, dict[str, Any]] = {}
-    first_use: dict[str, str] = {}
-    for call, function in module.calls():
-        bound = call.attributes["parameters"]
-        for slot in function.parameters():
-            parameter = module.parameters[bound[slot.name]]
-            row = rows.setdefault(
-                slot.name, {"slot": slot.name, "tensors": 0, "shapes": [], "encodings": [], "bytes": 0, "tied_to": None}
-            )
-            row["tensors"] += 1
-            row["shapes"] = _with(row["shapes"], list(parameter.shape))
-            row["encodings"] = _with(row["encodings"], str(parameter.encoding))
-            if first_use.setdefault(parameter.name, slot.name) == slot.name:
-                row["bytes"] += ceil_div(parameter.encoding.stored_bits(parameter.shape), 8)
-            else:
-                row["tied_to"] = first_use[parameter.name]
-    return list(rows.values())
-
-
-def _with(seen: list[Any], value: Any) -> list[Any]:
-    return seen if value in seen else sorted([*seen, value])
-
-
-def _one_or_all(values: Iterable[Any]) -> Any:
-    """The only value, the sorted list of all, or None if there is none."""
-    found = sorted(set(values))
-    return found[0] if len(found) == 1 else found or None
-
-
-def _tokenizer(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(text)
-    return {"kind": type(tokenizer.model).__name__, "tokens": tokenizer.get_vocab_size()}
 
 
 def _print_description(description: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""What is said on standard error beside results: errors, notes, and details for who wants them.
+"""Messages on standard error, beside results: errors, notes, and details.
 
-How much is one setting of the process, which -q and -v change; colours are left out where NO_COLOR is set.
+-q and -v set for the whole process how much is printed; colours are left out where NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def is_quiet() -> bool:
 
 
 def is_verbose() -> bool:
-    """Details are wanted."""
+    """Whether --verbose was given."""
     return _level >= VERBOSE
 
 
 def note(text: str) -> None:
-    """A line that a quiet user does not want."""
+    """Print a line, but not with --quiet."""
     if not is_quiet():
         click.echo(text, err=True)
 
 
 def detail(text: str) -> None:
-    """A line that only a curious user wants."""
+    """Print a line with --verbose only."""
     if is_verbose():
         click.echo(text, err=True)
 

@@ -30,7 +30,7 @@ def check_utf8(what: str, text: str) -> None:
 
 
 def _set_level(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """-v wins over -q, whichever comes first; called for both, also where none is given."""
+    """-v wins over -q in any order; called for both, even if none is given."""
     levels = context.meta.setdefault("smc.levels", set())
     levels.add((messages.QUIET if parameter.name == "quiet" else messages.VERBOSE) if value else messages.NORMAL)
     messages.set_level(max(levels) if messages.VERBOSE in levels else min(levels))
@@ -43,7 +43,7 @@ _VERBOSITY = [
         is_flag=True,
         expose_value=False,
         callback=_set_level,
-        help="Say nothing but errors and results: no progress, no notes.",
+        help="Print only errors and results: no progress, no notes.",
     ),
     click.option(
         "-v",
@@ -51,7 +51,7 @@ _VERBOSITY = [
         is_flag=True,
         expose_value=False,
         callback=_set_level,
-        help="Say more: what is used and chosen, and where an error came from.",
+        help="Print more: what is used and chosen, and where an error came from.",
     ),
 ]
 
@@ -68,7 +68,16 @@ def complete_target(context: click.Context, parameter: click.Parameter, incomple
     return [name for name in ("native", *TARGETS) if name.startswith(incomplete)]
 
 
+def count_option(name: str, default: int, letter: str, text: str, *, least: int = 0) -> Callable[[Command], Command]:
+    """An option for a whole number of `least` or more, which its help calls by a letter."""
+    kind = click.IntRange(least)
+    return click.option(name, type=kind, default=default, show_default=True, metavar=letter, help=text)
+
+
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
+
+model_argument = click.argument("model_path", metavar="MODEL", type=click.Path())
+"""An artifact, or a checkpoint, which is compiled into the cache first."""
 
 _MODEL = [
     click.option(
@@ -85,7 +94,7 @@ _MODEL = [
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Number of threads; by default one for each (fast) CPU that the process may use.",
+        help="Number of threads; by default one per (fast) CPU that the process may use.",
     ),
     click.option(
         "--kv-dtype",
@@ -105,18 +114,18 @@ _SAMPLING = [
         "--max-tokens",
         type=click.IntRange(0),
         metavar="N",
-        help="Most tokens to generate; by default until the model ends or the context is full.",
+        help="Maximum number of tokens; by default until the model ends or the context is full.",
     ),
-    click.option("--temperature", type=float, metavar="T", help="Temperature to draw with; 0 is greedy."),
-    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens only; 0 takes all."),
+    click.option("--temperature", type=float, metavar="T", help="Temperature of the sampling; 0 is greedy."),
+    click.option("--top-k", type=int, metavar="K", help="Draw only from the K likeliest tokens; 0: from all."),
     click.option(
-        "--top-p", type=float, metavar="P", help="Draw from the likeliest tokens only that together have probability P."
-    ),
-    click.option(
-        "--min-p", type=float, metavar="P", help="Draw from tokens only that are P times as likely as the likeliest."
+        "--top-p", type=float, metavar="P", help="Draw only from the likeliest tokens that together have probability P."
     ),
     click.option(
-        "--repetition-penalty", type=float, metavar="X", help="Penalty for tokens that were there already; 1 is none."
+        "--min-p", type=float, metavar="P", help="Draw only from tokens at least P times as likely as the likeliest."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, metavar="X", help="Penalty for tokens that occurred before; 1: none."
     ),
     click.option("--seed", type=int, metavar="N", help="Seed of the sampling: the same seed gives the same text."),
     click.option(

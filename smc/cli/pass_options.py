@@ -20,6 +20,20 @@ DEFAULT_RECIPE = "int4"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+CALIB = click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text file for passes that take statistics; by default the one that comes with smc.",
+)
+WORK = click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder where long passes keep their state, to go on there; by default in the cache.",
+)
+
+
 @dataclass(frozen=True)
 class Request:
     """Passes that the user named together: `text` is how, as on the command line.
@@ -33,7 +47,7 @@ class Request:
 
 
 def pass_options(command: Command) -> Command:
-    """-p, --quant and --recipe: what `read_requests` takes."""
+    """-p, --quant, --bits and --recipe: what `read_requests` takes."""
     for option in reversed(
         (
             click.option(
@@ -41,6 +55,12 @@ def pass_options(command: Command) -> Command:
                 metavar="RECIPE",
                 shell_complete=_complete_recipe,
                 help="Recipe to quantize by: int8, int4, ternary …: see `smc passes`.",
+            ),
+            click.option(
+                "--bits",
+                type=click.FloatRange(1, 32),
+                metavar="N",
+                help="Bits per weight of the whole model, spread so that it loses least (calibrated; takes minutes).",
             ),
             click.option(
                 "-p",
@@ -63,6 +83,42 @@ def pass_options(command: Command) -> Command:
     return command
 
 
+def calibration_options(command: Command) -> Command:
+    """--calib and --work: what calibrated passes take."""
+    for option in reversed((CALIB, WORK)):
+        command = option(command)
+    return command
+
+
+def training_options(command: Command) -> Command:
+    """--teacher and --work: what passes that train take."""
+    for option in reversed(
+        (
+            click.option(
+                "--teacher",
+                type=click.Path(),
+                metavar="MODEL",
+                help="Model that the pass distill learns from; by default MODEL as it is before the passes.",
+            ),
+            WORK,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def work_folder(work: Path | None) -> Path | None:
+    """Where long passes keep their state; None where there is no place for it."""
+    from smc.folders import cache_folder
+
+    if work is not None:
+        if work.exists() and not work.is_dir():
+            raise InputError(f"--work {work} is no folder")
+        return work
+    cache = cache_folder()
+    return None if cache is None else cache / "training"
+
+
 def _complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     try:
         from smc.passes import recipe_names
@@ -79,16 +135,23 @@ def _complete_pass(context: click.Context, parameter: click.Parameter, incomplet
     return [name for name in registered_passes() if name.startswith(incomplete)]
 
 
-def read_requests(passes: Sequence[str], quant: str | None, recipe: Path | None) -> list[Request]:
+def read_requests(
+    passes: Sequence[str], quant: str | None, recipe: Path | None, bits: float | None = None
+) -> list[Request]:
     """What the user named, in the order of running. Refuses what can't be right before the checkpoint is read."""
-    from smc.passes import load_recipe, parse_pass
+    from smc.passes import QuantizeGuided, load_recipe, parse_pass
 
+    if bits is not None and (quant is not None or recipe is not None):
+        other = "--quant" if quant is not None else "--recipe"
+        raise InputError(f"--bits and {other} both say how small the model becomes: give one of them")
     if quant is not None and recipe is not None:
         raise InputError("--quant and --recipe both name a recipe: give one of them")
     if recipe is not None and recipe.suffix not in (".yaml", ".yml"):
         raise InputError(f"a recipe file ends in .yaml, {recipe} does not; for a recipe of smc's use --quant")
     requests = [Request(f"-p {text}", (parse_pass(text),)) for text in passes]
-    if recipe is not None:
+    if bits is not None:
+        requests.append(Request(f"--bits {bits:g}", (QuantizeGuided(bits=bits),)))
+    elif recipe is not None:
         requests.append(Request(f"--recipe {recipe}", load_recipe(recipe).passes))
     elif quant is not None or not passes:
         name = quant or DEFAULT_RECIPE
@@ -104,8 +167,11 @@ def run_requests(
     report: Callable[[str], None] | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
     lazy: bool = False,
+    teacher: Module | None = None,
+    work: Path | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Module:
-    """Run the passes in order, by `smc.apply`, which has the keywords.
+    """Run the passes in order, by `smc.apply`, which has the keywords. The teacher is `module` where none is given.
 
     A source that is quantized already keeps its codes where the user named nothing, and of every matrix that no pass
     names. Of the passes that would quantize a matrix the first decides.
@@ -126,12 +192,21 @@ def run_requests(
 
         before = result
         result = smc.apply(
-            result, request.passes, calibration, report=report, progress=part_done, lazy=lazy, requantize=stored
+            result,
+            request.passes,
+            calibration,
+            report=report,
+            progress=part_done,
+            lazy=lazy,
+            requantize=stored,
+            teacher=module if teacher is None else teacher,
+            work=work,
+            note=note,
         )
         part_done(1.0)
         if index == 0 or _encodings(before) != _encodings(result) or _encodings(before) == _encodings(module):
             continue
-        alone = smc.apply(module, request.passes, lazy=True, requantize=stored)
+        alone = smc.apply(module, request.passes, calibration, work=work, lazy=True, requantize=stored)
         if _encodings(alone) not in (_encodings(module), _encodings(before)):
             earlier = " ".join(r.text for r in requests[:index])
             raise InputError(
@@ -143,12 +218,18 @@ def run_requests(
 
 def what_happened(module: Module, result: Module, requests: Sequence[Request]) -> str:
     """Which of a checkpoint's matrices were quantized by what, in a phrase."""
+    lines = (line.partition(": ") for line in module.facts.provenance)
+    found = [text for key, _, text in lines if key in ("grid", "dequantized")]
+    source = f" ({'; '.join(found)})" if found else ""
     coded = {p.load for p in module.parameters.values() if not p.encoding.is_float}
     named = " ".join(request.text for request in requests)
     if not coded:
-        return f"from floats, by {named}" + (" (the default)" if all(r.is_default for r in requests) else "")
+        return f"from floats{source}, by {named}" + (" (the default)" if all(r.is_default for r in requests) else "")
     if all(request.is_default for request in requests):
-        return "kept the checkpoint's codes"
+        floats = [p.encoding for p in module.parameters.values() if p.encoding.is_float and len(p.shape) > 1]
+        dtypes = ", ".join(sorted({str(encoding) for encoding in floats}))
+        others = f", and {len(floats)} matrices as floats ({dtypes})" if floats else ""
+        return f"kept the checkpoint's codes{source}{others}"
     kept = {p.load for p in result.parameters.values()} & coded
     return f"kept the checkpoint's codes, the rest by {named}" if kept == coded else f"again, by {named}"
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smc.cli import messages
+from smc.cli.cached import cached_artifact
+from smc.cli.draft import draft_option, drafter_of
+from smc.cli.function_calls import FunctionQuestion, print_calls
 from smc.cli.options import (
-    artifact_argument,
     check_utf8,
+    model_argument,
     model_options,
     sampling_options,
     utf8_text,
@@ -26,18 +29,28 @@ from smc.errors import InputError
 if TYPE_CHECKING:
     from smc.runtime import Model
     from smc.runtime.generation import GenerationResult, TokenLogprob
+    from smc.runtime.text_stream import TextStream
 
 PATIENCE = 2.0
 """Seconds after which waiting for standard input is explained."""
 
 
 @click.command()
-@artifact_argument
+@model_argument
 @click.argument("prompt", required=False, callback=utf8_text)
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option(
+    "--functions",
+    "functions_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Functions that the model may call: a .py file (signatures, never run) or tools in a .json file.",
+)
+@click.option("--must-call", is_flag=True, help="With --functions: the answer is a call, nothing else.")
 @sampling_options
 @model_options
+@draft_option
 @click.option(
     "--logprobs",
     type=click.IntRange(0),
@@ -49,69 +62,96 @@ PATIENCE = 2.0
 @click.option("--stats", is_flag=True, help="Print speed and memory to standard error.")
 @verbosity_options
 def run(
-    artifact: Path,
+    model_path: str,
     prompt: str | None,
     system: str | None,
     raw: bool,
+    functions_file: Path | None,
+    must_call: bool,
     context_length: int,
     threads: int,
     kv_dtype: str,
     level: str | None,
+    draft: str | None,
     as_json: bool,
     streamed: bool,
     stats: bool,
     **options: Any,
 ) -> None:
-    """Generate text with ARTIFACT, printed as it comes.
+    """Generate text with MODEL, printed as it comes.
 
-    With a chat template in the artifact PROMPT is a user's message, else (and with --raw) a text to continue.
-    Text that is piped in comes before PROMPT, with an empty line between them; without PROMPT, or where it is "-", it
-    is the prompt. Ctrl-C ends the text, with exit status 130. Sampling options not given are those of the checkpoint's
-    generation config, else greedy.
+    MODEL is an artifact, a GGUF file, a checkpoint folder or a hub id. smc compiles a checkpoint once, into a cache
+    that `smc list` shows.
 
-    The events of --json --stream are {"event": "text", "text": …} as text comes, and at the end {"event": "result", …}
-    with what --json prints.
+    If the model has a chat template, PROMPT is a user's message; otherwise, and with --raw, it is a text to continue.
+    Piped text comes before PROMPT, with an empty line between them; without PROMPT, or if it is "-", it is the prompt.
+    Ctrl-C ends the text, with exit status 130. Sampling options that you leave out come from the checkpoint's
+    generation config, else the text is greedy.
+
+    With --functions a call of a function is printed as a line of JSON. Models with function tokens (<nexa_0> …) always
+    answer with calls.
+
+    --json --stream prints {"event": "text", "text": …} for each piece and at the end {"event": "result", …} as --json.
 
     \b
     Examples:
       smc run smollm2.smc "What is the capital of France?"
+      smc run SmolLM2-135M-Instruct.gguf "Hello"
       smc run smollm2.smc --raw "Once upon a time" -n 64 --temperature 0.7 --seed 1
       git diff | smc run smollm2.smc "What does this change?"
     """
     from smc.runtime import load
-    from smc.runtime.interrupt import on_interrupt
 
     if streamed and not as_json:
         raise InputError("--stream belongs to --json: other text is printed as it comes anyway")
+    if functions_file is not None or must_call:
+        asked = FunctionQuestion(functions_file, must_call, raw)
     text = _read_prompt(prompt)
     started = time.perf_counter()
-    with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
+    path = cached_artifact(model_path)
+    with load(path, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
         load_seconds = time.perf_counter() - started
         describe_model(model)
-        stream = model.stream(_prompt_tokens(model, text, system, raw), **options)
-        interrupted = False
-        try:
-            with on_interrupt(model.engine.cancel):
-                for piece in stream:
-                    if streamed:
-                        _print_json({"event": "text", "text": piece})
-                    elif not as_json:
-                        click.echo(piece, nl=False)
-        except KeyboardInterrupt:
-            interrupted = True
-        result = stream.result
-        if as_json:
-            event = {"event": "result"} if streamed else {}
-            _print_json(event | _as_json(model, result, load_seconds))
-        elif result.text and not result.text.endswith("\n"):
-            click.echo()
-        if result.logprobs and not as_json:
-            for entry in result.logprobs:
-                click.echo(_logprob_line(model, entry))
-        if stats:
-            click.echo(_stats_line(model, result, load_seconds), err=True)
+        if functions_file is not None:
+            print_calls(model, asked, text, system, options, as_json)
+            return
+        drafter = drafter_of(draft, model)()
+        stream = model.stream(_prompt_tokens(model, text, system, raw), drafter=drafter, **options)
+        interrupted = _print_text(model, stream, as_json, streamed)
+        _print_result(model, stream.result, load_seconds, as_json, streamed, stats)
     if interrupted:
         click.get_current_context().exit(130)
+
+
+def _print_text(model: Model, stream: TextStream, as_json: bool, streamed: bool) -> bool:
+    """Print the text while it comes; returns whether Ctrl-C ended it."""
+    from smc.runtime.interrupt import on_interrupt
+
+    try:
+        with on_interrupt(model.engine.cancel):
+            for piece in stream:
+                if streamed:
+                    _print_json({"event": "text", "text": piece})
+                elif not as_json:
+                    click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _print_result(
+    model: Model, result: GenerationResult, load_seconds: float, as_json: bool, streamed: bool, stats: bool
+) -> None:
+    """What follows the text: the result as JSON, log-probabilities, statistics."""
+    if as_json:
+        event = {"event": "result"} if streamed else {}
+        _print_json(event | _as_json(model, result, load_seconds))
+    elif result.text and not result.text.endswith("\n"):
+        click.echo()
+    for entry in result.logprobs or () if not as_json else ():
+        click.echo(_logprob_line(model, entry))
+    if stats:
+        click.echo(_stats_line(model, result, load_seconds), err=True)
 
 
 def describe_model(model: Model) -> None:
@@ -179,6 +219,8 @@ def _as_json(model: Model, result: GenerationResult, load_seconds: float) -> dic
         "threads": model.threads,
         "level": model.level,
     }
+    if timings.guesses:
+        answer["guesses"] = {"run": timings.guesses, "right": timings.right_guesses}
     if result.logprobs is not None:
         answer["logprobs"] = [
             {
@@ -204,9 +246,10 @@ def _stats_line(model: Model, result: GenerationResult, load_seconds: float) -> 
     from smc.runtime.memory import peak_memory_bytes
 
     timings = result.timings
+    guesses = f" ({timings.right_guesses} of {timings.guesses} guesses were right)" if timings.guesses else ""
     return (
         f"loaded in {load_seconds:.2f} s; prompt: {timings.prompt_tokens} tokens, "
         f"{timings.prompt_tokens_per_second:.1f} tokens/s; answer: {len(result.tokens)} tokens, "
-        f"{timings.decode_tokens_per_second:.1f} tokens/s; {model.threads} threads, level {model.level}, "
+        f"{timings.decode_tokens_per_second:.1f} tokens/s{guesses}; {model.threads} threads, level {model.level}, "
         f"peak memory {peak_memory_bytes() / 2**20:.0f} MiB"
     )

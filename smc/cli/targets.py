@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @verbosity_options
 def targets(as_json: bool) -> None:
-    """List the machines that smc compiles for, and where what it makes has been run.
+    """List the machines that smc compiles for, and how each was tested.
 
-    An artifact brings machine code for the feature levels listed; the best one that the CPU has is picked when the
-    artifact is loaded. A device is a target whose artifacts bring the one level that it needs.
+    An artifact contains machine code for the listed feature levels. The best one that the CPU has is picked when the
+    artifact is loaded. A device is a target with the one level that it needs.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def targets(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: _described(target) for name, target in TARGETS.items()}, indent=2))
         return
-    kinds = [target for target in TARGETS.values() if target.cpu is None]
+    kinds = [target for target in TARGETS.values() if len(target.levels) > 1]
     for target in kinds:
         click.echo(f"{click.style(target.name, bold=True)}: {target.description} ({target.llvm_triple})")
         width = max(len(level.name) for level in target.levels)
@@ -41,7 +41,7 @@ def targets(as_json: bool) -> None:
         click.echo(f"  run:   {target.tested}")
     click.echo(f"{click.style('native', bold=True)}: this machine's own CPU")
     click.echo("devices:")
-    devices = [target for target in TARGETS.values() if target.cpu is not None]
+    devices = [target for target in TARGETS.values() if len(target.levels) == 1]
     width = max(len(target.name) for target in devices)
     for target in devices:
         name = click.style(target.name.ljust(width), bold=True)

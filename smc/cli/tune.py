@@ -15,13 +15,13 @@ import click
 from smc.cli import messages
 from smc.cli.options import complete_target, verbosity_options
 from smc.cli.output import check_replaceable
-from smc.cli.pass_options import Request, pass_options, read_requests, run_requests
+from smc.cli.pass_options import Request, calibration_options, pass_options, read_requests, run_requests
 from smc.cli.signals import orderly_end
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.codegen.cpu.tuning_kit import Matrix, Workloads
-    from smc.targets import Level, Target
+    from smc.targets import CpuLevel, Target
 
 SMALLEST_WEIGHTS = 64 << 20
 """A small model shares the caches with more than itself."""
@@ -30,19 +30,20 @@ SMALLEST_WEIGHTS = 64 << 20
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path())
 @pass_options
+@calibration_options
 @click.option(
     "--target",
     default="native",
     show_default=True,
     shell_complete=complete_target,
-    help="Machine to tune for; another than this one needs --emit-kit.",
+    help="Machine to tune for; any but this one needs --emit-kit.",
 )
 @click.option(
     "--level", "names", multiple=True, metavar="NAME", help="CPU feature level to tune, by default all; repeatable."
 )
-@click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Time to measure for, about.")
+@click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Approximate time for measuring, in seconds.")
 @click.option(
-    "--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Program to write, which measures elsewhere."
+    "--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Program to write, to measure elsewhere."
 )
 @click.option(
     "--import",
@@ -50,7 +51,7 @@ SMALLEST_WEIGHTS = 64 << 20
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Records to add, printed by a kit; may be given again.",
+    help="Add records that a kit printed; may be given again.",
 )
 @click.option(
     "-o",
@@ -66,6 +67,9 @@ def tune(
     quant: str | None,
     passes: tuple[str, ...],
     recipe: Path | None,
+    bits: float | None,
+    calib: Path | None,
+    work: Path | None,
     target: str,
     names: tuple[str, ...],
     seconds: float | None,
@@ -74,13 +78,13 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure which variant of each kernel is fastest, for the shapes of MODELs, and keep that as tuning records.
+    """Measure which variant of each kernel is fastest for the shapes of MODELs, and write that as tuning records.
 
-    `smc compile` uses the records from then on; results stay the same to the bit, only speed changes. MODEL is what
-    `smc compile` takes, or an artifact; without one, common shapes and the encodings of the recipes are measured.
-    What the records have already is not measured again, so tuning that was interrupted goes on where it was.
+    From then on `smc compile` uses the records. They change speed, but no bit of a result. MODEL is what `smc compile`
+    takes, or an artifact; without one, smc measures common shapes with the encodings of the recipes. Shapes that have
+    records are not measured again, so an interrupted run continues where it stopped.
 
-    A device without Python is tuned by a kit: a program that prints records, for --import to read here.
+    To tune a device without Python, run a kit there: a program that prints records, which --import reads here.
 
     \b
     Examples:
@@ -110,75 +114,63 @@ def tune(
         raise InputError(f"{target} can't be measured here: write a program for it with --emit-kit FILE")
     if emit_kit is not None:
         output_file(emit_kit, [Path(model) for model in models])
-    matrices = _matrices(models, quant, passes, recipe)
+    requests = read_requests(passes, quant, recipe, bits)
+    named = bool(quant or bits or passes or recipe)
+    matrices = _matrices(models, requests, named, calib, work)
     if emit_kit is not None:
         _emit(matrices, machine, levels, emit_kit, as_json)
     else:
         _measure(matrices, machine, levels, seconds, records, as_json)
 
 
-def _levels(machine: Target, names: tuple[str, ...]) -> list[Level]:
+def _levels(machine: Target, names: tuple[str, ...]) -> list[CpuLevel]:
     known = {level.name: level for level in machine.levels}
     for name in names:
         if name not in known:
             raise InputError(f"{machine.name} has no level {name!r}: there is {', '.join(known)}")
-    return [level for level in machine.levels if not names or level.name in names]
+    return [level for level in machine.cpu_levels if not names or level.name in names]
 
 
 # ---------------------------------------------------------------- what to measure
 
 
-def _matrices(models: tuple[str, ...], quant: str | None, passes: tuple[str, ...], recipe: Path | None) -> list[Matrix]:
+def _matrices(
+    models: tuple[str, ...], requests: list[Request], named: bool, calib: Path | None, work: Path | None
+) -> list[Matrix]:
     from smc.cli.inspect import is_artifact
-    from smc.codegen.cpu.tuning_kit import standard_matrices
+    from smc.codegen.cpu.tuning_kit import artifact_matrices, standard_matrices
 
-    requests = read_requests(passes, quant, recipe)
     if not models:
-        if quant or passes or recipe:
-            raise InputError("--quant, --pass and --recipe say how a MODEL is compiled: name one")
+        if named:
+            raise InputError("--quant, --bits, --pass and --recipe say how a MODEL is compiled: name one")
         return standard_matrices()
     matrices: list[Matrix] = []
     for model in models:
         if is_artifact(Path(model)):
             matrices += artifact_matrices(Path(model))
         else:
-            matrices += _model_matrices(model, requests)
+            matrices += _model_matrices(model, requests, calib, work)
     return matrices
 
 
-def _model_matrices(model: str, requests: Sequence[Request]) -> list[Matrix]:
+def _model_matrices(
+    model: str, requests: Sequence[Request], calib: Path | None, work: Path | None
+) -> list[Matrix]:
+    from smc.cli.pass_options import work_folder as state_folder
     from smc.codegen.cpu.tuning_kit import plan_matrices
     from smc.codegen.plan.planner import make_plan
     from smc.frontend import load_checkpoint
     from smc.passes import FUSIONS
     from smc.passes import apply as apply_passes
 
-    module = run_requests(load_checkpoint(model), requests, lazy=True)
+    module = run_requests(load_checkpoint(model), requests, calib, lazy=True, work=state_folder(work))
     return plan_matrices(make_plan(apply_passes(module, FUSIONS)))
-
-
-def artifact_matrices(path: Path) -> list[Matrix]:
-    """From the manifest. An embedding of its own is among them, though nothing multiplies it."""
-    from smc.codegen.cpu.packing import check_packable
-    from smc.ir import matrix_shape, parse_encoding
-    from smc.runtime.artifact import read_manifest
-
-    manifest, matrices = read_manifest(path), list[Any]()
-    for name, text in manifest.encodings.items():
-        shape = manifest.shapes.get(name, ())
-        if len(shape) == 2:
-            encoding = parse_encoding(text)
-            check_packable(encoding)
-            matrices.append((encoding, *matrix_shape(shape)))
-    if not matrices:
-        raise InputError(f"the manifest of {path} does not say which matrices it has: tune the model instead")
-    return matrices
 
 
 # ---------------------------------------------------------------- the three ways
 
 
-def _emit(matrices: list[Matrix], machine: Target, levels: list[Level], kit: Path, as_json: bool) -> None:
+def _emit(matrices: list[Matrix], machine: Target, levels: list[CpuLevel], kit: Path, as_json: bool) -> None:
     from smc.cli.progress import StageProgress
     from smc.codegen.cpu.tuning_kit import build_kit, weight_bytes, workloads
 
@@ -220,7 +212,7 @@ def _import(files: Sequence[Path], records: Path, as_json: bool) -> None:
 
 
 def _measure(
-    matrices: list[Matrix], machine: Target, levels: list[Level], seconds: float | None, records: Path, as_json: bool
+    matrices: list[Matrix], machine: Target, levels: list[CpuLevel], seconds: float | None, records: Path, as_json: bool
 ) -> None:
     from smc.cli.progress import StageProgress
     from smc.codegen.cpu.tuning import read_records
@@ -291,7 +283,7 @@ def _end_last_line(path: Path) -> None:
 # ---------------------------------------------------------------- what it brought
 
 
-def _summary(measured: Workloads, levels: list[Level], records: Path, cpu: str) -> dict[str, Any]:
+def _summary(measured: Workloads, levels: list[CpuLevel], records: Path, cpu: str) -> dict[str, Any]:
     from smc.codegen.cpu.tiles import candidates
     from smc.codegen.cpu.tuning import Tuning, read_records
 

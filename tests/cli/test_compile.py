@@ -20,6 +20,7 @@ import pytest
 import smc
 from smc.cli import compile as command
 from smc.cli import main
+from smc.codegen import CompileOptions
 from smc.errors import InputError
 from smc.ir import Module
 
@@ -101,8 +102,13 @@ def refuses(module: Module, folder: Path, free: int, monkeypatch: pytest.MonkeyP
         (["--recipe", "mine.yaml"], "there is no recipe file mine.yaml"),
         (["--recipe", "int4"], "use --quant"),
         (["--quant", "int4", "--recipe", "mine.yaml"], "give one of them"),
+        (["--bits", "4.7", "--quant", "int4"], "--bits and --quant both say how small the model becomes"),
+        (["--bits", "4.7", "--recipe", "mine.yaml"], "--bits and --recipe both say how small the model becomes"),
         (["--calib", "nothing.txt"], "there is no calibration text nothing.txt"),
-        (["--emit", "c,ll", "listing"], "--emit takes plan, schedule, c, tir, asm, obj with commas between, not 'll'"),
+        (
+            ["--emit", "c,ll", "listing"],
+            "--emit takes plan, schedule, c, tir, asm, obj, cu, ptx, sass with commas between, not 'll'",
+        ),
         (["--without", "chains,tails"], "--without takes chains, private, joins, tail, argmax, prefetch"),
         (["-o", "."], "is a folder"),
         (["-o", "nowhere/x.smc"], "there is no folder nowhere"),
@@ -149,8 +155,8 @@ def test_interrupt_leaves_with_130(make_checkpoint: MakeCheckpoint, monkeypatch:
 def test_fast_paths_are_left_out_by_name(make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
-    def interrupted(*_: Any, without: Any, **__: Any) -> None:
-        given.append(without)
+    def interrupted(_module: Any, _out: Any, options: CompileOptions, *_: Any) -> None:
+        given.append(options.without)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("smc.codegen.compile_module", interrupted)

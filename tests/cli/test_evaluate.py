@@ -74,6 +74,20 @@ def test_the_table(folder, text, capsys):
     assert "evaluate: " in captured.err  # what took how long
 
 
+def test_a_budget_is_judged(folder, text, tmp_path, capsys):
+    """Calibrated on the text that comes with smc; the work folder keeps what another budget goes on from."""
+    work = tmp_path / "work"
+    small, large = (
+        figures(capsys, folder, "--text", text, "--against", folder, "--bits", bits, "--work", work)
+        for bits in (4.6, 6.6)
+    )
+    assert 4.4 < small["bits_per_weight"] <= 4.6
+    assert 6.4 < large["bits_per_weight"] <= 6.6
+    assert large["kl_divergence"]["mean"] < 0.3 * small["kl_divergence"]["mean"] < 0.02
+    (state,) = work.iterdir()
+    assert len(list(state.glob("guidance-*"))) == 6  # embedding, four layers, head
+
+
 def test_what_cannot_be_judged_is_told(folder, text, tmp_path, capsys, make_checkpoint):
     short = tmp_path / "short.txt"
     short.write_text("Alice.")
@@ -82,7 +96,8 @@ def test_what_cannot_be_judged_is_told(folder, text, tmp_path, capsys, make_chec
         (["--text", tmp_path / "none.txt"], "there is no text file"),
         (["--text", short], "is too short: it does not fill a window of 128 tokens"),
         (["--text", text, "--against", other], "has a vocabulary of 96 tokens"),
-        (["--text", text, "-p", "quantize-gptq"], "pass quantize-gptq needs a calibration text"),
+        (["--text", text, "--bits", "1.5"], "1.5 bits per weight are too few"),
+        (["--text", text, "--bits", "4.7", "--quant", "int8"], "--bits and --quant both say how small"),
         (["--text", text, "-p", "quantize-gptq", "--calib", short], "is too short: it has 2 tokens"),
     ):
         assert run(["eval", str(folder), *map(str, arguments)]) == 2

@@ -20,7 +20,7 @@ GENERATION = ("eos_token_id", "bos_token_id", "pad_token_id", "do_sample", *SAMP
 ENTRIES = (
     *("format", "format_version", "layout_version", "name", "architecture", "target", "machine", "system", "levels"),
     *("provenance", "tuning", "versions", "parameters", "bits_per_weight", "encodings", "shapes", "context_length"),
-    *("vocab_size", "weights", "program", "executable", "special_tokens", "generation"),
+    *("vocab_size", "weights", "program", "executable", "special_tokens", "generation", "proof"),
 )
 
 

@@ -119,6 +119,8 @@ def test_artifact(make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureF
     assert f"{folder.name} (LlamaForCausalLM)" in text
     assert f"{manifest['parameters']:,}" in text
     assert "quantize-rtn:bits=8" in text
+    line = next(line for line in text.splitlines() if line.startswith("int8.g32 "))
+    assert "q_proj × 2" in line
     assert "x86-64: avx512vnni, avxvnni, avx2" in text
     assert main.run(["inspect", str(out), "--ir"]) == 2
     assert "is an artifact and has no ir" in capsys.readouterr().err

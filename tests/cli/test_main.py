@@ -49,11 +49,20 @@ def test_version_in_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"smc, version {smc.__version__}\n"
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
-def test_every_option_is_explained(name: str) -> None:
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something, by its name on the command line."""
+    found: dict[str, click.Command] = {}
+    for name in main.COMMANDS:
+        command = main.LazyGroup().get_command(click.Context(main.cli), name)
+        assert command is not None
+        below = command.commands if isinstance(command, click.Group) else {"": command}
+        found |= {f"{name} {inner}".strip(): leaf for inner, leaf in below.items()}
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), leaves().items(), ids=leaves())
+def test_every_option_is_explained(name: str, command: click.Command) -> None:
     """By a sentence about something, which can be read without its neighbours."""
-    command = main.LazyGroup().get_command(click.Context(main.cli), name)
-    assert command is not None
     options = [option for option in command.params if isinstance(option, click.Option)]
     assert {"quiet", "verbose"} <= {option.name for option in options}
     for option in options:

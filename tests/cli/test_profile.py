@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from smc.cli.bench import bench
 from smc.cli.profile import limits_report, profile_report, profile_table, thread_counts
-from smc.cli.roofline import roofline_svg
 from smc.errors import InputError
 from smc.runtime.profile import Limits, Profile, TaskProfile
+from smc.runtime.roofline import roofline_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,8 +16,8 @@ import pytest
 
 import smc
 from smc.cli import main
-from smc.cli.tune import artifact_matrices
 from smc.codegen.cpu.tuning import parse_record, read_records
+from smc.codegen.cpu.tuning_kit import artifact_matrices
 from tests.emulation import emulated
 from tests.levels import usable_levels
 
@@ -37,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_measuring_a_model(make_checkpoint: MakeCheckpoint, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every candidate gives the same bits, or the tuner would fail; what is measured is not measured again."""
     model, _ = make_checkpoint()
@@ -56,6 +57,7 @@ def test_measuring_a_model(make_checkpoint: MakeCheckpoint, folder: Path, capsys
     assert len(read_records(folder / "users.jsonl")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", ["bits=5,group=64,symmetric=false", "bits=8,group=16,symmetric=false", "bits=4,super_group=4", "bits=8"]
 )

@@ -1,0 +1,290 @@
+"""`smc.Llama`: a model behind the interface of llama-cpp-python's class of that name.
+
+Code that was written for that package's text generation runs after changing the import. A GGUF file or a checkpoint is
+compiled into smc's cache when it is first used.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from smc.errors import InputError, Notice
+from smc.model_cache import artifact_of
+from smc.runtime import Model
+from smc.runtime import openai_form as form
+from smc.runtime.generation import GenerationResult, TokenLogprob
+from smc.runtime.sampling import log_probabilities, top_tokens
+from smc.runtime.text_stream import TextStream
+from smc.runtime.token_texts import TokenTexts
+
+IGNORED = frozenset(
+    {
+        "n_batch", "n_ubatch", "n_threads_batch", "use_mmap", "use_mlock", "verbose", "seed", "main_gpu", "split_mode",
+        "tensor_split", "offload_kqv", "flash_attn", "last_n_tokens_size", "logits_all", "embedding", "vocab_only",
+        "chat_format", "numa", "rope_freq_base", "rope_freq_scale", "mul_mat_q", "f16_kv",
+    }
+)  # fmt: skip
+"""Options of llama-cpp-python's constructor that change no text here, or that the artifact settles."""
+
+Answer = dict[str, Any]
+
+
+class Llama:
+    """A model in llama-cpp-python's shape: call it with a prompt, or use `create_chat_completion`.
+
+    model_path: an artifact, a GGUF file or a checkpoint. n_ctx: tokens that prompt and answer may have together; 0: as
+    many as the model was trained for. n_threads: None: as many CPUs as there are. n_gpu_layers: accepted; artifacts for
+    CPUs run on the CPU, which a warning says once. seed: for texts that give none of their own.
+    Raises InputError where the file can't be run or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        n_ctx: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        if unknown := sorted(options.keys() - IGNORED):
+            raise InputError(f"Llama has no option {unknown[0]!r}")
+        self.model_path = str(model_path)
+        artifact = artifact_of(model_path)
+        self.model = Model(artifact, context_length=n_ctx, threads=n_threads or 0, sequences=2)
+        self._seed = None if seed in (None, -1, 0xFFFFFFFF) else seed
+        self._sequence = self.model.new_sequence()  # whose past is used again; the other one is for `embed`
+        if n_gpu_layers and self.model.artifact.manifest.system != "CUDA":
+            text = f"{artifact.name} is compiled for CPUs: n_gpu_layers={n_gpu_layers} has no effect"
+            warnings.warn(text, Notice, stacklevel=2)
+
+    # ---- text
+
+    def __call__(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """As `create_completion`."""
+        return self.create_completion(prompt, **options)
+
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        top_k: int = 40,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: dict[str, float] | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        model: str | None = None,
+    ) -> Any:
+        """Continue a prompt: an answer in OpenAI's form, or with stream=True an iterator of such pieces.
+
+        max_tokens: None or below 1: until the context is full. logprobs: how many likeliest tokens to report of each.
+        echo: the prompt is a part of the text, and its tokens have log-probabilities too. temperature … min_p: see
+        `smc.runtime.sampling.SamplingOptions`; repeat_penalty is its repetition_penalty.
+        """
+        tokens = self.model.prompt_tokens(prompt)
+        text_stream = self._stream(
+            tokens,
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            logprobs=logprobs,
+            temperature=temperature,
+            top_p=top_p,
+            min_p=min_p,
+            top_k=top_k,
+            repetition_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        )
+        head = form.new_answer("text_completion", model or self.model_path)
+        before = (prompt if isinstance(prompt, str) else self.model.decode(tokens)) if echo else ""
+        asked = self._prompt_logprobs(tokens, logprobs) if echo and logprobs is not None else []
+        if stream:
+            return self._completion_pieces(head, text_stream, before, asked)
+        result = _run(text_stream)
+        told = None
+        if result.logprobs is not None:
+            told = form.completion_logprobs([*asked, *result.logprobs], self._texts, 0 if echo else len(str(prompt)))
+            if asked:
+                told["token_logprobs"][0] = told["top_logprobs"][0] = None
+        choice = form.completion_choice(0, before + result.text, told, form.FINISH_REASONS[result.finish_reason])
+        return {**head, "choices": [choice], "usage": form.usage([result])}
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        top_k: int = 40,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: dict[str, float] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        model: str | None = None,
+    ) -> Any:
+        """Answer a conversation by the model's chat template; options as for `create_completion`.
+
+        logprobs: report them; top_logprobs: and so many of the likeliest tokens.
+        """
+        text_stream = self._stream(
+            self.model.apply_chat_template(messages),
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            logprobs=(top_logprobs or 0) if logprobs else None,
+            temperature=temperature,
+            top_p=top_p,
+            min_p=min_p,
+            top_k=top_k,
+            repetition_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        )
+        name = model or self.model_path
+        if stream:
+            return self._chat_pieces(form.new_answer("chat.completion.chunk", name), text_stream)
+        result = _run(text_stream)
+        told = form.chat_logprobs(result.logprobs, self._texts) if result.logprobs is not None else None
+        message = {"role": "assistant", "content": result.text}
+        choice = form.chat_choice(0, message, told, form.FINISH_REASONS[result.finish_reason])
+        return {**form.new_answer("chat.completion", name), "choices": [choice], "usage": form.usage([result])}
+
+    def _stream(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        seed: int | None,
+        logit_bias: dict[str, float] | None,
+        **options: Any,
+    ) -> TextStream:
+        return self.model.stream(
+            tokens,
+            max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
+            stop=stop or (),
+            seed=self._seed if seed is None else seed,
+            logit_bias={int(token): bias for token, bias in (logit_bias or {}).items()},
+            sequence=self._sequence,
+            **options,
+        )
+
+    def _completion_pieces(
+        self, head: Answer, stream: TextStream, before: str, asked: list[TokenLogprob]
+    ) -> Iterator[Answer]:
+        told, offset = 0, len(before)
+        if before:
+            logprobs = form.completion_logprobs(asked, self._texts, 0) if asked else None
+            yield {**head, "choices": [form.completion_choice(0, before, logprobs, None)]}
+        for piece in stream:
+            logprobs = None
+            if stream.result.logprobs is not None:
+                logprobs = form.completion_logprobs(stream.result.logprobs[told:], self._texts, offset)
+                told = len(stream.result.logprobs)
+            offset += len(piece)
+            yield {**head, "choices": [form.completion_choice(0, piece, logprobs, None)]}
+        reason = form.FINISH_REASONS[stream.result.finish_reason]
+        yield {**head, "choices": [form.completion_choice(0, "", None, reason)]}
+
+    def _chat_pieces(self, head: Answer, stream: TextStream) -> Iterator[Answer]:
+        told = 0
+        yield {**head, "choices": [form.chat_piece(0, {"role": "assistant"}, None, None)]}
+        for piece in stream:
+            logprobs = None
+            if stream.result.logprobs is not None:
+                logprobs = form.chat_logprobs(stream.result.logprobs[told:], self._texts)
+                told = len(stream.result.logprobs)
+            yield {**head, "choices": [form.chat_piece(0, {"content": piece}, logprobs, None)]}
+        reason = form.FINISH_REASONS[stream.result.finish_reason]
+        yield {**head, "choices": [form.chat_piece(0, {}, None, reason)]}
+
+    def _prompt_logprobs(self, tokens: list[int], count: int) -> list[TokenLogprob]:
+        """Of the prompt's own tokens; the first one, which nothing comes before, has 0."""
+        self._sequence.truncate(0)
+        logits = self._sequence.extend(tokens, logits="all")
+        entries = [TokenLogprob(tokens[0], 0.0, [])]
+        for token, row in zip(tokens[1:], logits, strict=False):
+            log_probs = log_probabilities(row)
+            entries.append(TokenLogprob(token, float(log_probs[token]), top_tokens(log_probs, count)))
+        return entries
+
+    # ---- tokens and numbers
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Tokens of UTF-8 text; special tokens that are written out in it are parsed whatever `special` says."""
+        return self.model.encode(text.decode("utf-8", "replace"), add_special_tokens=add_bos)
+
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        """UTF-8 text of tokens."""
+        return self.model.decode(tokens, skip_special_tokens=not special).encode()
+
+    def embed(self, text: str | Sequence[str]) -> Any:
+        """The mean of the last hidden states, of length 1: a list of float, or a list of those."""
+        if isinstance(text, str):
+            return self.model.embed(text).tolist()
+        return [self.model.embed(part).tolist() for part in text]
+
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Answer:
+        """Embeddings in OpenAI's form."""
+        texts = [input] if isinstance(input, str) else list(input)
+        data = [{"object": "embedding", "index": i, "embedding": self.embed(text)} for i, text in enumerate(texts)]
+        count = sum(len(self.model.encode(text)) for text in texts)
+        told = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": model or self.model_path, "usage": told}
+
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self.model.context_length
+
+    def n_vocab(self) -> int:
+        """Tokens that there are."""
+        return self.model.vocab_size
+
+    def token_eos(self) -> int:
+        """The first token that ends a text; -1: there is none."""
+        return min(self.model.eos_token_ids, default=-1)
+
+    def token_bos(self) -> int:
+        """The token that begins a text; -1: there is none."""
+        bos = self.model.artifact.manifest.generation.bos_token_id
+        return -1 if bos is None else bos
+
+    def reset(self) -> None:
+        """Forget what was run."""
+        self._sequence.truncate(0)
+
+    def close(self) -> None:
+        """Free the memory and the threads."""
+        self.model.close()
+
+    @property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self.model.tokenizer)
+
+
+def _run(stream: TextStream) -> GenerationResult:
+    for _ in stream:
+        pass
+    return stream.result

@@ -1,0 +1,1 @@
+"""Serving artifacts over HTTP: one scheduler per model that batches the texts of all clients."""

@@ -1,0 +1,71 @@
+"""Failures as answers: a status code, and a body in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from smc.errors import InputError
+from smc.runtime.binding import CancelledError, ClosedError
+from smc.serve.scheduler import QueueFullError, StoppingError
+
+
+class ApiError(Exception):
+    """A request that gets no answer. parameter: which of its fields is at fault, if one is."""
+
+    def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.parameter = parameter
+        self.code = code
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """The answer for an exception; those that are bugs of ours are 500."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error)
+    if isinstance(error, InputError):
+        return ApiError(400, str(error))
+    if isinstance(error, QueueFullError):
+        return ApiError(429, "the server has too many requests: try again later", code="rate_limit_exceeded")
+    if isinstance(error, (StoppingError, CancelledError, ClosedError)):
+        return ApiError(503, "the server is being shut down")
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the request is nested too deeply")
+    return ApiError(500, "the server failed: its log says why")
+
+
+def body_of(error: ApiError) -> dict[str, Any]:
+    """The error in OpenAI's form."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}}
+
+
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """The response for an exception; Ollama's endpoints have a form of their own."""
+    told = as_api_error(error)
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, QueueFullError) else {}
+    if told.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = {"error": told.message} if request.url.path.startswith("/api/") else body_of(told)
+    return JSONResponse(body, status_code=told.status, headers=headers)
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    return ApiError(400, f"{place}: {message}" if place else message, place or None)

@@ -1,0 +1,86 @@
+"""What Prometheus reads: /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from smc.serve.scheduler import Event, Scheduler, Text
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._schedulers: dict[str, Scheduler] = {}
+        self._requests = Counter(
+            "smc_requests", "HTTP requests answered", ["path", "status"], registry=self._registry
+        )
+        self._texts = Counter("smc_texts", "Texts that ended", ["model", "reason"], registry=self._registry)
+        self._tokens = Counter(
+            "smc_tokens", "Tokens of texts that ended: run, found in the cache, generated", ["model", "kind"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._first = Histogram(
+            "smc_first_token_seconds", "From the request to its first token", ["model"], buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._whole = Histogram(
+            "smc_text_seconds", "From the request to its last token", ["model"], buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._registry.register(self)
+
+    def watch(self, model: str, scheduler: Scheduler) -> None:
+        """Tell about a scheduler from now on."""
+        self._schedulers[model] = scheduler
+
+    def count_request(self, path: str, status: int) -> None:
+        """A request was answered. path: of the endpoint, not the client's."""
+        self._requests.labels(path, str(status)).inc()
+
+    def count_text(self, model: str, text: Text, event: Event, now: float) -> None:
+        """A text ended."""
+        result = text.result
+        reason = "failed" if event.error else "cancelled" if not text.generation.done else result.finish_reason
+        self._texts.labels(model, reason).inc()
+        timings = result.timings
+        kinds = {"prompt": timings.prompt_tokens, "cached": timings.cached_tokens, "generated": len(result.tokens)}
+        for kind, count in kinds.items():
+            self._tokens.labels(model, kind).inc(count)
+        if text.first_token:
+            self._first.labels(model).observe(text.first_token - text.submitted)
+        if reason in ("stop", "length"):
+            self._whole.labels(model).observe(now - text.submitted if text.submitted else 0.0)
+
+    def text(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the schedulers are doing now, for prometheus_client."""
+        gauges: dict[str, tuple[str, Any]] = {
+            "smc_running_texts": ("Texts in the batch", lambda s: s.running),
+            "smc_waiting_texts": ("Texts in the queue", lambda s: s.waiting),
+            "smc_kv_cache_bytes": ("Memory of the KV cache in use", lambda s: s.model.engine.info().kv_bytes_used),
+        }
+        for name, (help_text, value) in gauges.items():
+            family = GaugeMetricFamily(name, help_text, labels=["model"])
+            for model, scheduler in self._schedulers.items():
+                if not scheduler.model.closed:
+                    family.add_metric([model], float(value(scheduler)))
+            yield family
+        steps = CounterMetricFamily("smc_steps", "Steps of the engine", labels=["model"])
+        tokens = CounterMetricFamily("smc_step_tokens", "Tokens in these steps", labels=["model"])
+        seconds = CounterMetricFamily("smc_step_seconds", "Seconds in these steps", labels=["model"])
+        for model, scheduler in self._schedulers.items():
+            steps.add_metric([model], scheduler.steps)
+            tokens.add_metric([model], scheduler.step_tokens)
+            seconds.add_metric([model], scheduler.step_seconds)
+        yield from (steps, tokens, seconds)

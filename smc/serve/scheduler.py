@@ -1,0 +1,299 @@
+"""Continuous batching: one thread that steps a model for all texts at once.
+
+A step has one token of every text that is being generated, and beside them prompts of new texts, cut into chunks. A
+text joins between two steps and leaves as soon as it ends. Results are the same bits whoever is in the batch, which is
+the engine's promise (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from smc.errors import InputError
+from smc.runtime import Model, Sequence
+from smc.runtime.binding import CancelledError, ClosedError
+from smc.runtime.generation import Generation, GenerationResult, Outcome
+from smc.runtime.joint_step import Part, joint_step
+from smc.serve.prefix_cache import WORTH_A_FORK, PrefixCache, common_length
+
+
+class QueueFullError(Exception):
+    """So many texts wait already that no more are taken; retry_after: seconds after which there may be room."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+class StoppingError(Exception):
+    """The server is being shut down."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step brought for a text. error: why it failed; it is `done` then."""
+
+    piece: str
+    done: bool
+    error: Exception | None = None
+
+
+Post = Callable[[list[tuple["Text", Event]]], None]
+
+
+@dataclass(eq=False)
+class Text:
+    """A text in the scheduler. streamed: every piece is told, else the end only.
+
+    to_run: tokens for the next steps. submitted, first_token: by time.perf_counter; 0: not yet.
+    """
+
+    generation: Generation
+    listener: Any = None
+    streamed: bool = False
+    sequence: Sequence | None = None
+    to_run: list[int] = field(default_factory=list)
+    cancelled: bool = False
+    submitted: float = 0.0
+    started: float = 0.0
+    first_token: float = 0.0
+
+    @property
+    def result(self) -> GenerationResult:
+        """What there is of it so far."""
+        return self.generation.result
+
+    @property
+    def reserved(self) -> int:
+        """Tokens that it may come to hold."""
+        return len(self.result.prompt) + self.generation.most_tokens
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: it leaves before the next step, from any thread."""
+        self.cancelled = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much at once: texts that run and that wait, tokens of one step, bytes of the KV cache."""
+
+    running: int = 16
+    waiting: int = 256
+    step_tokens: int = 256
+    kv_bytes: int = 1 << 62
+
+
+class Scheduler:
+    """Batches the texts of a model. `submit` from any thread; `stop` at the end.
+
+    post: is given what a step brought, in the scheduler's thread. The model must have been opened with more
+    `sequences` than limits.running: what is left keeps prefixes.
+    """
+
+    def __init__(self, model: Model, post: Post, limits: Limits | None = None) -> None:
+        self.model = model
+        self.limits = limits or Limits()
+        self.steps = self.step_tokens = 0
+        self.step_seconds = 0.0
+        self._post = post
+        # One slot is left for embeddings.
+        self._cache = PrefixCache(model, model.engine.facts.sequences - 1)
+        self._waiting: deque[Text] = deque()
+        self._running: list[Text] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._buffer = model.logits_buffer(self.limits.running)
+        self._thread = threading.Thread(target=self._work, name="smc-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Texts in the batch."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Texts in the queue."""
+        return len(self._waiting)
+
+    def submit(self, text: Text) -> Text:
+        """Queue a text. Raises QueueFullError, or StoppingError after `stop`."""
+        return self.submit_all([text])[0]
+
+    def submit_all(self, texts: list[Text]) -> list[Text]:
+        """Queue texts that belong together, all or none. Raises as `submit`; InputError: they could never fit."""
+        for text in texts:
+            if self._bytes(text.reserved) > self.limits.kv_bytes:
+                raise InputError(
+                    f"the text may grow to {text.reserved} tokens, which need {self._bytes(text.reserved) >> 20} MiB "
+                    f"of KV cache where this server has {self.limits.kv_bytes >> 20}: give a smaller max_tokens"
+                )
+        with self._changed:
+            if self._stopping:
+                raise StoppingError
+            if len(self._waiting) + len(texts) > self.limits.waiting:
+                raise QueueFullError(self._seconds_until_room())
+            for text in texts:
+                text.submitted = time.perf_counter()
+                self._waiting.append(text)
+            self._changed.notify()
+        return texts
+
+    def stop(self, patience: float = 0.0) -> None:
+        """Take no more texts, wait so many seconds for those that run, then end them; returns when all is over."""
+        deadline = time.perf_counter() + patience
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(max(0.0, deadline - time.perf_counter()))
+        if self._thread.is_alive():
+            for text in [*self._running, *self._waiting]:
+                text.cancel()
+            self._thread.join()
+
+    # ---- the thread
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._stopping):
+                    self._changed.wait()
+                if self._stopping and not (self._waiting or self._running):
+                    self._cache.clear()
+                    return
+                events = self._leave() + self._join()
+            if self._running:
+                events += self._step()
+            if events:
+                self._post(events)
+
+    def _leave(self) -> list[tuple[Text, Event]]:
+        """Remove what was cancelled."""
+        gone = [text for text in [*self._running, *self._waiting] if text.cancelled]
+        for text in gone:
+            (self._running if text in self._running else self._waiting).remove(text)
+            self._cache.give_back(text)
+        return [(text, Event("", done=True)) for text in gone]
+
+    def _join(self) -> list[tuple[Text, Event]]:
+        """Take texts from the queue in order while there is room; who waits for another's prefill is overtaken."""
+        events: list[tuple[Text, Event]] = []
+        for text in list(self._waiting):
+            if len(self._running) >= self.limits.running:
+                break
+            if self._shares_a_prefill(text):
+                continue
+            if not self._fits(text):
+                break
+            prompt = text.result.prompt
+            try:
+                sequence = self._cache.take(prompt, text)
+            except (InputError, RuntimeError) as error:
+                self._waiting.remove(text)
+                events.append((text, Event("", done=True, error=error)))
+                continue
+            if sequence is None:
+                break
+            self._waiting.remove(text)
+            text.sequence, text.started = sequence, time.perf_counter()
+            text.to_run = prompt[sequence.length :]
+            text.result.timings.cached_tokens = sequence.length
+            text.result.timings.prompt_tokens = len(text.to_run)
+            self._running.append(text)
+        return events
+
+    def _shares_a_prefill(self, text: Text) -> bool:
+        """Whether a running text is about to compute a beginning of this one's prompt, so that waiting is cheaper."""
+        prompt = text.result.prompt
+        for other in self._running:
+            assert other.sequence is not None
+            if len(other.to_run) > 1:
+                common = common_length(other.result.prompt, prompt[:-1])
+                if common >= other.sequence.length + WORTH_A_FORK:
+                    return True
+        return False
+
+    def _fits(self, text: Text) -> bool:
+        """Whether the KV cache has memory for it; unused sequences make room."""
+        needed = text.reserved + sum(other.reserved for other in self._running)
+        while self._bytes(needed + self._cache.idle_tokens()) > self.limits.kv_bytes:
+            if not self._cache.forget_oldest():
+                return self._bytes(needed) <= self.limits.kv_bytes
+        return True
+
+    def _bytes(self, tokens: int) -> int:
+        return tokens * int(self.model.engine.facts.kv_bytes_per_token)
+
+    def _seconds_until_room(self) -> float:
+        """A guess: as long as the running texts took on average so far, at least one."""
+        ages = [time.perf_counter() - text.started for text in self._running]
+        return max(1.0, sum(ages) / len(ages)) if ages else 1.0
+
+    def _step(self) -> list[tuple[Text, Event]]:
+        """One step for all that run: first those that generate, then prompts as far as the step has room."""
+        texts = sorted(self._running, key=lambda text: len(text.to_run) > 1)
+        room, chosen, parts = self.limits.step_tokens, [], []
+        for text in texts:
+            assert text.sequence is not None
+            chunk = text.to_run[: max(0, room)]
+            if chunk:
+                room -= len(chunk)
+                chosen.append(text)
+                parts.append(Part(text.sequence, chunk, wanted=len(chunk) == len(text.to_run)))
+        largest = all(text.generation.takes_largest for text, part in zip(chosen, parts, strict=True) if part.wanted)
+        started = time.perf_counter()
+        try:
+            outcomes: list[Any] = list(joint_step(self.model, parts, largest, self._buffer))
+        except (CancelledError, ClosedError) as error:
+            outcomes = [error] * len(parts)
+        except (InputError, RuntimeError) as error:  # of one of them, which the others must not suffer for
+            outcomes = [error] if len(parts) == 1 else [self._alone(part) for part in parts]
+        now = time.perf_counter()
+        self.steps += 1
+        self.step_tokens += sum(len(part.tokens) for part in parts)
+        self.step_seconds += now - started
+        events = []
+        for text, part, outcome in zip(chosen, parts, outcomes, strict=True):
+            del text.to_run[: len(part.tokens)]
+            event = self._fail(text, outcome) if isinstance(outcome, Exception) else None
+            if event is None and outcome is not None:
+                event = self._advance(text, outcome, now)
+            if event is not None:
+                events.append((text, event))
+        return events
+
+    def _alone(self, part: Part) -> Any:
+        """A part's own outcome or exception; logits are copied, as there is one buffer."""
+        try:
+            [outcome] = joint_step(self.model, [part], False, self._buffer)
+            return outcome.copy() if outcome is not None and not isinstance(outcome, int) else outcome
+        except (InputError, RuntimeError, CancelledError, ClosedError) as error:
+            return error
+
+    def _advance(self, text: Text, outcome: Outcome, now: float) -> Event | None:
+        timings = text.result.timings
+        try:
+            token = text.generation.advance(outcome)
+        except InputError as error:
+            return self._fail(text, error)
+        if not text.first_token:
+            text.first_token, timings.prompt_seconds = now, now - text.started
+        else:
+            timings.decoded_tokens += 1
+            timings.decode_seconds = now - text.first_token
+        if token is None:
+            self._running.remove(text)
+            self._cache.give_back(text)
+            return Event(text.generation.piece, done=True)
+        text.to_run = [token]
+        return Event(text.generation.piece, done=False) if text.streamed and text.generation.piece else None
+
+    def _fail(self, text: Text, error: Exception) -> Event:
+        self._running.remove(text)
+        self._cache.give_back(text, keep=False)
+        return Event("", done=True, error=error)

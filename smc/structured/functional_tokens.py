@@ -1,0 +1,175 @@
+"""Function tokens (Octopus v2, Chen and Li 2024, arXiv 2404.01744): a token of its own stands for each function.
+
+A model that was trained so answers with a call, `<nexa_2>("kitchen", 21)<nexa_end>`: the first token is one of the
+function tokens, arguments are Python values by the signature, and an end token stops it. Parallel calls are separated
+by ";", and an argument may itself be a call.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from smc.errors import InputError
+from smc.runtime import Model
+from smc.structured.constraint import Grammars
+from smc.structured.functions import Function
+from smc.structured.grammar import Grammar
+
+END_TOKEN = "<nexa_end>"
+MOST_NESTED = 3
+
+PROMPT = (
+    "Below is the query from the users, please call the correct function and generate the parameters to call the "
+    "function.\n\nQuery: {query} \n\nResponse:"
+)
+"""The paper's."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as the model wrote it; arguments are values or further calls, by name."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """With nested calls as objects too."""
+        values = {n: v.as_json() if isinstance(v, Call) else v for n, v in self.arguments.items()}
+        return {"name": self.name, "arguments": values}
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """calls: one, or several parallel ones. text: as the model wrote them. seconds: from the query to the calls."""
+
+    calls: list[Call]
+    text: str
+    seconds: float
+
+
+def with_tokens(functions: Sequence[Function]) -> list[Function]:
+    """Functions without a token of their own get <nexa_0>, <nexa_1>, … in their order."""
+    return [
+        function if function.token else replace(function, token=f"<nexa_{i}>") for i, function in enumerate(functions)
+    ]
+
+
+def call_functions(
+    model: Model, functions: Sequence[Function], query: str, *, prompt: str = PROMPT, max_tokens: int = 128
+) -> CallResult:
+    """Ask a model with function tokens. InputError where its tokenizer lacks one, or the answer grew too long."""
+    functions = with_tokens(functions)
+    started = time.perf_counter()
+    constraint = Grammars(model).constraint(grammar_of(functions, _special_tokens(model, functions)))
+    stream = model.stream(
+        model.encode(prompt.format(query=query)),
+        max_tokens=max_tokens,
+        temperature=0.0,
+        constraint=constraint,
+        show_special=True,
+    )
+    for _ in stream:
+        pass
+    if stream.result.finish_reason != "stop":
+        raise InputError(f"the call is longer than {max_tokens} tokens: give more")
+    text = stream.result.text
+    return CallResult(parse(text, functions), text, time.perf_counter() - started)
+
+
+def _special_tokens(model: Model, functions: Sequence[Function]) -> frozenset[str]:
+    added = {token.content for token in model.tokenizer.get_added_tokens_decoder().values()}
+    for text in (*(function.token or "" for function in functions), END_TOKEN):
+        if text not in added:
+            name = model.artifact.manifest.name
+            raise InputError(f"{name} has no token {text}: it was not trained with function tokens")
+    return frozenset(added)
+
+
+def grammar_of(functions: Sequence[Function], tokens: frozenset[str]) -> Grammar:
+    """Calls of these functions, each argument by its schema's type, up to the end token. tokens: the model's."""
+    lines = [f'start: call0 (";" call0)* {END_TOKEN}']
+    for depth in range(MOST_NESTED + 1):
+        names = [f"call{depth}_{i}" for i in range(len(functions))]
+        lines.append(f"call{depth}: {' | '.join(names)}")
+        nested = f" | call{depth + 1}" if depth < MOST_NESTED else ""
+        for name, function in zip(names, functions, strict=True):
+            arguments = [_argument(schema, nested) for schema in _properties(function).values()]
+            lines.append(f'{name}: {function.token} "(" {" ".join(_separated(arguments))} ")"')
+    lines += [
+        r"STRING: /'([^'\\\n\x00-\x1f]|\\['\\n])*'/",
+        r"INTEGER: /-?(0|[1-9][0-9]{0,15})/",
+        r"NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/",
+        'BOOLEAN: "True" | "False"',
+    ]
+    return Grammar("lark", "\n".join(lines) + "\n")
+
+
+def _properties(function: Function) -> dict[str, Any]:
+    return dict(function.parameters.get("properties") or {})
+
+
+def _separated(parts: list[str]) -> list[str]:
+    return [part for i, text in enumerate(parts) for part in ((text,) if i == 0 else ('", "', text))]
+
+
+def _argument(schema: dict[str, Any], nested: str) -> str:
+    """Python values of a schema, or what `nested` adds to them. InputError for types that have no grammar here."""
+    if "enum" in schema:
+        values = " | ".join(json.dumps(repr(value)) for value in schema["enum"])
+        return f"({values}{nested})"
+    kinds = {"string": "STRING", "integer": "INTEGER", "number": "NUMBER", "boolean": "BOOLEAN"}
+    kind = schema.get("type", "string")
+    if kind == "array":
+        item = _argument(dict(schema.get("items") or {}), nested)
+        return f'("[" ({item} (", " {item})*)? "]")'
+    if kind not in kinds:
+        raise InputError(f"function tokens take strings, numbers, booleans, enums and lists of these, not {kind!r:.40}")
+    return f"({kinds[kind]}{nested})"
+
+
+def parse(text: str, functions: Sequence[Function]) -> list[Call]:
+    """The calls in an answer. InputError where it is none."""
+    body = text.partition(END_TOKEN)[0].strip()
+    by_place = {f"_function{i}": function for i, function in enumerate(functions)}
+    for place, function in by_place.items():
+        body = body.replace(function.token or function.name, place)
+    try:
+        tree = ast.parse(f"[{_commas(body)}]", mode="eval").body
+        assert isinstance(tree, ast.List) and tree.elts
+        return [_call(node, by_place, 0) for node in tree.elts]
+    except (SyntaxError, ValueError, KeyError, AssertionError, RecursionError, MemoryError):
+        raise InputError(f"the answer is no call of a function: {text!r:.200}") from None
+
+
+def _commas(body: str) -> str:
+    """The ";" between calls as ","; those inside strings stay."""
+    out, quoted, escaped = [], False, False
+    for c in body:
+        out.append("," if c == ";" and not quoted else c)
+        quoted ^= c == "'" and not escaped
+        escaped = c == "\\" and not escaped
+    return "".join(out)
+
+
+def _call(node: ast.expr, functions: dict[str, Function], depth: int) -> Call:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or depth > MOST_NESTED:
+        raise ValueError
+    function = functions[node.func.id]
+    names = list(_properties(function))
+    values = {name: _value(value, functions, depth) for name, value in zip(names, node.args, strict=False)}
+    if len(node.args) > len(names):
+        raise ValueError
+    return Call(function.name, values)
+
+
+def _value(node: ast.expr, functions: dict[str, Function], depth: int) -> Any:
+    if isinstance(node, ast.Call):
+        return _call(node, functions, depth + 1)
+    if isinstance(node, ast.List):
+        return [_value(item, functions, depth) for item in node.elts]
+    return ast.literal_eval(node)

@@ -1,0 +1,115 @@
+"""The scheduler with a real model: bits do not depend on the batch, and one text's fault is not another's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import smc
+from smc.errors import InputError
+from smc.runtime import Model
+from smc.runtime.generation import Generation
+from smc.serve.scheduler import Event, Limits, QueueFullError, Scheduler, StoppingError, Text
+
+
+class Listener:
+    """Collects events and waits for ends."""
+
+    def __init__(self) -> None:
+        self.ended: dict[Text, Event] = {}
+        self._changed = threading.Condition()
+
+    def post(self, events: list[tuple[Text, Event]]) -> None:
+        with self._changed:
+            self.ended |= {text: event for text, event in events if event.done}
+            self._changed.notify_all()
+
+    def wait(self, texts: list[Text]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: all(text in self.ended for text in texts), 120)
+
+
+@pytest.fixture
+def model(make_checkpoint: Callable[..., tuple[Path, Any]], tmp_path: Path) -> Model:
+    folder, _ = make_checkpoint("Llama")
+    module = smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=4,group=16"])
+    smc.compile(module, out=tmp_path / "tiny.smc")
+    return smc.load(tmp_path / "tiny.smc", threads=2, sequences=7)
+
+
+def text_of(model: Model, prompt: list[int], **options: Any) -> Text:
+    return Text(Generation(prompt, model.generation_options(**options), None, model.context_length))
+
+
+def test_tokens_are_those_of_the_model_alone(model: Model):
+    """Odd sizes, short and long prompts, chunked prefill beside decode, forks of common beginnings, sampling."""
+    random = np.random.default_rng(5)
+    shared = random.integers(0, 96, 70).tolist()
+    prompts = [random.integers(0, 96, 1 + 13 * (i % 7)).tolist() for i in range(14)]
+    prompts += [[*shared, *random.integers(0, 96, 3 + i).tolist()] for i in range(6)]
+    options = [
+        {"max_tokens": 5 + 7 * (i % 5), **({"temperature": 1.5, "seed": i} if i % 4 == 0 else {})}
+        for i in range(len(prompts))
+    ]
+    alone = [model.generate(p, **o).tokens for p, o in zip(prompts, options, strict=True)]
+    listener = Listener()
+    scheduler = Scheduler(model, listener.post, Limits(running=4, step_tokens=32))
+    texts = [text_of(model, p, **o) for p, o in zip(prompts, options, strict=True)]
+    for text in texts:
+        scheduler.submit(text)
+    listener.wait(texts)
+    assert [text.result.tokens for text in texts] == alone
+    assert {text.result.finish_reason for text in texts} == {"length"}
+    assert sum(text.result.timings.cached_tokens >= 70 for text in texts[14:]) == 5
+    assert scheduler.step_tokens / scheduler.steps > 4  # it did batch
+    scheduler.stop()
+    with pytest.raises(StoppingError):
+        scheduler.submit(text_of(model, [1]))
+    model.close()
+
+
+def test_one_texts_fault_is_not_anothers(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """A step that fails is run again for each text alone."""
+    step = model.engine.step
+
+    def fails_for(tokens: np.ndarray, **options: Any) -> np.ndarray:
+        if ((tokens["token"] == 77) & (tokens["index"] == 1)).any():
+            raise InputError("a key or a value is beyond the range")
+        return step(tokens, **options)
+
+    monkeypatch.setattr(model.engine, "step", fails_for)
+    listener = Listener()
+    scheduler = Scheduler(model, listener.post, Limits(running=3))
+    texts = [text_of(model, prompt, max_tokens=6) for prompt in ([5, 6, 7], [8, 77], [9, 10])]
+    scheduler.submit_all(texts)
+    listener.wait(texts)
+    assert isinstance(listener.ended[texts[1]].error, InputError)
+    for text in (texts[0], texts[2]):
+        assert listener.ended[text].error is None and len(text.result.tokens) == 6
+    scheduler.stop()
+    model.close()
+
+
+def test_limits(model: Model):
+    listener = Listener()
+    per_token = int(model.engine.facts.kv_bytes_per_token)
+    scheduler = Scheduler(model, listener.post, Limits(running=2, waiting=2, kv_bytes=60 * per_token))
+    with pytest.raises(InputError, match="may grow to 61 tokens"):
+        scheduler.submit(text_of(model, [1], max_tokens=60))
+    with pytest.raises(QueueFullError):
+        scheduler.submit_all([text_of(model, [1], max_tokens=1) for _ in range(3)])
+    texts = [text_of(model, [1, 2 + i], max_tokens=48) for i in range(2)]  # one fits at a time
+    scheduler.submit_all(texts)
+    listener.wait(texts)
+    assert [len(text.result.tokens) for text in texts] == [48, 48]
+    cancelled = scheduler.submit(text_of(model, [1], max_tokens=50))
+    cancelled.cancel()
+    listener.wait([cancelled])
+    assert cancelled.result.finish_reason in ("interrupted", "length")
+    scheduler.stop()
+    model.close()

@@ -1,0 +1,136 @@
+"""Answers that end validate, whatever the model would rather say: logits are random."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from smc.errors import InputError
+from smc.runtime import Model
+from smc.runtime.generation import Generation, GenerationResult
+from smc.structured.constraint import Grammars
+from smc.structured.grammar import ANY_JSON, Grammar
+from tests.runtime.conftest import VOCAB, byte_tokenizer
+
+
+def written(model: Model, grammars: Grammars, grammar: Grammar, seed: int, most: int = 2000) -> GenerationResult:
+    """A text by random logits, in which printable characters are likelier than other bytes."""
+    random = np.random.default_rng(seed)
+    likely = np.zeros(VOCAB, np.float32)
+    likely[list(byte_tokenizer().encode("abcdefghijklmnopqrstuvwxyz0123456789").ids)] = 3
+    options = model.generation_options(max_tokens=most)
+    generation = Generation([1], options, byte_tokenizer(), 10_000, grammars.constraint(grammar))
+    while not generation.done:
+        generation.advance((likely + random.normal(0, 1, VOCAB)).astype(np.float32))
+    return generation.result
+
+
+def random_schema(random: np.random.Generator, depth: int = 0) -> dict[str, Any]:
+    """Of the keywords that are promised, strings and arrays bounded."""
+    kinds = ["string", "integer", "number", "boolean", "null", "enum", "pattern", "const"]
+    kind = random.choice([*kinds, "object", "object", "array", "anyOf"] if depth < 3 else kinds)
+    if kind == "string":
+        low = int(random.integers(0, 4))
+        return {"type": "string", "minLength": low, "maxLength": low + int(random.integers(0, 9))}
+    if kind == "integer":
+        low = int(random.integers(-1000, 1000))
+        return {"type": "integer", "minimum": low, "maximum": low + int(random.integers(0, 2000))}
+    if kind == "number":
+        return {"type": "number", "minimum": 0, "maximum": int(random.integers(1, 50))}
+    if kind == "enum":
+        return {"enum": [f"choice {i}" for i in range(int(random.integers(1, 5)))]}
+    if kind == "const":
+        return {"const": int(random.integers(0, 100))}
+    if kind == "pattern":
+        return {"type": "string", "pattern": r"^[a-c]{1,4}-\d{2,3}$"}
+    if kind == "object":
+        names = [f"key{i}" for i in range(int(random.integers(0, 5)))]
+        properties = {name: random_schema(random, depth + 1) for name in names}
+        required = [name for name in names if random.random() < 0.6]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    if kind == "array":
+        low = int(random.integers(0, 3))
+        return {
+            "type": "array",
+            "items": random_schema(random, depth + 1),
+            "minItems": low,
+            "maxItems": low + int(random.integers(0, 4)),
+        }
+    if kind == "anyOf":
+        return {"anyOf": [random_schema(random, depth + 1) for _ in range(2)]}
+    return {"type": str(kind)}
+
+
+def check_schemas(model: Model, grammars: Grammars, seeds: range) -> None:
+    stopped = 0
+    for seed in seeds:
+        schema = random_schema(np.random.default_rng(seed))
+        result = written(model, grammars, Grammar.of_schema(schema), seed)
+        assert result.finish_reason in ("stop", "length")
+        if result.finish_reason == "stop":
+            stopped += 1
+            jsonschema.validate(json.loads(result.text), schema)
+    assert stopped > 0.8 * len(seeds)  # numbers may have any number of digits
+
+
+def test_answers_validate(model: Model, grammars: Grammars):
+    check_schemas(model, grammars, range(60))
+
+
+@pytest.mark.slow
+def test_answers_of_a_thousand_schemas_validate(model: Model, grammars: Grammars):
+    check_schemas(model, grammars, range(1000, 2000))
+
+
+def test_recursive_schemas(model: Model, grammars: Grammars):
+    tree = {
+        "$defs": {"tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/tree"}, "n": {"type": "boolean"}},
+                           "required": ["n"], "additionalProperties": False}},
+        "$ref": "#/$defs/tree",
+    }  # fmt: skip
+    result = written(model, grammars, Grammar.of_schema(tree), 3)
+    if result.finish_reason == "stop":
+        jsonschema.validate(json.loads(result.text), tree)
+
+
+def test_regular_expressions_and_grammars(model: Model, grammars: Grammars):
+    pattern = r"[A-Z][a-z]{2,5} (one|two) \d{3}"
+    assert re.fullmatch(pattern, written(model, grammars, Grammar("regex", pattern), 1).text)
+    lark = 'start: sum "="\nsum: NUMBER | NUMBER "+" sum\nNUMBER: /[1-9][0-9]?/\n'
+    assert re.fullmatch(r"[1-9]\d?(\+[1-9]\d?)*=", written(model, grammars, Grammar("lark", lark), 2).text)
+
+
+def test_any_object(model: Model, grammars: Grammars):
+    result = written(model, grammars, ANY_JSON, 5, most=4000)
+    if result.finish_reason == "stop":
+        assert isinstance(json.loads(result.text), dict)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "named"),
+    [
+        (Grammar.of_schema({"type": "string", "not": {"const": "x"}}), "not"),
+        (Grammar.of_schema({"type": "bogus"}), "JSON schema can't be used"),
+        (Grammar.of_schema({"$ref": "#/nowhere"}), "JSON schema can't be used"),
+        (Grammar("regex", "(unclosed"), "regular expression can't be used"),
+        (Grammar("lark", "start: nothing"), "grammar can't be used"),
+        (Grammar("regex", "x" * (2 << 20)), "larger than 1 MiB"),
+    ],
+    ids=["keyword", "type", "reference", "regex", "lark", "size"],
+)
+def test_what_can_not_be_followed_is_refused(grammars: Grammars, grammar: Grammar, named: str):
+    with pytest.raises(InputError, match=re.escape(named)):
+        grammars.constraint(grammar)
+
+
+def test_the_model_alone(model: Model, grammars: Grammars):
+    """Through the engine: greedy among what is allowed."""
+    schema = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 2}
+    result = model.generate("x", constraint=grammars.constraint(Grammar.of_schema(schema)))
+    jsonschema.validate(json.loads(result.text), schema)
+    assert result.finish_reason == "stop"

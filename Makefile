@@ -3,6 +3,7 @@
 # make test-long   run the tests that `make test` leaves out: about 50 minutes on two cores
 # make setup   only the set-up
 # make dist    a wheel and a source distribution in dist/
+# make site    the documentation as a site in build/site
 # make qemu    install the emulators that tests for other CPUs run under (Debian and Ubuntu, as root)
 # Another interpreter: make PYTHON=python3.12 setup
 
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup dist qemu demo test test-long test-arm64 lint bench bench-arm64 clean
+.PHONY: setup dist site qemu demo test test-long test-arm64 test-cuda lint bench bench-arm64 clean
 
 setup: $(INSTALLED)
 
@@ -20,11 +21,14 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "smc needs Python 3.10 or newer: make PYTHON=python3.12 setup")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compile,dev]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compile,cuda,serve,dev]'
 	@touch $@
 
 dist: setup
 	$(PY) -m build
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 qemu:
 	@test "$$(id -u)" = 0 || { echo "make qemu installs qemu-user-static: run it as root" >&2; exit 1; }
@@ -39,6 +43,7 @@ demo: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	find benchmarks smc tests -path benchmarks/build -prune -o -name '*.[ch]' -print | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 # One thread per worker: the workers already use every core.
 test: lint
@@ -47,6 +52,10 @@ test: lint
 # All that `make test` leaves out: about 20 minutes on two cores beside those of test-arm64.
 test-long: setup test-arm64
 	$(PY) -m pytest --quiet -m "slow and not arm64"
+
+# Programs for GPUs on the tests' stand-in, every encoding and family: part of `make test` and of `make test-long`.
+test-cuda: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto tests/codegen/cuda
 
 # The part of it that emulated CPUs run; a whole SmolLM2 too: about 30 minutes on two cores. Without the emulators of
 # `make qemu` it is skipped.

@@ -2,9 +2,9 @@
  *
  *     driver ARTIFACT CONTEXT PROMPT DECODE REPEAT
  *
- * With room for CONTEXT tokens. REPEAT times, from an empty cache: PROMPT tokens in one step (if any), then DECODE steps of one token, all with the
- * last token's logits. Prints the engine's feature level, the weight bytes that a token multiplies and the bytes of keys
- * and values of a token, as JSON.
+ * With room for CONTEXT tokens. REPEAT times, from an empty cache: PROMPT tokens in one step (if any), then DECODE
+ * steps of one token, all with the last token's logits. Prints the engine's feature level, the weight bytes that a
+ * token multiplies and the bytes of keys and values of a token, as JSON.
  */
 #include <stdio.h>
 #include <stdlib.h>

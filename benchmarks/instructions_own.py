@@ -43,7 +43,8 @@ def build(model: Path, quant: str) -> Program:
         compile = [*inputs.SMC, "compile", str(model), "--quant", quant, "--target", "arm64", "-o", str(artifact)]
         if subprocess.run([*compile, "--emit", "c,obj", name], check=False).returncode:
             raise SystemExit(f"this command failed: {' '.join(compile)}")
-        sources = [DRIVER, folder / "program.c", *sorted(engine_folder().glob("*.c"))]
+        engine = [*engine_folder().glob("*.c"), *engine_folder().glob("cpu/*.c")]
+        sources = [DRIVER, folder / "program.c", *sorted(engine)]
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", *FLAGS]
         inputs_of_link = [*map(str, sources), *map(str, sorted(folder.glob("*.o")))]
         qemu.run([*zig, "-I", str(engine_folder()), *inputs_of_link, "-o", str(program.executable)])

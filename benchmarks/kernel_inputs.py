@@ -8,9 +8,9 @@ import mmap
 import numpy as np
 import torch
 
-from smc.codegen.cpu.packing import pack_matrix
 from smc.codegen.kernels.groups import sum_group
 from smc.codegen.kernels.layout import MatrixLayout, padded
+from smc.codegen.packing import pack_matrix
 from smc.ir import EncodedTensor, Encoding, ceil_div, encode_float
 from smc.targets import Level
 
@@ -64,11 +64,16 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
         zeros = zeros % 2 * (count - 1)
     # As the quantizing framework has it: no value but 0 in the padding of the last group.
     scales = stored(rng.uniform(0.001, 0.02, (rows, groups)) * rng.choice([-1, 1], (rows, groups)))
-    scale_codes = None
+    offsets = stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.stores_minima else None
+    scale_codes = offset_codes = None
     if encoding.scales.super_group is not None:
-        scales = scales[:, : ceil_div(groups, encoding.scales.super_group)] / 100
-        scales = stored(scales.numpy())
+        super_groups = ceil_div(groups, encoding.scales.super_group)
+        scales = stored((scales[:, :super_groups] / 100).numpy())
         scale_codes = torch.tensor(rng.integers(0, 256, (rows, groups)), dtype=torch.uint8)
+        scale_codes = scale_codes.view(torch.int8) if encoding.scales.signed_codes else scale_codes
+        if encoding.has_two_level_minima and offsets is not None:
+            offsets = stored((offsets[:, :super_groups] / 100).numpy())
+            offset_codes = torch.tensor(rng.integers(0, 256, (rows, groups)), dtype=torch.uint8)
     return EncodedTensor(
         encoding,
         (rows, columns),
@@ -76,7 +81,8 @@ def random_tensor(encoding: Encoding, rows: int, columns: int, seed: int, extrem
         scales=scales[:1, :1] if encoding.scales.group == "tensor" else scales,
         scale_codes=scale_codes,
         zeros=torch.tensor(zeros, dtype=torch.uint8) if encoding.stores_zeros else None,
-        offsets=stored(rng.standard_normal((rows, groups)) * 0.02) if encoding.stores_minima else None,
+        offsets=offsets,
+        offset_codes=offset_codes,
     )
 
 

@@ -22,8 +22,8 @@ struct product {
 static void multiply(const struct product *p, int64_t matrix) {
   const struct tuner_workload *w = &p->workload;
   const uint8_t *codes = p->weights + (uint64_t)matrix * w->bytes;
-  p->linear(p->x, p->x_scales, p->x_sums, codes, codes + w->scales_offset, codes + w->zeros_offset, p->x, p->out, w->tokens,
-            w->columns, w->x_stride, w->padded_rows, 0, p->begin, p->end);
+  p->linear(p->x, p->x_scales, p->x_sums, codes, codes + w->scales_offset, codes + w->zeros_offset, p->x, p->out,
+            w->tokens, w->columns, w->x_stride, w->padded_rows, 0, p->begin, p->end);
 }
 
 static int64_t now(void) {

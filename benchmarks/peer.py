@@ -10,9 +10,11 @@ compiler, and cmake and ninja (on the path, or `pip install cmake ninja`).
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -28,11 +30,29 @@ BUILD = Path(__file__).parent / "build"
 SOURCE = BUILD / "llama.cpp"
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
-_AVX2 = {"GGML_NATIVE": "OFF"} | {
-    f"GGML_{feature}": "ON" for feature in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
+FEATURES = {
+    "SSE42": "sse4_2",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "FMA": "fma",
+    "F16C": "f16c",
+    "BMI2": "bmi2",
+    "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512f",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+    "AMX_TILE": "amx_tile",
+    "AMX_INT8": "amx_int8",
+    "AMX_BF16": "amx_bf16",
 }
-LEVELS = {"avx2": _AVX2, "avxvnni": _AVX2 | {"GGML_AVX_VNNI": "ON"}}
-"""Our feature levels below a CPU's best, as llama.cpp's build says them; what is not named (AVX-512) is off."""
+"""CPU features by the name of llama.cpp's build option (GGML_…): their names in /proc/cpuinfo."""
+
+_AVX2 = ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
+LEVELS = {"avx2": _AVX2, "avxvnni": (*_AVX2, "AVX_VNNI")}
+"""Our feature levels below a CPU's best: the features that llama.cpp may use."""
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64: asm/prctl.h
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
@@ -42,9 +62,10 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 def build(level: str | None = None) -> Path:
     """Build llama.cpp unless that was done before; returns the folder of its programs.
 
-    Release build with GGML_NATIVE, as its own documentation recommends: all instructions of this CPU,
-    OpenMP, weights repacked at load. With a level (of LEVELS) it is llama-bench alone, restricted to the level's
-    instructions but still scheduled for this CPU.
+    A release build with OpenMP that repacks weights when it loads them, for all features of this CPU that the system
+    offers. (GGML_NATIVE would ask the CPU itself: on some virtual machines such a build dies of an instruction that
+    the host forbids.) With a level of LEVELS it is llama-bench alone, with the level's features but still scheduled
+    for this CPU.
     """
     tree = SOURCE / "build" if level is None else BUILD / f"llama.cpp-{level}"
     tools = TOOLS if level is None else TOOLS[:1]
@@ -61,14 +82,22 @@ def build(level: str | None = None) -> Path:
         "LLAMA_BUILD_APP": "OFF",
         "LLAMA_OPENSSL": "OFF",
     }
-    if level is None:
-        options["GGML_NATIVE"] = "ON"
-    else:
-        options |= LEVELS[level] | {"CMAKE_C_FLAGS": "-mtune=native", "CMAKE_CXX_FLAGS": "-mtune=native"}
+    if platform.machine() == "x86_64":
+        features = offered_features() if level is None else LEVELS[level]
+        options |= {f"GGML_{name}": "ON" if name in features else "OFF" for name in FEATURES}
+        options |= {"GGML_NATIVE": "OFF", "CMAKE_C_FLAGS": "-mtune=native", "CMAKE_CXX_FLAGS": "-mtune=native"}
     definitions = [f"-D{key}={value}" for key, value in options.items()]
     run([cmake, "-S", str(SOURCE), "-B", str(tree), "-G", "Ninja", *definitions])
     run([cmake, "--build", str(tree), "--target", *tools])
     return tree / "bin"
+
+
+def offered_features() -> tuple[str, ...]:
+    """Those of FEATURES that /proc/cpuinfo lists; AMX only where Linux also lets a program use its tiles."""
+    flags = re.findall(r"^flags\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    found = [name for name, flag in FEATURES.items() if flag in flags[0].split()]
+    request_tiles = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)
+    return tuple(name for name in found if not name.startswith("AMX") or request_tiles == 0)
 
 
 def program(name: str) -> str:

@@ -2,9 +2,9 @@
  *
  *     qemu-aarch64 -plugin libqemu_count.so,out=FILE PROGRAM
  *
- * When the program ends, FILE has one line "threads N", then one line "ADDRESS INSTRUCTIONS EXECUTIONS" a block (hexadecimal,
- * decimal, decimal). A block is a straight line of instructions, entered only at its first: instructions executed are the
- * sum of the products.
+ * When the program ends, FILE has one line "threads N", then one line "ADDRESS INSTRUCTIONS EXECUTIONS" a block
+ * (hexadecimal, decimal, decimal). A block is a straight line of instructions, entered only at its first: instructions
+ * executed are the sum of the products.
  */
 #include <inttypes.h>
 #include <pthread.h>

@@ -23,7 +23,9 @@ static vector sum_of(const void *memory, uint64_t bytes) {
 }
 
 /* Keeps the compiler from leaving out what makes the sum. */
-static void use(vector sum) { __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7])); }
+static void use(vector sum) {
+  __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7]));
+}
 
 /* Nanoseconds of reading `bytes`, a multiple of 256, so many times. */
 int64_t time_reads(const void *memory, uint64_t bytes, int64_t times) {
@@ -42,7 +44,8 @@ static void await(const _Atomic int64_t *line, int64_t value) {
     if (spins > PATIENCE) sched_yield();
 }
 
-/* Nanoseconds of so many messages from the first of two threads to the second, each answered. `lines`: 512 bytes of zeros. */
+/* Nanoseconds of so many messages from the first of two threads to the second, each answered. `lines`: 512 bytes of
+ * zeros. */
 int64_t time_messages(_Atomic int64_t *lines, int64_t count, int64_t second) {
   _Atomic int64_t *own = lines + (second ? 32 : 0), *other = lines + (second ? 0 : 32);
   const int64_t begin = now();
@@ -54,10 +57,11 @@ int64_t time_messages(_Atomic int64_t *lines, int64_t count, int64_t second) {
   return now() - begin;
 }
 
-/* What no step of decoding does without. `phases` has the bytes that each phase reads, multiples of 256 times `threads`, one
- * behind the other in the memory. In each a thread reads a vector that the threads wrote in the phase before, and its part of
- * the bytes; it writes its part of the next vector, and waits for the others. `exchange`: two vectors of `width` bytes, a
- * multiple of 256 times `threads`; `lines`: 256 bytes of zeros for each thread. Nanoseconds of so many steps. */
+/* What no step of decoding does without. `phases` has the bytes that each phase reads, multiples of 256 times
+ * `threads`, one behind the other in the memory. In each a thread reads a vector that the threads wrote in the phase
+ * before, and its part of the bytes; it writes its part of the next vector, and waits for the others. `exchange`: two
+ * vectors of `width` bytes, a multiple of 256 times `threads`; `lines`: 256 bytes of zeros for each thread. Nanoseconds
+ * of so many steps. */
 int64_t time_steps(const uint8_t *memory, const uint64_t *phases, int64_t count, uint8_t *exchange, uint64_t width,
                    _Atomic int64_t *lines, int64_t threads, int64_t thread, int64_t times) {
   const uint64_t part = width / (uint64_t)threads;
@@ -67,7 +71,8 @@ int64_t time_steps(const uint8_t *memory, const uint64_t *phases, int64_t count,
     const uint8_t *data = memory;
     for (int64_t p = 0; p < count; data += phases[p++]) {
       const uint64_t bytes = phases[p] / (uint64_t)threads;
-      const vector sum = sum_of(exchange + (done % 2 ? width : 0), width) + sum_of(data + (uint64_t)thread * bytes, bytes);
+      const vector sum =
+          sum_of(exchange + (done % 2 ? width : 0), width) + sum_of(data + (uint64_t)thread * bytes, bytes);
       vector *results = (vector *)(void *)(exchange + (done % 2 ? 0 : width) + (uint64_t)thread * part);
       for (uint64_t v = 0; v < part / sizeof(vector); v++) results[v] = sum;
       atomic_store_explicit(lines + thread * 32, ++done, memory_order_release);

@@ -5,11 +5,11 @@
 
 #define LINE 64
 #define CODE_BYTES (8 * LINE) /* of a tile; its scales, of 32 rows in f16, are one line */
-#define AHEAD_TILES 24        /* 12 KiB of codes */
+#define PREFETCHED_TILES 24   /* 12 KiB of codes */
 
 typedef uint16_t words __attribute__((vector_size(LINE)));
 
-/* Where tiles lie, and which of them a thread reads: `run` tiles from `begin` on, as many a `step` of tiles further, … */
+/* Where tiles lie, and which of them a thread reads: `run` tiles from `begin` on, as many a `step` further, … */
 struct walk {
   const uint8_t *codes, *scales;
   int64_t code_stride, scale_stride;
@@ -25,8 +25,9 @@ static inline __attribute__((always_inline)) int64_t go(const struct walk *w, in
     for (int64_t t = first; t < last; t++) {
       const uint8_t *codes = w->codes + t * w->code_stride, *scales = w->scales + t * w->scale_stride;
       if (prefetch) { /* into the second cache */
-        __builtin_prefetch(scales + AHEAD_TILES * w->scale_stride, 0, 2);
-        for (int i = 0; i < CODE_BYTES; i += LINE) __builtin_prefetch(codes + AHEAD_TILES * w->code_stride + i, 0, 2);
+        __builtin_prefetch(scales + PREFETCHED_TILES * w->scale_stride, 0, 2);
+        for (int i = 0; i < CODE_BYTES; i += LINE)
+          __builtin_prefetch(codes + PREFETCHED_TILES * w->code_stride + i, 0, 2);
       }
       low += *(const words *)scales;
       for (int i = 0; i < CODE_BYTES; i += LINE) { /* both halves of every byte, masked, multiplied, added up */
@@ -45,5 +46,5 @@ static inline __attribute__((always_inline)) int64_t go(const struct walk *w, in
 /* Nanoseconds of a walk. */
 int64_t read_tiles(const struct walk *w) { return go(w, 0); }
 
-/* The same where every line is prefetched AHEAD_TILES sooner. */
-int64_t read_tiles_ahead(const struct walk *w) { return go(w, 1); }
+/* The same where every line is prefetched PREFETCHED_TILES sooner. */
+int64_t read_tiles_prefetched(const struct walk *w) { return go(w, 1); }

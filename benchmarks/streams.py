@@ -83,7 +83,7 @@ def walks(order: Order, address: int, tiles: int, threads: int) -> list[Walk]:
 def measure(size: int, counts: list[int], rounds: int) -> dict[Order, dict[int, list[float]]]:
     """Bytes/s of every round by order and number of threads; taking turns needs two."""
     library = load_c(SOURCE, "-march=native")
-    functions = {prefetched: getattr(library, "read_tiles" + "_ahead" * prefetched) for prefetched in (False, True)}
+    functions = {False: library.read_tiles, True: library.read_tiles_prefetched}
     for function in functions.values():
         function.argtypes, function.restype = [POINTER(Walk)], c_int64
     tiles = size // TILE_BYTES

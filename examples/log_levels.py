@@ -10,7 +10,7 @@ import torch
 from smc.ir import Encoding
 from smc.passes import GroupStatistics, WeightQuantizer, register
 
-LEVELS = (-127, -92, -67, -48, -34, -22, -13, -4, 4, 13, 22, 34, 48, 67, 92, 127)
+ENTRIES = (-127, -92, -67, -48, -34, -22, -13, -4, 4, 13, 22, 34, 48, 67, 92, 127)
 
 
 @register("log-levels")
@@ -21,11 +21,11 @@ class LogLevels(WeightQuantizer):
     group: int = 64
 
     def encoding(self) -> Encoding:
-        """Integer levels up to 127 keep the dot products in int8."""
-        return Encoding.of(bits=4, codebook=LEVELS, group=self.group)
+        """Integer entries up to 127 keep the dot products in int8."""
+        return Encoding.of(bits=4, codebook=ENTRIES, group=self.group)
 
     def quantize(self, groups: torch.Tensor, statistics: GroupStatistics) -> tuple[torch.Tensor, ...]:
-        """The nearest level of every weight; the largest weight of a group becomes 127 or -127."""
+        """The nearest entry for every weight; the largest weight of a group becomes 127 or -127."""
         scales = self.round_scales(groups.abs().amax(-1) / 127)
-        codes = (groups / scales[..., None])[..., None].sub(torch.tensor(LEVELS)).abs().argmin(-1)
+        codes = (groups / scales[..., None])[..., None].sub(torch.tensor(ENTRIES)).abs().argmin(-1)
         return codes, scales

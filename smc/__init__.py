@@ -23,18 +23,19 @@ from smc.distribution import VERSION, packages_named
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from smc import passes
     from smc.codegen import CompileReport
     from smc.ir import EncodedTensor, Module
-    from smc.passes import Pass
+    from smc.llama import Llama
+    from smc.passes import Context, Pass, Training
     from smc.runtime import Model
 
 __version__ = VERSION
 
-__all__ = ["InputError", "apply", "compile", "load", "load_checkpoint", "passes"]
+__all__ = ["InputError", "Llama", "apply", "compile", "load", "load_checkpoint", "passes"]
 
 
 @packages_named()
@@ -56,34 +57,52 @@ def apply(
     passes: Sequence[Pass | str],
     calibration: str | Path | None = None,
     *,
+    teacher: Module | None = None,
+    work: str | Path | None = None,
     report: Callable[[str], None] | None = None,
     progress: Callable[[float], None] | None = None,
+    note: Callable[[str], None] | None = None,
     lazy: bool = False,
     requantize: frozenset[Callable[[], EncodedTensor]] = frozenset(),
 ) -> Module:
     """Run passes in order; each is an object of `smc.passes` or text such as "quantize-rtn:bits=4,group=32".
 
-    calibration: a text file for passes that take statistics. The given module stays as it is.
-    report: called with a line for every pass that ran. progress: called with how much is done, from 0 to 1.
-    lazy: long work waits until a parameter is loaded, and so does the need of a calibration text.
+    calibration: a text file for passes that take statistics; without one they get the text that comes with smc.
+    The given module stays as it is.
+    teacher: the model to distill from; by default the given one. work: a folder where long passes keep their state, so
+    that a run that was ended goes on when it is started again; without, nothing is kept.
+    report: called with a line for every pass that ran. progress: called with how much is done, from 0 to 1. note:
+    called with lines from long work.
+    lazy: long work waits until a parameter is loaded, where encodings do not depend on it.
     requantize: the `load` of parameters that are stored as codes and that a quantizer may quantize again all the same.
     Raises InputError, before any work, for an unknown pass or option or where a pass lacks what it needs.
     """
     from pathlib import Path
 
-    from smc.passes import Context
+    from smc.passes import Context, parse_pass
     from smc.passes import apply as apply_passes
 
-    context = Context(lazy=lazy, requantize=requantize)
-    if calibration is not None:
-        from smc.reference import CalibrationText
+    chain = [parse_pass(item) if isinstance(item, str) else item for item in passes]
+    context = Context(
+        lazy=lazy, requantize=requantize, training=_train, teacher=teacher, work=None if work is None else Path(work)
+    )
+    if calibration is not None or any("calibration" in step.needs for step in chain):
+        from smc.reference import SHIPPED_TEXT, CalibrationText
 
-        context = replace(context, calibration=CalibrationText.read(Path(calibration), module.facts))
+        context = replace(context, calibration=CalibrationText.read(Path(calibration or SHIPPED_TEXT), module.facts))
     if report is not None:
         context = replace(context, report=report)
     if progress is not None:
         context = replace(context, progress=progress)
-    return apply_passes(module, passes, context)
+    if note is not None:
+        context = replace(context, note=note)
+    return apply_passes(module, chain, context)
+
+
+def _train(job: Training, module: Module, context: Context) -> Module:
+    from smc.training import train
+
+    return train(job, module, context)
 
 
 @packages_named()
@@ -92,41 +111,31 @@ def compile(
     target: str = "native",
     out: str | Path = "model.smc",
     *,
-    standalone: bool = False,
     progress: Callable[[str, float], None] | None = None,
-    emit: Path | None = None,
-    emit_kinds: Sequence[str] = (),
-    records: Path | None = None,
-    without: Collection[str] = (),
+    verify: bool = False,
+    **options: Any,
 ) -> CompileReport:
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
-    target: "native" for this CPU, or a name of `smc.targets.TARGETS`.
-    standalone: make the file an executable as well, which runs without anything else (see docs/artifact.md).
+    target: "native" for this CPU, or a name of `smc.targets.TARGETS`. options: those of `smc.codegen.CompileOptions`
+    (standalone, emit, emit_kinds, records, without).
     progress: called with a stage's name and how much of it is done, from 0 to 1.
-    emit: a folder for what lies between, of the kinds "plan" (kernels on buffers), "schedule" (phases of tasks), "c"
-        (host program), "tir" (kernels), "asm" and "obj" (their machine code).
-    records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
-    without: fast paths to leave out, which changes speed and no result (docs/extending.md): for developers.
+    verify: run a few tokens and compare their logits with the reference's before the file gets its name, as `smc
+        compile` does (docs/artifact.md): `smc.codegen.WrongProgramError` where they differ.
     `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full, an `out`
     that is no regular file or belongs to the checkpoint, or where an executable can't have the model's tokenizer.
     """
-    from smc.codegen import compile_module
+    from smc.codegen import CompileOptions, compile_module
     from smc.passes import FUSIONS
     from smc.passes import apply as apply_passes
 
     fused = apply_passes(module, FUSIONS)
-    return compile_module(
-        fused,
-        target,
-        out,
-        standalone=standalone,
-        progress=progress,
-        emit=emit,
-        emit_kinds=emit_kinds,
-        records=records,
-        without=without,
-    )
+    expected = None
+    if verify:
+        from smc.reference.passing_weights import PassingWeights
+
+        expected = PassingWeights(fused)
+    return compile_module(fused, out, CompileOptions(target=target, **options), progress, expected)
 
 
 @packages_named()
@@ -140,4 +149,7 @@ def load(path: str | Path, **options: Any) -> Model:
 def __getattr__(name: str) -> Any:
     if name == "passes":
         return importlib.import_module("smc.passes")
+    if name == "Llama":
+        with packages_named():
+            return importlib.import_module("smc.llama").Llama
     raise AttributeError(f"module 'smc' has no attribute {name!r}")

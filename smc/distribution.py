@@ -17,7 +17,7 @@ NAME = "smc-compiler"
 
 VERSION = "0.1.0"
 
-RUNTIME_PACKAGES = frozenset({"click", "jinja2", "numpy", "rich", "tokenizers"})
+RUNTIME_PACKAGES = frozenset({"click", "jinja2", "numpy", "prompt_toolkit", "rich", "tokenizers"})
 """What every installation has, by the names for `import`."""
 
 COMPILER_PACKAGES = frozenset(
@@ -26,7 +26,11 @@ COMPILER_PACKAGES = frozenset(
 """What the extra "compile" adds, by the names for `import`."""
 
 
-def install_command(extra: Literal["", "compile"] = "compile") -> str:
+SERVER_PACKAGES = frozenset({"fastapi", "llguidance", "prometheus_client", "uvicorn"})
+"""What the extra "serve" adds, by the names for `import`."""
+
+
+def install_command(extra: Literal["", "compile", "serve"] = "compile") -> str:
     """The command that completes this installation: from the clone that this package lies in, else of the wheel.
 
     pip takes an extra of a wheel that is installed from that wheel's own metadata, without looking for another.
@@ -47,10 +51,12 @@ def _is_clone(root: Path) -> bool:
 def _missing_package(error: ImportError) -> str | None:
     """The sentence for an import that failed because a package of ours is not installed; None for any other reason."""
     name = (error.name or "").partition(".")[0]
-    if name not in RUNTIME_PACKAGES | COMPILER_PACKAGES or importlib.util.find_spec(name) is not None:
+    if name not in RUNTIME_PACKAGES | COMPILER_PACKAGES | SERVER_PACKAGES or importlib.util.find_spec(name) is not None:
         return None
     if name in COMPILER_PACKAGES:
         return f"this needs the package {name}, which comes with the compiler: {install_command()}"
+    if name in SERVER_PACKAGES:
+        return f"this needs the package {name}, which comes with the server: {install_command('serve')}"
     return f"the package {name} is missing: {install_command('')}"
 
 

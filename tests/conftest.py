@@ -37,7 +37,8 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
         # Where a family also has models that see, the config of text models has a name of its own.
         config_class = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
         config = config_class(**{**TINY, **changes})
-        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+        model_class = getattr(transformers, f"{kind}ForCausalLM", None) or getattr(transformers, f"{kind}LMHeadModel")
+        model = model_class(config).eval()
         with torch.no_grad():
             for name, values in model.named_parameters():
                 # Norms away from 1 and biases away from 0, so that a test sees them.

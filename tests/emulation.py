@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 
 import smc
-from smc.codegen.cpu.link import FLAGS, cached_objects, compile_executable, engine_folder
+from smc.codegen.cpu.link import link_driver as link_with_driver
 from smc.ir import Module
-from smc.runtime.interface import KV_DTYPES, TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import KV_DTYPES, TOKEN, WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
 from smc.targets import TARGETS, find_target
 
 CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max", "avx2": "Haswell"}
 """An emulated CPU that has a level's features, and (but for `max`) no more that matter."""
 
-DRIVER = Path(__file__).parent / "arm64" / "driver.c"
 HEADER = struct.Struct("<32s3i")
 
 
@@ -44,9 +43,7 @@ def link_driver(module: Module, target: str, folder: Path) -> tuple[Path, Path]:
     machine, listings, program = find_target(target), folder / "listings", folder / "driver"
     smc.compile(module, target=target, out=folder / "model.smc", emit=listings, emit_kinds=("c", "obj"))
     assert machine.executable_target is not None
-    engine = cached_objects(engine_folder(), machine.executable_target, FLAGS, program.parent)
-    objects = [*engine, *sorted(listings.glob("*.o"))]
-    compile_executable([DRIVER, listings / "program.c"], objects, machine, program, [engine_folder()])
+    link_with_driver(listings / "program.c", sorted(listings.glob("*.o")), machine, program)
     return program, folder / "model.smc"
 
 
@@ -91,7 +88,7 @@ class EmulatedModel:
         assert self._process.stdin is not None
         self._process.stdin.write(struct.pack("<i", len(tokens)) + tokens.tobytes())
         self._process.stdin.flush()
-        shapes = ((WANT_LOGITS, self.vocab_size), (WANT_HIDDEN, self.hidden_size), (WANT_TOP, 1))
+        shapes = ((WANT_LOGITS, self.vocab_size), (WANT_HIDDEN, self.hidden_size), (WANT_ARGMAX, 1))
         counts = [(int(np.count_nonzero(tokens["flags"] & flag)), width) for flag, width in shapes]
         data = [self._read(4 * count * width) for count, width in counts]
         logits, hidden = (np.frombuffer(data[i], np.float32).reshape(counts[i]) for i in range(2))

@@ -31,7 +31,11 @@ LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "shared"
 def test_every_package_is_known_by_its_import_name() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     names = metadata.packages_distributions()
-    known = {"dependencies": distribution.RUNTIME_PACKAGES, "compile": distribution.COMPILER_PACKAGES}
+    known = {
+        "dependencies": distribution.RUNTIME_PACKAGES,
+        "compile": distribution.COMPILER_PACKAGES,
+        "serve": distribution.SERVER_PACKAGES,
+    }
     for name, packages in known.items():
         (part,) = re.findall(rf"^{name} = \[\n(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
         brought = {canonicalize_name(found) for package in packages for found in names[package]}

@@ -23,7 +23,7 @@ from smc.passes import QuantizeRTN, load_recipe, parse_pass
 from smc.reference import ExactReference, Reference, kl_divergence
 from smc.runtime import Model
 from smc.runtime.artifact import read_manifest
-from smc.runtime.interface import TOKEN, WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import TOKEN, WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
 from tests.levels import usable_levels
 
 RECIPES = ("f32", "f16", "int8", "int4", "int4-plain")
@@ -295,7 +295,7 @@ def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], 
     """Two texts in one batch: the last layer ends with the wanted tokens' rows, however many of how many these are."""
     one, two = models
     texts, rng = [tokens, tokens[::-1]], np.random.default_rng(3)
-    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_TOP, 0)
+    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_ARGMAX, 0)
 
     def run(model: Model, choice: np.ndarray) -> list[np.ndarray]:
         slots = [model.engine.sequence_create() for _ in texts]
@@ -305,10 +305,10 @@ def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], 
         batch["flags"] = choice
         logits = model.logits_buffer(int(np.count_nonzero(choice & WANT_LOGITS)))
         hidden = np.empty((int(np.count_nonzero(choice & WANT_HIDDEN)), model.engine.facts.hidden_size), np.float32)
-        top = model.engine.step(batch, logits=logits, hidden=hidden)
+        argmax = model.engine.step(batch, logits=logits, hidden=hidden)
         for slot in slots:
             model.engine.sequence_drop(slot)
-        return [logits[:, : model.vocab_size], hidden, top]
+        return [logits[:, : model.vocab_size], hidden, argmax]
 
     everything, hidden, _ = run(one, np.full(2 * len(tokens), flags[0]))
     for share in (0.01, 0.05, 0.5, 0.95):  # of tokens that want nothing
@@ -317,7 +317,7 @@ def test_bits_do_not_depend_on_what_else_is_wanted(models: tuple[Model, Model], 
             results = run(model, choice)
             assert np.array_equal(results[0], everything[(choice & WANT_LOGITS) > 0])
             assert np.array_equal(results[1], hidden[(choice & WANT_HIDDEN) > 0])
-            assert np.array_equal(results[2], everything[choice == WANT_TOP].argmax(1))
+            assert np.array_equal(results[2], everything[choice == WANT_ARGMAX].argmax(1))
     nothing = np.zeros(2 * len(tokens), np.uint32)
     assert [len(result) for result in run(two, nothing)[:2]] == [0, 0]
 
@@ -355,11 +355,11 @@ def test_the_largest_logit_is_found_without_the_others(models: tuple[Model, Mode
         batch["token"], batch["index"] = tokens, np.arange(len(tokens))
         batch["position"], batch["sequence"] = batch["index"], model.engine.sequence_create()
         for mixed in (False, True):
-            flags = np.where(np.arange(len(tokens)) % 3 < mixed, WANT_LOGITS, WANT_TOP)
+            flags = np.where(np.arange(len(tokens)) % 3 < mixed, WANT_LOGITS, WANT_ARGMAX)
             batch["flags"] = flags
             logits = model.logits_buffer(int((flags == WANT_LOGITS).sum()))
-            top = model.engine.step(batch, logits=logits)
-            assert np.array_equal(top, largest[flags == WANT_TOP])
+            argmax = model.engine.step(batch, logits=logits)
+            assert np.array_equal(argmax, largest[flags == WANT_ARGMAX])
             assert np.array_equal(logits[:, : model.vocab_size].argmax(1), largest[flags == WANT_LOGITS])
             model.engine.sequence_truncate(int(batch["sequence"][0]), 0)
         model.engine.sequence_drop(int(batch["sequence"][0]))

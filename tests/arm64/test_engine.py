@@ -26,7 +26,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def build(name: str) -> Path:
         if not (folder / name).exists():
             files = {"parts": PARTS, "phases": PHASES}.get(name)
-            whole = [HERE / "fake_program.c", *sorted(ENGINE.glob("*.c"))]
+            whole = [HERE / "fake_program.c", *sorted([*ENGINE.glob("*.c"), *ENGINE.glob("cpu/*.c")])]
             needed = whole if files is None else [ENGINE / file for file in files]
             compile_c(folder / name, [HERE / f"{name}.c", *needed], *FEATURES, compiler=ZIG)
         return folder / name

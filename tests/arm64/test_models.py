@@ -16,7 +16,7 @@ from benchmarks.models import smollm2
 from smc.ir import Module
 from smc.passes import load_recipe
 from smc.reference import ExactReference
-from smc.runtime.interface import WANT_HIDDEN, WANT_LOGITS, WANT_TOP
+from smc.runtime.interface import WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
 from tests.arm64.conftest import Built
 from tests.emulation import CPUS, EmulatedModel, batch, link_driver
 
@@ -99,7 +99,7 @@ def test_bits_do_not_depend_on_what_else_is_wanted(build: Build, level: str) -> 
     """Of 180 tokens of two texts, which two and three threads cut into pieces, the last layer ends for some only."""
     _, driver = build("int4", "arm64")
     texts, rng = [TOKENS, TOKENS[::-1]], np.random.default_rng(3)
-    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_TOP, 0)
+    flags = (WANT_LOGITS | WANT_HIDDEN, WANT_LOGITS, WANT_HIDDEN, WANT_ARGMAX, 0)
 
     def run(choice: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         tokens = np.concatenate([batch(text, sequence=sequence) for sequence, text in enumerate(texts)])
@@ -112,10 +112,10 @@ def test_bits_do_not_depend_on_what_else_is_wanted(build: Build, level: str) -> 
     for share in (0.01, 0.5, 0.95):  # of tokens that want nothing
         choice = rng.choice(flags, 2 * len(TOKENS), p=[(1 - share) / 4] * 4 + [share])
         for threads in (1, 2, 3):
-            logits, states, top = run(choice, threads)
+            logits, states, argmax = run(choice, threads)
             np.testing.assert_array_equal(logits, everything[(choice & WANT_LOGITS) > 0])
             np.testing.assert_array_equal(states, hidden[(choice & WANT_HIDDEN) > 0])
-            np.testing.assert_array_equal(top, everything[choice == WANT_TOP].argmax(1))
+            np.testing.assert_array_equal(argmax, everything[choice == WANT_ARGMAX].argmax(1))
 
 
 def heads(heads: int, kv_heads: int, head_dim: int) -> dict[str, int]:
@@ -162,6 +162,7 @@ def test_a_level_that_the_cpu_lacks_is_refused(build: Build) -> None:
         assert model.level == "neon"
 
 
+@pytest.mark.arm64
 def test_a_device_brings_its_level_only(build: Build) -> None:
     _, driver = build("int4", "raspberry-pi-5")
     with EmulatedModel(driver, "raspberry-pi-5", "cortex-a76") as model:
@@ -195,6 +196,7 @@ def test_smollm2_generates_the_same_text_everywhere(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- x86-64 without AVX-512
 
 
+@pytest.mark.slow
 def test_x86_without_avx512(build: Build) -> None:
     module, driver = build("int4", "x86-64")
     with EmulatedModel(driver, "x86-64", "Haswell", threads=2) as model:

@@ -120,6 +120,7 @@ def test_rounds_may_be_added_to_those_of_the_same_commit(monkeypatch: pytest.Mon
     assert llama_cpp.merged(found, kept, [measured], add=True)["batch-1"].smc == [7.0]
 
 
+@pytest.mark.slow
 def test_outside_kernels_is_a_percentage_of_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     report = {"profile": {"decode": {"outside_kernels_share": 0.0736}}}
     monkeypatch.setattr(llama_cpp_rows, "run_json", lambda command: report)

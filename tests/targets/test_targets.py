@@ -16,7 +16,12 @@ from smc.targets import TARGETS, Target, find_target
 def test_levels_are_of_one_family_and_the_last_is_the_floor(target: Target) -> None:
     assert {level.family for level in target.levels} == {target.family}
     assert len({level.name for level in target.levels}) == len(target.levels)
-    assert all(set(target.levels[-1].features) < set(level.features) for level in target.levels[:-1])
+    assert all(set(target.levels[-1].features) < set(level.features) for level in target.cpu_levels[:-1])
+    assert {*target.cpu_levels, *target.gpu_levels} == {*target.levels}
+    # The driver compiles PTX where no machine code fits; of machine code the newest comes first.
+    assert [level.ptx for level in target.gpu_levels] == sorted(level.ptx for level in target.gpu_levels)
+    codes = [level.architecture for level in target.gpu_levels if not level.ptx]
+    assert codes == sorted(codes, reverse=True)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
@@ -25,7 +30,7 @@ def test_llvm_knows_the_features_and_the_cpu(target: Target) -> None:
     from tvm.target import Target as TvmTarget
     from tvm.target import codegen
 
-    for level in target.levels:
+    for level in target.cpu_levels:
         features = [f"+{feature}" for feature in level.features]
         described = TvmTarget({"kind": "llvm", "mtriple": target.llvm_triple, "mattr": features})
         assert codegen.llvm_cpu_has_features(list(level.features), described)

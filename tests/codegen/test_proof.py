@@ -64,12 +64,15 @@ def test_the_manifest_says_that_bits_are_equal(
 def test_large_float_models_are_close(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Float products column by column would take too long: the reference sums them in another order."""
+    """Float products column by column would take too long: the reference sums them in another order.
+
+    The program rounds keys and values to f16, the reference does not: each is off by at most 2⁻¹¹.
+    """
     monkeypatch.setattr(passing_weights, "MOST_COLUMNS", 0)
     folder, _ = make_checkpoint(hidden_size=256, intermediate_size=700)
     proof = smc.compile(smc.load_checkpoint(folder), out=tmp_path / "f32.smc", verify=True).proof
     assert proof is not None and proof.verified and proof.difference is not None
-    assert 0 < proof.difference < 1e-4
+    assert 0 < proof.difference < 2**-11
     assert read_manifest(tmp_path / "f32.smc").proof == ProofFacts(verified=True, tokens=6)
 
 

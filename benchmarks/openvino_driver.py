@@ -22,10 +22,11 @@ def main(model: str, kind: str, tokens: int, threads: int) -> None:
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos, config.do_sample = (2 if kind == "prefill" else tokens + 1), True, False
     length = tokens if kind == "prefill" else 1
-    ids = np.array([[3 + 7919 * i % 40000 for i in range(length)]], np.int64)
-    prompt = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
     speeds = []
-    for _ in range(4):
+    for run in range(4):
+        # Another text each time: it keeps the keys and values of a prompt that it has seen.
+        ids = np.array([[3 + (7919 * i + 613 * run) % 40000 for i in range(length)]], np.int64)
+        prompt = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         metrics = pipeline.generate(prompt, config).perf_metrics
         milliseconds = metrics.get_ttft().mean / length if kind == "prefill" else metrics.get_tpot().mean
         speeds.append(1000 / milliseconds)

@@ -62,6 +62,7 @@ def apply(
     report: Callable[[str], None] | None = None,
     progress: Callable[[float], None] | None = None,
     note: Callable[[str], None] | None = None,
+    after: Callable[[Pass, Module], None] | None = None,
     lazy: bool = False,
     requantize: frozenset[Callable[[], EncodedTensor]] = frozenset(),
 ) -> Module:
@@ -72,7 +73,7 @@ def apply(
     teacher: the model to distill from; by default the given one. work: a folder where long passes keep their state, so
     that a run that was ended goes on when it is started again; without, nothing is kept.
     report: called with a line for every pass that ran. progress: called with how much is done, from 0 to 1. note:
-    called with lines from long work.
+    called with lines from long work. after: called with every pass that ran and the module behind it.
     lazy: long work waits until a parameter is loaded, where encodings do not depend on it.
     requantize: the `load` of parameters that are stored as codes and that a quantizer may quantize again all the same.
     Raises InputError, before any work, for an unknown pass or option or where a pass lacks what it needs.
@@ -96,7 +97,7 @@ def apply(
         context = replace(context, progress=progress)
     if note is not None:
         context = replace(context, note=note)
-    return apply_passes(module, chain, context)
+    return apply_passes(module, chain, context, after)
 
 
 def _train(job: Training, module: Module, context: Context) -> Module:

@@ -36,7 +36,8 @@ ALLOWED = {
     "structured": {"errors", "runtime"},
     "serve": {"distribution", "errors", "generation", "runtime", "structured"},
     "llama": {"errors", "model_cache", "runtime"},
-    "pages": {"errors", "ir", "runtime"},
+    "pages": {"errors", "ir", "runtime", "steps"},
+    "steps": {"errors", "ir", "passes", "reference", "training"},
     # the whole way of a model, imported from smc itself
     "sweep": {"distribution", "errors", "ir", "passes", "reference", "runtime"},
     "errors": set[str](),

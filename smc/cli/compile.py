@@ -24,12 +24,14 @@ from smc.cli.pass_options import (
     work_folder,
 )
 from smc.cli.signals import orderly_end
+from smc.cli.step_report import REPORT, add_artifact, begin_steps, check_report, write_page
 from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.cli.progress import StageProgress
     from smc.codegen import CompileReport
     from smc.ir import Module
+    from smc.steps import Steps
 
 PROGRAM_BYTES = 4 << 20
 """Space on the disk beside weights and tokenizer: the program and the files that it is linked from."""
@@ -49,18 +51,24 @@ class _Source:
     calib: Path | None
     teacher: str | None
     work: Path | None
+    text: Path | None
+    report: Path | None
 
     def requests(self) -> list[Request]:
         """The passes; what is named and not there is refused."""
         requests = read_requests(self.passes, self.quant, self.recipe, self.bits)
         if self.calib is not None and not self.calib.is_file():
             raise InputError(f"there is no calibration text {self.calib}")
+        check_report(self.report, self.text)
+        if self.text is not None and self.report is None:
+            raise InputError("--text is what --report FILE measures on: give both")
         return requests
 
     def files(self) -> list[Path]:
         """All files that are read, which the output must not replace."""
         named = [Path(text.partition(".py:")[0] + ".py") for text in self.passes if ".py:" in text]
-        return [Path(self.model), *self.adapters, *(path for path in (self.calib, self.recipe) if path), *named]
+        others = (self.calib, self.recipe, self.text)
+        return [Path(self.model), *self.adapters, *(path for path in others if path), *named]
 
     def read(self, progress: StageProgress) -> Module:
         """The checkpoint, with its adapters merged."""
@@ -69,29 +77,36 @@ class _Source:
         progress.update("read checkpoint", 0)
         return smc.load_checkpoint(self.model, self.adapters)
 
-    def change(self, module: Module, requests: list[Request], progress: StageProgress) -> tuple[Module, str]:
-        """The module after the passes, and how it came to be quantized."""
+    def change(
+        self, module: Module, requests: list[Request], progress: StageProgress
+    ) -> tuple[Module, str, Steps | None]:
+        """The module after the passes, how it came to be quantized, and what was measured where a report is wanted."""
         import smc
         from smc.passes import ChangeActivations
 
+        teacher = None if self.teacher is None else smc.load_checkpoint(self.teacher)
+        work = work_folder(self.work)
+        steps = begin_steps(self.report, self.text, module, teacher, work, progress)
+        report, after = (progress.note, None) if steps is None else (steps.report, steps.after)
         progress.update("run passes", 0)
         changed = run_requests(
             module,
             requests,
             self.calib,
-            report=progress.note,
+            report=report,
             progress=lambda fraction: progress.update("run passes", fraction),
-            teacher=None if self.teacher is None else smc.load_checkpoint(self.teacher),
-            work=work_folder(self.work),
+            teacher=teacher,
+            work=work,
             note=progress.note,
+            after=after,
         )
         quantized = what_happened(module, changed, requests)
         if self.activations is not None:
-            changed = smc.apply(changed, [ChangeActivations(self.activations)], report=progress.note)
+            changed = smc.apply(changed, [ChangeActivations(self.activations)], report=report, after=after)
         progress.update("run passes", 1)
         for line in changed.facts.provenance:
             progress.detail(f"made from: {line}")
-        return changed, quantized
+        return changed, quantized, steps
 
 
 @click.command()
@@ -119,6 +134,10 @@ class _Source:
 )
 @CALIB
 @training_options
+@click.option(
+    "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text that --report measures quality on."
+)
+@REPORT
 @click.option(
     "--emit",
     type=(str, click.Path(path_type=Path)),
@@ -188,12 +207,16 @@ def compile(
         if out is None:
             out = Path(f"{_file_name(module.facts.name)}.smc")
             _check_output(out, inputs, force)
-        module, quantized = wanted.change(module, requests, progress)
+        module, quantized, steps = wanted.change(module, requests, progress)
         _check_space(out, module, standalone)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(module, target, out, progress=progress.update, verify=not no_verify, **options)
         if report.no_chat is not None:
             progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
+        if steps is not None:
+            proof = f"verified: {report.proof}" if report.proof else "not verified"
+            add_artifact(steps, "compile", f"for {machine.name}; {proof}", out, report.bytes)
+    write_page(wanted.report, steps)
     summary = {**_summary(module, out, report, progress), "quantized": quantized}
     if as_json:
         click.echo(json.dumps(summary, indent=2))

@@ -21,6 +21,7 @@ from smc.cli.pass_options import (
 )
 from smc.cli.progress import StageProgress
 from smc.cli.signals import orderly_end
+from smc.cli.step_report import REPORT, begin_steps, check_report, write_page
 from smc.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ OUT = click.option(
     metavar="FILE",
     help="Text to measure the perplexity on, before and after, for the model card.",
 )
+@REPORT
 @OUT
 @verbosity_options
 def optimize(
@@ -58,6 +60,7 @@ def optimize(
     teacher: str | None,
     work: Path | None,
     text: Path | None,
+    report: Path | None,
     out: Path,
 ) -> None:
     """Run passes on MODEL and write a checkpoint, which transformers and smc load.
@@ -71,7 +74,7 @@ def optimize(
       smc optimize ./SmolLM2-135M -p up-scale:remove=9 -p distill:data=text.txt,minutes=40 -o deeper
     """
     requests = read_requests(passes, quant, recipe, bits) if passes or quant or recipe or bits else []
-    finish(model, requests, calib, teacher, work, text, out)
+    finish(model, requests, calib, teacher, work, text, report, out)
 
 
 def finish(
@@ -81,28 +84,33 @@ def finish(
     teacher: str | None,
     work: Path | None,
     text: Path | None,
+    report: Path | None,
     out: Path,
 ) -> None:
     """Read a model, run passes on it and write the result."""
     import smc
 
+    check_report(report, text)
     with StageProgress() as progress, orderly_end():
         progress.update("read checkpoint", 0)
         module = smc.load_checkpoint(model)
         other = None if teacher is None else smc.load_checkpoint(teacher)
+        steps = begin_steps(report, text, module, other, work_folder(work), progress)
         progress.update("run passes", 0)
         result = run_requests(
             module,
             requests,
             calib,
-            report=progress.note,
+            report=progress.note if steps is None else steps.report,
             progress=lambda fraction: progress.update("run passes", fraction),
             teacher=other,
             work=work_folder(work),
             note=progress.note,
+            after=None if steps is None else steps.after,
         )
         progress.update("run passes", 1)
         write(module, result, text, out, progress)
+    write_page(report, steps)
 
 
 def write(before: Module | None, module: Module, text: Path | None, out: Path, progress: StageProgress) -> None:

@@ -170,6 +170,7 @@ def run_requests(
     teacher: Module | None = None,
     work: Path | None = None,
     note: Callable[[str], None] | None = None,
+    after: Callable[[Pass, Module], None] | None = None,
 ) -> Module:
     """Run the passes in order, by `smc.apply`, which has the keywords. The teacher is `module` where none is given.
 
@@ -202,6 +203,7 @@ def run_requests(
             teacher=module if teacher is None else teacher,
             work=work,
             note=note,
+            after=after,
         )
         part_done(1.0)
         if index == 0 or _encodings(before) != _encodings(result) or _encodings(before) == _encodings(module):

@@ -14,6 +14,7 @@ from smc.cli.options import verbosity_options
 from smc.cli.pass_options import CALIB, Request, read_requests, training_options, work_folder
 from smc.cli.progress import StageProgress
 from smc.cli.signals import orderly_end
+from smc.cli.step_report import REPORT
 from smc.errors import InputError
 
 CHINCHILLA = 20
@@ -35,6 +36,7 @@ CHINCHILLA = 20
 @CALIB
 @training_options
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure the perplexity on.")
+@REPORT
 @OUT
 @verbosity_options
 def distill(
@@ -49,6 +51,7 @@ def distill(
     teacher: str | None,
     work: Path | None,
     text: Path | None,
+    report: Path | None,
     out: Path,
 ) -> None:
     """Run passes on MODEL, train it to predict what it predicted before, and write a checkpoint.
@@ -71,7 +74,7 @@ def distill(
         options[name] = value
     job = make_pass(Distill, options)
     requests = [*(read_requests(passes, None, None) if passes else []), Request("distill", (job,))]
-    finish(model, requests, calib, teacher, work, text, out)
+    finish(model, requests, calib, teacher, work, text, report, out)
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from smc.distribution import install_command
@@ -14,8 +14,13 @@ from smc.passes.base import Context, Pass
 from smc.passes.registry import is_users, parse_pass
 
 
-def apply(module: Module, passes: Sequence[Pass | str], context: Context | None = None) -> Module:
-    """Run the passes in order and return the last one's module.
+def apply(
+    module: Module,
+    passes: Sequence[Pass | str],
+    context: Context | None = None,
+    after: Callable[[Pass, Module], None] | None = None,
+) -> Module:
+    """Run the passes in order and return the last one's module; `after` is called with each and the module behind it.
 
     Refuses before any work starts where a pass is unknown or needs what is not there (InputError). Every pass reports
     one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is reported
@@ -42,6 +47,8 @@ def apply(module: Module, passes: Sequence[Pass | str], context: Context | None 
                 raise InputError(f"pass {step.name} breaks the model: {error}") from error
             raise VerifyError(f"after pass {step.name}: {error}") from error
         context.report(f"{step.name}: {_statistics(before, module, notes)}")
+        if after is not None:
+            after(step, module)
     return module
 
 

@@ -48,10 +48,9 @@ def train(job: Training, module: Module, context: Context) -> Module:
     keep: tempfile.TemporaryDirectory[str] | None = None
     if context.work is None:
         keep = tempfile.TemporaryDirectory(prefix="smc-", ignore_cleanup_errors=True)
-    files = [Path(name) for name in (*job.data, *([job.held_out] if job.held_out else []))]
     root = Path(keep.name) if keep is not None else context.work
     assert root is not None
-    folder = root / f"{job.name}-{setup.key_of(job, module, teacher, files)}"
+    folder = _folder_of(job, module, teacher, root)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RESULT).is_file():
         context.note(f"{job.name}: already done, in {folder}")
@@ -67,6 +66,18 @@ def train(job: Training, module: Module, context: Context) -> Module:
         + (f", held-out perplexity {math.exp(progress.best):.2f}" if progress.best is not None else "")
     )
     return apply_passes(setup.with_results(module, folder / RESULT, keep), quantizers, context)
+
+
+def curve_of(job: Training, module: Module, teacher: Module, work: Path) -> str | None:
+    """The loss's curve, SVG, of a run with these arguments that is done; None where there is none."""
+    path = _folder_of(job, module, teacher if isinstance(job, Distill) else None, work) / CURVE
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _folder_of(job: Training, module: Module, teacher: Module | None, root: Path) -> Path:
+    """Where a run keeps its state."""
+    files = [Path(name) for name in (*job.data, *([job.held_out] if job.held_out else []))]
+    return root / f"{job.name}-{setup.key_of(job, module, teacher, files)}"
 
 
 def _check_teacher(module: Module, teacher: Module) -> None:

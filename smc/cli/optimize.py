@@ -65,8 +65,8 @@ def optimize(
 ) -> None:
     """Run passes on MODEL and write a checkpoint, which transformers and smc load.
 
-    Integers go out as compressed-tensors, ternary matrices as BitNet has them; other codes, and those of embedding and
-    head, become floats again. Without passes a GGUF file is only converted.
+    Integers go out as compressed-tensors, ternary matrices as BitNet has them (with a scale per row as QLlama); other
+    codes, and those of embedding and head, become floats again. Without passes a GGUF file is only converted.
 
     \b
     Examples:

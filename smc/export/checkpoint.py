@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from smc.export import quantized
 from smc.export.card import card
 from smc.export.config import config_of, decoder_of, dtype_of
 from smc.export.shards import SHARD_BYTES, write_shards
-from smc.export.tensors import Stored, places_of
+from smc.export.tensors import Place, Stored, places_of
 from smc.ir import Module
 
 
@@ -28,23 +28,21 @@ def write_checkpoint(
 ) -> list[str]:
     """Write weights, config, tokenizer, chat template, generation config and a model card; the folder comes complete.
 
-    Integers go out as compressed-tensors, ternary matrices as BitNet has them; other codes, and those of embedding and
-    head, are decoded to floats: a sentence each says so. quality: figures for the card.
+    Integers go out as compressed-tensors, ternary matrices as BitNet has them, or with a scale per row and float inputs
+    as QLlama; other codes, and those of embedding and head, are decoded to floats: a sentence each says so. quality:
+    figures for the card.
     InputError where the folder is there already, where the disk has no room, or where no config can say the model.
     """
     _check_new(folder)
     config = config_of(module)
     places = places_of(module, decoder_of(module, config))
     dtype = dtype_of(module).upper()
-    ternary = quantized.packed_ternary(places)
-    coded = ternary or quantized.packed_integers(places)
+    coded, write, changes = _quantization(module, places)
     others = [place for place in places if place not in coded]
     tensors: list[Stored] = [place.dense(dtype) for place in others]
     for place in coded:
-        tensors += quantized.ternary_tensors(place) if ternary else quantized.integer_tensors(place)
-    if coded:
-        make = quantized.ternary_config(others) if ternary else quantized.integer_config(coded, others)
-        config["quantization_config"] = make
+        tensors += write(place)
+    config |= changes
     notes = _decoded(module, [p.parts[0][1].name for p in others])
     if isinstance(config.get("intermediate_size"), list):
         notes.append("layers have feed-forwards of different widths, which smc loads and transformers does not")
@@ -62,6 +60,25 @@ def write_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes
+
+
+def _quantization(
+    module: Module, places: Sequence[Place]
+) -> tuple[list[Place], Callable[[Place], list[Stored]], dict[str, Any]]:
+    """The matrices that go out as codes in the one format that a checkpoint can have, how, and what the config says."""
+
+    def others(coded: Sequence[Place]) -> list[Place]:
+        return [place for place in places if place not in coded]
+
+    ternary = quantized.packed_ternary(places)
+    if ternary:
+        return ternary, quantized.ternary_tensors, {"quantization_config": quantized.ternary_config(others(ternary))}
+    latent = quantized.latent_ternary(places) if module.facts.architecture == "LlamaForCausalLM" else []
+    if latent:
+        return latent, quantized.latent_tensors, {"architectures": [quantized.QLLAMA]}
+    integers = quantized.packed_integers(places)
+    said = {"quantization_config": quantized.integer_config(integers, others(integers))} if integers else {}
+    return integers, quantized.integer_tensors, said
 
 
 def _check_new(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Quantized matrices in formats that others read: compressed-tensors, and BitNet's packed ternary ones.
+"""Quantized matrices in formats that others read: compressed-tensors, BitNet's packed ternary ones, and QLlama's.
 
 The layouts are those that `smc.frontend.prequantized` reads.
 """
@@ -58,10 +58,24 @@ def packed_ternary(places: Sequence[Place]) -> list[Place]:
     return found
 
 
+def latent_ternary(places: Sequence[Place]) -> list[Place]:
+    """The matrices that QLlama can say: -1, 0 and 1 with a scale per row, inputs that stay floats."""
+    coded = ((place, _can_be_coded(place)) for place in places)
+    return [place for place, parameter in coded if parameter is not None and is_row_ternary(parameter.encoding)]
+
+
 def is_ternary(encoding: Encoding) -> bool:
     """-1, 0 and 1 with one scale per matrix, inputs rounded per token."""
-    is_codes = encoding.constant_zero == 1 and (encoding.is_base3 or encoding.bits == 2)
-    return is_codes and encoding.scales.group == "tensor" and encoding.input_group == "token"
+    return _has_ternary_codes(encoding) and encoding.scales.group == "tensor" and encoding.input_group == "token"
+
+
+def is_row_ternary(encoding: Encoding) -> bool:
+    """-1, 0 and 1 with a scale per row, inputs not rounded."""
+    return _has_ternary_codes(encoding) and encoding.scales.group == "row" and not encoding.rounds_inputs
+
+
+def _has_ternary_codes(encoding: Encoding) -> bool:
+    return encoding.constant_zero == 1 and (encoding.is_base3 or encoding.bits == 2)
 
 
 # ---- compressed-tensors
@@ -229,3 +243,30 @@ def ternary_config(others: Sequence[Place]) -> dict[str, Any]:
         "use_rms_norm": False,
         "modules_to_not_convert": kept,
     }
+
+
+# ---- QLlama
+
+QLLAMA = "QLlamaForCausalLM"
+"""The class of a Llama whose matrices have row scales beside them; it has no quantization_config."""
+
+
+def latent_tensors(place: Place) -> list[Stored]:
+    """The tensors that stand for a matrix: floats that round to its codes (here these themselves), and its scales."""
+    parameter = place.whole
+    assert parameter is not None
+    module, dtype = place.name.removesuffix(".weight"), parameter.encoding.scales.dtype.upper()
+    return [
+        Stored(place.name, (parameter.shape[0], parameter.shape[1]), "F16", partial(_latent, parameter)),
+        Stored(f"{module}.scales", (parameter.shape[0],), dtype, partial(_row_scales, parameter)),
+    ]
+
+
+def _latent(parameter: Parameter) -> Tensor:
+    import torch
+
+    return (_codes(parameter.load()).to(torch.float16) - 1).contiguous()
+
+
+def _row_scales(parameter: Parameter) -> Tensor:
+    return _scales(parameter).reshape(-1)

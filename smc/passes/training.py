@@ -116,7 +116,9 @@ class Distill(Training):
 
     The teacher is the model as it was before the passes, or the one that --teacher names. forward, reverse: how much
     KL(teacher ‖ model) and KL(model ‖ teacher) count, at a temperature; plain: the loss of the text itself; hidden: the
-    squared error of what layers read, against the layers of the teacher that they came from.
+    squared error of what layers read, against the layers of the teacher that they came from; attention: KL of what
+    their tokens attend to, against the same layers. taps: the layers at which these two are taken (0-5+11), by default
+    all that came from one of the teacher's.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "training", "teacher"})
@@ -125,13 +127,18 @@ class Distill(Training):
     reverse: float = field(default=0.0, kw_only=True)
     plain: float = field(default=0.0, kw_only=True)
     hidden: float = field(default=0.0, kw_only=True)
+    attention: float = field(default=0.0, kw_only=True)
+    taps: tuple[str, ...] = field(default=(), kw_only=True)
     temperature: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts = (self.forward, self.reverse, self.plain, self.hidden)
+        parts = (self.forward, self.reverse, self.plain, self.hidden, self.attention)
         if min(parts) < 0 or max(parts) == 0:
-            raise InputError(f"{self.name} counts forward, reverse, plain and hidden 0 or more, one of them above 0")
+            names = "forward, reverse, plain, hidden and attention"
+            raise InputError(f"{self.name} counts {names} 0 or more, one of them above 0")
+        if self.taps and not (self.hidden or self.attention):
+            raise InputError(f"taps of {self.name} say where hidden and attention are taken: give one of them a weight")
         if not self.temperature > 0:
             raise InputError(f"the temperature of {self.name} is above 0, not {self.temperature:g}")
         if self.objective == "preference":

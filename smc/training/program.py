@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smc.ir import Module, Node
 from smc.reference import Batch, Reference
+from smc.training.attention import AttentionInputs
 from smc.training.weights import Leaf
 
 
@@ -28,17 +29,26 @@ class Program(nn.Module):
         self.parts = nn.ModuleList(_Part(self, call) for call, _ in module.calls())
         self.layers = {call.name for call in module.layer_calls()}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every value of `main` by name; with gradients where torch records them."""
+    def forward(
+        self, batch: Batch, tapped: Collection[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+        """Every value of `main` by name; with gradients where torch records them.
+
+        And of the calls in `tapped` q and k, as their attention reads them.
+        """
+        attended: dict[str, tuple[Tensor, Tensor]] = {}
         values = self.references[0].inputs(batch)
         common = {name: self.named[name]() for name in sorted(self.shared)}
         for (call, _), part in zip(self.module.calls(), self.parts, strict=True):
             inputs = [values[name] for name in call.inputs]
+            arguments = (inputs, batch.lengths, common, call.name in tapped)
             if self.checkpointing and call.name in self.layers and torch.is_grad_enabled():
-                values[call.name] = checkpoint(part, inputs, batch.lengths, common, use_reentrant=False)
+                values[call.name], *seen = checkpoint(part, *arguments, use_reentrant=False)
             else:
-                values[call.name] = part(inputs, batch.lengths, common)
-        return values
+                values[call.name], *seen = part(*arguments)
+            if seen:
+                attended[call.name] = (seen[0], seen[1])
+        return values, attended
 
 
 class _Part(nn.Module):
@@ -52,9 +62,13 @@ class _Part(nn.Module):
         self.others = {slot: name for slot, name in slots.items() if name in program.shared}
         self.leaves = nn.ModuleList(program.named[name] for name in self.own.values())
 
-    def forward(self, inputs: list[Tensor], lengths: tuple[int, ...], common: Mapping[str, Any]) -> Tensor:
-        """The call's result, float32 [n, columns]."""
+    def forward(
+        self, inputs: list[Tensor], lengths: tuple[int, ...], common: Mapping[str, Any], tapped: bool
+    ) -> tuple[Tensor, ...]:
+        """The call's result, float32 [n, columns]; when it is tapped also q and k of its attention."""
         weights = {slot: leaf() for slot, leaf in zip(self.own, self.leaves, strict=True)}
         weights |= {slot: common[name] for slot, name in self.others.items()}
         reference = self.references[torch.is_grad_enabled()]
-        return reference.call(self.call, inputs, lengths, weights=weights)
+        hook = AttentionInputs({self.call.name} if tapped else ())
+        result = reference.call(self.call, inputs, lengths, hook, weights)
+        return result, *hook.found.get(self.call.name, ())

@@ -85,15 +85,17 @@ def _check_teacher(module: Module, teacher: Module) -> None:
     import json
 
     own, other = module.facts, teacher.facts
+    why = (
+        "so their predictions are about different tokens and can't be compared: let the teacher write texts and train "
+        "on these, or take one with the same tokenizer"
+    )
     if own.vocab_size != other.vocab_size:
-        raise InputError(
-            f"the teacher {other.name} has {other.vocab_size} tokens, {own.name} has {own.vocab_size}: "
-            "it must be a model with the same tokenizer"
-        )
+        sizes = f"{other.vocab_size} tokens, {own.name} has {own.vocab_size}"
+        raise InputError(f"the teacher {other.name} has {sizes}, {why}")
     if own.tokenizer is not None and other.tokenizer is not None and own.tokenizer != other.tokenizer:
         vocabularies = [json.loads(text).get("model", {}).get("vocab") for text in (own.tokenizer, other.tokenizer)]
         if vocabularies[0] != vocabularies[1]:
-            raise InputError(f"the teacher {other.name} has another tokenizer than {own.name}: take one with the same")
+            raise InputError(f"the teacher {other.name} has another tokenizer than {own.name}, {why}")
 
 
 def _minutes(seconds: float) -> str:
@@ -193,7 +195,7 @@ class _Run:
         for start in range(0, len(self.held_out), self.job.batch):
             batch, targets, counts = together(self.held_out[start : start + self.job.batch])
             with self.rounded():
-                logits = self.program(batch)[self.module.main.outputs[0]]
+                logits = self.program(batch)[0][self.module.main.outputs[0]]
             for rows in torch.split(torch.arange(len(logits)), 256):
                 losses = nn.functional.cross_entropy(logits[rows].float(), targets[rows], reduction="none")
                 total, count = total + (losses * counts[rows]).sum().item(), count + counts[rows].sum().item()

@@ -124,6 +124,33 @@ def test_ternary_comes_back_exactly(make_checkpoint, tmp_path, kind):
     assert torch.equal(Reference(again).logits(TOKENS), Reference(module).logits(TOKENS))
 
 
+@pytest.mark.parametrize("scale_dtype", ["f16", "f32"])
+def test_row_scaled_ternary_goes_out_as_qllama(make_checkpoint, tmp_path, scale_dtype):
+    """The formula of QLlama's own layer on what was written, and smc's loader, give the module's values."""
+    from safetensors.torch import load_file
+
+    folder, _ = make_checkpoint()
+    step = QuantizeTernary(group="row", scale_dtype=scale_dtype, exclude=("head", "embedding"))
+    module = apply(load_checkpoint(folder), [step, "activations:inputs=float"])
+    notes = write_checkpoint(module, tmp_path / "out")
+    assert notes == []
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["QLlamaForCausalLM"] and "quantization_config" not in config
+    again, stored = load_checkpoint(tmp_path / "out"), load_file(tmp_path / "out" / "model.safetensors")
+    for name, parameter in module.parameters.items():
+        own, read = parameter.load(), again.parameters[name].load()
+        if own.codes is not None:
+            latent, scales = stored[name].float(), stored[name.replace("weight", "scales")].float()
+            assert torch.equal(latent.clamp(-1, 1).round() * scales[:, None], own.decode())
+            assert torch.equal(own.codes, read.codes) and torch.equal(own.scales, read.scales)
+        assert torch.equal(own.decode(), read.decode())
+    assert torch.equal(Reference(again).logits(TOKENS), Reference(module).logits(TOKENS))
+    write_checkpoint(again, tmp_path / "again")  # and so once more
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_other_codes_become_floats(make_checkpoint, tmp_path):
     module = apply(load_checkpoint(make_checkpoint()[0]), load_recipe("nf4").passes)
     notes = write_checkpoint(module, tmp_path / "out")

@@ -216,16 +216,86 @@ def test_the_first_loss_of_distillation_is_the_divergence(model, tmp_path):
 
 
 def test_taps_follow_the_layer_map(make_checkpoint):
-    from smc.training.objective import taps
+    from smc.training.objective import attention_taps, hidden_taps
 
     module = load_checkpoint(make_checkpoint(num_hidden_layers=6)[0])
     dropped = apply(module, ["drop-layers:layers=2-3"])
-    assert taps(dropped, module) == {
+    assert hidden_taps(dropped, module) == {
         "layer_0": "layer_0", "layer_1": "layer_3", "layer_2": "layer_4", "layer_3": "layer_5",
     }  # fmt: skip
     grown = apply(module, ["map-layers:layers=0-3+2-5"])
-    assert taps(grown, module)["layer_3"] == "layer_1"  # layer 4 is the second copy of layer 2
-    assert taps(grown, module)["layer_7"] == "layer_5"
+    assert hidden_taps(grown, module)["layer_3"] == "layer_1"  # layer 4 is the second copy of layer 2
+    assert hidden_taps(grown, module)["layer_7"] == "layer_5"
+    assert hidden_taps(dropped, module, ("2",)) == {"layer_1": "layer_3", "layer_3": "layer_5"}
+    named = [(own.name, other.name) for own, other in attention_taps(dropped, module)]
+    assert named == [("layer_0", "layer_0"), ("layer_1", "layer_1"), ("layer_2", "layer_4"), ("layer_3", "layer_5")]
+    assert [own.name for own, _ in attention_taps(grown, module, ("4-5",))] == ["layer_4", "layer_5"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_loss_of_attention_is_that_of_transformers_maps(model, tmp_path, checkpointing):
+    """The divergence of the attention that transformers tells of both models, in the layer that stayed."""
+    import transformers
+
+    from smc.export import write_checkpoint
+    from smc.training.data import Batches, read_source
+
+    module = load_checkpoint(model[0])
+    pruned = apply(module, ["drop-layers:layers=0"])
+    write_checkpoint(pruned, tmp_path / "pruned")
+    maps = []
+    for folder in (model[0], tmp_path / "pruned"):
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+        maps.append(lambda w, m=loaded: m(w[None], output_attentions=True).attentions[-1][0].detach())
+    windows = [e.tokens for (e,) in Batches([read_source(tmp_path / "text.txt", "text", module.facts, 32, 0)], 4, 0)[0]]
+    parts = [(maps[0](w).clamp(1e-30).log() - maps[1](w).clamp(1e-30).log()) * maps[0](w) for w in windows]
+    expected = torch.stack([part.sum(-1).mean(0)[:-1] for part in parts]).mean().item()
+    options = {"forward": 0.0, "attention": 0.5, "steps": 12, "checkpointing": checkpointing, "learning_rate": 5e-3}
+    smc.apply(pruned, [job(tmp_path, Distill, **options)], teacher=module, work=tmp_path / "work")
+    lines = [line["loss"] for line in log_of(tmp_path / "work")]
+    assert lines[0] == pytest.approx(0.5 * expected, rel=1e-4)
+    assert lines[-1] < 0.8 * lines[0]
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_is_compared_with_windows_and_soft_caps(window):
+    """As the op itself mixes values: v is the identity of positions, so that the mix is the attention."""
+    from smc.ir.ops import find
+    from smc.training.attention import attention_divergence
+
+    generator, shapes = torch.Generator().manual_seed(0), ((9, 4 * 8), (9, 2 * 8))
+    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 0.4, "window": window, "softcap": 3.0}
+    q, k, other_q, other_k = (torch.randn(shape, generator=generator) for shape in (*shapes, *shapes))
+    attention = find("attention").compute
+    maps = []
+    for a, b in ((q, k), (other_q, other_k)):
+        padded = [torch.nn.functional.pad(x.view(9, -1, 8), (0, 1)).reshape(9, -1) for x in (a, b)]
+        eye = torch.eye(9).repeat(1, 2)  # v [9, 2 heads · 9]
+        maps.append(attention(*padded, eye, **{**attributes, "head_dim": 9}).view(9, 4, 9))
+    apart = (maps[0] * (maps[0].clamp(1e-30).log() - maps[1].clamp(1e-30).log())).sum(-1).mean(1)
+    made = attention_divergence((q, k), (other_q, other_k), (9,), (attributes, attributes))
+    torch.testing.assert_close(made, apart, atol=1e-5, rtol=1e-5)
+    two = attention_divergence((q, k), (other_q, other_k), (4, 5), (attributes, attributes))
+    torch.testing.assert_close(two[:4], made[:4], atol=1e-6, rtol=0)
+    assert not torch.equal(two[4:], made[4:])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"taps": ("0",)}, "say where hidden and attention are taken: give one of them a weight"),
+        ({"attention": 1.0, "taps": ("7",)}, "taps: there is no layer 7"),
+        ({"attention": -1.0}, "counts forward, reverse, plain, hidden and attention 0 or more"),
+        ({"attention": 1.0, "taps": ("1",)}, "layer 1 came from no layer of the teacher: leave it out of taps"),
+        ({"attention": 1.0}, "has 4 heads, that of the teacher's layer_0 has 2, so they can't be compared"),
+    ],
+)
+def test_taps_that_cannot_be(model, make_checkpoint, tmp_path, options, words):
+    module = load_checkpoint(model[0])
+    narrow = {"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 256}
+    teacher = load_checkpoint(make_checkpoint(**narrow)[0])
+    with pytest.raises(InputError, match=words):
+        smc.apply(module, [job(tmp_path, Distill, **options)], teacher=teacher)
 
 
 @pytest.mark.parametrize("recipe", ["ternary", "int4", "nf4", "int2"])
@@ -464,5 +534,5 @@ def test_a_damaged_state_is_told(model, tmp_path):
 
 def test_a_teacher_with_other_tokens(model, make_checkpoint, tmp_path):
     module, other = load_checkpoint(model[0]), load_checkpoint(make_checkpoint(vocab_size=300)[0])
-    with pytest.raises(InputError, match=r"has 300 tokens, .* has 256: it must be a model with the same tokenizer"):
+    with pytest.raises(InputError, match=r"has 300 tokens, .* has 256, so their predictions .* can't be compared: let"):
         smc.apply(module, [job(tmp_path, Distill)], teacher=other)

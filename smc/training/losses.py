@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 128
+ROWS = 32
 """Tokens whose logits are looked at together."""
 
 
@@ -43,16 +43,28 @@ class _Loss(torch.autograd.Function):
     def forward(
         context: Any, logits: Tensor, targets: Tensor, counts: Tensor, parts: Parts, teacher: Tensor | None
     ) -> Tensor:
-        gradient = torch.empty_like(logits)
-        total = torch.zeros((), dtype=torch.float32)
+        gradient, losses = torch.empty_like(logits), torch.zeros(len(logits))
+        divergences = teacher is not None and bool(parts.forward or parts.reverse)
+        # Buffers for all rounds: new memory of this size costs more than what is computed in it.
+        own, other, q, p = (torch.empty(ROWS, logits.shape[1]) for _ in range(4))
         for start in range(0, len(logits), ROWS):
-            rows = slice(start, start + ROWS)
-            own = None if teacher is None else teacher[rows].float()
-            loss, slope = _rows(logits[rows].float(), targets[rows], parts, own)
-            total += (loss * counts[rows]).sum()
-            gradient[rows] = slope.mul_(counts[rows, None])
+            rows = slice(start, min(start + ROWS, len(logits)))
+            x, t, a, b = (buffer[: rows.stop - start] for buffer in (own, other, q, p))
+            x.copy_(logits[rows])
+            if divergences:
+                assert teacher is not None
+                t.copy_(teacher[rows])
+                losses[rows] = _divergences(x, t, a, b, parts)
+                if parts.plain:
+                    b.copy_(a)
+                    x.copy_(logits[rows])
+                    losses[rows] += _cross_entropy(x, targets[rows], a, parts.plain)
+                    a.add_(b)
+            else:
+                losses[rows] = _cross_entropy(x, targets[rows], a, parts.plain)
+            gradient[rows] = a.mul_(counts[rows, None])
         context.save_for_backward(gradient)
-        return total
+        return (losses * counts).sum()
 
     @staticmethod
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -60,26 +72,44 @@ class _Loss(torch.autograd.Function):
         return gradient * upstream, None, None, None, None
 
 
-def _rows(logits: Tensor, targets: Tensor, parts: Parts, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Losses [n] of some rows, and their gradients [n, vocab]."""
-    loss, slope = torch.zeros(len(logits)), torch.zeros_like(logits)
-    if parts.plain:
-        log_q = torch.log_softmax(logits, -1)
-        loss -= parts.plain * log_q.gather(1, targets[:, None])[:, 0]
-        slope += parts.plain * log_q.exp()
-        slope.scatter_add_(1, targets[:, None], torch.full((len(logits), 1), -parts.plain))
-    if teacher is not None and (parts.forward or parts.reverse):
-        heat = parts.temperature
-        log_q, log_p = torch.log_softmax(logits / heat, -1), torch.log_softmax(teacher / heat, -1)
-        q, p, apart = log_q.exp(), log_p.exp(), log_q - log_p
-        if parts.forward:
-            loss -= parts.forward * heat * heat * (p * apart).sum(-1)
-            slope += parts.forward * heat * (q - p)
-        if parts.reverse:
-            divergence = (q * apart).sum(-1)
-            loss += parts.reverse * heat * heat * divergence
-            slope += parts.reverse * heat * q * (apart - divergence[:, None])
-    return loss, slope
+def _softmax(x: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` with the softmax of rows; the logarithm of what they were divided by, [n]: x - it are log-softmax."""
+    torch.softmax(x, -1, out=out)
+    largest, place = x.max(-1)
+    return largest - out.gather(1, place[:, None])[:, 0].log()
+
+
+def _cross_entropy(x: Tensor, targets: Tensor, slope: Tensor, weight: float) -> Tensor:
+    """weight times the losses [n] of logits x [n, vocab]; their gradients go to `slope`."""
+    log_sum, places = _softmax(x, slope), targets[:, None]
+    slope.scatter_add_(1, places, torch.full(places.shape, -1.0)).mul_(weight)
+    return weight * (log_sum - x.gather(1, places)[:, 0])
+
+
+def _divergences(x: Tensor, t: Tensor, q: Tensor, p: Tensor, parts: Parts) -> Tensor:
+    """What the divergences of logits x from a teacher's t lose, [n]; all four are overwritten, q by the gradients.
+
+    log q - log p is x - t but for a constant per row, so only one of the two is ever made.
+    """
+    heat = parts.temperature
+    if heat != 1:
+        x.div_(heat)
+        t.div_(heat)
+    shift = (_softmax(t, p) - _softmax(x, q))[:, None]
+    apart, loss = x.sub_(t).add_(shift), torch.zeros(len(x))
+    if parts.reverse:
+        product = torch.mul(q, apart, out=t)
+        divergence = product.sum(-1)
+        loss += parts.reverse * heat * heat * divergence
+        product.sub_(q * divergence[:, None]).mul_(parts.reverse * heat)  # their part of the gradient
+    if not parts.forward:
+        q.copy_(t)
+        return loss
+    loss -= parts.forward * heat * heat * apart.mul_(p).sum(-1)
+    q.sub_(p).mul_(parts.forward * heat)
+    if parts.reverse:
+        q.add_(t)
+    return loss
 
 
 def sequence_log_probabilities(logits: Tensor, targets: Tensor, counts: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -124,7 +124,12 @@ class _Run:
         matrices = [p for p in self.trained.values() if p.dim() > 1]
         vectors = [p for p in self.trained.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": job.decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=job.learning_rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=job.learning_rate,
+            betas=(0.9, 0.95),
+            fused=ranks.count() == 1,  # one pass over the memory in place of ten
+        )
         self.objective = Objective(job, self.program, teacher)
         self.progress, self.best = Progress(), dict[str, Tensor]()
         is_bf16 = job.precision == "bf16" or (job.precision == "auto" and setup.has_bf16())

@@ -42,7 +42,7 @@ def attention_divergence(
     teacher's and the model's op.
     """
     found = []
-    for rows in zip(*(x.split(tuple(lengths)) for x in (*teacher, *own)), strict=True):
+    for rows in zip(*(torch.split(x, list(lengths)) for x in (*teacher, *own)), strict=True):
         expected, visible = _log_attention(rows[0], rows[1], attributes[0])
         made, _ = _log_attention(rows[2], rows[3], attributes[1])
         apart = (expected - made).masked_fill(~visible, 0)

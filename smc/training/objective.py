@@ -66,10 +66,10 @@ class Objective:
             wanted = known[teacher_name].float().clone()  # outside of inference mode, as gradients need it
             apart = (values[own_name].float() - wanted).square().mean(-1) / wanted.square().mean()
             total = total + self.job.hidden / len(self.taps) * (apart * counts).sum()
-        for own, other in self.attended:
+        for mine, other in self.attended:
             q, k = hook.found[other.name]
-            kinds = _attention(self.model.module, other), _attention(self.program.module, own)
-            apart = attention_divergence((q.clone(), k.clone()), attended[own.name], batch.lengths, kinds)
+            kinds = _attention(self.model.module, other), _attention(self.program.module, mine)
+            apart = attention_divergence((q.clone(), k.clone()), attended[mine.name], batch.lengths, kinds)
             total = total + self.job.attention / len(self.attended) * (apart * counts).sum()
         return total
 

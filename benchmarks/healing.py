@@ -48,12 +48,13 @@ class Run:
 
 
 HEAL = {"batch": 4, "window": 512, "learning_rate": 5e-4, "warmup": 8, "save": 20}
+FLOATS = "convert:dtype=f32"
 RUNS = {
-    "pruned": Run((DROPPED,), 250_000, HEAL),
-    "pruned-lora": Run((DROPPED,), 250_000, {**HEAL, "weights": "lora", "learning_rate": 2e-3}),
-    "up-scaled": Run(("up-scale:remove=9",), 250_000, HEAL),
-    "two-bits": Run((), 250_000, {**HEAL, "quantize": "int2"}),
-    "ternary": Run((), 250_000, {**HEAL, "quantize": "ternary"}),
+    "pruned": Run((FLOATS, DROPPED), 250_000, HEAL),
+    "pruned-lora": Run((FLOATS, DROPPED), 250_000, {**HEAL, "weights": "lora", "learning_rate": 2e-3}),
+    "up-scaled": Run((FLOATS, "up-scale:remove=9"), 250_000, HEAL),
+    "two-bits": Run((FLOATS,), 250_000, {**HEAL, "quantize": "int2"}),
+    "ternary": Run((FLOATS,), 250_000, {**HEAL, "quantize": "ternary"}),
 }
 SPARSE = ("sparsify-magnitude", "sparsify-wanda", "sparsify-sparsegpt")
 

@@ -118,7 +118,7 @@ class Distill(Training):
     KL(teacher ‖ model) and KL(model ‖ teacher) count, at a temperature; plain: the loss of the text itself; hidden: the
     squared error of what layers read, against the layers of the teacher that they came from; attention: KL of what
     their tokens attend to, against the same layers. taps: the layers at which these two are taken (0-5+11), by default
-    all that came from one of the teacher's.
+    all that came from one of the teacher's, and for hidden the head.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "training", "teacher"})

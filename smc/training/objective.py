@@ -111,14 +111,16 @@ def layer_pairs(module: Module, teacher: Module, wanted: Sequence[str] = ()) -> 
 
 def hidden_taps(module: Module, teacher: Module, wanted: Sequence[str] = ()) -> dict[str, str]:
     """Values of `main` to compare, the model's → the teacher's: what a layer reads and what the layer that it came from
-    reads. The head's input is always among them. InputError where the widths differ."""
+    reads; without `wanted` also what the head reads. InputError where the widths differ."""
     last, other = module.layer_calls()[-1], teacher.layer_calls()[-1]
     width = module.main.node(last.name).tensor.shape, teacher.main.node(other.name).tensor.shape
     if width[0] != width[1]:
         raise InputError(f"hidden states of {width[0][1]} and {width[1][1]} channels can't be compared: use hidden=0")
     first = teacher.layer_calls()[0].name
     pairs = {a.inputs[0]: b.inputs[0] for a, b in layer_pairs(module, teacher, wanted) if b.name != first}
-    return {**pairs, last.name: other.name}
+    if wanted and not pairs:
+        raise InputError("the first layer reads what the teacher's reads: name other layers in taps")
+    return pairs if wanted else {**pairs, last.name: other.name}
 
 
 def attention_taps(module: Module, teacher: Module, wanted: Sequence[str] = ()) -> list[tuple[Node, Node]]:

@@ -226,7 +226,9 @@ def test_taps_follow_the_layer_map(make_checkpoint):
     grown = apply(module, ["map-layers:layers=0-3+2-5"])
     assert hidden_taps(grown, module)["layer_3"] == "layer_1"  # layer 4 is the second copy of layer 2
     assert hidden_taps(grown, module)["layer_7"] == "layer_5"
-    assert hidden_taps(dropped, module, ("2",)) == {"layer_1": "layer_3", "layer_3": "layer_5"}
+    assert hidden_taps(dropped, module, ("2",)) == {"layer_1": "layer_3"}
+    with pytest.raises(InputError, match="the first layer reads what the teacher's reads"):
+        hidden_taps(dropped, module, ("0",))
     named = [(own.name, other.name) for own, other in attention_taps(dropped, module)]
     assert named == [("layer_0", "layer_0"), ("layer_1", "layer_1"), ("layer_2", "layer_4"), ("layer_3", "layer_5")]
     assert [own.name for own, _ in attention_taps(grown, module, ("4-5",))] == ["layer_4", "layer_5"]

@@ -47,14 +47,15 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-HEAL = {"batch": 4, "window": 512, "learning_rate": 5e-4, "warmup": 8, "save": 20}
+HEAL = {"batch": 2, "window": 512, "learning_rate": 6e-4, "warmup": 10, "save": 60}
+TOKENS = 200 * 1024
 FLOATS = "convert:dtype=f32"
 RUNS = {
-    "pruned": Run((FLOATS, DROPPED), 250_000, HEAL),
-    "pruned-lora": Run((FLOATS, DROPPED), 250_000, {**HEAL, "weights": "lora", "learning_rate": 2e-3}),
-    "up-scaled": Run((FLOATS, "up-scale:remove=9"), 250_000, HEAL),
-    "two-bits": Run((FLOATS,), 250_000, {**HEAL, "quantize": "int2"}),
-    "ternary": Run((FLOATS,), 250_000, {**HEAL, "quantize": "ternary"}),
+    "pruned": Run((FLOATS, DROPPED), TOKENS, HEAL),
+    "pruned-lora": Run((FLOATS, DROPPED), TOKENS, {**HEAL, "weights": "lora", "learning_rate": 2e-3}),
+    "up-scaled": Run((FLOATS, "up-scale:remove=9"), TOKENS, HEAL),
+    "two-bits": Run((FLOATS,), TOKENS, {**HEAL, "quantize": "int2"}),
+    "ternary": Run((FLOATS,), TOKENS, {**HEAL, "quantize": "ternary"}),
 }
 SPARSE = ("sparsify-magnitude", "sparsify-wanda", "sparsify-sparsegpt")
 

@@ -104,8 +104,29 @@ SMC_DEVICE struct smc_words smc_load_weights(const void *place) {
   memcpy(&words, place, 16);
   return words;
 }
-SMC_DEVICE void smc_arrive(uint32_t *counter) { ++*counter; }
-SMC_DEVICE uint32_t smc_look(const uint32_t *counter) { return *counter; }
-SMC_DEVICE uint32_t smc_look_at_host(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+/* Without waiting for others, 16 bytes to shared memory; copies form groups, and a wait is for all groups but the
+ * latest. */
+SMC_DEVICE void smc_copy_async(void *shared, const void *source) { smc_emulator->copy(shared, source, 16); }
+SMC_DEVICE void smc_copy_async_4(void *shared, const void *source) { smc_emulator->copy(shared, source, 4); }
+SMC_DEVICE void smc_end_copies() { smc_emulator->end_group(); }
+template <int GROUPS> SMC_DEVICE void smc_wait_copies_at(int line) { smc_emulator->wait_copies(GROUPS, line); }
+#define smc_wait_copies(groups) smc_wait_copies_at<groups>(__LINE__)
+
+/* Another one in every phase, so that nothing goes well only because the same block happens to have the same work
+ * again. */
+SMC_DEVICE int32_t smc_first_block(int32_t index, int32_t count, uint32_t phase) {
+  return (int32_t)(((uint32_t)index + phase) % (uint32_t)count);
+}
+SMC_DEVICE void smc_arrive(uint32_t *counter) { smc_emulator->arrive(counter); }
+SMC_DEVICE uint32_t smc_look(const uint32_t *counter) { return smc_emulator->look(counter); }
+template <class T> SMC_DEVICE void smc_tell(T *word, T value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+SMC_DEVICE uint32_t smc_look_at_host(const uint32_t *word) { return smc_emulator->look_at_host(word); }
 SMC_DEVICE void smc_wait() { smc_emulator->wait(); }
 SMC_DEVICE uint64_t smc_nanoseconds() { return smc_emulator->now; }
+
+/* The end of a phase, in a program in which tests may leave it out: a block comes, and goes on at once. */
+#define SMC_PHASE_END(thread, phase)                                                                                   \
+  (smc_emulator->left_out == __LINE__                                                                                  \
+       ? (smc_emulator->sync(0), smc_lane_of_block() ? (void)0 : smc_arrive(&(thread)->control->arrived),              \
+          smc_emulator->sync(0), 0)                                                                                    \
+       : smc_phase_end(thread, phase))

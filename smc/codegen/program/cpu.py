@@ -28,6 +28,10 @@ class CpuDialect:
         """The kernels of the level in use."""
         return ["const struct kernels *K = S->kernels;", "(void)K;"]
 
+    def named(self, kind: str, name: str, value: str) -> str:
+        """A variable."""
+        return f"{kind}{name} = {value};"
+
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
         return {

@@ -26,6 +26,10 @@ class CudaDialect:
         """None: kernels are functions of the same text."""
         return []
 
+    def named(self, kind: str, name: str, value: str) -> str:
+        """Made where it is used (phases.cuh)."""
+        return f"const smc_name {name} = {{[=] {{ return {value}; }}}};"
+
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
         return {

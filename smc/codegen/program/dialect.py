@@ -22,6 +22,9 @@ class Dialect(Protocol):
     def variables(self) -> list[str]:
         """What every function declares first."""
 
+    def named(self, kind: str, name: str, value: str) -> str:
+        """The definition of a name for a value, which stays the same. kind: its type in C, as it stands before a name."""
+
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
 

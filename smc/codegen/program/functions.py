@@ -70,7 +70,7 @@ class _Function:
         kind = "int32_t" if self.function.gather else "const int32_t"
         out.write(
             *self.dialect.variables(),
-            "const uint8_t *W = S->weights;",
+            self.dialect.named("const uint8_t *", "W", "S->weights"),
             f"{kind} N = {'argmax ? S->argmax_count : S->logits_count' if head else 'S->count'};",
             f"{kind} piece = {'N' if head else 'smc_piece_tokens(thread, N)'};",
         )
@@ -81,8 +81,8 @@ class _Function:
             narrow = bool(self.function.narrow)
             tiles = "last ? S->wanted_tiles : S->tiles" if narrow else "S->tiles"
             count = "last ? S->wanted_tile_count : S->tile_count" if narrow else "S->tile_count"
-            out.write(f"const struct smc_tile *tiles = {tiles}; /* that attention has */")
-            out.write(f"const int32_t tile_count = {count};")
+            out.write(self.dialect.named("const struct smc_tile *", "tiles", tiles) + " /* that attention has */")
+            out.write(self.dialect.named("const int32_t ", "tile_count", count))
 
     # ---- buffers
 
@@ -90,7 +90,10 @@ class _Function:
         """They lie in the arena."""
         x = self.function.plan.x
         gathered = [x] if self.scope.is_head and x is not None else []
-        for buffer in [*self.function.buffers(), *gathered]:
+        for buffer in self.function.buffers():
+            for kind, name, offset in self.pointers(buffer, self.memory.places[buffer]):
+                self.out.write(self.dialect.named(f"{kind} *", name, f"ARENA({kind}, {offset})"))
+        for buffer in gathered:
             for kind, name, offset in self.pointers(buffer, self.memory.places[buffer]):
                 self.out.write(f"{kind} *{name} = ARENA({kind}, {offset});")
 

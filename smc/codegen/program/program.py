@@ -59,9 +59,7 @@ def engine_agreement() -> list[str]:
     return ['#include "program.h"', "", *checks, ""]
 
 
-def write_functions(
-    out: CWriter, schedule: Schedule, memory: MemoryPlan, table: WeightTable, dialect: Dialect
-) -> None:
+def write_functions(out: CWriter, schedule: Schedule, memory: MemoryPlan, table: WeightTable, dialect: Dialect) -> None:
     """A table and a function for every kind of call, and the calls in order."""
     first_tasks: dict[tuple[str, int], int] = {}
     for index, task in enumerate(profile_tasks(schedule)):

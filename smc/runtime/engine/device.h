@@ -20,6 +20,8 @@ void smc_device_close(smc_model *model);
  */
 
 uint8_t *smc_pages_reserve(struct smc_device *device, uint64_t bytes); /* NULL: there is no room */
+/* Where there was none: what a sentence about it ends with. */
+void smc_pages_note(const struct smc_device *device, char *text, size_t size);
 void smc_pages_free(struct smc_device *device, uint8_t *pages, uint64_t bytes);
 void smc_pages_give_back(struct smc_device *device, uint8_t *page, uint64_t bytes);
 /* Bytes that pages can still take; looked for only as far as `enough`. */

@@ -72,10 +72,12 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, s
   cache->sequences = calloc((size_t)sequences, sizeof *cache->sequences);
   if (windows) cache->past = calloc((size_t)sequences * (size_t)context_length, sizeof *cache->past);
   if (!complete || !cache->sequences || (windows && !cache->past)) {
+    char note[96];
     smc_kv_close(cache);
+    smc_pages_note(device, note, sizeof note);
     return smc_fail(error, SMC_NO_MEMORY,
-                    "there is no room for a KV cache of up to %.0f MiB, %d x %d tokens: use a shorter context%s",
-                    bytes / MEBIBYTE, sequences, context_length, sequences > 1 ? " or fewer sequences" : "");
+                    "there is no room for a KV cache of up to %.0f MiB, %d x %d tokens%s: use a shorter context%s",
+                    bytes / MEBIBYTE, sequences, context_length, note, sequences > 1 ? " or fewer sequences" : "");
   }
   return SMC_OK;
 }

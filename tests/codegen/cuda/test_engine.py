@@ -15,7 +15,7 @@ from tests.cuda_emulator import StandIn
 TOKENS = torch.randint(0, 96, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 
 SENTENCE = """
-import sys
+import ctypes, sys
 import smc
 try:
     with smc.load(sys.argv[1], context_length=int(sys.argv[2])) as model:
@@ -26,6 +26,49 @@ try:
                 print("step:", error)
 except smc.InputError as error:
     print("open:", error)
+try:
+    driver = ctypes.CDLL("libcuda.so.1")
+except OSError:
+    driver = None
+if driver:
+    left, total = ctypes.c_size_t(), ctypes.c_size_t()
+    driver.emulator_forget()
+    driver.cuMemGetInfo_v2(ctypes.byref(left), ctypes.byref(total))
+    assert left.value == total.value, "memory of the GPU was not freed"
+"""
+
+AGAIN = """
+import sys
+import smc
+for _ in range(2):
+    with smc.load(sys.argv[1]) as model:
+        try:
+            print(model.logits([1, 2, 3]).shape)
+        except RuntimeError as error:
+            print(error)
+"""
+
+CANCELLED = """
+import json, sys, threading
+import numpy as np
+import smc
+from smc.runtime.binding import CancelledError
+tokens, done = json.loads(sys.argv[2]), threading.Event()
+with smc.load(sys.argv[1]) as model, model.new_sequence() as sequence:
+    def cancel():
+        while not done.wait(0.01):
+            model.engine.cancel()
+    sequence.extend(tokens[:3])
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        sequence.extend(tokens[3:], logits="all")
+    except CancelledError as error:
+        print(error)
+    done.set()
+    thread.join()
+    again = sequence.extend(tokens[3:], logits="all")
+    assert np.array_equal(again, model.logits(tokens)[3:])
 """
 
 SEQUENCES = """
@@ -106,12 +149,38 @@ def test_which_gpu(stand_in: StandIn) -> None:
 
 
 def test_too_little_memory(stand_in: StandIn) -> None:
-    assert "the weights need" in sentence(stand_in, "memory=0")
-    assert "there is no room for a KV cache of up to" in sentence(stand_in, "memory=8", context=1 << 17)
-    assert "of the GPU's memory, which are not free" in sentence(stand_in, "memory=1")
+    """What is needed and what is free; all that was taken until then is free again."""
+    assert "the weights need 1 MiB of the GPU's memory, of which 0 of 0 MiB are free" in sentence(stand_in, "memory=0")
+    assert "the activations need" in (said := sentence(stand_in, "memory=1")) and "of 1 MiB are free" in said
+    said = sentence(stand_in, "memory=8", context=1 << 17)
+    assert "there is no room for a KV cache of up to" in said and "of the GPU's 8 MiB are free: use a shorter" in said
+
+
+def test_another_process_takes_the_memory_meanwhile(stand_in: StandIn) -> None:
+    said = sentence(stand_in, "memory=4096,eaten=4096")
+    assert "the weights need 1 MiB of the GPU's memory, of which 0 of 4096 MiB are free" in said
 
 
 def test_a_kernel_that_fails_is_said_at_every_step(stand_in: StandIn) -> None:
     said = sentence(stand_in, "fail_launch=1").splitlines()
     assert len(said) == 2 and said[0] == said[1]
     assert "the GPU stand-in 0 failed: unspecified launch failure; open the model again" in said[0]
+
+
+def test_a_model_that_is_opened_again_behind_a_fault_works(stand_in: StandIn) -> None:
+    run = stand_in.python(AGAIN, str(stand_in.artifact), settings="fail_launch=1")
+    [fault, shape] = run.stdout.splitlines()
+    assert "unspecified launch failure" in fault and shape == "(3, 96)"
+
+
+def test_blocks_that_never_come(stand_in: StandIn) -> None:
+    """The watchdog of the barrier: the others leave the step, and no process hangs."""
+    said = sentence(stand_in, "late=1").splitlines()
+    assert "its blocks of threads waited for each other in vain; open the model again" in said[0]
+
+
+@pytest.mark.parametrize("mode", ["resident", "launches"])
+def test_cancel(stand_in: StandIn, mode: str) -> None:
+    """The step ends at a barrier, or between two launches, and can be done again."""
+    run = stand_in.python(CANCELLED, str(stand_in.artifact), json.dumps(TOKENS), env={"SMC_CUDA": mode})
+    assert run.stdout == "the step was cancelled\n", run.stderr[-2000:]

@@ -83,7 +83,7 @@ SMC_DEVICE void smc_rope_cache(const float *k, const float *v, const float *rope
   const float *values = v + start;
   int fault = smc_write_head<S>(smc_head_of<S>(k + start, rope, token, norm, eps), cache, smc_key_place<S>(begin, place), 16, smc_scale_of_key<S>(begin, place));
   fault |= smc_write_head<S>([=](int32_t d) { return values[d]; }, cache, smc_value_place<S>(begin, place), 1, smc_scale_of_key<S>(begin, place) + 64);
-  if (fault) *beyond = 1;
+  if (fault) smc_tell(beyond, 1);
 }
 
 /* ---- attention */
@@ -121,7 +121,7 @@ SMC_DEVICE void smc_scores(smc_attention_room<S> *room, const smc_rows_of_tile &
   if (seen) {
     const int64_t begin = smc_page_begin<S>(tables[rows.table + place / 64], page, head);
     const int64_t key = smc_key_place<S>(begin, place % 64);
-#pragma unroll 8
+#pragma unroll 4
     for (int32_t d = 0; d < S::DIM; d++) {
       const float channel = smc_cached<S>(cache, key + d * 16);
 #pragma unroll
@@ -156,9 +156,10 @@ template <class S> SMC_DEVICE void smc_softmax(smc_attention_room<S> *room, int3
   smc_sync_warp();
   float sum = 0.0f;
   for (int32_t i = lane % 16; i < SMC_SPLIT; i += 16) sum = smc_add(sum, weights[i]);
-  smc_sync_warp();
-  if (S::CACHE == 2)
+  if (S::CACHE == 2) {
+    smc_sync_warp();
     for (int32_t i = lane; i < SMC_SPLIT; i += 32) weights[i] = smc_mul(weights[i], room->value_scales[i]);
+  }
   const float old = room->maxima[r], now = smc_max(old, maximum);
   const float before = smc_exp2(smc_sub(old, now)), added = smc_exp2(smc_sub(maximum, now));
   smc_sync_warp();
@@ -218,6 +219,7 @@ SMC_DEVICE void smc_attention(const float *q, const float *rope, const uint8_t *
   }
   smc_rows_of_tile rows = {0, 0, 0, 0, tile.table, tile.index, window};
   for (; rows.first < tile.count * S::GROUP; rows.first += SMC_QUERIES) {
+    if (rows.first > 0) smc_sync();
     const int32_t left = tile.count * S::GROUP - rows.first, row = rows.first + warp;
     rows.count = left < SMC_QUERIES ? left : SMC_QUERIES;
     rows.begin = smc_first_seen(tile.index + rows.first / S::GROUP, window);
@@ -236,13 +238,14 @@ SMC_DEVICE void smc_attention(const float *q, const float *rope, const uint8_t *
     }
     smc_sync();
     for (int32_t split = first_split; split < last_split; split++) {
+      if (split > first_split) smc_sync();
       smc_scores<S>(room, rows, cache, tables, page, layer + head, split, cap);
       smc_sync();
       smc_softmax<S>(room, rows.count);
       smc_sync();
       smc_values<S>(room, rows, cache, tables, page, layer + head, split);
-      smc_sync();
     }
+    smc_sync();
     if (warp < rows.count) {
       if (splits > 1) {
         float *state = partials + (((int64_t)token * splits + alone) * S::HEADS + query) * S::STATE;
@@ -256,7 +259,6 @@ SMC_DEVICE void smc_attention(const float *q, const float *rope, const uint8_t *
         for (int32_t d = lane; d < S::DIM; d += 32) out[(int64_t)token * stride + query * S::DIM + d] = smc_mul(room->outputs[warp][d], inverse);
       }
     }
-    smc_sync();
   }
   if (splits <= 1 && head == S::KV_HEADS - 1) smc_clear_padding(out, tile, S::HEADS * S::DIM, stride);
 }

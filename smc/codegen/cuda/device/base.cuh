@@ -102,6 +102,12 @@ SMC_DEVICE smc_words smc_load_weights(const void *place) {
 
 /* ---- the whole grid */
 
+/* Which of a phase's blocks a block of the grid does first; any will do, as long as each has another one. */
+SMC_DEVICE int32_t smc_first_block(int32_t index, int32_t count, uint32_t phase) {
+  (void)count, (void)phase;
+  return index;
+}
+
 SMC_DEVICE void smc_arrive(uint32_t *counter) {
   __threadfence();
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
@@ -111,6 +117,14 @@ SMC_DEVICE uint32_t smc_look(const uint32_t *counter) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
+}
+
+/* A word that others may look at, or write the same value to, meanwhile. */
+SMC_DEVICE void smc_tell(uint32_t *word, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+SMC_DEVICE void smc_tell(int32_t *word, int32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
 /* A word that the host may write meanwhile. */

@@ -122,6 +122,7 @@ SMC_DEVICE void smc_multiply_integers(const int8_t *x, const float *x_scales, co
   const int64_t token = part.token + t;
   smc_integer_sum<E> total = {0.0f, 0.0f, 0, 0};
   for (int32_t begin = 0; begin < m.tiles; begin += SMC_AT_ONCE) {
+    if (begin > 0) smc_sync();
     if (begin + slot < m.tiles) smc_tile_dots<E, TOKENS>(room, m, part, x, x_sums, stride, begin + slot, slot, r);
     smc_sync();
     if (t < part.count) {
@@ -135,7 +136,6 @@ SMC_DEVICE void smc_multiply_integers(const int8_t *x, const float *x_scales, co
         }
       }
     }
-    smc_sync();
   }
   if (t >= part.count) return;
   float value = E::PARTS ? total.sum : total.part;
@@ -200,6 +200,7 @@ SMC_DEVICE void smc_multiply_floats(const float *x, const smc_matrix &m, const O
   float total = 0.0f;
   for (int32_t begin = 0; begin < groups; begin += SMC_AT_ONCE) {
     const int32_t first = (begin + slot) * size, last = first + size < m.tiles ? first + size : m.tiles;
+    if (begin > 0) smc_sync();
     if (begin + slot < groups) smc_group_parts<E, TOKENS>(room, m, part, x, stride, first, last, slot, r);
     smc_sync();
     if (t < part.count) {
@@ -211,7 +212,6 @@ SMC_DEVICE void smc_multiply_floats(const float *x, const smc_matrix &m, const O
         }
       }
     }
-    smc_sync();
   }
   if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
 }
@@ -234,6 +234,7 @@ SMC_DEVICE void smc_multiply_float_weights(const float *x, const uint8_t *weight
   float total = 0.0f;
   for (int32_t begin = 0; begin < columns; begin += SMC_COLUMNS) {
     const int32_t count = columns - begin < SMC_COLUMNS ? columns - begin : SMC_COLUMNS;
+    if (begin > 0) smc_sync();
     for (int32_t i = thread; i < count * SMC_ROWS; i += SMC_THREADS) {
       const int64_t place = ((int64_t)part.row_block * columns + begin + i / SMC_ROWS) * 32 + part.row + i % SMC_ROWS;
       room->weights[i / SMC_ROWS][i % SMC_ROWS] = smc_stored_float<E::SCALE>(weights, place);
@@ -243,7 +244,6 @@ SMC_DEVICE void smc_multiply_float_weights(const float *x, const uint8_t *weight
     smc_sync();
     if (t < part.count)
       for (int32_t column = 0; column < count; column++) total = smc_fma(room->weights[column][row], room->inputs[t][column], total);
-    smc_sync();
   }
   if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
 }

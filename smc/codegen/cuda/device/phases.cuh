@@ -13,6 +13,8 @@ struct smc_control {
   uint64_t patience;        /* nanoseconds that a block waits at a barrier */
 };
 
+#define SMC_SOON 1000000 /* nanoseconds that a block waits before it asks whether another one has given up */
+
 struct smc_thread {
   int32_t index, count;
   uint8_t *scratch; /* shared memory: what the program keeps there, behind it what kernels need */
@@ -26,10 +28,18 @@ struct smc_phase {
   const int32_t *blocks;
 };
 
+/* A value under a name, made anew wherever it is used: kept in registers, those of a function with many buffers would not do
+ * behind the calls of its kernels. */
+template <class Make, class Value = decltype(((Make *)0)->operator()())> struct smc_name {
+  Make make;
+  SMC_DEVICE_MEMBER operator Value() const { return make(); }
+};
+template <class Make> smc_name(Make) -> smc_name<Make>;
+
 SMC_DEVICE void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                                 const int32_t *blocks) {
   const int done_here = thread->phase >= thread->first && thread->phase < thread->last;
-  phase->next = thread->index;
+  phase->next = smc_first_block(thread->index, thread->count, thread->phase);
   phase->task_count = task_count;
   phase->blocks = blocks;
   phase->total = 0;
@@ -37,7 +47,8 @@ SMC_DEVICE void smc_phase_begin(struct smc_thread *thread, struct smc_phase *pha
   thread->phase++;
 }
 
-/* The next block, the same for all threads of a CUDA block; shared memory is free again then. */
+/* The next block, the same for all threads of a CUDA block. They wait for each other here: what a block of the phase left in
+ * shared memory is over then, so that kernels need not wait at their end. */
 SMC_DEVICE int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
   int32_t block = phase->next;
   smc_sync();
@@ -50,46 +61,52 @@ SMC_DEVICE int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phas
   return 1;
 }
 
-/* Waits for all blocks of the grid; not 0 where the step ends here. */
-SMC_DEVICE int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
-  struct smc_control *control = thread->control;
-  if (!control->resident) return thread->last > 0 && thread->phase >= thread->last; /* 0: phases are only counted */
-  const uint32_t target = thread->phase * (uint32_t)thread->count;
+/* A block comes to the barrier number `phase` of the grid, and waits for all others; not 0 where the step ends here. The
+ * block's own threads have waited for each other in the claim that found no block. */
+SMC_KERNEL int smc_wait_for_all(struct smc_control *control, uint32_t phase) {
+  const uint32_t target = phase * (uint32_t)smc_block_count();
   int stop = 0;
-  smc_sync();
   if (smc_lane_of_block() == 0) {
     smc_arrive(&control->arrived);
     const uint64_t start = smc_nanoseconds();
     while (smc_look(&control->arrived) < target) {
       smc_wait();
-      if (smc_nanoseconds() - start > control->patience) {
-        control->failure = 1;
+      const uint64_t waited = smc_nanoseconds() - start;
+      if (waited > SMC_SOON && (smc_look(&control->failure) || waited > control->patience)) {
+        smc_tell(&control->failure, 1u);
         stop = 1;
         break;
       }
     }
-    if (smc_look(&control->stop_at) <= thread->phase) stop = 1;
+    if (smc_look(&control->stop_at) <= phase) stop = 1;
   }
   return smc_sync_any(stop);
+}
+
+/* Not 0 where the step ends here. */
+SMC_DEVICE int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
+  (void)phase;
+  if (thread->control->resident) return smc_wait_for_all(thread->control, thread->phase);
+  return thread->phase > thread->last - 1u; /* never where last is 0: phases are only counted */
 }
 
 /* Once per layer: makes the host's cancel() take effect, at the next barrier, for all blocks at the same one. */
 SMC_DEVICE int smc_cancelled(struct smc_thread *thread) {
   struct smc_control *control = thread->control;
   if (control->resident && thread->index == 0 && smc_lane_of_block() == 0 && smc_look_at_host(control->cancels) != control->cancels_seen)
-    control->stop_at = thread->phase + 1;
+    smc_tell(&control->stop_at, thread->phase + 1);
   return 0;
 }
 
 SMC_DEVICE int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens) { return tokens; }
 
 /* Rows of floats that move, by all threads of a block: each has columns of its own. */
-SMC_DEVICE void smc_move_row(float *to, const float *from, int32_t width) {
+SMC_KERNEL void smc_move_row(float *to, const float *from, int32_t width) {
   for (int32_t column = smc_lane_of_block(); column < width; column += SMC_THREADS) to[column] = from[column];
 }
 
 /* What a block of the grid has found of the largest logits: nothing yet. */
-SMC_DEVICE void smc_clear_argmaxes(const struct smc_step *step, int32_t index) {
+SMC_KERNEL void smc_clear_argmaxes(const struct smc_step *step, int32_t index) {
   for (int32_t i = smc_lane_of_block(); i < step->argmax_count * SMC_ARGMAX_LANES; i += SMC_THREADS) {
     struct smc_argmax *argmax = step->argmaxes + index * step->argmax_count + i / SMC_ARGMAX_LANES;
     argmax->logits[i % SMC_ARGMAX_LANES] = smc_float_of_bits(0xff800000u);

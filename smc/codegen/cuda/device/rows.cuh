@@ -115,5 +115,4 @@ SMC_DEVICE void smc_transform(const float *x, const int32_t *order, float *out, 
       out[low + half] = smc_sub(first, second);
     }
   }
-  smc_sync();
 }

@@ -118,6 +118,6 @@ SMC_DEVICE void smc_multiply_on_tensor_cores(const int8_t *x, const float *x_sca
         output.store(token, row_block * 32 + at, value);
       }
     }
-    if (Output::shares_places) smc_sync();
+    if (Output::shares_places && turn == 0) smc_sync();
   }
 }

@@ -24,6 +24,7 @@ static const struct {
     {"cuDeviceGetAttribute", offsetof(struct smc_driver, device_attribute)},
     {"cuDevicePrimaryCtxRetain", offsetof(struct smc_driver, context_retain)},
     {"cuDevicePrimaryCtxRelease_v2", offsetof(struct smc_driver, context_release)},
+    {"cuDevicePrimaryCtxReset_v2", offsetof(struct smc_driver, context_reset)},
     {"cuCtxPushCurrent_v2", offsetof(struct smc_driver, context_push)},
     {"cuCtxPopCurrent_v2", offsetof(struct smc_driver, context_pop)},
     {"cuModuleLoadData", offsetof(struct smc_driver, module_load)},

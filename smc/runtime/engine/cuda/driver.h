@@ -21,7 +21,8 @@ enum cuda_attribute {
 };
 enum cuda_function_attribute { CUDA_MOST_DYNAMIC_SHARED = 8 };
 enum { CUDA_HOST_MAPPED = 2, CUDA_STREAM_APART = 1 };
-enum { CUDA_NO_MEMORY = 2 };
+enum { CUDA_NO_MEMORY = 2, CUDA_TOO_LARGE = 720, CUDA_NOT_PERMITTED = 800, CUDA_NOT_SUPPORTED = 801 };
+enum { CUDA_FIRST_LASTING = 700, CUDA_LAST_LASTING = 719 }; /* failures of a kernel, behind which its context is lost */
 
 struct smc_driver {
   int (*init)(unsigned flags);
@@ -32,6 +33,7 @@ struct smc_driver {
   int (*device_attribute)(int *value, int attribute, int device);
   int (*context_retain)(cuda_context *context, int device);
   int (*context_release)(int device);
+  int (*context_reset)(int device);
   int (*context_push)(cuda_context context);
   int (*context_pop)(cuda_context *context);
   int (*module_load)(cuda_module *module, const void *image);

@@ -1,6 +1,7 @@
 /* A GPU as a device: which one, its machine code, memory. Nothing is allocated while a step runs. */
 #include "gpu.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 /* ---- failures: a device on which something failed is of no use any more */
 
 int smc_device_failed(struct smc_device *device, int status) {
+  device->lost |= status >= CUDA_FIRST_LASTING && status <= CUDA_LAST_LASTING;
   if (status && !device->broken && (device->driver->error_text(status, &device->broken) || !device->broken))
     device->broken = "an unknown error";
   return status != 0;
@@ -21,6 +23,13 @@ int smc_device_failed(struct smc_device *device, int status) {
 int smc_device_sentence(const struct smc_device *device, char *error) {
   return smc_fail(error, SMC_FAILED, "the GPU %s failed: %s; open the model again", device->name,
                   device->broken ? device->broken : "no reason is given");
+}
+
+int smc_device_no_room(const struct smc_device *device, const char *what, uint64_t bytes, char *error) {
+  size_t left = 0, total = 0;
+  device->driver->memory_info(&left, &total);
+  return smc_fail(error, SMC_NO_MEMORY, "the %s need %.0f MiB of the GPU's memory, of which %.0f of %.0f MiB are free",
+                  what, ceil((double)bytes / MEBIBYTE), (double)left / MEBIBYTE, (double)total / MEBIBYTE);
 }
 
 void smc_device_enter(struct smc_device *device) {
@@ -140,13 +149,7 @@ static int load_program(smc_model *model, char *error) {
 static int allocate_weights(smc_model *model, char *error) {
   struct smc_device *device = model->device;
   const uint64_t bytes = model->artifact.weight_bytes;
-  size_t left = 0, total = 0;
-  smc_device_failed(device, device->driver->memory_info(&left, &total));
-  if (device->broken) return smc_device_sentence(device, error);
-  if (bytes > left || device->driver->allocate(&device->weights, bytes))
-    return smc_fail(error, SMC_NO_MEMORY,
-                    "the weights need %.0f MiB of the GPU's memory, of which %.0f of %.0f MiB are free",
-                    (double)bytes / MEBIBYTE, (double)left / MEBIBYTE, (double)total / MEBIBYTE);
+  if (device->driver->allocate(&device->weights, bytes)) return smc_device_no_room(device, "weights", bytes, error);
   return upload(device, &model->artifact, error);
 }
 
@@ -180,6 +183,7 @@ void smc_device_close(smc_model *model) {
     if (device->stream) driver->stream_destroy(device->stream);
     smc_device_leave(device);
     driver->context_release(device->number);
+    if (device->lost) driver->context_reset(device->number); /* a later model gets one that works */
   }
   free(device->hidden);
   free(device);
@@ -194,6 +198,15 @@ uint8_t *smc_pages_reserve(struct smc_device *device, uint64_t bytes) {
   const int status = device->driver->allocate(&pages, bytes);
   smc_device_leave(device);
   return status ? NULL : (uint8_t *)(uintptr_t)pages;
+}
+
+void smc_pages_note(const struct smc_device *device, char *text, size_t size) {
+  size_t left = 0, total = 0;
+  device->driver->context_push(device->context);
+  device->driver->memory_info(&left, &total);
+  cuda_context before;
+  device->driver->context_pop(&before);
+  snprintf(text, size, "; %.0f of the GPU's %.0f MiB are free", (double)left / MEBIBYTE, (double)total / MEBIBYTE);
 }
 
 void smc_pages_free(struct smc_device *device, uint8_t *pages, uint64_t bytes) {

@@ -34,6 +34,7 @@ struct smc_device {
   cuda_pointer cancels;          /* model->cancels_word, as the GPU sees it */
   float *hidden;                 /* memory of the host, NULL until it is needed */
   const char *broken;            /* what the driver said when something failed for good; NULL: nothing did */
+  int lost;                      /* a kernel failed, and with it everything in the GPU's context */
 };
 
 /* Makes the device current for the calling thread, and back. Both keep what goes wrong in `broken`. */
@@ -41,6 +42,8 @@ void smc_device_enter(struct smc_device *device);
 void smc_device_leave(struct smc_device *device);
 /* Remembers the first failure; returns whether this was one. */
 int smc_device_failed(struct smc_device *device, int status);
+/* SMC_NO_MEMORY: how much is needed for what, and how much there is. */
+int smc_device_no_room(const struct smc_device *device, const char *what, uint64_t bytes, char *error);
 int smc_device_sentence(const struct smc_device *device, char *error); /* SMC_FAILED */
 
 #endif

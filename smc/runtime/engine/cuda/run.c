@@ -56,9 +56,7 @@ int smc_device_allocate(smc_model *model, char *error) {
                      driver->host_pointer(&device->cancels, word, 0);
   device->packed = packed;
   smc_device_leave(device);
-  if (status)
-    return smc_fail(error, SMC_NO_MEMORY, "the activations need %.0f MiB of the GPU's memory, which are not free",
-                    (double)device->work_bytes / (1 << 20));
+  if (status) return smc_device_no_room(device, "activations", device->work_bytes, error);
   model->arena = (uint8_t *)(uintptr_t)device->work;
   model->arena_bytes = device->work_bytes;
   model->memory_bytes += device->work_bytes;
@@ -142,15 +140,24 @@ static uint64_t pack_tables(smc_model *model, const struct smc_step *given, cons
 static void launch(struct smc_device *device, int32_t blocks, uint32_t first, uint32_t last) {
   cuda_pointer step = device->tables + STEP_AT, control = device->tables;
   void *arguments[] = {&step, &control, &first, &last};
-  const unsigned shared = (unsigned)device->shared_bytes;
-  if (device->broken) return;
-  if (device->resident)
-    smc_device_failed(device,
-                      device->driver->launch_together(device->function, (unsigned)blocks, 1, 1, SMC_BLOCK_THREADS, 1, 1,
-                                                      shared, device->stream, arguments));
-  else
+  if (!device->broken)
     smc_device_failed(device, device->driver->launch(device->function, (unsigned)blocks, 1, 1, SMC_BLOCK_THREADS, 1, 1,
-                                                     shared, device->stream, arguments, NULL));
+                                                     (unsigned)device->shared_bytes, device->stream, arguments, NULL));
+}
+
+/* All phases in one launch, whose blocks wait for each other. 0 where the GPU, or who shares it out (MPS, a virtual
+ * GPU), refuses such launches: nothing has run then. */
+static int launch_resident(struct smc_device *device) {
+  cuda_pointer step = device->tables + STEP_AT, control = device->tables;
+  uint32_t first = 0, last = UINT32_MAX;
+  void *arguments[] = {&step, &control, &first, &last};
+  if (device->broken) return 1;
+  const int status =
+      device->driver->launch_together(device->function, (unsigned)device->blocks, 1, 1, SMC_BLOCK_THREADS, 1, 1,
+                                      (unsigned)device->shared_bytes, device->stream, arguments);
+  if (status == CUDA_TOO_LARGE || status == CUDA_NOT_SUPPORTED || status == CUDA_NOT_PERMITTED) return 0;
+  smc_device_failed(device, status);
+  return 1;
 }
 
 /* Phase by phase: first they are counted, by one block that does nothing else. Not 0 where somebody cancelled. */
@@ -170,11 +177,11 @@ static int launch_phases(smc_model *model, uint32_t cancels) {
 int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, char *error) {
   struct smc_device *device = model->device;
   const struct smc_driver *driver = device->driver;
-  const struct head begin = {.control = {.stop_at = UINT32_MAX,
-                                         .resident = (uint32_t)device->resident,
-                                         .cancels_seen = cancels,
-                                         .cancels = device->cancels,
-                                         .patience = PATIENCE}};
+  struct head begin = {.control = {.stop_at = UINT32_MAX,
+                                   .resident = (uint32_t)device->resident,
+                                   .cancels_seen = cancels,
+                                   .cancels = device->cancels,
+                                   .patience = PATIENCE}};
   const struct head *end = (const struct head *)(const void *)device->packed;
   if (device->broken) return smc_device_sentence(device, error);
   smc_device_enter(device);
@@ -183,8 +190,13 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
   int cancelled = 0;
   atomic_store(model->cancels_word, atomic_load(&model->cancels));
   smc_device_failed(device, driver->copy_in(device->tables, device->packed, bytes, device->stream));
-  if (device->resident) launch(device, device->blocks, 0, UINT32_MAX);
-  else cancelled = launch_phases(model, cancels);
+  if (device->resident && !launch_resident(device)) {
+    device->resident = 0;
+    begin.control.resident = 0;
+    memcpy(device->packed, &begin, sizeof begin);
+    smc_device_failed(device, driver->copy_in(device->tables, device->packed, sizeof begin, device->stream));
+  }
+  if (!device->resident) cancelled = launch_phases(model, cancels);
   smc_device_failed(device, driver->copy_out(device->packed, device->tables, sizeof *end, device->stream));
   if (step->logits_count)
     smc_device_failed(

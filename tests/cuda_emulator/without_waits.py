@@ -46,7 +46,7 @@ def main(path: str, out: str, settings: str, kv_dtype: str, given: str) -> None:
     tokens, steps, lines = json.loads(given)
 
     def fails(line: int) -> bool:
-        """Whether the program without a wait (line 0: with all) fails, or gives something else, in a process of its own."""
+        """Whether the program without a wait (0: with all) fails or gives something else, in its own process."""
         sys.stdout.flush()
         child = os.fork()
         if not child:

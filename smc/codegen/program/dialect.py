@@ -23,7 +23,7 @@ class Dialect(Protocol):
         """What every function declares first."""
 
     def named(self, kind: str, name: str, value: str) -> str:
-        """The definition of a name for a value, which stays the same. kind: its type in C, as it stands before a name."""
+        """The definition of a name for a value, which stays the same. kind: its type, as C has it in front."""
 
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""

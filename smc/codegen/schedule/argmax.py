@@ -2,8 +2,8 @@
 
 Greedy text needs no more. A vocabulary's logits are long: nothing writes or reads them, and nothing copies them.
 
-Gain: for each token of SmolLM2's 49,152 words 197 kB are not written and not searched, which shows in many short rounds
-only (`python -m benchmarks.fast_paths MODEL argmax`).
+Gain: up to 4 % of decoding (1 % and 4 % in two runs; SmolLM2-135M, int4-plain, two threads): for each token 197 kB of
+logits are not written and not searched (`python -m benchmarks.fast_paths MODEL argmax --rounds 200`).
 """
 
 from __future__ import annotations

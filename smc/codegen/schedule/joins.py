@@ -3,8 +3,8 @@
 That spares a phase, and so a barrier, in decoding: there a tile of tokens is alone in its sequence, and the block that
 attends to the cache for a KV head is the only one that reads what the tile adds for it.
 
-Gain: of SmolLM2-135M's shape, recipe int4-plain, a step that decodes one token has 152 barriers in place of 182, one
-less per layer (`python -m benchmarks.fast_paths MODEL joins`).
+Gain: a step that decodes one token has 152 barriers in place of 182, one less per layer (SmolLM2-135M, int4-plain).
+With two threads no gain in time was measured (`python -m benchmarks.fast_paths MODEL joins --rounds 200`).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Symbols:
 
 
 def parse_counts(text: str) -> Profile:
-    """A profile from what the plugin wrote; ValueError where the program had a second thread."""
+    """A profile from what the plugin wrote; ValueError if the program had a second thread."""
     first, *lines = text.splitlines()
     if first != "threads 1":
         raise ValueError(f"the program ran with {first}: counts are of programs with one")

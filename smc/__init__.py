@@ -5,7 +5,7 @@
     import smc
 
     module = smc.load_checkpoint("SmolLM2-135M-Instruct")           # a folder, a hub id or a GGUF file
-    module = smc.apply(module, ["quantize-rtn:bits=4,group=32"])    # smc.passes has what there is
+    module = smc.apply(module, ["quantize-rtn:bits=4,group=32"])    # see `smc passes`
     smc.compile(module, target="native", out="smollm2.smc")
     model = smc.load("smollm2.smc")                                 # needs neither torch nor tvm
     print(model.generate("Once upon a time", max_tokens=64).text)
@@ -40,11 +40,11 @@ __all__ = ["InputError", "Llama", "apply", "compile", "load", "load_checkpoint",
 
 @packages_named()
 def load_checkpoint(source: str | Path, adapters: Sequence[str | Path] = ()) -> Module:
-    """The model in a checkpoint as ir; weights are read later, one tensor at a time.
+    """Load the model of a checkpoint as ir; weights are read later, one tensor at a time.
 
     source: a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
     adapters: folders of LoRA adapters in PEFT's layout, merged in this order (docs/formats.md).
-    Raises InputError where there is none, where it is broken, or where its kind is not supported.
+    Raises InputError if there is none, if it is broken, or if its kind is not supported.
     """
     from smc.frontend import load_checkpoint as load_source
 
@@ -69,14 +69,14 @@ def apply(
     """Run passes in order; each is an object of `smc.passes` or text such as "quantize-rtn:bits=4,group=32".
 
     calibration: a text file for passes that take statistics; without one they get the text that comes with smc.
-    The given module stays as it is.
+    The given module is not changed.
     teacher: the model to distill from; by default the given one. work: a folder where long passes keep their state, so
-    that a run that was ended goes on when it is started again; without, nothing is kept.
+    that an interrupted run continues when it is started again; without one nothing is kept.
     report: called with a line for every pass that ran. progress: called with how much is done, from 0 to 1. note:
-    called with lines from long work. after: called with every pass that ran and the module behind it.
-    lazy: long work waits until a parameter is loaded, where encodings do not depend on it.
-    requantize: the `load` of parameters that are stored as codes and that a quantizer may quantize again all the same.
-    Raises InputError, before any work, for an unknown pass or option or where a pass lacks what it needs.
+    called with lines from long work. after: called with every pass that ran and the module after it.
+    lazy: long work waits until a parameter is loaded, if encodings do not depend on it.
+    requantize: the `load` of parameters that are stored as codes but that a quantizer may quantize again.
+    Raises InputError, before any work, for an unknown pass or option, or if a pass lacks what it needs.
     """
     from pathlib import Path
 
@@ -122,9 +122,9 @@ def compile(
     (standalone, emit, emit_kinds, records, without).
     progress: called with a stage's name and how much of it is done, from 0 to 1.
     verify: run a few tokens and compare their logits with the reference's before the file gets its name, as `smc
-        compile` does (docs/artifact.md): `smc.codegen.WrongProgramError` where they differ.
-    `out` appears only when it is complete. Raises InputError for an unknown target, a disk that is too full, an `out`
-    that is no regular file or belongs to the checkpoint, or where an executable can't have the model's tokenizer.
+        compile` does (docs/artifact.md): `smc.codegen.WrongProgramError` if they differ.
+    `out` gets its name only when it is complete. Raises InputError for an unknown target, a full disk, an `out` that is
+    not a regular file or belongs to the checkpoint, or if an executable can't have the model's tokenizer.
     """
     from smc.codegen import CompileOptions, compile_module
     from smc.passes import FUSIONS

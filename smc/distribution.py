@@ -1,4 +1,4 @@
-"""What smc is installed as: the distribution's name and version, and the command that installs what is missing."""
+"""The distribution: its name and version, and the command that installs missing packages."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Literal
 from smc.errors import InputError
 
 NAME = "smc-compiler"
-"""The distribution. The package and the command are `smc`, a name that another distribution has."""
+"""The name of the distribution. The package and the command are `smc`; another distribution has that name."""
 
 VERSION = "0.1.0"
 
 RUNTIME_PACKAGES = frozenset({"click", "jinja2", "numpy", "prompt_toolkit", "rich", "tokenizers"})
-"""What every installation has, by the names for `import`."""
+"""The packages of every installation, by their names for `import`."""
 
 COMPILER_PACKAGES = frozenset(
     {"gguf", "huggingface_hub", "networkx", "safetensors", "torch", "tvm", "tvm_ffi", "yaml", "ziglang"}
 )
-"""What the extra "compile" adds, by the names for `import`."""
+"""The packages of the extra "compile", by their names for `import`."""
 
 
 SERVER_PACKAGES = frozenset({"fastapi", "llguidance", "prometheus_client", "uvicorn"})
-"""What the extra "serve" adds, by the names for `import`."""
+"""The packages of the extra "serve", by their names for `import`."""
 
 
 def install_command(extra: Literal["", "compile", "serve"] = "compile") -> str:
-    """The command that completes this installation: from the clone that this package lies in, else of the wheel.
+    """The command that completes this installation: from the clone that contains this package, else from the wheel.
 
-    pip takes an extra of a wheel that is installed from that wheel's own metadata, without looking for another.
+    For an installed wheel, pip takes the extra from its metadata and looks for no other distribution.
     """
     root = Path(__file__).parents[1]
     wanted = f"[{extra}]" if extra else ""
@@ -49,7 +49,8 @@ def _is_clone(root: Path) -> bool:
 
 
 def _missing_package(error: ImportError) -> str | None:
-    """The sentence for an import that failed because a package of ours is not installed; None for any other reason."""
+    """The sentence for an import that failed because a package that smc needs is not installed; None for any other
+    reason."""
     name = (error.name or "").partition(".")[0]
     if name not in RUNTIME_PACKAGES | COMPILER_PACKAGES | SERVER_PACKAGES or importlib.util.find_spec(name) is not None:
         return None
@@ -62,8 +63,8 @@ def _missing_package(error: ImportError) -> str | None:
 
 @contextmanager
 def packages_named() -> Iterator[None]:
-    """A context manager or decorator: an import that fails inside because a package of ours is not installed becomes an
-    InputError with the command that installs it."""
+    """A context manager or decorator: an import that fails inside because a package that smc needs is not installed
+    becomes an InputError with the command that installs it."""
     try:
         yield
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""Values out of files that others wrote, JSON objects and GGUF metadata, read with the types and ranges we count on.
+"""Reads values from JSON objects and GGUF metadata of checkpoints, and checks their types and ranges.
 
-Config, generation config and manifest are read by this alone; what does not fit is an error of one sentence.
+Config, generation config and manifest are read only with this module; a wrong value gives an error of one sentence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Range:
     wanted: str
 
     def __contains__(self, value: object) -> bool:
-        """Whether it is a number of the range; true and false are none."""
+        """Whether a value is a number in the range; true and false are not."""
         if isinstance(value, bool) or not isinstance(value, Real):
             return False
         return bool(self.low <= value <= self.high)  # type: ignore[operator]  # every Real compares with a float
@@ -40,13 +40,13 @@ class Range:
 LEAST_FLOAT32, MOST_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 POSITIVE = Range(LEAST_FLOAT32, MOST_FLOAT32, "a positive number in the range of float32")
-"""What becomes a float32 and divides or is divided by: neither 0 nor infinite then."""
+"""The range of numbers that divide: as a float32 they are neither 0 nor infinite."""
 
 COUNT = Range(1, MOST, f"a positive integer, at most {MOST:,}")
 
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:
-    """The object that a JSON text is; InputError, which names `origin`, where it is something else."""
+    """The object in a JSON text. InputError, which names `origin`, if the text is anything else."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -61,8 +61,8 @@ class Fields:
     """The values of one object of a file; `origin` names it in messages ("…/config.json", "…: rope_scaling").
 
     A key that is null counts as missing: transformers writes null for "derive it".
-    Every reader raises InputError for a value of another type or out of its range, and for one that is missing where
-    no default is given.
+    Every reader raises InputError for a value of another type or out of range, and for a missing value without a
+    default.
     """
 
     values: Mapping[str, Any]
@@ -73,21 +73,21 @@ class Fields:
         return self.values.get(name) is not None
 
     def fault(self, name: str, wanted: str) -> InputError:
-        """The error for a value that is not what it should be."""
+        """The error for a wrong value. wanted: what it must be."""
         shown = repr(self.values.get(name))
         if len(shown) > _SHOWN:
             shown = f"{shown[:_SHOWN]}…"
         return InputError(f"{self.origin}: {name} must be {wanted}, not {shown}")
 
     def integer(self, name: str, default: int | None = None, within: Range = COUNT) -> int:
-        """A whole number of the range; 2.0 is none."""
+        """A whole number in the range; 2.0 is refused."""
         value = self._value(name, default)
         if not is_integer(value, within):
             raise self.fault(name, within.wanted)
         return int(value)
 
     def number(self, name: str, default: float | None = None, within: Range = POSITIVE) -> float:
-        """A number of the range."""
+        """A number in the range."""
         value = self._value(name, default)
         if value not in within:
             raise self.fault(name, within.wanted)
@@ -108,7 +108,7 @@ class Fields:
         return str(value)
 
     def integers(self, name: str, count: int) -> int | list[int]:
-        """One positive integer that stands for all `count` layers, or a list of as many."""
+        """A positive integer for all `count` layers, or a list with one for each."""
         value = self.values.get(name)
         if not isinstance(value, list):
             return self.integer(name)
@@ -117,7 +117,7 @@ class Fields:
         return value
 
     def token_ids(self, name: str) -> tuple[int, ...]:
-        """Token ids: one, a list of them, or none; negative ones, which some files write for "none", are left out."""
+        """Token ids: one, a list of them, or none; negative ids, which some files write for "none", are left out."""
         value = self.values.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(is_integer(i, Range(-MOST, MOST, "")) for i in ids):
@@ -125,28 +125,28 @@ class Fields:
         return tuple(i for i in ids if i >= 0)
 
     def items(self, name: str) -> list[Any]:
-        """A list, empty where it is missing."""
+        """A list, empty if it is missing."""
         value = self._value(name, [])
         if not isinstance(value, list):
             raise self.fault(name, "a list")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings, empty where it is missing."""
+        """A list of strings, empty if it is missing."""
         value = self.items(name)
         if not all(map(is_text, value)):
             raise self.fault(name, "a list of strings")
         return tuple(value)
 
     def text_by_name(self, name: str) -> dict[str, str]:
-        """An object whose values are strings, empty where it is missing."""
+        """An object whose values are strings, empty if it is missing."""
         value = self.section(name).values
         if not all(is_text(key) and is_text(text) for key, text in value.items()):
             raise self.fault(name, "an object whose values are strings")
         return dict(value)
 
     def section(self, name: str) -> Fields:
-        """A nested object, empty where it is missing."""
+        """A nested object, empty if it is missing."""
         value = self._value(name, {})
         if not isinstance(value, dict):
             raise self.fault(name, "an object")
@@ -162,12 +162,12 @@ class Fields:
 
 
 def is_integer(value: object, within: Range) -> bool:
-    """Whether it is a whole number of the range."""
+    """Whether a value is a whole number in the range."""
     return isinstance(value, Integral) and value in within
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string without lone surrogates: JSON can spell those, no text file can hold them."""
+    """Whether a value is a string without lone surrogates, which JSON can write but UTF-8 can't."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Where smc keeps what it made: one folder of the user's."""
+"""The user's cache folder, where smc keeps its results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """$SMC_CACHE, or smc in the user's cache folder; None where the user has none."""
+    """$SMC_CACHE, or smc in the user's cache folder; None if the user has none."""
     try:
         named = os.environ.get("SMC_CACHE")
         return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smc").absolute()

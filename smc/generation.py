@@ -1,4 +1,4 @@
-"""What a checkpoint says about generating text: the tokens that end it, and how tokens are chosen by default."""
+"""A checkpoint's settings for generation: the tokens that end a text, and the defaults of sampling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from smc.fields import MOST, Fields, Range
 
-_LEAST, _MOST = 5e-324, 1.7976931348623157e308  # of what float64 can say above 0
+_LEAST, _MOST = 5e-324, 1.7976931348623157e308  # the smallest positive float64
 
 SAMPLING = {
     "temperature": Range(0, _MOST, "0 (greedy) or more"),
@@ -16,22 +16,22 @@ SAMPLING = {
     "min_p": Range(0, 1, "from 0 to 1"),
     "repetition_penalty": Range(1e-30, 1e30, "from 1e-30 to 1e30"),
 }
-"""How tokens may be chosen, in which ranges; executables have the same (standalone/options.c)."""
+"""The ranges of sampling options; executables have the same (standalone/options.c)."""
 
 END_TEXTS = (
     "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>",
     "<end_of_utterance>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
     "</s>", "<｜end▁of▁sentence｜>",
 )  # fmt: skip
-"""Tokens with these texts end a turn, a message or a text in models that have them, whatever the checkpoint says."""
+"""Tokens with these texts end a turn, a message or a text in every model that has them."""
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """A checkpoint's own settings; None where it says nothing.
+    """A checkpoint's own settings; None for those that it lacks.
 
     eos_token_ids: the tokens that end a text. temperature … repetition_penalty: see `SamplingOptions`, in the ranges of
-    SAMPLING. do_sample: false where the checkpoint means greedy decoding whatever else it says.
+    SAMPLING. do_sample: false if the checkpoint prescribes greedy decoding, whatever else it says.
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -46,7 +46,8 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, fields: Fields) -> GenerationDefaults:
-        """From generation_config.json or a manifest's `generation`. InputError for a wrong type or range."""
+        """Read the settings of generation_config.json or of a manifest's `generation`. InputError for a wrong type or
+        range."""
         read: dict[str, Any] = dict.fromkeys(SAMPLING, fields.number) | {"top_k": fields.integer}
         numbers = {name: read[name](name, within=SAMPLING[name]) for name in SAMPLING if name in fields}
         bos, pad = fields.token_ids("bos_token_id"), fields.token_ids("pad_token_id")
@@ -59,13 +60,13 @@ class GenerationDefaults:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `read` takes it, in Hugging Face's names."""
+        """The settings as `read` takes them, with Hugging Face's names."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
         ends = values.pop("eos_token_ids")
         return {**({"eos_token_id": list(ends)} if ends else {}), **values}
 
     def sampling(self) -> dict[str, Any]:
-        """Keywords for `SamplingOptions`; it may mean that tokens are chosen greedily."""
+        """The settings as keywords for `SamplingOptions`; they may prescribe greedy decoding."""
         chosen = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
         samples = self.do_sample if self.do_sample is not None else self.temperature is not None
         if not samples:

@@ -1,7 +1,7 @@
 """`smc.Llama`: a model behind the interface of llama-cpp-python's class of that name.
 
-Code that was written for that package's text generation runs after changing the import. A GGUF file or a checkpoint is
-compiled into smc's cache when it is first used.
+Code for that package's text generation runs with another import. A GGUF file or a checkpoint is compiled into smc's
+cache when it is first used.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ IGNORED = frozenset(
         "chat_format", "numa", "rope_freq_base", "rope_freq_scale", "mul_mat_q", "f16_kv",
     }
 )  # fmt: skip
-"""Options of llama-cpp-python's constructor that change no text here, or that the artifact settles."""
+"""Options of llama-cpp-python's constructor that change no text here, or that the artifact determines."""
 
 Answer = dict[str, Any]
 
 
 class Llama:
-    """A model in llama-cpp-python's shape: call it with a prompt, or use `create_chat_completion`.
+    """A model with llama-cpp-python's interface: call it with a prompt, or use `create_chat_completion`.
 
-    model_path: an artifact, a GGUF file or a checkpoint. n_ctx: tokens that prompt and answer may have together; 0: as
-    many as the model was trained for. n_threads: None: as many CPUs as there are. n_gpu_layers: accepted; artifacts for
-    CPUs run on the CPU, which a warning says once. seed: for texts that give none of their own.
-    Raises InputError where the file can't be run or an option is unknown.
+    model_path: an artifact, a GGUF file or a checkpoint. n_ctx: most tokens of prompt and answer together; 0: as many
+    as the model was trained for. n_threads: None: one per CPU. n_gpu_layers: has no effect on artifacts for CPUs, which
+    a warning says. seed: for texts without one of their own. Raises InputError if the file can't be run or an option is
+    unknown.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Llama:
         **options: Any,
     ) -> None:
         if unknown := sorted(options.keys() - IGNORED):
-            raise InputError(f"Llama has no option {unknown[0]!r}")
+            raise InputError(f"Llama has no option {unknown[0]!r}: leave it out")
         self.model_path = str(model_path)
         artifact = artifact_of(model_path)
         self.model = Model(artifact, context_length=n_ctx, threads=n_threads or 0, sequences=2)
         self._seed = None if seed in (None, -1, 0xFFFFFFFF) else seed
-        self._sequence = self.model.new_sequence()  # whose past is used again; the other one is for `embed`
+        self._sequence = self.model.new_sequence()  # its past is used again; the other sequence is for `embed`
         if n_gpu_layers and self.model.artifact.manifest.system != "CUDA":
             text = f"{artifact.name} is compiled for CPUs: n_gpu_layers={n_gpu_layers} has no effect"
             warnings.warn(text, Notice, stacklevel=2)
@@ -88,11 +88,11 @@ class Llama:
         stream: bool = False,
         model: str | None = None,
     ) -> Any:
-        """Continue a prompt: an answer in OpenAI's form, or with stream=True an iterator of such pieces.
+        """Continue a prompt: an answer in OpenAI's form, or with stream=True an iterator over its parts.
 
-        max_tokens: None or below 1: until the context is full. logprobs: how many likeliest tokens to report of each.
-        echo: the prompt is a part of the text, and its tokens have log-probabilities too. temperature … min_p: see
-        `smc.runtime.sampling.SamplingOptions`; repeat_penalty is its repetition_penalty.
+        max_tokens: None or below 1: until the context is full. logprobs: how many of the likeliest tokens to report at
+        each place. echo: the prompt is a part of the text, and its tokens have log-probabilities too. temperature …
+        min_p: see `smc.runtime.sampling.SamplingOptions`; repeat_penalty is its repetition_penalty.
         """
         tokens = self.model.prompt_tokens(prompt)
         text_stream = self._stream(
@@ -144,9 +144,9 @@ class Llama:
         stream: bool = False,
         model: str | None = None,
     ) -> Any:
-        """Answer a conversation by the model's chat template; options as for `create_completion`.
+        """Answer a conversation with the model's chat template; options are those of `create_completion`.
 
-        logprobs: report them; top_logprobs: and so many of the likeliest tokens.
+        logprobs: whether to report them; top_logprobs: how many of the likeliest tokens to report with them.
         """
         text_stream = self._stream(
             self.model.apply_chat_template(messages),
@@ -221,7 +221,7 @@ class Llama:
         yield {**head, "choices": [form.chat_piece(0, {}, None, reason)]}
 
     def _prompt_logprobs(self, tokens: list[int], count: int) -> list[TokenLogprob]:
-        """Of the prompt's own tokens; the first one, which nothing comes before, has 0."""
+        """Log-probabilities of the prompt's own tokens; the first token, which has nothing before it, has 0."""
         self._sequence.truncate(0)
         logits = self._sequence.extend(tokens, logits="all")
         entries = [TokenLogprob(tokens[0], 0.0, [])]
@@ -233,11 +233,11 @@ class Llama:
     # ---- tokens and numbers
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Tokens of UTF-8 text; special tokens that are written out in it are parsed whatever `special` says."""
+        """The tokens of UTF-8 text; special tokens in it are parsed whatever `special` says."""
         return self.model.encode(text.decode("utf-8", "replace"), add_special_tokens=add_bos)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
-        """UTF-8 text of tokens."""
+        """The UTF-8 text of tokens."""
         return self.model.decode(tokens, skip_special_tokens=not special).encode()
 
     def embed(self, text: str | Sequence[str]) -> Any:
@@ -255,24 +255,24 @@ class Llama:
         return {"object": "list", "data": data, "model": model or self.model_path, "usage": told}
 
     def n_ctx(self) -> int:
-        """Tokens that the context holds."""
+        """The number of tokens that the context holds."""
         return self.model.context_length
 
     def n_vocab(self) -> int:
-        """Tokens that there are."""
+        """The number of tokens in the vocabulary."""
         return self.model.vocab_size
 
     def token_eos(self) -> int:
-        """The first token that ends a text; -1: there is none."""
+        """The first token that ends a text; -1 if there is none."""
         return min(self.model.eos_token_ids, default=-1)
 
     def token_bos(self) -> int:
-        """The token that begins a text; -1: there is none."""
+        """The token that begins a text; -1 if there is none."""
         bos = self.model.artifact.manifest.generation.bos_token_id
         return -1 if bos is None else bos
 
     def reset(self) -> None:
-        """Forget what was run."""
+        """Forget all texts."""
         self._sequence.truncate(0)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""Artifacts of checkpoints that were run without compiling them first: compiled once, into smc's cache.
+"""The cache of artifacts that were compiled because a checkpoint was run.
 
-An entry is two files in the cache's folder `models`: NAME-KEY.smc, and NAME-KEY.json with where it is from. KEY is a
-hash of the source's place, sizes and times of writing, and of smc's version: what has changed is compiled again.
+An entry is two files in the cache's folder `models`: NAME-KEY.smc, and NAME-KEY.json, which says what it was compiled
+from. KEY is a hash of the source's path, sizes and times of writing, and of smc's version, so a source that has changed
+is compiled again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from smc.errors import InputError
 from smc.folders import cache_folder
 
 DEFAULT_RECIPE = "int4"
-"""Of floats; codes are kept."""
+"""The recipe for floats; codes are kept."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -37,7 +38,7 @@ class CachedModel:
 
 
 def is_checkpoint(source: str | Path) -> bool:
-    """Whether `source` is to be compiled before it runs: a folder, a GGUF file, or a hub id that is no file."""
+    """Whether `source` must be compiled before it can run: a folder, a GGUF file, or a hub id that is not a file."""
     path = Path(source)
     try:
         if path.is_dir():
@@ -51,10 +52,11 @@ def is_checkpoint(source: str | Path) -> bool:
 
 
 def artifact_of(source: str | Path, progress: Callable[[str, float], None] | None = None) -> Path:
-    """`source` itself where it is no checkpoint, else its artifact in the cache, compiled now if it is not there.
+    """`source` itself if it is not a checkpoint, else its artifact in the cache, which is compiled now if it is
+    missing.
 
-    progress: called with a stage's name and how much of it is done, from 0 to 1. Raises InputError where the checkpoint
-    can't be compiled, or the cache not be written.
+    progress: called with a stage's name and how much of it is done, from 0 to 1. Raises InputError if the checkpoint
+    can't be compiled or the cache can't be written.
     """
     if not is_checkpoint(source):
         return Path(source)
@@ -67,7 +69,7 @@ def artifact_of(source: str | Path, progress: Callable[[str, float], None] | Non
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"the cache {folder} can't be made ({error.strerror})"
-        raise InputError(f"{reason}; SMC_CACHE names another folder") from None
+        raise InputError(f"{reason}: set SMC_CACHE to another folder") from None
     _compile(source, path, progress)
     facts = {"source": str(source if not Path(source).exists() else Path(source).resolve()), "made": time.time()}
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -77,24 +79,24 @@ def artifact_of(source: str | Path, progress: Callable[[str, float], None] | Non
 
 
 def cached_models() -> list[CachedModel]:
-    """What is in the cache, the newest first."""
+    """The entries of the cache, the newest first."""
     return sorted(_entries(), key=lambda entry: -entry.made)
 
 
 def remove_model(name: str) -> CachedModel:
-    """Remove the entry of this name, or of this source. Raises InputError where there is none, or there are several."""
+    """Remove the entry of this name, or of this source. Raises InputError if there is none, or there are several."""
     found = [e for e in _entries() if name in (e.name, e.source) or str(Path(name).absolute()) == e.source]
     if len(found) != 1:
         known = ", ".join(entry.name for entry in cached_models()) or "none"
         problem = "several models in the cache are" if found else "no model in the cache is"
-        raise InputError(f"{problem} called {name}: there are {known}")
+        raise InputError(f"{problem} called {name}: it has {known}")
     found[0].path.with_suffix(".json").unlink(missing_ok=True)
     found[0].path.unlink(missing_ok=True)
     return found[0]
 
 
 def as_json(entry: CachedModel) -> dict[str, object]:
-    """An entry as JSON has it."""
+    """An entry as an object for JSON."""
     return {**asdict(entry), "path": str(entry.path)}
 
 
@@ -106,13 +108,13 @@ def _entries() -> Iterator[CachedModel]:
             size = path.stat().st_size
             yield CachedModel(path.stem, path, str(facts["source"]), float(facts["made"]), size)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # being written, or removed by hand in part
+            continue  # it is being written, or was removed by hand in part
 
 
 def _folder() -> Path:
     folder = cache_folder()
     if folder is None:
-        raise InputError("there is no home folder for the cache of compiled models: SMC_CACHE names another folder")
+        raise InputError("there is no home folder for the cache of compiled models: set SMC_CACHE to a folder")
     return folder / "models"
 
 
@@ -132,7 +134,7 @@ def _key(source: str | Path) -> str:
 
 
 def _compile(source: str | Path, out: Path, progress: Callable[[str, float], None] | None) -> None:
-    """As `smc compile SOURCE -o OUT` without a recipe."""
+    """Compile like `smc compile SOURCE -o OUT` without a recipe."""
     import smc
 
     module = smc.load_checkpoint(source)

@@ -419,4 +419,4 @@ def test_eval_judges_an_artifact_beside_its_checkpoint(
     assert found["kl_divergence"]["mean"] == pytest.approx(expected.kl_divergence, rel=0.05)
     assert found["bits_per_weight"] == read_manifest(artifact).bits_per_weight
     assert main.run(["eval", str(artifact), "--text", str(text), "--quant", "int4"]) == 2
-    assert "is an artifact, which passes cannot change" in capsys.readouterr().err
+    assert "is an artifact, which passes can't change" in capsys.readouterr().err

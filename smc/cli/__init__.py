@@ -1,1 +1,1 @@
-"""The `smc` command: `main` holds what all subcommands share, every other module is one subcommand."""
+"""The `smc` command: `main` has what all subcommands share; most other modules are one subcommand each."""

@@ -1,4 +1,4 @@
-"""Answers while they come: plain, or as Markdown on a terminal."""
+"""Prints answers while they are generated: plain, or as Markdown on a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import click
 
 
 def show_plain(pieces: Iterable[str]) -> None:
-    """Print pieces as they come."""
+    """Prints parts of a text as they come."""
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()
 
 
 def show_stream(pieces: Iterable[str]) -> None:
-    """Show Markdown; a block that is complete stays, the one that grows is drawn anew with every piece."""
+    """Shows Markdown; a complete paragraph stays, and the last one is drawn again with every new part."""
     from rich.console import Console
     from rich.live import Live
     from rich.markdown import Markdown
@@ -37,7 +37,8 @@ def show_stream(pieces: Iterable[str]) -> None:
 
 
 def complete_blocks(text: str) -> tuple[str, str]:
-    """What of a Markdown text can't change any more, up to the last empty line outside of code, and the rest."""
+    """The part of a Markdown text that can't change any more, up to the last empty line outside of code, and the
+    rest."""
     end, position, fenced = 0, 0, False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith(("```", "~~~")):

@@ -27,16 +27,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @artifact_argument
-@count_option("--prompt-tokens", 512, "P", "Tokens of the prompt; 0 leaves prefill out.")
-@count_option("--decode-tokens", 128, "D", "Tokens to decode; 0 leaves decoding out.")
+@count_option("--prompt-tokens", 512, "P", "Tokens of the prompt; 0 skips prefill.")
+@count_option("--decode-tokens", 128, "D", "Tokens to decode; 0 skips decoding.")
 @count_option("--depth", 0, "N", "Tokens in the KV cache before each run.")
 @count_option("--sequences", 1, "S", "Sequences to decode at once.", least=1)
 @count_option("--repeat", 5, "R", "Number of runs; the medians are shown.", least=1)
 @model_options
 @click.option("--profile", "profiled", is_flag=True, help="Also show where the time goes, kernel by kernel.")
-@click.option(
-    "--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile as rooflines to FILE."
-)
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile as rooflines to FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @verbosity_options
 def bench(
@@ -62,7 +60,7 @@ def bench(
     and the keys and values that it reads.
 
     --profile shows the time, bytes and multiply-adds of every kernel, the cost of barriers and of the rest, and the
-    limits of this machine, which it measures too. Of R runs it shows the fastest.
+    limits of this machine, which it also measures. It shows the fastest of R runs.
 
     \b
     Examples:
@@ -81,7 +79,9 @@ def bench(
         describe_model(model)
         if deepest > model.context_length:
             context = model.context_length
-            raise InputError(f"{deepest} tokens do not fit the context of {context}; raise --ctx or measure fewer")
+            raise InputError(
+                f"{deepest} tokens do not fit the context of {context}: raise --ctx or measure fewer tokens"
+            )
         counts = {"prefill": prompt_tokens, "decode": decode_tokens}
         report = _measure(model, counts, depth, sequences, repeat, profiled or svg is not None)
         report["load_seconds"] = load_seconds
@@ -94,7 +94,7 @@ def bench(
 
 @dataclass
 class _Runs:
-    """What was measured, under "prefill" and "decode": seconds of plain runs; profiled ones with theirs."""
+    """The results of "prefill" and "decode": seconds of plain runs, and profiles with their seconds."""
 
     seconds: dict[str, list[float]]
     profiles: dict[str, list[tuple[float, Profile]]]
@@ -102,7 +102,7 @@ class _Runs:
 
 
 def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool) -> _Runs:
-    """Prefill and decode of so many tokens (0: left out) alternating, each at the same depth."""
+    """Run prefill and decode of so many tokens (0: skipped) alternating, each at the same depth."""
     measures = {"prefill": prefill_seconds, "decode": decode_seconds}
     names = [name for name, count in counts.items() if count]
     runs = _Runs({name: [] for name in names}, {name: [] for name in names})
@@ -116,7 +116,7 @@ def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repea
                 text.truncate(length)
 
         for text in texts:
-            text.extend(fixed_tokens(model, 0, min(8, model.context_length - 1)))  # pages, caches and threads wake up
+            text.extend(fixed_tokens(model, 0, min(8, model.context_length - 1)))  # fills caches and wakes threads
         decode_seconds(model, texts, 1)
         truncate(0)
         for text in texts if depth else []:
@@ -150,7 +150,7 @@ def _measure(
     if prompt_tokens:
         report["prefill"] = _speeds(seconds["prefill"], prompt_tokens)
     if decode_tokens:
-        # A step reads the weights once, and each sequence's keys and values of all tokens up to its own.
+        # A step reads the weights once, and for each sequence the keys and values of all tokens up to its own.
         kv_bytes = facts.kv_bytes_per_token * (depth + (decode_tokens + 1) / 2)
         bytes_per_token = facts.token_weight_bytes / sequences + kv_bytes
         report["decode"] = _speeds(seconds["decode"], decode_tokens * sequences)
@@ -187,7 +187,7 @@ def prefill_seconds(model: Model, sequences: list[Sequence], count: int) -> floa
 
 
 def decode_seconds(model: Model, sequences: list[Sequence], count: int) -> float:
-    """Steps of one token for each sequence through the engine itself: what a program in C would do."""
+    """Steps of one token per sequence, through the engine directly, as a program in C would run them."""
     import numpy as np
 
     from smc.runtime.interface import TOKEN, WANT_LOGITS, Batch
@@ -216,7 +216,7 @@ def _speeds(seconds: list[float], tokens: int) -> dict[str, Any]:
 
 
 def _table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Print the report for people."""
     lines = ["{artifact}: {threads} threads, level {level}, {kv_dtype} KV cache".format_map(report)]
     for name in ("prefill", "decode"):
         if name not in report:

@@ -1,4 +1,4 @@
-"""Checkpoints where an artifact is expected: compiled into the cache; `smc list` and `smc rm` for that cache."""
+"""Compiles checkpoints that are run into the cache; `smc list` and `smc rm` for that cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smc.errors import InputError
 
 
 def cached_artifact(source: str) -> Path:
-    """The artifact of a model, compiled into the cache where `source` is a checkpoint; shows progress."""
+    """The artifact of a model; a checkpoint is compiled into the cache, with progress shown."""
     from smc.model_cache import artifact_of, is_checkpoint
 
     if not is_checkpoint(source):
@@ -52,7 +52,7 @@ def list_models(as_json: bool) -> None:
 
 @click.command("rm")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--all", "everything", is_flag=True, help="Remove all of them.")
+@click.option("--all", "everything", is_flag=True, help="Remove all models.")
 @verbosity_options
 def remove_models(names: tuple[str, ...], everything: bool) -> None:
     """Remove models from the cache, by their names or their sources as `smc list` shows them.
@@ -64,7 +64,7 @@ def remove_models(names: tuple[str, ...], everything: bool) -> None:
     from smc.model_cache import cached_models, remove_model
 
     if bool(names) == everything:
-        raise InputError("name models of `smc list` to remove, or give --all")
+        raise InputError("name the models to remove, as `smc list` shows them, or give --all")
     for name in [model.name for model in cached_models()] if everything else names:
         removed = remove_model(name)
         messages.note(f"removed {removed.name}, {removed.bytes / 1e6:,.1f} MB")

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from smc.runtime.speculation import Drafter
 
 COMMANDS = {
-    "/system TEXT": "begin anew with a system message; without TEXT: with none",
-    "/reset": "begin anew; the system message stays",
-    "/retry": "another answer to the last message",
+    "/system TEXT": "start again with a system message; without TEXT, without one",
+    "/reset": "start again with the same system message",
+    "/retry": "generate another answer to the last message",
     "/save FILE": "write the conversation to a file",
-    "/load FILE": "go on with a saved one",
-    "/help": "show these lines",
-    "/bye": "leave; so do /exit and Ctrl-D",
+    "/load FILE": "continue a saved conversation",
+    "/help": "show this help",
+    "/bye": "leave, like /exit and Ctrl-D",
 }
 
 HELP = "/help shows commands, Ctrl-D leaves, Ctrl-C stops an answer."
@@ -57,11 +57,11 @@ def chat(
     draft: str | None,
     **options: Any,
 ) -> None:
-    """Talk with MODEL: an artifact, or a checkpoint, which is compiled into a cache first, once.
+    """Talk with MODEL: an artifact, or a checkpoint, which is compiled into a cache the first time.
 
     /help shows the commands: /system, /reset, /retry, /save, /load, /bye. Ctrl-C stops an answer, Ctrl-D leaves. On a
     terminal pasted lines are one message, Alt-Enter makes a line break, and answers are shown as Markdown; elsewhere
-    every line is a message. Where the conversation outgrows the context, its oldest turns are forgotten, which is said.
+    every line is a message. When the conversation outgrows the context, smc drops its oldest turns and says so.
 
     \b
     Example:
@@ -72,7 +72,7 @@ def chat(
     artifact = cached_artifact(model_path)
     with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
         if not model.has_chat_template:
-            raise InputError(f"{artifact} has no chat template; continue plain text with: smc run {artifact} PROMPT")
+            raise InputError(f"{artifact} has no chat template: continue plain text with smc run {artifact} PROMPT")
         from smc.runtime.conversation import Conversation
 
         terminal = sys.stdin.isatty()
@@ -88,7 +88,7 @@ def chat(
 
 
 class Chat:
-    """Reads lines, obeys commands, shows answers. draft: makes a drafter for every answer, or None."""
+    """Reads lines, runs commands, shows answers. draft: makes a drafter for every answer, or None."""
 
     def __init__(
         self,
@@ -112,7 +112,8 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Until the user leaves. On a terminal, wrong commands and messages are told and the chat goes on."""
+        """Run until the user leaves. On a terminal, errors of commands and messages are shown and the chat
+        continues."""
         while (line := self._read()) is not None:
             word, _, rest = line.partition(" ")
             if word in ("/bye", "/exit"):
@@ -130,7 +131,9 @@ class Chat:
     def _command(self, word: str, rest: str) -> None:
         if word not in self._commands:
             names = ", ".join([*self._commands, "/bye"])
-            raise InputError(f"there is no command {word}: there are {names}; begin a message with a space to send it")
+            raise InputError(
+                f"there is no command {word}: use one of {names}, or begin a message with a space to send it"
+            )
         self._commands[word](rest)
 
     def _system(self, text: str) -> None:
@@ -142,14 +145,14 @@ class Chat:
         messages.note(f"(loaded {len(self._conversation.messages) // 2} turns)")
 
     def _answer(self, question: str) -> None:
-        """Show the model's answer while it comes, complete or as far as Ctrl-C lets it."""
+        """Show the model's answer while it is generated, until its end or Ctrl-C."""
         from smc.cli.answers import show_plain, show_stream
         from smc.runtime.interrupt import on_interrupt
 
         conversation, before = self._conversation, self._conversation.forgotten
         stream = conversation.ask(question, {**self._options, "drafter": self._draft()})
         if (turns := conversation.forgotten - before) > 0:
-            messages.note(f"(the context is full: the {turns} oldest turn{'s' * (turns > 1)} forgotten)")
+            messages.note(f"(the context is full: the {turns} oldest turn{'s' * (turns > 1)} dropped)")
         show = show_stream if self._terminal and sys.stdout.isatty() else show_plain
         try:
             with on_interrupt(conversation.model.engine.cancel):
@@ -159,7 +162,7 @@ class Chat:
         result = stream.result
         conversation.add(question, result.text)
         if result.finish_reason == "length" and conversation.used >= conversation.model.context_length:
-            messages.note("(the answer was cut: the context is full)")
+            messages.note("(the answer is incomplete: the context is full)")
         if self._terminal:
             speed, context = result.timings.decode_tokens_per_second, conversation.model.context_length
             used = f"{conversation.used} of {context} tokens of context"
@@ -168,7 +171,7 @@ class Chat:
 
 def _file(name: str, command: str) -> Path:
     if not name:
-        raise InputError(f"{command} needs the name of a file")
+        raise InputError(f"{command} needs the name of a file: {command} FILE")
     return Path(name).expanduser()
 
 
@@ -190,7 +193,8 @@ def _read_line() -> str | None:
 
 
 def _prompt_reader() -> Callable[[], str | None]:
-    """Reads messages on a terminal: with history and editing; Alt-Enter and pasted lines make one of several lines."""
+    """Reads messages on a terminal: with history and editing; Alt-Enter and pasted lines make a message of several
+    lines."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smc.steps import Steps
 
 PROGRAM_BYTES = 4 << 20
-"""Space on the disk beside weights and tokenizer: the program and the files that it is linked from."""
+"""Disk space needed beside weights and tokenizer: the program and the files that it is linked from."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Source:
     report: Path | None
 
     def requests(self) -> list[Request]:
-        """The passes; what is named and not there is refused."""
+        """The passes. InputError if a named file does not exist."""
         requests = read_requests(self.passes, self.quant, self.recipe, self.bits)
         if self.calib is not None and not self.calib.is_file():
             raise InputError(f"there is no calibration text {self.calib}")
@@ -65,7 +65,7 @@ class _Source:
         return requests
 
     def files(self) -> list[Path]:
-        """All files that are read, which the output must not replace."""
+        """All input files, which the output must not replace."""
         named = [Path(text.partition(".py:")[0] + ".py") for text in self.passes if ".py:" in text]
         others = (self.calib, self.recipe, self.text)
         return [Path(self.model), *self.adapters, *(path for path in others if path), *named]
@@ -80,7 +80,7 @@ class _Source:
     def change(
         self, module: Module, requests: list[Request], progress: StageProgress
     ) -> tuple[Module, str, Steps | None]:
-        """The module after the passes, how it came to be quantized, and what was measured where a report is wanted."""
+        """The module after the passes, a phrase that says how it was quantized, and measurements for a report."""
         import smc
         from smc.passes import ChangeActivations
 
@@ -130,7 +130,7 @@ class _Source:
 @click.option(
     "--activations",
     type=click.Choice(("int8", "float")),
-    help="How to round inputs of quantized matrices; by default as the format or the recipe says.",
+    help="How to round inputs of quantized matrices; the default is that of the format or recipe.",
 )
 @CALIB
 @training_options
@@ -142,23 +142,19 @@ class _Source:
     "--emit",
     type=(str, click.Path(path_type=Path)),
     metavar="KINDS DIR",
-    help="Write what lies between to DIR. KINDS: plan, schedule, c, tir, asm, obj (GPUs: cu, ptx, sass), with commas.",
+    help=(
+        "Write intermediate results to DIR. KINDS: plan, schedule, c, tir, asm, obj (GPUs: cu, ptx, sass), with commas."
+    ),
 )
-@click.option(
-    "--without", metavar="NAMES", help="Fast paths to leave out, with commas between (docs/extending.md)."
-)
-@click.option(
-    "--standalone", is_flag=True, help="Also make the artifact an executable that needs nothing installed."
-)
+@click.option("--without", metavar="NAMES", help="Fast paths to leave out, separated by commas (docs/extending.md).")
+@click.option("--standalone", is_flag=True, help="Make the artifact an executable, too, which needs nothing installed.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Tuning records to use instead of your own: see `smc tune`.",
 )
-@click.option(
-    "--no-verify", is_flag=True, help="Skip the comparison of a few tokens' logits with the reference."
-)
+@click.option("--no-verify", is_flag=True, help="Skip the comparison of a few tokens' logits with the reference.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--force", is_flag=True, help="Replace OUT even if it is not an artifact.")
 @click.option(
@@ -181,8 +177,8 @@ def compile(
 
     An artifact needs neither torch nor tvm: `smc run` runs it, here or on another machine of the target's kind.
     MODEL is a folder in the Hugging Face layout, a model id of the Hugging Face hub, or a .gguf file.
-    Passes run in the order given, then the recipe. The first one that quantizes a matrix decides its format. Without
-    passes, --quant, --bits and --recipe a quantized source keeps its codes, and floats get the recipe int4.
+    Passes run in the order given, then the recipe. The first pass that quantizes a matrix decides its format. Without
+    passes, --quant, --bits and --recipe a quantized checkpoint keeps its codes, and floats get the recipe int4.
 
     \b
     Examples:
@@ -212,7 +208,9 @@ def compile(
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         report = smc.compile(module, target, out, progress=progress.update, verify=not no_verify, **options)
         if report.no_chat is not None:
-            progress.note(f"the executable can only continue plain text (--raw): the chat template {report.no_chat}")
+            progress.note(
+                f"the executable can only continue plain text (--raw), not chat: the chat template {report.no_chat}"
+            )
         if steps is not None:
             proof = f"verified: {report.proof}" if report.proof else "not verified"
             add_artifact(steps, "compile", f"for {machine.name}; {proof}", out, report.bytes)
@@ -225,7 +223,7 @@ def compile(
 
 
 def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
-    """What --emit says, as options of `smc.compile`."""
+    """--emit as options of `smc.compile`."""
     from smc.codegen.dumps import KINDS
     from smc.codegen.output import output_folder
 
@@ -237,7 +235,7 @@ def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
 
 
 def _without(option: str | None) -> dict[str, Any]:
-    """What --without says, as an option of `smc.compile`."""
+    """--without as an option of `smc.compile`."""
     from smc.codegen.schedule.fast_paths import FAST_PATHS
 
     return {"without": _names("--without", option, FAST_PATHS)} if option else {}
@@ -247,12 +245,12 @@ def _names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in known:
-            raise InputError(f"{option} takes {', '.join(known)} with commas between, not {name!r}")
+            raise InputError(f"{option} takes {', '.join(known)}, separated by commas, not {name!r}")
     return names
 
 
 def _file_name(name: str) -> str:
-    """A model's name without what a file name should not have."""
+    """A model's name without characters that a file name should not have."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
 
 
@@ -261,7 +259,9 @@ def _check_output(out: Path, inputs: list[Path], force: bool) -> None:
 
     file = output_file(out, inputs)
     if not force and file.is_file() and file.stat().st_size and not _is_ours(file):
-        raise InputError(f"the output {out} exists and is no artifact: name another file, or replace it by --force")
+        raise InputError(
+            f"the output {out} exists and is not an artifact: name another file, or replace it with --force"
+        )
 
 
 def _is_ours(out: Path) -> bool:
@@ -275,8 +275,8 @@ def _is_ours(out: Path) -> bool:
 
 
 def _check_space(out: Path, module: Module, standalone: bool) -> None:
-    """Refuse a disk that can't take the weights, before the long work starts."""
-    # An executable has tables of the tokenizer too, which are about as large.
+    """Raise InputError before the long work starts if the disk has no room for the weights."""
+    # An executable also has tables of the tokenizer, which are about as large.
     tokenizer = len((module.facts.tokenizer or "").encode()) * (2 if standalone else 1)
     needed = module.stored_bits() // 8 + tokenizer + PROGRAM_BYTES
     free = shutil.disk_usage(out.absolute().parent).free

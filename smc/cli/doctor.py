@@ -1,4 +1,4 @@
-"""`smc doctor`: what this machine and this installation have, and the command that brings what is missing."""
+"""`smc doctor`: checks this machine and this installation, and names the command that installs what is missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CPUINFO_NAMES = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `fix` is the command (or deed) that mends it; None where nothing is wrong."""
+    """One finding. `fix` is the command or advice that repairs it; None if nothing is wrong."""
 
     name: str
     found: str
@@ -55,8 +55,8 @@ class Check:
 def doctor(clear_cache: bool, as_json: bool) -> None:
     """Show what this machine has, what is missing, and how to get it.
 
-    The exit status is 0 if this machine can run artifacts, else 2. What only the compiler needs is listed, but may be
-    missing: a device that runs artifacts does without it.
+    The exit status is 0 if this machine can run artifacts, else 2. What only the compiler needs may be missing: a
+    device that runs artifacts does not need it.
 
     \b
     Examples:
@@ -113,7 +113,7 @@ def software_checks() -> list[Check]:
         requirements = importlib.metadata.requires(NAME) or []
         checks.append(Check(NAME, importlib.metadata.version(NAME)))
     except importlib.metadata.PackageNotFoundError:
-        found = "runs from a source tree: what it requires is not checked"
+        found = "runs from a source tree: requirements are not checked"
         return [*checks, Check(NAME, found, fix=install_command())]
     for requirement in requirements:
         check = check_requirement(requirement)
@@ -201,7 +201,7 @@ def read_sysctl(text: str) -> tuple[str, set[str], int]:
 
 
 def _level_check(features: set[str]) -> Check:
-    """Which feature level an artifact for this machine would run at."""
+    """The feature level at which an artifact for this machine would run."""
     from smc.errors import InputError
     from smc.targets import TARGETS, find_target
 
@@ -228,7 +228,7 @@ def _cores() -> str:
 
 
 def _cgroup_cpus() -> float | None:
-    """CPUs that the cgroup's quota grants, or None where there is no quota."""
+    """The number of CPUs that the cgroup's quota allows, or None if there is no quota."""
     root = Path("/sys/fs/cgroup")
     try:
         own = next(
@@ -263,7 +263,7 @@ def _meminfo() -> dict[str, int]:
 def toolchain_checks() -> list[Check]:
     """The C compiler that links artifacts, and the cache of compiled kernels, whose every entry is checked."""
     checks = []
-    if importlib.util.find_spec("ziglang") is not None:  # else the software section says that it is missing
+    if importlib.util.find_spec("ziglang") is not None:  # otherwise the software section says that it is missing
         checks.append(_compiler_check())
     checks += _gpu_checks()
     if importlib.util.find_spec("tvm") is None:
@@ -272,7 +272,7 @@ def toolchain_checks() -> list[Check]:
 
 
 def _gpu_checks() -> list[Check]:
-    """What there is of CUDA: the compiler, and a driver. Nobody needs them but for GPUs, so nothing is missing."""
+    """CUDA's compiler and driver. Only GPUs need them, so their absence is no fault."""
     import ctypes
 
     checks = []
@@ -294,10 +294,10 @@ def _cache_check() -> Check:
     kept = f"{folder}, {state.entries:,} objects, {state.bytes / 1e6:,.1f} MB"
     if trouble is not None:
         fix = "set SMC_CACHE to a folder that can be written"
-        return Check("cache", f"{kept}: nothing more can be kept ({trouble})", fix=fix)
+        return Check("cache", f"{kept}: it can't be written ({trouble})", fix=fix)
     assert folder is not None
     if state.damaged:
-        kept += f", {state.damaged:,} of them damaged, which will be made anew"
+        kept += f", {state.damaged:,} of them damaged, which smc will compile again"
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
     return Check("cache", f"{kept}, {free / 2**30:.1f} GiB free")
 

@@ -1,4 +1,4 @@
-"""`--draft`: what guesses tokens for a model, so that it is faster."""
+"""`--draft`: the drafter, which guesses tokens so that a model is faster."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 draft_option = click.option(
     "--draft",
     metavar="WHAT",
-    help="What guesses tokens, which makes it faster and changes none: `lookup` (what the text had before), an n-gram "
-    "model, or a smaller artifact.",
+    help="Drafter that guesses tokens, which is faster and changes no text: `lookup` (what the text had before), an "
+    "n-gram model, or a smaller artifact.",
 )
 
 
 def drafter_of(what: str | None, model: Model) -> Callable[[], Drafter | None]:
-    """What makes a drafter for each text of `model`. Raises InputError where the two do not have the same tokens."""
+    """A function that makes a drafter for each text of `model`. Raises InputError if the two do not have the same
+    tokens."""
     if what is None:
         return lambda: None
     if what == "lookup":
@@ -32,13 +33,15 @@ def drafter_of(what: str | None, model: Model) -> Callable[[], Drafter | None]:
         return PromptLookup
     path = Path(what)
     if not path.is_file():
-        raise InputError(f"--draft is `lookup`, an n-gram model or an artifact; there is no file {what}")
+        raise InputError(f"there is no file {what}: --draft takes `lookup`, an n-gram model or an artifact")
     from smc.runtime.ngram import NgramModel
 
     if NgramModel.is_one(path):
         ngrams = NgramModel.load(path)
         if (ngrams.tokenizer, ngrams.vocab_size) != (model.artifact.tokenizer, model.vocab_size):
-            raise InputError(f"{path} can't draft for {model.artifact.path}: it was built with another tokenizer")
+            raise InputError(
+                f"{path} can't draft for {model.artifact.path}: its tokenizer is another; build it with this model"
+            )
         return lambda: ngrams
     from smc.runtime import load
     from smc.runtime.speculation import DraftModel

@@ -1,4 +1,4 @@
-"""`smc eval`: how good a model is on a text, and how far from another."""
+"""`smc eval`: how well a model predicts a text, and how much it differs from another model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from smc.reference.evaluation import Scores
 
-BITS = {True: "as packed in the artifact", False: "by the encodings, before packing"}
-"""How bits per weight are counted: packed tiles or whole groups, which can differ by 1 %."""
+BITS = {True: "as packed in the artifact", False: "from the encodings, before packing"}
+"""How bits per weight are counted: with packed tiles or with whole groups, which can differ by 1 %."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that answers: an artifact by the engine, a checkpoint by the reference.
+    """A model to evaluate: an artifact with the engine, a checkpoint with the reference.
 
     tokenizer: the text of its `tokenizers` JSON file. bits_per_weight: true average, of an artifact
-    as it is packed (None where its manifest does not say), of a checkpoint by its encodings. packed: which of the two.
+    as it is packed (None if its manifest does not say), of a checkpoint by its encodings. packed: which of the two.
     """
 
     name: str
@@ -44,7 +44,9 @@ class Subject:
 
 @click.command(name="eval")
 @click.argument("model", type=click.Path())
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to read.")
+@click.option(
+    "--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to evaluate on."
+)
 @click.option("--against", type=click.Path(), metavar="MODEL", help="Model to compare with: a checkpoint or artifact.")
 @pass_options
 @calibration_options
@@ -83,7 +85,7 @@ def evaluate(
     from smc.reference.evaluation import score, text_windows
     from smc.reference.text import read_text, read_tokens
 
-    read_text(text)  # refuse what is no text before the passes do their work
+    read_text(text)  # refuse a wrong text before the passes do their work
     requests = read_requests(passes, quant, recipe, bits) if passes or quant or recipe or bits else []
     with StageProgress() as progress:
         progress.update("read models", 0)
@@ -94,12 +96,15 @@ def evaluate(
             if other is not None and other.vocab_size != judged.vocab_size:
                 raise InputError(
                     f"{against} has a vocabulary of {other.vocab_size} tokens, {model} one of {judged.vocab_size}: "
-                    "only models with the same tokens can be compared"
+                    "choose models with the same tokens"
                 )
             length = min(window, *(subject.context_length for subject in (judged, other) if subject is not None))
             chosen = text_windows(read_tokens(text, judged.tokenizer, judged.vocab_size), length, windows)
             if not chosen:
-                raise InputError(f"the text {text} is too short: it does not fill a window of {length} tokens")
+                raise InputError(
+                    f"the text {text} is too short for a window of {length} tokens: give a longer text or a smaller "
+                    "--window"
+                )
             progress.update("read models", 1)
             scores = score(
                 judged.logits,
@@ -125,14 +130,16 @@ def _opened(
     threads: int,
     progress: StageProgress,
 ) -> Iterator[Subject]:
-    """A model ready to answer."""
+    """Load a model for evaluation."""
     from smc.cli.inspect import is_artifact
 
     if not is_artifact(Path(model)):
         yield _checkpoint(model, requests, calib, work, progress)
         return
     if requests or calib is not None:
-        raise InputError(f"{model} is an artifact, which passes cannot change: name the checkpoint it was made from")
+        raise InputError(
+            f"{model} is an artifact, which passes can't change: name the checkpoint that it was made from"
+        )
     import torch
 
     import smc
@@ -170,7 +177,7 @@ def _checkpoint(
 
 
 def _figures(judged: Subject, against: str | None, scores: Scores, windows: int, length: int) -> dict[str, Any]:
-    """All that --json prints."""
+    """All figures, for --json."""
     full, half = scores.summary("full"), scores.summary("second-half")
     figures: dict[str, Any] = {
         "model": judged.name,
@@ -191,7 +198,7 @@ def _figures(judged: Subject, against: str | None, scores: Scores, windows: int,
 
 
 def _table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Print the figures for people."""
     bits, perplexity = figures["bits_per_weight"], figures["perplexity"]
     rows = {
         "text": f"{figures['windows']:,} windows of {figures['window']} tokens",

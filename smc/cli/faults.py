@@ -1,4 +1,4 @@
-"""Which errors are no bugs of ours: what the system refused, and what a user's own pass does wrong."""
+"""Tells errors from bugs of smc: refusals of the system, and faults of a user's own pass."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _SENTENCES = {
     errno.EMFILE: "this process may not open so many files: raise `ulimit -n`",
     errno.ENOMEM: "there is not enough memory for this",
 }
-"""Where the system's own words would not do."""
+"""Sentences for error numbers whose own text is unclear."""
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for an error that is not ours; None for a bug.
+    """The sentence for an error that is not a bug of smc; None for a bug.
 
-    What failed decides: a refusal of the system is one whatever was refused, unless the call was wrong in itself.
+    A refusal of the system is no bug, whatever was refused, unless the call itself was wrong.
     """
     if isinstance(error, InputError):
         return str(error)
     if sentence := _in_a_users_pass(error):
         return sentence
-    if type(error).__name__ == "PanicException":  # of the tokenizer library, on a tokenizer that it should have refused
+    if type(error).__name__ == "PanicException":  # the tokenizer library raises it for a broken tokenizer
         return f"the model's tokenizer is broken ({error})"
     if isinstance(error, MemoryError):
         return _SENTENCES[errno.ENOMEM]
@@ -41,7 +41,7 @@ def explain(error: BaseException) -> str | None:
         said = f"{error.stderr or ''}"
         reason = child_refused(error.returncode, said)
         return f"{os.path.basename(str(error.cmd[0]))} failed: {reason}" if reason else None
-    if isinstance(error, (OSError, RuntimeError, ImportError, SystemError)):  # of libraries, which have words only
+    if isinstance(error, (OSError, RuntimeError, ImportError, SystemError)):  # libraries have only words for it
         reason = refused(str(error))
         return None if reason is None else {os.strerror(n): text for n, text in _SENTENCES.items()}.get(reason, reason)
     return None
@@ -67,5 +67,5 @@ def _has_working_folder() -> bool:
 
 
 def _in_a_users_pass(error: BaseException) -> str | None:
-    registry = sys.modules.get("smc.passes.registry")  # without passes none of them is at fault
+    registry = sys.modules.get("smc.passes.registry")  # without passes none can be at fault
     return registry.users_fault(error) if registry else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FunctionQuestion:
-    """What --functions and --must-call say. InputError where they can't be meant so."""
+    """The functions of --functions and --must-call. InputError if the options do not fit together."""
 
     file: Path | None
     must_call: bool
@@ -27,15 +27,15 @@ class FunctionQuestion:
 
     def __post_init__(self) -> None:
         if self.file is None:
-            raise InputError("--must-call belongs to --functions: give a file of functions")
+            raise InputError("--must-call needs --functions FILE: give a file of functions")
         if self.raw:
-            raise InputError("--functions needs the chat template, so leave --raw away")
+            raise InputError("--functions needs the chat template: leave out --raw")
 
 
 def print_calls(
     model: Model, asked: FunctionQuestion, text: str, system: str | None, options: dict[str, Any], as_json: bool
 ) -> None:
-    """Ask and print the answer: text, and a line of JSON for every call."""
+    """Put the question to the model and print the answer: text, and a line of JSON for every call."""
     from smc.structured.functional_tokens import END_TOKEN, call_functions
     from smc.structured.functions import read_functions
 
@@ -59,7 +59,7 @@ def print_calls(
 def _by_template(
     model: Model, asked: FunctionQuestion, functions: list[Any], text: str, system: str | None, options: dict[str, Any]
 ) -> tuple[str, list[dict[str, Any]], float]:
-    """The answer's text, its calls, and how many seconds it took."""
+    """The answer's text, its calls, and the seconds that it took."""
     from smc.structured.answer_form import tools_form
 
     started = time.perf_counter()

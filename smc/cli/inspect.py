@@ -1,4 +1,4 @@
-"""`smc inspect`: what a model is, without computing anything."""
+"""`smc inspect`: describes a model without running it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from smc.runtime.manifest import Manifest
 
 UNBOUNDED = 10_000
-"""The width of a pipe in columns: nothing is wrapped or cut there."""
+"""The width of output that is no terminal, in columns: nothing is wrapped or cut there."""
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings and every function.")
+@click.option("--ir", is_flag=True, help="Print the ir: the parameters with their encodings, and every function.")
 @click.option("--verify", is_flag=True, help="Read all of an artifact first and compare it with its checksums.")
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write one page to FILE instead: the graph, every matrix with its encoding, and what a token costs.",
+    help="Write a page to FILE instead: the graph, every matrix with its encoding, and what a token costs.",
 )
 @verbosity_options
 def inspect(model: str, ir: bool, verify: bool, as_json: bool, html: Path | None) -> None:
     """Describe MODEL (a folder, a hub id, a GGUF file or an artifact): its shapes, parameters, bits and memory.
 
-    This reads the headers of files and one matrix, to see whether it lies on a grid; with --verify it reads all. For an
-    artifact, --json prints the manifest.
+    This reads the headers of files, and one matrix to see whether it lies on a grid; with --verify it reads everything.
+    For an artifact, --json prints the manifest.
 
     \b
     smc inspect SmolLM2-135M-Instruct.gguf
@@ -50,7 +50,7 @@ def inspect(model: str, ir: bool, verify: bool, as_json: bool, html: Path | None
     """
     if html is not None:
         if ir or as_json:
-            raise InputError("--html writes a page: give it without --ir and --json")
+            raise InputError("--html writes a page: leave out --ir and --json")
         check_replaceable(html, "page", b"<!doctype html>")
     if is_artifact(Path(model)):
         if ir:
@@ -58,7 +58,7 @@ def inspect(model: str, ir: bool, verify: bool, as_json: bool, html: Path | None
         _inspect_artifact(Path(model), verify, as_json, html)
         return
     if verify:
-        raise InputError(f"{model} is no artifact: --verify compares artifacts with the checksums in them")
+        raise InputError(f"{model} is not an artifact: --verify compares an artifact with the checksums in it")
 
     from smc.frontend import load_checkpoint
 
@@ -84,7 +84,7 @@ def inspect(model: str, ir: bool, verify: bool, as_json: bool, html: Path | None
 
 
 def is_artifact(path: Path) -> bool:
-    """It is meant as an artifact, by its name or by what it is."""
+    """Whether the user means an artifact: the name or the content says so."""
     return path.is_file() and (path.suffix == ".smc" or zipfile.is_zipfile(path))
 
 
@@ -121,17 +121,17 @@ def _inspect_artifact(path: Path, verify: bool, as_json: bool, html: Path | None
 
 
 def _slot_of(name: str) -> str:
-    """A parameter's name without its layer and what is the same for all: q_proj of model.layers.3.self_attn.q_proj."""
+    """A parameter's name without its layer and common parts: q_proj of model.layers.3.self_attn.q_proj."""
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def _counted(found: Counter[str]) -> str:
-    """How many tensors of each kind."""
+    """The number of tensors of each kind."""
     return ", ".join(f"{name} × {count}" if count > 1 else name for name, count in found.items())
 
 
 def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
-    """The lines for an artifact: label and text; what the manifest does not say is left out."""
+    """The lines for an artifact: labels and texts; those that the manifest lacks are left out."""
     lines = {"artifact": f"{manifest.name} ({manifest.architecture or 'unknown'})"}
     if manifest.provenance:
         lines["made from"] = "; ".join(manifest.provenance)
@@ -187,7 +187,7 @@ def _print_table(columns: list[str] | None, rows: list[list[str]]) -> None:
 
 
 def _summary(description: dict[str, Any]) -> dict[str, str]:
-    """The lines above the table: label and text."""
+    """The lines above the table: labels and texts."""
     tokenizer, kv_bytes = description["tokenizer"], description["kv_bytes_per_token"]
     heads = f"{_text(description['heads'])} of {_text(description['head_dim'])} channels"
     whole_context = kv_bytes * description["context_length"]
@@ -211,7 +211,7 @@ def _summary(description: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A number, or the range of those that layers have."""
+    """A number, or the range of the numbers of all layers."""
     return f"{value[0]} to {value[-1]}" if isinstance(value, list) else str(value)
 
 

@@ -1,7 +1,7 @@
 """The `smc` command: its subcommands, loaded when named, and the one place where errors become exit statuses.
 
-0: done. 1: a bug of ours. 2: the input is wrong, or the system refused something. 128 and a number: ended by that
-signal, 130 by Ctrl-C; 141: whoever read the output has gone.
+0: success. 1: a bug in smc. 2: wrong input, or the system refused something. 128 + N: ended by signal N, 130 by Ctrl-C;
+141: the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ COMMANDS = {
 """The subcommands in the order of the help, each with the place of its `click.Command`."""
 
 BROKEN_PIPE = 128 + 13
-"""As the shell reports a program that SIGPIPE ended, which is how others end then."""
+"""The status that the shell reports for programs that SIGPIPE ends."""
+
 
 class LazyGroup(click.Group):
     """A group that imports a subcommand's module when the subcommand is used or its help is shown."""
@@ -74,7 +75,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             close = get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-            raise click.UsageError(f"There is no command {name!r}: {hint}", ctx)
+            raise click.UsageError(f"there is no command {name!r}: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -87,11 +88,11 @@ def cli() -> None:
     smc compile SmolLM2-135M-Instruct.gguf -o smollm2.smc
     smc run smollm2.smc "What is the capital of France?"
 
-    `smc COMMAND --help` explains a command with an example; `smc doctor` says whether this machine has what it needs.
-    Every command takes -q (say nothing but errors and results) and -v (say more).
+    `smc COMMAND --help` explains a command with an example; `smc doctor` checks whether this machine has what smc
+    needs. Every command takes -q (print only errors and results) and -v (print more).
 
     \b
-    The shell completes commands, options and names after
+    To complete commands, options and names in the shell, run
       eval "$(_SMC_COMPLETE=bash_source smc)"     # in ~/.bashrc; zsh_source in ~/.zshrc
     """
 
@@ -118,7 +119,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(error: BaseException) -> int:
-    """Say what went wrong; the exit status."""
+    """Print what went wrong; returns the exit status."""
     if isinstance(error, click.ClickException):
         error.show()
         return 2
@@ -137,7 +138,7 @@ def _told(error: BaseException) -> int:
         if messages.is_verbose():
             traceback.print_exception(error)
         return _complain(sentence)
-    if isinstance(error, SystemExit):  # outside of its standalone mode, click exits for completion and a broken pipe
+    if isinstance(error, SystemExit):  # click, for completion and a broken pipe
         return int(error.code or 0) if "_SMC_COMPLETE" in os.environ else BROKEN_PIPE
     return _report_bug(error)
 

@@ -58,7 +58,7 @@ def complain(sentence: str) -> None:
 
 
 def color() -> bool | None:
-    """What click takes: False where the user wants no colours (no-color.org), None: where there is a terminal."""
+    """For click: False if the user wants no colours (no-color.org); None: colours on a terminal."""
     return False if os.environ.get("NO_COLOR") else None
 
 
@@ -90,12 +90,13 @@ def notices() -> Iterator[None]:
 
 
 def prepare_output() -> None:
-    """Let standard output write any text: what the locale's encoding lacks is shown as "?", and that is said once."""
+    """Let standard output write any text: "?" stands for characters that the locale's encoding lacks; a note says so
+    once."""
     stream = sys.stdout
     if not hasattr(stream, "reconfigure"):
         return
     if writes_unicode(stream):
-        stream.reconfigure(errors="surrogateescape")  # names of files as the system has them
+        stream.reconfigure(errors="surrogateescape")  # names of files may have any bytes
         return
     encoding, warned = stream.encoding, False
 
@@ -105,7 +106,7 @@ def prepare_output() -> None:
             raise error
         if not warned:
             warned = True
-            note(f"note: the output is {encoding}, which lacks some characters: they are shown as ?")
+            note(f"note: the output is {encoding}, which lacks some characters; they are shown as ?")
         return "?" * (error.end - error.start), error.end
 
     codecs.register_error("smc.replaced", replaced)
@@ -113,6 +114,6 @@ def prepare_output() -> None:
 
 
 def writes_unicode(stream: TextIO | None = None) -> bool:
-    """The stream (standard output) takes every character. click writes UTF-8 where Python would write ASCII."""
+    """Whether the stream (standard output) takes every character. click writes UTF-8 where Python would write ASCII."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
     return codecs.lookup(encoding).name in ("utf-8", "ascii")

@@ -1,4 +1,4 @@
-"""`smc ngram`: n-gram models that draft for a language model, or predict by themselves."""
+"""`smc ngram`: n-gram models, which draft for a language model or predict by themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smc.errors import InputError, blamed_on
 def ngram() -> None:
     """Build n-gram models from texts, and predict with them.
 
-    Such a model guesses tokens for `smc run --draft FILE`, or predicts the next words by itself, as a keyboard does.
+    An n-gram model guesses tokens for `smc run --draft FILE`, or predicts the next words as a phone's keyboard does.
 
     \b
     Examples:
@@ -35,7 +35,7 @@ def ngram() -> None:
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="File to write; by default NAME.ngram."
 )
 @click.option("--order", type=int, default=5, show_default=True, metavar="N", help="Tokens of the longest n-grams.")
-@click.option("--force", is_flag=True, help="Replace FILE also where it is no n-gram model.")
+@click.option("--force", is_flag=True, help="Replace FILE even if it is not an n-gram model.")
 @verbosity_options
 def build(model: str, text: Path, out: Path | None, order: int, force: bool) -> None:
     """Count the n-grams of TEXT, a UTF-8 file, in the tokens of MODEL (an artifact or a checkpoint)."""
@@ -77,7 +77,7 @@ def _tokenizer(model: str) -> tuple[str, int]:
         facts = load_checkpoint(model).facts
         found, vocab_size = facts.tokenizer, facts.vocab_size
     if found is None:
-        raise InputError(f"{model} has no tokenizer: take a model that has one")
+        raise InputError(f"{model} has no tokenizer: use a model that has one")
     return found, vocab_size
 
 
@@ -90,7 +90,7 @@ def _tokenizer(model: str) -> tuple[str, int]:
 @click.option("--json", "as_json", is_flag=True, help="Print the guesses as JSON.")
 @verbosity_options
 def predict(file: Path, text: str, count: int, as_json: bool) -> None:
-    """Show the likeliest tokens behind TEXT with their probabilities."""
+    """Show the likeliest tokens after TEXT with their probabilities."""
     from tokenizers import Tokenizer
 
     from smc.runtime.ngram import NgramModel

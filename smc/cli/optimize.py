@@ -1,4 +1,4 @@
-"""`smc optimize`: passes, then a checkpoint in the Hugging Face layout."""
+"""`smc optimize`: runs passes and writes a checkpoint in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ if TYPE_CHECKING:
     from smc.ir import Module
 
 WINDOW, WINDOWS = 512, 64
-"""Of the text that the card's perplexity is measured on."""
+"""The window in tokens for the perplexity in the model card."""
 
 OUT = click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to make for the result."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder to create for the result.",
 )
-"""Of commands that write a checkpoint."""
+"""Options of commands that write a checkpoint."""
 
 
 @click.command()
@@ -63,10 +68,10 @@ def optimize(
     report: Path | None,
     out: Path,
 ) -> None:
-    """Run passes on MODEL and write a checkpoint, which transformers and smc load.
+    """Run passes on MODEL and write a checkpoint, which transformers and smc can load.
 
-    Integers go out as compressed-tensors, ternary matrices as BitNet has them (with a scale per row as QLlama); other
-    codes, and those of embedding and head, become floats again. Without passes a GGUF file is only converted.
+    Integers are written as compressed-tensors, ternary matrices as BitNet stores them (with a scale per row as QLlama);
+    other codes, and those of embedding and head, become floats again. Without passes a GGUF file is only converted.
 
     \b
     Examples:
@@ -114,7 +119,7 @@ def finish(
 
 
 def write(before: Module | None, module: Module, text: Path | None, out: Path, progress: StageProgress) -> None:
-    """Measure and write a module. before: the model that it was made of, where there is one to compare with."""
+    """Measure and write a module. before: the model that it was made from, if there is one to compare with."""
     from smc.export import write_checkpoint
 
     quality: dict[str, str] = {}
@@ -142,7 +147,7 @@ def _perplexity(module: Module, text: Path, progress: StageProgress, stage: str)
     length = min(WINDOW, facts.context_length)
     windows = text_windows(read_tokens(text, facts.tokenizer, facts.vocab_size), length, WINDOWS)
     if not windows:
-        raise InputError(f"the text {text} is too short: it does not fill a window of {length} tokens")
+        raise InputError(f"the text {text} is too short for a window of {length} tokens: give a longer one")
     scores = score(Reference(module).logits, windows, progress=lambda fraction: progress.update(stage, fraction))
     perplexity = scores.summary().perplexity
     return perplexity if math.isfinite(perplexity) else math.inf

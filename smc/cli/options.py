@@ -15,14 +15,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def utf8_text(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """A callback for parameters that are text, one or several; bytes that are no UTF-8 come as surrogates."""
+    """A callback for parameters of one or several texts; Python shows bytes that are not UTF-8 as surrogates."""
     for text in value if isinstance(value, tuple) else (value or "",):
         check_utf8(parameter.opts[0] if parameter.param_type_name == "option" else f"the {parameter.name}", text)
     return value
 
 
 def check_utf8(what: str, text: str) -> None:
-    """Raise InputError where the text is not what UTF-8 can write."""
+    """Raise InputError if UTF-8 can't write the text."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -30,7 +30,7 @@ def check_utf8(what: str, text: str) -> None:
 
 
 def _set_level(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """-v wins over -q in any order; called for both, even if none is given."""
+    """A callback for -q and -v, which is called for both even if none is given. -v wins in any order."""
     levels = context.meta.setdefault("smc.levels", set())
     levels.add((messages.QUIET if parameter.name == "quiet" else messages.VERBOSE) if value else messages.NORMAL)
     messages.set_level(max(levels) if messages.VERBOSE in levels else min(levels))
@@ -62,14 +62,14 @@ def verbosity_options(command: Command) -> Command:
 
 
 def complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The targets whose names begin so, for the shell."""
+    """The targets whose names begin with this text, for completion in the shell."""
     from smc.targets import TARGETS
 
     return [name for name in ("native", *TARGETS) if name.startswith(incomplete)]
 
 
 def count_option(name: str, default: int, letter: str, text: str, *, least: int = 0) -> Callable[[Command], Command]:
-    """An option for a whole number of `least` or more, which its help calls by a letter."""
+    """An option for a whole number of `least` or more; its help shows a letter for it."""
     kind = click.IntRange(least)
     return click.option(name, type=kind, default=default, show_default=True, metavar=letter, help=text)
 
@@ -149,7 +149,7 @@ def sampling_options(command: Command) -> Command:
 
 
 def _decorate(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
-    """As if the options stood above the command in this order."""
+    """A decorator that has the effect of these options in this order."""
     for option in reversed(options):
         command = option(command)
     return command

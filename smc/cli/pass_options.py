@@ -1,4 +1,4 @@
-"""The passes that a command line names (-p, --quant, --recipe), and running them on a model."""
+"""The passes of a command line (-p, --quant, --bits, --recipe), and how they are run on a model."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ WORK = click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder where long passes keep their state, to go on there; by default in the cache.",
+    help="Folder where long passes keep their state, so that they can continue; by default in the cache.",
 )
 
 
 @dataclass(frozen=True)
 class Request:
-    """Passes that the user named together: `text` is how, as on the command line.
+    """Passes that one option names; `text` is the option as on the command line.
 
-    is_default: they named nothing, so it holds for sources of floats only.
+    is_default: no option named passes, so these are for float checkpoints only.
     """
 
     text: str
@@ -47,14 +47,14 @@ class Request:
 
 
 def pass_options(command: Command) -> Command:
-    """-p, --quant, --bits and --recipe: what `read_requests` takes."""
+    """The options -p, --quant, --bits and --recipe, for `read_requests`."""
     for option in reversed(
         (
             click.option(
                 "--quant",
                 metavar="RECIPE",
                 shell_complete=_complete_recipe,
-                help="Recipe to quantize by: int8, int4, ternary …: see `smc passes`.",
+                help="Recipe to quantize with: int8, int4, ternary …; see `smc passes`.",
             ),
             click.option(
                 "--bits",
@@ -84,14 +84,14 @@ def pass_options(command: Command) -> Command:
 
 
 def calibration_options(command: Command) -> Command:
-    """--calib and --work: what calibrated passes take."""
+    """The options --calib and --work of calibrated passes."""
     for option in reversed((CALIB, WORK)):
         command = option(command)
     return command
 
 
 def training_options(command: Command) -> Command:
-    """--teacher and --work: what passes that train take."""
+    """The options --teacher and --work of passes that train."""
     for option in reversed(
         (
             click.option(
@@ -108,12 +108,12 @@ def training_options(command: Command) -> Command:
 
 
 def work_folder(work: Path | None) -> Path | None:
-    """Where long passes keep their state; None where there is no place for it."""
+    """The folder where long passes keep their state; None if there is none."""
     from smc.folders import cache_folder
 
     if work is not None:
         if work.exists() and not work.is_dir():
-            raise InputError(f"--work {work} is no folder")
+            raise InputError(f"--work {work} is not a folder: name a folder, or a new one")
         return work
     cache = cache_folder()
     return None if cache is None else cache / "training"
@@ -138,16 +138,17 @@ def _complete_pass(context: click.Context, parameter: click.Parameter, incomplet
 def read_requests(
     passes: Sequence[str], quant: str | None, recipe: Path | None, bits: float | None = None
 ) -> list[Request]:
-    """What the user named, in the order of running. Refuses what can't be right before the checkpoint is read."""
+    """The requests of the command line, in the order of running. Contradictions are InputErrors, before the checkpoint
+    is read."""
     from smc.passes import QuantizeGuided, load_recipe, parse_pass
 
     if bits is not None and (quant is not None or recipe is not None):
         other = "--quant" if quant is not None else "--recipe"
-        raise InputError(f"--bits and {other} both say how small the model becomes: give one of them")
+        raise InputError(f"--bits and {other} both choose the size of the model: give one of them")
     if quant is not None and recipe is not None:
         raise InputError("--quant and --recipe both name a recipe: give one of them")
     if recipe is not None and recipe.suffix not in (".yaml", ".yml"):
-        raise InputError(f"a recipe file ends in .yaml, {recipe} does not; for a recipe of smc's use --quant")
+        raise InputError(f"a recipe file ends in .yaml, and {recipe} does not: for a recipe of smc use --quant")
     requests = [Request(f"-p {text}", (parse_pass(text),)) for text in passes]
     if bits is not None:
         requests.append(Request(f"--bits {bits:g}", (QuantizeGuided(bits=bits),)))
@@ -172,13 +173,14 @@ def run_requests(
     note: Callable[[str], None] | None = None,
     after: Callable[[Pass, Module], None] | None = None,
 ) -> Module:
-    """Run the passes in order, by `smc.apply`, which has the keywords. The teacher is `module` where none is given.
+    """Run the passes in order with `smc.apply`, which explains the keywords. Without a teacher, `module` is the
+    teacher.
 
-    A source that is quantized already keeps its codes where the user named nothing, and of every matrix that no pass
-    names. Of the passes that would quantize a matrix the first decides.
+    A checkpoint that is quantized already keeps its codes if no option names passes, and those of every matrix that no
+    pass selects. Of the passes that select a matrix, the first decides.
 
-    InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts the
-    ones before it.
+    InputError for a request that has nothing left to do and would have chosen other encodings: it contradicts an
+    earlier request.
     """
     import smc
 
@@ -213,13 +215,14 @@ def run_requests(
             earlier = " ".join(r.text for r in requests[:index])
             raise InputError(
                 f"{request.text} contradicts {earlier}, which leaves no matrix to it: give one of them, or say by "
+                ""
                 "include= and exclude= which matrices the first is for"
             )
     return result
 
 
 def what_happened(module: Module, result: Module, requests: Sequence[Request]) -> str:
-    """Which of a checkpoint's matrices were quantized by what, in a phrase."""
+    """A phrase that says which of a checkpoint's matrices were quantized, and how."""
     lines = (line.partition(": ") for line in module.facts.provenance)
     found = [text for key, _, text in lines if key in ("grid", "dequantized")]
     source = f" ({'; '.join(found)})" if found else ""

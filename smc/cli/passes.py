@@ -1,4 +1,4 @@
-"""`smc passes` and `smc encodings`: what there is to choose from."""
+"""`smc passes` and `smc encodings`: list passes, recipes and encodings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def passes(name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"passes": known, "recipes": recipes}, indent=2))
         return
-    click.echo("Passes (-p NAME:option=value,…; options by `smc passes NAME`)")
+    click.echo("Passes (-p NAME:option=value,…; `smc passes NAME` shows the options)")
     _echo_table({key: description["help"].splitlines()[0] for key, description in known.items()})
     click.echo("\nRecipes (--quant NAME)")
     _echo_table(recipes)
@@ -83,11 +83,11 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     click.echo(f"{'encoding':<24} {'decode':<22} {'activations':<12} bits per weight")
     for row in described:
         click.echo(f"{row['encoding']:<24} {row['decode']:<22} {row['activations']:<12} {row['bits_per_weight']:g}")
-    click.echo("\nOthers, such as codebooks and offsets, are values of smc.ir.Encoding that a pass of your own makes.")
+    click.echo("\nA pass of your own can make others, such as codebooks and offsets: values of smc.ir.Encoding.")
 
 
 def _describe(name: str) -> dict[str, Any]:
-    """A pass or a recipe, whichever has the name; InputError with the nearest pass where neither has."""
+    """The pass or recipe of this name; InputError with the nearest pass if there is none."""
     from pathlib import Path
 
     from smc.passes.recipe import load_recipe, recipe_names

@@ -1,4 +1,4 @@
-"""What `smc bench --profile` shows: every kernel's time, bytes and multiply-adds, against the machine's limits."""
+"""The report of `smc bench --profile`: every kernel's time, bytes and multiply-adds, beside the machine's limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDTHS = (7, 10, 8, 8, 8, 9, 8, 9)
 
 
 def thread_counts(threads: int) -> list[int]:
-    """For how many threads limits are measured: 1, 2, 4 … and all."""
+    """The numbers of threads for which limits are measured: 1, 2, 4 … and all."""
     return [*(1 << i for i in range(threads.bit_length()) if 1 << i < threads), threads]
 
 
@@ -32,10 +32,10 @@ def limits_report(limits: Iterable[Limits]) -> list[dict[str, Any]]:
 
 
 def profile_report(whole_seconds: float, profile: Profile, limit: Limits, plain_seconds: float) -> dict[str, Any]:
-    """A profile for JSON; all times are of one step, in µs, shared out over the threads: they add up to `step_us`.
+    """A profile for JSON; all times are of one step, in µs, divided by the number of threads: they add up to `step_us`.
 
-    whole_seconds: what the steps took by the caller's clock, which sees also what happens between them; plain_seconds:
-    what they take without a profile. limit: of all threads.
+    whole_seconds: the time of the steps by the caller's clock, which includes the time between them; plain_seconds:
+    their time without a profile. limit: of all threads.
     """
     us = 1e6 / profile.steps / profile.threads
     step_us = 1e6 * profile.seconds / profile.steps
@@ -56,7 +56,7 @@ def profile_report(whole_seconds: float, profile: Profile, limit: Limits, plain_
 
 
 def _task_report(task: TaskProfile, profile: Profile, limit: Limits) -> dict[str, Any]:
-    seconds = task.kernel_seconds / profile.threads  # as if all threads had worked on it all the time
+    seconds = task.kernel_seconds / profile.threads  # as if all threads had run it all the time
     bytes_rate, macs_rate = (amount / seconds if seconds else 0.0 for amount in (task.bytes, task.macs))
     bandwidth, peak = limit.weights_bytes or limit.memory_bytes, limit.i8_macs if task.integer else limit.f32_macs
     return {
@@ -79,7 +79,7 @@ def _task_report(task: TaskProfile, profile: Profile, limit: Limits) -> dict[str
 
 
 def profile_table(name: str, report: dict[str, Any]) -> str:
-    """A profile for people."""
+    """Print a profile for people."""
     steps = f"{report['steps']} step{'s' if report['steps'] > 1 else ''}"
     lines = [f"{name}: {steps}, {report['step_us']:,.1f} µs each ({100 * report['slowdown']:+.1f} % by profiling)"]
     tasks = [(f"{t['function']} {t['name']}", t["kernel"], t) for t in report["tasks"] if t["calls"]]
@@ -98,7 +98,7 @@ def profile_table(name: str, report: dict[str, Any]) -> str:
 
 
 def limits_table(limits: list[dict[str, Any]]) -> str:
-    """The limits for people."""
+    """Print the limits for people."""
     lines = []
     for limit in limits:
         memory, weights = limit["memory_gb_per_s"], limit["weights_gb_per_s"]

@@ -1,4 +1,4 @@
-"""How long work is shown: a bar on a terminal, plain lines elsewhere. Everything goes to standard error."""
+"""Shows the progress of long work on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 10.0
-"""How often a stage says how far it is where there is no terminal for a bar."""
+"""How often a stage prints its progress without a terminal."""
 
 
 class StageProgress:
-    """Shows stages one after the other; `update` is a callback as compilers take it: (stage, fraction done).
+    """Shows stages one after the other; `update` is a callback: (stage, fraction done).
 
     A context manager. A stage is over when it reaches 1, when another starts, or at the end.
-    `seconds` has what each stage took, in order. A quiet user sees nothing of it.
+    `seconds` has the time of each stage, in order. With -q nothing is shown.
     """
 
     def __init__(self, *, still: bool = False) -> None:
-        """Show a bar if standard error is a terminal. still: draw in `update` only, so that nothing runs beside what is
-        measured."""
+        """Show a bar if standard error is a terminal. still: draw in `update` only, so that nothing runs during a
+        measurement."""
         self.seconds: dict[str, float] = {}
         self._still = still
         self._stage: str | None = None
@@ -65,7 +65,7 @@ class StageProgress:
             self._bar.stop()
 
     def update(self, stage: str, fraction: float) -> None:
-        """Stage `stage` is done to `fraction` (0 … 1)."""
+        """Report that `fraction` (0 … 1) of stage `stage` is done."""
         if stage != self._stage:
             if fraction >= 1 and stage in self.seconds:
                 return  # reported twice as done
@@ -91,12 +91,12 @@ class StageProgress:
             click.echo(line, err=True)
 
     def detail(self, line: str) -> None:
-        """Print a line for a curious user."""
+        """Print a line with -v."""
         if messages.is_verbose():
             self.note(line)
 
     def _say(self, stage: str, fraction: float) -> None:
-        """A plain line from time to time, with an estimate of the time that is left."""
+        """Print a plain line from time to time, with an estimate of the remaining time."""
         now = time.perf_counter()
         if now - self._said < LINE_SECONDS:
             return

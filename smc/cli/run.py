@@ -103,7 +103,7 @@ def run(
     from smc.runtime import load
 
     if streamed and not as_json:
-        raise InputError("--stream belongs to --json: other text is printed as it comes anyway")
+        raise InputError("--stream needs --json: other output is always printed as it comes")
     if functions_file is not None or must_call:
         asked = FunctionQuestion(functions_file, must_call, raw)
     text = _read_prompt(prompt)
@@ -124,7 +124,7 @@ def run(
 
 
 def _print_text(model: Model, stream: TextStream, as_json: bool, streamed: bool) -> bool:
-    """Print the text while it comes; returns whether Ctrl-C ended it."""
+    """Print the text while it is generated; returns whether Ctrl-C ended it."""
     from smc.runtime.interrupt import on_interrupt
 
     try:
@@ -142,7 +142,7 @@ def _print_text(model: Model, stream: TextStream, as_json: bool, streamed: bool)
 def _print_result(
     model: Model, result: GenerationResult, load_seconds: float, as_json: bool, streamed: bool, stats: bool
 ) -> None:
-    """What follows the text: the result as JSON, log-probabilities, statistics."""
+    """Print what follows the text: the result as JSON, log-probabilities, statistics."""
     if as_json:
         event = {"event": "result"} if streamed else {}
         _print_json(event | _as_json(model, result, load_seconds))
@@ -155,7 +155,7 @@ def _print_result(
 
 
 def describe_model(model: Model) -> None:
-    """What a curious user wants to know of an opened artifact."""
+    """Facts about an opened artifact, for -v."""
     facts = f"{model.threads} threads, level {model.level}, context {model.context_length}"
     messages.detail(f"{model.artifact.path}: {model.artifact.manifest.name}, {facts}")
 
@@ -165,7 +165,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _read_prompt(prompt: str | None) -> str:
-    """The prompt; what is piped in comes before it, with an empty line between them."""
+    """The prompt; piped text comes before it, with an empty line between them."""
     if sys.stdin.isatty():
         if prompt is None:
             raise InputError('there is no prompt: give one as in `smc run ARTIFACT "Hello"`, or pipe it in')
@@ -177,19 +177,19 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _read_standard_input(can_be_none: bool) -> str:
-    """The text on standard input; a line break at the end is the shell's. can_be_none: a stream that nobody can read,
-    such as nohup's, is as good as an empty one."""
+    """The text on standard input; a line break at the end is the shell's. can_be_none: a stream that can't be read,
+    such as nohup's, counts as empty."""
     try:
         if not select.select([sys.stdin], [], [], PATIENCE)[0]:
-            messages.note("(waiting for text on standard input; where there is none, end the command with </dev/null)")
-    except (OSError, ValueError):  # it is no stream of the system's
+            messages.note("(waiting for text on standard input; if there is none, add </dev/null to the command)")
+    except (OSError, ValueError):  # it is not a stream of the system
         pass
     try:
         text = sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError:
         raise InputError("the prompt on standard input is not UTF-8 text") from None
     except OSError as error:
-        if can_be_none and error.errno in (errno.EBADF, None):  # None: it is not the system that refuses
+        if can_be_none and error.errno in (errno.EBADF, None):  # None: the system did not refuse it
             return ""
         raise InputError(f"the prompt can't be read from standard input: {error.strerror}") from None
     check_utf8("the prompt on standard input", text)
@@ -197,10 +197,10 @@ def _read_standard_input(can_be_none: bool) -> str:
 
 
 def _prompt_tokens(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
-    """The prompt as tokens: a conversation where there is a template, else plain text."""
+    """The prompt as tokens: a conversation if there is a template, else plain text."""
     if raw or not model.has_chat_template:
         if system is not None:
-            raise InputError("--system needs a chat template" + (", so leave --raw away" if raw else ""))
+            raise InputError("--system needs a chat template" + (": leave out --raw" if raw else ""))
         return model.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
     return model.apply_chat_template([*messages, {"role": "user", "content": text}])

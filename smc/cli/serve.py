@@ -35,7 +35,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
     default=16,
     show_default=True,
     metavar="N",
-    help="Most texts that are generated at once, of each model.",
+    help="Most texts that are generated at once, per model.",
 )
 @click.option(
     "--cached",
@@ -43,7 +43,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
     default=16,
     show_default=True,
     metavar="N",
-    help="Most beginnings of texts that are kept for later requests.",
+    help="Most ended texts whose keys and values are kept for later requests.",
 )
 @click.option(
     "--queue",
@@ -51,13 +51,13 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
     default=256,
     show_default=True,
     metavar="N",
-    help="Most texts that wait; more are refused with status 429.",
+    help="Most texts that wait; further ones get status 429.",
 )
 @click.option(
     "--kv-memory",
     type=click.IntRange(1),
     metavar="MIB",
-    help="Most memory of the KV cache, of each model; by default half of what is free.",
+    help="Most memory for the KV cache, per model; by default half of the free memory.",
 )
 @click.option(
     "--api-key",
@@ -78,11 +78,11 @@ def serve(
     api_key: str | None,
     **options: Any,
 ) -> None:
-    """Serve MODELs over HTTP, in the form of OpenAI's and Ollama's APIs.
+    """Serve MODELs over HTTP with OpenAI's and Ollama's APIs.
 
-    A MODEL is an artifact, or a checkpoint, which is compiled into a cache first. Clients name it by its file's name
-    without the ending. Requests of all clients are batched; a text is the same whoever else is served. Ctrl-C ends the
-    server when the running texts have ended, or after ten seconds.
+    A MODEL is an artifact, or a checkpoint, which is compiled into a cache the first time. Its name for clients is its
+    file's name without the ending. Requests of all clients are batched; a text does not depend on the others. Ctrl-C
+    ends the server when the running texts have ended, or after ten seconds.
 
     \b
     Example:
@@ -98,14 +98,14 @@ def serve(
     memory = (kv_memory << 20) if kv_memory is not None else available_bytes() // (2 * len(artifacts))
     limits = Limits(running=parallel, waiting=queue, kv_bytes=memory)
     if host not in LOOPBACK and api_key is None:
-        messages.note("note: without --api-key everybody who reaches this address can use the server")
+        messages.note("note: without --api-key everyone who can reach this address can use the server")
     server_options = ServerOptions(limits=limits, sequences=parallel + cached + 1, api_key=api_key, **options)
     with orderly_end(), _listen(host, port) as listener:
         _run(make_app(open_models(artifacts, server_options), server_options), listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections. InputError where the address can't be had."""
+    """A socket that takes connections. InputError if the address can't be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -114,7 +114,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM, which uvicorn raises again at its end; says where as soon as it listens."""
+    """Serve until Ctrl-C or SIGTERM, which uvicorn raises again at its end. The address is printed when the server
+    listens."""
     import asyncio
 
     import uvicorn

@@ -1,4 +1,4 @@
-"""Signals that end a command as Ctrl-C does: what it has begun is removed on the way out."""
+"""Signals that end a command as Ctrl-C does: unfinished files are removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP came. Not an Exception, as KeyboardInterrupt is none."""
+    """SIGTERM or SIGHUP came. Like KeyboardInterrupt it is not an Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -19,7 +19,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Raise Terminated in this context where SIGTERM or SIGHUP would end the process at once.
+    """In this context, SIGTERM and SIGHUP raise Terminated if they would otherwise end the process at once.
 
     Signals that are ignored (nohup) or handled by the caller stay so.
     """

@@ -1,4 +1,4 @@
-"""The standard streams of the process, whatever state they come in."""
+"""The standard streams of the process, which may be closed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from typing import Any
 
 OUTPUT = "standard output"
-"""The name of the file in an error that writing there raised."""
+"""The name of the file in errors of writing to it."""
 
 
 class _Output(io.FileIO):
-    """Standard output: its errors say whose they are."""
+    """Standard output, whose errors name it."""
 
     def write(self, data: Any) -> int:
         try:
@@ -23,7 +23,7 @@ class _Output(io.FileIO):
 
 
 class _LastResort(io.FileIO):
-    """Standard error: what can't be written there is lost, as no other place is left to report it."""
+    """Standard error; text that can't be written there is lost."""
 
     def write(self, data: Any) -> int:
         try:
@@ -33,7 +33,7 @@ class _LastResort(io.FileIO):
 
 
 def repair_streams() -> None:
-    """Make standard input and error usable where they are closed, name the errors of output, and lose those of error.
+    """Make closed standard input and error usable, name errors of standard output, and ignore those of standard error.
 
     No file that is opened later gets the number of a standard stream. Closed output stays None.
     """
@@ -56,5 +56,5 @@ def _text(file: io.FileIO, encoding: str, errors: str) -> io.TextIOWrapper:
 
 
 def drop_output() -> None:
-    """Standard output can't be written: let the rest go nowhere, so that the end of the process does not fail too."""
+    """Send the rest of standard output nowhere, so that the end of the process does not fail, too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""`smc sweep`: settings by models, compiled, judged and timed, in one report."""
+"""`smc sweep`: tries settings on models, each compiled, evaluated and timed, in one report."""
 
 from __future__ import annotations
 
@@ -20,33 +20,50 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
-@click.option("--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to judge by.")
-@click.option("--quant", multiple=True, metavar="RECIPE", help="Recipe to try, see `smc passes`; may be given again.")
-@click.option("--bits", multiple=True, type=click.FloatRange(1, 32), metavar="N", help="Budget to try, of --bits.")
+@click.option(
+    "--text", type=click.Path(path_type=Path), required=True, metavar="FILE", help="UTF-8 text to evaluate on."
+)
+@click.option("--quant", multiple=True, metavar="RECIPE", help="Recipe to try (see `smc passes`); may be given again.")
+@click.option(
+    "--bits",
+    multiple=True,
+    type=click.FloatRange(1, 32),
+    metavar="N",
+    help="Bits per weight to try, as --bits of smc compile; may be given again.",
+)
 @click.option("-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="Pass to try; may be given again.")
 @click.option(
-    "--recipe", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="YAML recipe to try: a chain."
+    "--recipe",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="YAML recipe to try, a chain of passes; may be given again.",
 )
 @click.option(
     "--reference",
     type=click.Path(),
     metavar="MODEL",
-    help="Model whose logits are the right ones; by default each MODEL itself.",
+    help="Model to compare with; by default each MODEL itself.",
 )
-@click.option("--calib", type=click.Path(path_type=Path), metavar="FILE", help="Text for passes that take statistics.")
 @click.option(
-    "--windows", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Most windows taken."
+    "--calib",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text file for passes that take statistics; by default the one that comes with smc.",
+)
+@click.option(
+    "--windows", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Most windows of the text."
 )
 @click.option(
     "--window", type=click.IntRange(4), default=512, show_default=True, metavar="N", help="Tokens per window."
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Cells that run at once."
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Settings that run at once."
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to use in place of processes here.")
 @click.option(
-    "--no-speed", is_flag=True, help="Leave out the tokens per second, which this machine measures at the end."
+    "--scheduler", metavar="ADDRESS", help="Dask scheduler that runs the settings, in place of processes here."
 )
+@click.option("--no-speed", is_flag=True, help="Do not measure tokens per second at the end.")
 @click.option(
     "-o",
     "--out",
@@ -54,7 +71,7 @@ if TYPE_CHECKING:
     default=Path("sweep"),
     show_default=True,
     metavar="DIR",
-    help="Folder for results, artifacts and report.html; what is in it is not done again.",
+    help="Folder for results, artifacts and report.html; results in it are not computed again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @verbosity_options
@@ -75,10 +92,10 @@ def sweep(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Try settings on MODELs: compile each, judge it by a text and time it; write one page, report.html.
+    """Try settings on MODELs: compile each, evaluate it on a text and measure its speed; write a page, report.html.
 
-    A MODEL that is quantized already is taken as it is, once: name GGUF files beside a float checkpoint, with
-    --reference, to see smc's encodings beside llama.cpp's. Started again, it goes on with what is not done yet.
+    A MODEL that is quantized already is evaluated as it is, once: name GGUF files beside a float checkpoint, with
+    --reference, to see smc's encodings beside llama.cpp's. If a sweep is interrupted, run it again: it continues.
 
     \b
     Examples:
@@ -107,7 +124,7 @@ def sweep(
     click.echo(json.dumps(results, indent=2) if as_json else _table(results))
     messages.note(f"wrote {out / 'report.html'}")
     if all(outcome.result is None for outcome in outcomes):
-        raise InputError("no setting could be judged; the sentences are above")
+        raise InputError("no setting could be evaluated: see the errors above")
 
 
 def _cells(
@@ -119,7 +136,7 @@ def _cells(
     window: int,
     calib: Path | None,
 ) -> list[Cell]:
-    """Every model with every setting; a quantized one as it is. InputError where floats have no setting."""
+    """Every model with every setting; a quantized one as it is. InputError if a float model has no setting."""
     import smc
     from smc.sweep import Cell, Setting
 
@@ -127,9 +144,9 @@ def _cells(
     for model in models:
         floats = all(parameter.encoding.is_float for parameter in smc.load_checkpoint(model).parameters.values())
         if floats and not settings:
-            raise InputError(f"{model} is of floats and no setting is named: give --quant, --bits, -p or --recipe")
+            raise InputError(f"{model} has float weights and there is no setting: give --quant, --bits, -p or --recipe")
         if not floats and reference is None:
-            raise InputError(f"{model} is quantized already: name the model that it came from by --reference")
+            raise InputError(f"{model} is quantized already: name the model that it came from with --reference")
         for setting in settings if floats else [Setting("kept")]:
             file = None if calib is None else str(calib)
             found.append(Cell(model, setting, reference or model, str(text), windows, window, file))
@@ -142,7 +159,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    """The results for people."""
+    """Print the results for people."""
     head = ["model", "setting", "bits", "MB", "perplexity", "KL divergence", "top token", "tokens/s"]
     rows = [head]
     for result in results:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def targets(as_json: bool) -> None:
     """List the machines that smc compiles for, and how each was tested.
 
-    An artifact contains machine code for the listed feature levels. The best one that the CPU has is picked when the
-    artifact is loaded. A device is a target with the one level that it needs.
+    An artifact contains machine code for the listed feature levels. When it is loaded, smc picks the best level that
+    the CPU has. The target of a single device has only the level that the device needs.
 
     \b
     Example:

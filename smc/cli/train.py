@@ -18,20 +18,29 @@ from smc.cli.step_report import REPORT
 from smc.errors import InputError
 
 CHINCHILLA = 20
-"""Tokens per parameter that a new model is trained on best for its compute (Hoffmann et al., arXiv 2203.15556)."""
+"""Tokens per parameter that train a new model best for its compute (Hoffmann et al., arXiv 2203.15556)."""
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option("--data", multiple=True, required=True, metavar="FILE", help="File to learn from; may be given again.")
-@click.option("--minutes", type=float, metavar="N", help="How long; or give --steps or --tokens.")
-@click.option("--steps", type=int, metavar="N", help="How many steps.")
-@click.option("--tokens", type=int, metavar="N", help="How many tokens.")
+@click.option("--data", multiple=True, required=True, metavar="FILE", help="File to train on; may be given again.")
+@click.option("--minutes", type=float, metavar="N", help="Minutes to train; or give --steps or --tokens.")
+@click.option("--steps", type=int, metavar="N", help="Steps to train.")
+@click.option("--tokens", type=int, metavar="N", help="Tokens to train on.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Another option of the pass: `smc passes distill`."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="Another option of the pass (see `smc passes distill`); may be given again.",
 )
 @click.option(
-    "-p", "--pass", "passes", multiple=True, metavar="NAME[:K=V,…]", help="Pass to run before; may be given again."
+    "-p",
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME[:K=V,…]",
+    help="Pass to run before training; may be given again.",
 )
 @CALIB
 @training_options
@@ -54,7 +63,7 @@ def distill(
     report: Path | None,
     out: Path,
 ) -> None:
-    """Run passes on MODEL, train it to predict what it predicted before, and write a checkpoint.
+    """Run passes on MODEL, train it to predict what it predicted before them, and write a checkpoint.
 
     The same as `smc optimize MODEL -p … -p distill:…`. With --teacher it learns from another model.
 
@@ -123,7 +132,7 @@ def train(config: Path, work: Path | None, out: Path) -> None:
 
 
 def _plan(path: Path) -> dict[str, Any]:
-    """What the file says; InputError where it lacks a part."""
+    """The content of the file; InputError if it lacks a part."""
     import yaml
 
     if not path.is_file():
@@ -131,7 +140,7 @@ def _plan(path: Path) -> dict[str, Any]:
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     wanted = {"model": (dict, str), "tokenizer": (int, str), "train": (dict,)}
     if not isinstance(plan, dict):
         raise InputError(f"{path} must have model, tokenizer and train")
@@ -153,7 +162,7 @@ def _new_model(plan: Mapping[str, Any], data: tuple[str, ...], name: str) -> Any
         try:
             values = json.loads(Path(values).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{plan['model']} is no config.json: {error}") from None
+            raise InputError(f"{plan['model']} is not a config.json: {error}") from None
     if isinstance(plan["tokenizer"], int):
         tokenizer = train_tokenizer([Path(file) for file in data], plan["tokenizer"])
         text, end, count = tokenizer.to_str(), tokenizer.token_to_id(END), tokenizer.get_vocab_size()

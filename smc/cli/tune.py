@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from smc.targets import CpuLevel, Target
 
 SMALLEST_WEIGHTS = 64 << 20
-"""A small model shares the caches with more than itself."""
+"""Weights take at least so many bytes, so that they do not stay in a cache."""
 
 
 @click.command()
@@ -39,11 +39,18 @@ SMALLEST_WEIGHTS = 64 << 20
     help="Machine to tune for; any but this one needs --emit-kit.",
 )
 @click.option(
-    "--level", "names", multiple=True, metavar="NAME", help="CPU feature level to tune, by default all; repeatable."
+    "--level",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="CPU feature level to tune; by default all; may be given again.",
 )
 @click.option("--seconds", type=click.FloatRange(1), metavar="S", help="Approximate time for measuring, in seconds.")
 @click.option(
-    "--emit-kit", type=click.Path(path_type=Path), metavar="FILE", help="Program to write, to measure elsewhere."
+    "--emit-kit",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Program to write, which measures on another machine.",
 )
 @click.option(
     "--import",
@@ -142,7 +149,7 @@ def _matrices(
 
     if not models:
         if named:
-            raise InputError("--quant, --bits, --pass and --recipe say how a MODEL is compiled: name one")
+            raise InputError("--quant, --bits, --pass and --recipe need a MODEL to compile: name one")
         return standard_matrices()
     matrices: list[Matrix] = []
     for model in models:
@@ -153,9 +160,7 @@ def _matrices(
     return matrices
 
 
-def _model_matrices(
-    model: str, requests: Sequence[Request], calib: Path | None, work: Path | None
-) -> list[Matrix]:
+def _model_matrices(model: str, requests: Sequence[Request], calib: Path | None, work: Path | None) -> list[Matrix]:
     from smc.cli.pass_options import work_folder as state_folder
     from smc.codegen.cpu.tuning_kit import plan_matrices
     from smc.codegen.plan.planner import make_plan
@@ -220,7 +225,7 @@ def _measure(
     from smc.codegen.output import work_folder
 
     if records.exists():
-        read_records(records)  # refuse to add to what is none
+        read_records(records)  # refuse a file that has no records
     measured = workloads(matrices)
     records.parent.mkdir(parents=True, exist_ok=True)
     with StageProgress(still=True) as progress, orderly_end(), work_folder(records) as folder:
@@ -239,7 +244,7 @@ def _measure(
 
 
 def _run(command: list[str], records: Path, total: int, progress: Callable[[str, float], None]) -> int:
-    """Run the tuner and append what it prints to the records, line by line. Returns how many."""
+    """Run the tuner and append its output to the records, line by line. Returns the number of lines."""
     from smc.codegen.cpu.tuning import parse_record
 
     done = 0
@@ -265,14 +270,14 @@ def _run(command: list[str], records: Path, total: int, progress: Callable[[str,
         if tuner.wait() != 0:
             said.seek(0)
             text = said.read()[-2000:].strip()
-            if tuner.returncode == 2:  # there is too little memory, say
+            if tuner.returncode == 2:  # for example if there is too little memory
                 raise InputError(text.splitlines()[-1] if text else "the tuner can't run here")
             raise RuntimeError(f"the tuner ended with status {tuner.returncode}:\n{text}")
     return done
 
 
 def _end_last_line(path: Path) -> None:
-    """A file that an editor left without an end of line must not swallow the next record."""
+    """If the file's last line has no end, add one, so that the next record gets its own line."""
     if path.exists() and path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -305,7 +310,7 @@ def _summary(measured: Workloads, levels: list[CpuLevel], records: Path, cpu: st
 
 
 def _table(summary: dict[str, Any]) -> str:
-    """The summary for people."""
+    """Print the summary for people."""
     kernels = summary["kernels"]
     width = max(len(row["kernel"]) for row in kernels)
     lines = [f"{summary['records']}: {summary['measured']} measurements of {summary['cpu']} added"]

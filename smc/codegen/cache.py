@@ -46,7 +46,7 @@ class CacheState:
 
 
 def cache_trouble() -> str | None:
-    """Why nothing can be kept, the end of a sentence; None where it can, and the folder is there then."""
+    """Why nothing can be kept, the end of a sentence; None if it can, and the folder is there then."""
     folder = cache_folder()
     if folder is None:
         return "there is no home folder"
@@ -63,7 +63,7 @@ def key_of(*parts: object) -> str:
 
 
 def fetch(key: str) -> Entry | None:
-    """The entry, or None where there is none or it is not as it was kept."""
+    """The entry, or None if there is none or it is not as it was kept."""
     folder = cache_folder()
     return None if folder is None else _read(folder / "objects" / key)
 

@@ -43,7 +43,7 @@ class KernelObject:
 
 
 def check_versions() -> None:
-    """InputError where the installed tvm is not the pinned pair."""
+    """InputError if the installed tvm is not the pinned pair."""
     for package, wanted in TVM_PINS.items():
         try:
             found = importlib.metadata.version(package)
@@ -83,7 +83,7 @@ def _object(key: str, work: Path) -> Path:
 
 
 def _fetch(key: str, work: Path) -> dict[str, str] | None:
-    """Put a kernel's object from the cache into `work`; its facts, None where the cache has it not."""
+    """Put a kernel's object from the cache into `work`; its facts, None if the cache has it not."""
     entry = cache.fetch(key)
     if entry is None:
         return None

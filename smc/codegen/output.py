@@ -52,7 +52,7 @@ def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
 
 
 def output_folder(folder: Path) -> Path:
-    """A folder for several files, not made yet. InputError where it can't be one."""
+    """A folder for several files, not made yet. InputError if it can't be one."""
     try:
         place = existing_part(folder.absolute())
     except OSError as error:
@@ -112,7 +112,7 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Make a folder, or take over one that a dead process left, and lock it; None where a living process has it."""
+    """Make a folder, or take over one that a dead process left, and lock it; None if a living process has it."""
     while True:
         try:
             folder.mkdir()

@@ -26,7 +26,7 @@ class StandaloneParts:
     """What an executable needs of the model's texts.
 
     members: of the artifact, for the executable's own use. no_chat: why it can't have chats though the model has a chat
-    template, the end of a sentence; None where it can.
+    template, the end of a sentence; None if it can.
     """
 
     members: dict[str, bytes]

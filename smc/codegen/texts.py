@@ -31,7 +31,7 @@ HARMONY = {"<|return|>", "<|call|>"}
 def settle_texts(facts: ModelFacts) -> ModelFacts:
     """The facts with every token that ends a turn; Notices say what is odd about tokenizer and template.
 
-    InputError where the checkpoint names ends, but none that the model could write.
+    InputError if the checkpoint names ends, but none that the model could write.
     """
     if facts.tokenizer is None:
         kinds = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
@@ -85,7 +85,7 @@ def _ends(
 
 
 def _end_of_answer(template: ChatTemplate) -> str | None:
-    """The control token that the template writes behind an answer; None where it writes none or begins a turn."""
+    """The control token that the template writes behind an answer; None if it writes none or begins a turn."""
     question, answer = _mark(), _mark()
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     text = _rendered(template, messages, False) or ""
@@ -117,7 +117,7 @@ def _check_markers(template: ChatTemplate, added: Mapping[str, int], vocab_size:
 
 
 def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) -> str | None:
-    """None where the template refuses the conversation."""
+    """None if the template refuses the conversation."""
     try:
         return template.render(messages, add_generation_prompt=prompt)
     except InputError:

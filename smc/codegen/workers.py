@@ -25,7 +25,7 @@ _LAST_WORDS = 4000
 class WorkerDiedError(Exception):
     """A worker ended in the middle of a job: `job` is its place in the list.
 
-    refusal: what the system refused it or did to it, the end of a sentence; None where it ended by its own fault.
+    refusal: what the system refused it or did to it, the end of a sentence; None if it ended by its own fault.
     """
 
     def __init__(self, job: int, status: int, said: str) -> None:

@@ -1,4 +1,4 @@
-"""The model card: what a checkpoint was made of, how, and how good it is."""
+"""The model card: what a checkpoint was made from, how, and how good it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smc.passes.layers import ranges
 
 
 def card(module: Module, quality: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """Markdown. quality: figure → its text."""
+    """The card as Markdown. quality: the name of a figure → its text."""
     facts, origins = module.facts, module.layer_map()
     lines = [
         "---",
@@ -28,7 +28,7 @@ def card(module: Module, quality: Mapping[str, Any], notes: Sequence[str]) -> st
     ]
     known = [origin for origin in origins if origin is not None]
     if len(known) == len(origins) and known != list(range(len(known))):
-        lines += ["", f"Its layers are those that had the numbers {ranges(known)}."]
+        lines += ["", f"Its layers were those with the numbers {ranges(known)}."]
     if quality:
         lines += ["", "| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in quality.items())]
     lines += [line for note in notes for line in ("", f"{note[0].upper()}{note[1:]}.")]

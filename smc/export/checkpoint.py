@@ -26,12 +26,13 @@ def write_checkpoint(
     progress: Callable[[float], None] = lambda fraction: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Write weights, config, tokenizer, chat template, generation config and a model card; the folder comes complete.
+    """Write weights, config, tokenizer, chat template, generation config and a model card. The folder gets its name
+    when it is complete.
 
-    Integers go out as compressed-tensors, ternary matrices as BitNet has them, or with a scale per row and float inputs
-    as QLlama; other codes, and those of embedding and head, are decoded to floats: a sentence each says so. quality:
-    figures for the card.
-    InputError where the folder is there already, where the disk has no room, or where no config can say the model.
+    Integers are written as compressed-tensors, ternary matrices as BitNet stores them, or, with a scale per row and
+    float inputs, as QLlama. Other codes, and those of embedding and head, are decoded to floats; the result has a
+    sentence for each. quality: figures for the card.
+    InputError if the folder exists already, if the disk has no room, or if no config can describe the model.
     """
     _check_new(folder)
     config = config_of(module)
@@ -45,7 +46,7 @@ def write_checkpoint(
     config |= changes
     notes = _decoded(module, [p.parts[0][1].name for p in others])
     if isinstance(config.get("intermediate_size"), list):
-        notes.append("layers have feed-forwards of different widths, which smc loads and transformers does not")
+        notes.append("layers have feed-forwards of different widths, which smc can load and transformers can't")
     _check_space(folder, tensors)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -85,9 +86,9 @@ def _check_new(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        raise InputError(f"{folder} is there already: name a new folder")
+        raise InputError(f"{folder} exists already: name a new folder")
     if not folder.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {folder.absolute().parent} to write {folder.name} into: make it first")
+        raise InputError(f"there is no folder {folder.absolute().parent} to write {folder.name} into: create it first")
     if not os.access(folder.absolute().parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {folder.absolute().parent} can't be written: choose another for {folder.name}")
 
@@ -99,7 +100,7 @@ def _check_space(folder: Path, tensors: list[Stored]) -> None:
 
 
 def _decoded(module: Module, names: list[str]) -> list[str]:
-    """What is said of matrices that were quantized and are written as floats."""
+    """The sentences about quantized matrices that are written as floats."""
     found: dict[str, int] = {}
     for name in names:
         encoding = module.parameters[name].encoding

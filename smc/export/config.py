@@ -1,4 +1,4 @@
-"""config.json of a module: the checkpoint's own, with what passes have changed, which follows from the ir."""
+"""config.json of a module: the checkpoint's own, with the changes of passes, which follow from the ir."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def config_of(module: Module) -> dict[str, Any]:
-    """The config. InputError where the module was made by hand and has none."""
+    """The config. InputError if the module was built by hand and has none."""
     facts = module.facts
     known = architectures().get(facts.architecture)
     if known is None or not facts.config:
@@ -63,7 +63,7 @@ def config_of(module: Module) -> dict[str, Any]:
 
 
 def dtype_of(module: Module) -> str:
-    """The floats that most weights are stored in; of a model that is quantized as a whole, f16."""
+    """The dtype of most float weights; f16 if all weights are quantized."""
     counts: dict[str, int] = {}
     for parameter in module.parameters.values():
         if parameter.encoding.is_float and len(parameter.shape) > 1:
@@ -78,7 +78,7 @@ def _down(function: Function) -> str:
 
 
 def decoder_of(module: Module, config: dict[str, Any]) -> Decoder:
-    """What the architecture makes of the config. InputError where that is another model than this one."""
+    """Check that the architecture makes this model from the config. InputError if it makes another one."""
     facts = module.facts
     checkpoint = Checkpoint(facts.name, "", Config(config, "the config to be written"), {})
     built = architectures()[facts.architecture].build(checkpoint)
@@ -94,12 +94,13 @@ def decoder_of(module: Module, config: dict[str, Any]) -> Decoder:
 
 def _unsayable(module: Module, what: str) -> InputError:
     return InputError(
-        f"the config of {module.facts.architecture} can't say what the passes made of {what}: compile the model instead"
+        f"the config of {module.facts.architecture} can't describe what the passes did to {what}: compile the "
+        "model instead"
     )
 
 
 def _alike(a: Function, b: Function) -> bool:
-    """Whether two functions compute the same, but for scales that were rounded to a checkpoint's dtype."""
+    """Whether two functions compute the same, apart from scales that were rounded to a checkpoint's dtype."""
     own, other = list(a.nodes()), list(b.nodes())
     if len(own) != len(other) or a.outputs != b.outputs:
         return False
@@ -115,4 +116,3 @@ def _close(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-2)
     return bool(a == b)
-

@@ -1,4 +1,4 @@
-"""Quantized matrices in formats that others read: compressed-tensors, BitNet's packed ternary ones, and QLlama's.
+"""Quantized matrices in formats that other programs read: compressed-tensors, BitNet's packed ternary, and QLlama's.
 
 The layouts are those that `smc.frontend.prequantized` reads.
 """
@@ -19,11 +19,11 @@ TERNARY_ROWS = 4
 """Rows whose codes share a byte."""
 
 ENDS = ("embed", "lm_head")
-"""What the modules of embeddings and heads have in their names: formats keep them as floats."""
+"""Parts of the names of embeddings and heads, which these formats keep as floats."""
 
 
 def _can_be_coded(place: Place) -> Parameter | None:
-    """A matrix of its own that is stored as codes and is no embedding or head."""
+    """Whether a tensor is one whole matrix of codes, and not an embedding or a head."""
     parameter = place.whole
     if parameter is None or parameter.encoding.is_float or any(end in place.name for end in ENDS):
         return None
@@ -31,7 +31,8 @@ def _can_be_coded(place: Place) -> Parameter | None:
 
 
 def packed_integers(places: Sequence[Place]) -> list[Place]:
-    """The matrices that compressed-tensors can say: integers in whole groups, a zero per group or in the middle."""
+    """The matrices that compressed-tensors can store: integers in whole groups, with a zero per group or in the
+    middle."""
     found = []
     for place in places:
         parameter = _can_be_coded(place)
@@ -49,7 +50,7 @@ def packed_integers(places: Sequence[Place]) -> list[Place]:
 
 
 def packed_ternary(places: Sequence[Place]) -> list[Place]:
-    """The matrices that BitNet can say: -1, 0 and 1 with one scale."""
+    """The matrices that BitNet can store: -1, 0 and 1 with one scale."""
     found = []
     for place in places:
         parameter = _can_be_coded(place)
@@ -82,7 +83,7 @@ def _has_ternary_codes(encoding: Encoding) -> bool:
 
 
 def is_packed(encoding: Encoding) -> bool:
-    """Whether codes share words (pack-quantized); else a byte has one (int-quantized).
+    """Whether codes share words (pack-quantized) or have a byte each (int-quantized).
 
     transformers 5.23 can't load packed zeros: it expects them in the shape of the scales.
     """
@@ -166,7 +167,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def integer_config(coded: Sequence[Place], others: Sequence[Place]) -> dict[str, Any]:
-    """quantization_config: a group per way of storing, which names its modules."""
+    """quantization_config: one group per kind of storage, which names its modules."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for place in coded:
         parameter = place.whole

@@ -1,4 +1,4 @@
-"""Safetensors files written a tensor at a time: https://huggingface.co/docs/safetensors/index#format"""
+"""Writes safetensors files one tensor at a time: https://huggingface.co/docs/safetensors/index#format"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_shards(
     progress: Callable[[float], None] = lambda fraction: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """model.safetensors, or several files with an index; no more than one tensor is in memory."""
+    """Write model.safetensors, or several files with an index; memory holds one tensor at a time."""
     shards: list[list[Stored]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:

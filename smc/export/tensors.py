@@ -1,4 +1,4 @@
-"""From a module's parameters to the tensors of a checkpoint: `smc.frontend.architectures.views` backwards."""
+"""From a module's parameters to the tensors of a checkpoint: the inverse of `smc.frontend.architectures.views`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "U8": 1, "I8": 1}
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor to write. dtype: as safetensors has it. load: its values, in that dtype and shape."""
+    """One tensor to write. dtype: safetensors's name. load: its values, in that dtype and shape."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Its size in the file."""
         return math.prod(self.shape) * BYTES[self.dtype]
 
 
@@ -42,7 +42,7 @@ class Place:
 
     @property
     def whole(self) -> Parameter | None:
-        """The parameter that is all of it, unchanged; None where it is made of several or changed."""
+        """The parameter that is the whole tensor, unchanged; None if the tensor has several parts or is transformed."""
         source, parameter = self.parts[0]
         plain = source.rows is None and source.columns is None and source.transform is None
         return parameter if len(self.parts) == 1 and plain else None
@@ -53,7 +53,7 @@ class Place:
         return Stored(self.name, shape, "F32" if len(shape) == 1 else dtype, partial(self._values, dtype))
 
     def _result_shape(self) -> tuple[int, ...]:
-        """Of all parts together, before their transform is undone."""
+        """The shape of all parts together, before their transform is undone."""
         shapes = [parameter.shape for _, parameter in self.parts]
         if len(shapes) == 1:
             return shapes[0]

@@ -62,7 +62,7 @@ def merged(checkpoint: Checkpoint, folders: Iterable[Path]) -> Checkpoint:
     """The checkpoint with adapters merged in order, each into what those before it left, in the dtype of its weights.
 
     What a training sees is what comes out: a head that is tied to an embedding keeps its own weights where only the
-    other one was trained. InputError where an adapter is broken, of another kind, or made for another model.
+    other one was trained. InputError if an adapter is broken, of another kind, or made for another model.
     """
     for folder in folders:
         checkpoint = _Adapter.open(folder).merged_into(checkpoint)
@@ -97,7 +97,7 @@ class _Adapter:
 
     @classmethod
     def open(cls, folder: Path) -> _Adapter:
-        """Read config and header; InputError where the folder holds no LoRA adapter."""
+        """Read config and header; InputError if the folder holds no LoRA adapter."""
         if not (folder / CONFIG).is_file():
             raise InputError(_why_no_config(folder))
         config = Config(read_json(folder / CONFIG), str(folder / CONFIG))

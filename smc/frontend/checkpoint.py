@@ -44,7 +44,7 @@ class StoredTensor:
     coded: Coded | None = None
 
     def values(self) -> Tensor:
-        """The values; InputError where one is NaN or infinite."""
+        """The values; InputError if one is NaN or infinite."""
         import torch
 
         values = self.read()
@@ -66,7 +66,7 @@ class StoredTensor:
 
 
 def _checked(stored: StoredTensor, coded: Coded) -> EncodedTensor:
-    """The codes; InputError where a scale or an offset is NaN or infinite."""
+    """The codes; InputError if a scale or an offset is NaN or infinite."""
     data = coded.load()
     for numbers in (data.scales, data.offsets):
         if numbers is not None and not numbers.isfinite().all():

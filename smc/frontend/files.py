@@ -13,17 +13,17 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError where the file cannot be read or holds something else."""
+    """The object in a JSON file; InputError if the file cannot be read or holds something else."""
     return parse_json(read_text(path), str(path))
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file."""
+    """The object in a JSON file, empty if there is no file."""
     return read_json(path) if path.exists() else {}
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file; InputError where it cannot be read, is no text, or is none yet (a git-lfs pointer)."""
+    """A UTF-8 file; InputError if it cannot be read, is no text, or is none yet (a git-lfs pointer)."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
 
 
 def check_is_no_pointer(path: Path) -> None:
-    """Raise InputError where git left a pointer in the place of a large file, or where the file cannot be read."""
+    """Raise InputError if git left a pointer in the place of a large file, or where the file cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(len(POINTER))

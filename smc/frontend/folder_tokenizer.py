@@ -45,7 +45,7 @@ UNREADABLE = {
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A folder's tokenizer. text: `tokenizers` JSON, None where there is none. named: "bos_token", … to their texts.
+    """A folder's tokenizer. text: `tokenizers` JSON, None if there is none. named: "bos_token", … to their texts.
 
     eos: the id of the eos token.
     """
@@ -56,7 +56,7 @@ class FolderTokenizer:
 
 
 def folder_tokenizer(folder: Path, model_type: str) -> FolderTokenizer:
-    """Read it. InputError where it is broken, or of a kind that can't be read."""
+    """Read it. InputError if it is broken, or of a kind that can't be read."""
     path = folder / CONFIG
     settings = Config(read_optional_json(path), str(path))
     kind = _class_name(settings)
@@ -82,7 +82,7 @@ def folder_tokenizer(folder: Path, model_type: str) -> FolderTokenizer:
 
 
 def _class_name(settings: Config) -> str:
-    """`tokenizer_class`, without the "Fast" that once made a difference; empty where none is named."""
+    """`tokenizer_class`, without the "Fast" that once made a difference; empty if none is named."""
     return settings.text("tokenizer_class", "").removesuffix("Fast")
 
 

@@ -23,7 +23,7 @@ DEVIATION = 0.02
 def new_model(
     config: Mapping[str, Any], name: str, tokenizer: str | None = None, end: int | None = None, seed: int = 0
 ) -> Module:
-    """A module of a supported family. InputError where the config is wrong or of another.
+    """A module of a supported family. InputError if the config is wrong or of another.
 
     Matrices are normal, norms ones and biases zeros; each tensor depends on the seed and its name alone.
     tokenizer: the text of a `tokenizers` JSON file. end: the token that ends a text.

@@ -62,7 +62,7 @@ BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 def open_gguf(path: Path) -> Checkpoint:
     """The checkpoint in a GGUF file; its weights are decoded later, tensor by tensor.
 
-    InputError where the file is broken, one part of several, or of an architecture that is not supported.
+    InputError if the file is broken, one part of several, or of an architecture that is not supported.
     """
     file = read_gguf(path)
     metadata = Config(file.metadata, str(path))

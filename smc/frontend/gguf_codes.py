@@ -25,7 +25,7 @@ Blocks = np.ndarray
 class BlockType:
     """One type. size: weights per block. codes: of its bytes, uint8 [rows, blocks, size].
 
-    scale, minimum: where their f16 numbers begin in a block; minimum: None where the encoding has none.
+    scale, minimum: where their f16 numbers begin in a block; minimum: None if the encoding has none.
     scale_codes, minimum_codes: of a block's groups, uint8 or int8 [rows, blocks, groups], where there are two levels:
     what is stored at `minimum` is then subtracted.
     """

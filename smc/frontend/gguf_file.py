@@ -60,7 +60,7 @@ class GGUFFile:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read the head of the file; InputError where it is cut short, of another version, or holds unsupported types."""
+    """Read the head of the file; InputError if it is cut short, of another version, or holds unsupported types."""
     file = WeightsFile.of(path)
     if file.size == 0:
         raise InputError(f"{path} is empty")

@@ -74,9 +74,9 @@ SPLITTINGS = {
 
 
 def build_tokenizer(metadata: Config) -> str | None:
-    """The text of a `tokenizers` JSON file with the ids of the original tokenizer; None where the file has none.
+    """The text of a `tokenizers` JSON file with the ids of the original tokenizer; None if the file has none.
 
-    InputError where the kind of tokenizer is not supported or its parts do not fit together.
+    InputError if the kind of tokenizer is not supported or its parts do not fit together.
     """
     model = metadata.text("tokenizer.ggml.model", "none")
     if model in ("none", "no_vocab"):

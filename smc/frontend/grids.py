@@ -88,7 +88,7 @@ def _grouped(values: Tensor, group: int | Literal["row"]) -> Tensor:
 
 def _scales(values: Tensor, group: int | Literal["row"], largest: int) -> Tensor | None:
     """float32 [rows, groups]: scales whose multiples by whole numbers from -largest to largest (8: to 7) the values are
-    exactly; None where there are none. Of several the largest; 0 for groups of zeros."""
+    exactly; None if there are none. Of several the largest; 0 for groups of zeros."""
     import torch
 
     groups = _grouped(values, group)

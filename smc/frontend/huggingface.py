@@ -21,7 +21,7 @@ from smc.generation import GenerationDefaults
 def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
     """The checkpoint in `folder`; its weights are read later. `name` is the folder's where none is given.
 
-    Remote code that a config points at (auto_map) is never run. InputError where a part is missing, broken, or
+    Remote code that a config points at (auto_map) is never run. InputError if a part is missing, broken, or
     quantized in a way that is not supported.
     """
     if not (folder / "config.json").is_file():

@@ -63,7 +63,7 @@ def rope_table(
     """A config's table, in either spelling: `rope_parameters` (transformers 5), `rope_theta` and `rope_scaling` (4).
 
     kind_of_layer: a name of `layer_types`, where each kind has a table of its own. theta: the default base frequency.
-    partial: the default part of each head that is rotated, None where the architecture rotates whole heads only.
+    partial: the default part of each head that is rotated, None if the architecture rotates whole heads only.
     InputError names a scaling that is not supported.
     """
     settings = _settings(config, kind_of_layer)

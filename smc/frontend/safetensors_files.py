@@ -35,7 +35,7 @@ def folder_tensors(folder: Path, config: Config, integers: bool = False) -> dict
     """Every tensor of the checkpoint by name, out of the files that transformers takes.
 
     These are the file or the index that the config names (`transformers_weights`), else model.safetensors, else the
-    shards that model.safetensors.index.json lists; a Notice says which others are left out. InputError where a file is
+    shards that model.safetensors.index.json lists; a Notice says which others are left out. InputError if a file is
     missing, truncated, corrupt or outside the folder; weights that exist only pickled are refused, never unpickled.
     """
     usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
@@ -96,7 +96,7 @@ def _sharded(path: Path, index: dict[str, str], integers: bool) -> dict[str, Sto
 
 
 def file_tensors(path: Path, integers: bool = False) -> Iterator[StoredTensor]:
-    """The tensors of one safetensors file, not read yet; InputError where it is broken.
+    """The tensors of one safetensors file, not read yet; InputError if it is broken.
 
     safetensors checks its header and its length; where they lie is then read from it.
     integers: whether there may be tensors of integers, of which a quantization method makes weights.
@@ -122,7 +122,7 @@ def file_tensors(path: Path, integers: bool = False) -> Iterator[StoredTensor]:
 
 
 def _check_header(path: Path, header_size: int, text: bytes, file_size: int) -> None:
-    """InputError where the safetensors library refuses a file of this size that begins with this header.
+    """InputError if the safetensors library refuses a file of this size that begins with this header.
 
     It maps the file that it is given, which not all file systems can do: what it refuses is judged once more by a file
     in memory that has the same header and size, and holes for weights.

@@ -104,7 +104,7 @@ def frame(tokenizer: object, prefix: str | None, suffix: str | None) -> None:
 def read_model(path: Path, add_bos: bool = True, add_eos: bool = False) -> str:
     """The text of a `tokenizers` JSON file for a SentencePiece tokenizer.model.
 
-    InputError where the file is damaged or holds another kind of model than BPE.
+    InputError if the file is damaged or holds another kind of model than BPE.
     """
     try:
         pieces, scores, kinds = [], [], []

@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Find out what `source` is and open it; InputError where nothing of that name exists."""
+    """Find out what `source` is and open it; InputError if nothing of that name exists."""
     from smc.frontend import hub, huggingface
 
     path = Path(source).expanduser()

@@ -70,7 +70,7 @@ def add_tokens(tokenizer: Tokenizer, sources: TokenSources, origin: str) -> None
     """Let `tokenizer` know the tokens, as transformers does.
 
     A token that it already has keeps its id, gets the flags of the sources, and stays special where it was. origin: for
-    the InputError where a new token can't have the id that it must have.
+    the InputError if a new token can't have the id that it must have.
     """
     before = tokenizer.get_added_tokens_decoder().values()
     known, special = {token.content for token in before}, {token.content for token in before if token.special}

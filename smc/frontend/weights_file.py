@@ -29,7 +29,7 @@ class WeightsFile:
         """uint8 [size]: the bytes from `offset` on, in memory of their own.
 
         Reading is faster than faulting in mapped pages, and nothing of the file stays in memory.
-        InputError where the file has changed, is gone, or fails to be read.
+        InputError if the file has changed, is gone, or fails to be read.
         """
         data = np.empty(size, np.uint8)
         try:

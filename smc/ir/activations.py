@@ -1,8 +1,8 @@
-"""Activation functions, each as one value: its meaning in torch, and the arithmetic that kernels do, bit for bit.
+"""Activation functions as values: the meaning in torch, and the arithmetic of kernels, bit for bit.
 
-The exact reference and the kernels run the same `formula`, each with its own `Arithmetic`: on float32 tensors in torch,
-and on vectors of a kernel's program. Every operation is rounded by itself; only `fma` rounds a product and a sum once.
-No product may be added to anything but by `fma`: compilers fuse them as they like.
+The exact reference and the kernels use the same `formula`, each with its own `Arithmetic`: float32 tensors in torch,
+and vectors in a kernel. Every operation is rounded by itself; only `fma` rounds a product and a sum once. Add products
+only with `fma`, because compilers may fuse them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Arithmetic(Protocol):
-    """float32 arithmetic on values that have +, -, * and / of their own."""
+    """float32 arithmetic on values that have +, -, * and /."""
 
     def constant(self, value: float) -> Any:
         """A number, rounded to float32."""
@@ -77,8 +77,8 @@ TAIL_STEP, TAIL = 0.3, (
 )
 """1 - Φ(a) = exp(-a²/2) · t · (TAIL[0] + TAIL[1]·t + …) with t = 1 / (1 + TAIL_STEP · a), for a ≥ 0.
 
-Of degree 7 and the least relative error in [0, 14], 3e-7 in float32; found by least squares whose weights follow the
-error (Lawson's algorithm)."""
+The polynomial has degree 7 and the least relative error in [0, 14], 3e-7 in float32; Lawson's algorithm (iterated
+weighted least squares) found it."""
 
 
 def _exact_gelu(m: Arithmetic, x: Any) -> Any:

@@ -10,7 +10,8 @@ from smc.ir.module import Module
 
 
 def describe_module(module: Module) -> dict[str, Any]:
-    """The facts of a module as JSON has them, sizes in bytes; where layers differ, a sorted list, not a number."""
+    """The facts of a module as values for JSON, sizes in bytes; if layers differ, a sorted list in place of a
+    number."""
     facts, slots = module.facts, _slots(module)
     functions = [function for _, function in module.calls()]
     attention = [node.attributes for function in functions for node in function.attentions()]
@@ -41,9 +42,9 @@ def describe_module(module: Module) -> dict[str, Any]:
 
 
 def _slots(module: Module) -> list[dict[str, Any]]:
-    """What fills each slot of the functions: how many tensors, their shapes, encodings and bytes.
+    """The tensors in each slot of the functions: how many, their shapes, encodings and bytes.
 
-    A tied matrix is counted where it is used first and named there in the row of its second use.
+    A tied matrix counts at its first use; the row of the second use names the first.
     """
     rows: dict[str, dict[str, Any]] = {}
     first_use: dict[str, str] = {}

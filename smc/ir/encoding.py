@@ -1,7 +1,7 @@
 """Quantization formats as data: an `Encoding` says everything a kernel needs to know about stored numbers.
 
-It is made of parts that are chosen apart: *codes* (how numbers are stored), *decode* (what a code stands for), *scales*
-(what groups of columns are multiplied by), a *transform* of the inputs, and *activations* (how inputs are rounded).
+It has independent parts: *codes* (how numbers are stored), *decode* (the value of a code), *scales* (the factors of
+groups of columns), a *transform* of the inputs, and *activations* (how inputs are rounded).
 
 A matrix [rows, columns] is stored as unsigned integer codes in groups along the columns, each group with a scale and
 perhaps a zero or a minimum. A code is decoded in one of three ways::
@@ -10,7 +10,7 @@ perhaps a zero or a minimum. A code is decoded in one of three ways::
     value = scale * code + minimum          integers with a stored float minimum (as in Q4_1)
     value = scale * entries[code]           a codebook, on an int8 grid or in floats
 
-Float tensors (f32, f16, bf16) are encodings too: they have neither groups nor scales.
+Float tensors (f32, f16, bf16) also have encodings, without groups and scales.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Packed:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
-            raise InputError(f"an encoding has 1 to 8 bits per code, not {self.bits}")
+            raise InputError(f"an encoding must have 1 to 8 bits per code, not {self.bits}")
 
     @property
     def count(self) -> int:
-        """How many codes there are."""
+        """The number of codes."""
         return 1 << self.bits
 
     def __str__(self) -> str:
@@ -57,10 +57,10 @@ class Base3:
     """Ternary codes, five in a byte."""
 
     bits = 2
-    """Of a code that is unpacked."""
+    """The bits of an unpacked code."""
 
     count = 3
-    """How many codes there are."""
+    """The number of codes."""
 
     def __str__(self) -> str:
         return "base3"
@@ -74,7 +74,7 @@ class Floats:
 
     @property
     def bits(self) -> int:
-        """Of a value."""
+        """The bits of a value."""
         return 8 * FLOAT_BYTES[self.dtype]
 
     def __str__(self) -> str:
@@ -83,14 +83,14 @@ class Floats:
 
 @dataclass(frozen=True)
 class Affine:
-    """value = scale * (code - zero). zero: a constant code, or one that is stored for every group."""
+    """value = scale * (code - zero). zero: a constant code, or one stored per group."""
 
     zero: int | Literal["stored"]
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """value = scale * code + minimum, a float that is stored for every group.
+    """value = scale * code + minimum, a float stored per group.
 
     two_levels: minima, like the scales, are 8-bit codes times one float of the super-group.
     """
@@ -102,8 +102,8 @@ class Minimum:
 class Codebook:
     """value = scale * entries[code].
 
-    grid: "i8" where entries are whole numbers from -128 to 127, so that products stay integers, else the float dtype
-    whose values they are; left out, "i8" if they are such numbers, and otherwise "f32".
+    grid: "i8" if entries are whole numbers from -128 to 127, so that products are integers, else their float dtype. By
+    default "i8" if they are such numbers, and otherwise "f32".
     """
 
     entries: tuple[float, ...]
@@ -115,16 +115,16 @@ class Codebook:
         if self.grid is None:
             object.__setattr__(self, "grid", "i8" if whole else "f32")
         elif self.grid == "i8" and not whole:
-            raise InputError("a codebook on the int8 grid has whole numbers from -128 to 127 only")
+            raise InputError("a codebook on the int8 grid must have whole numbers from -128 to 127")
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What decoded codes are multiplied by.
+    """The factors of decoded codes.
 
     group: how many neighbouring columns share a scale; "row": the whole row; "tensor": everything.
-    dtype: of the scales, and of stored minima. super_group: that many scales are stored as 8-bit codes times one scale
-    of `dtype` (two-level scales). signed_codes: these run from -128 to 127, not from 0 to 255.
+    dtype: of the scales, and of stored minima. super_group: this many scales are stored as 8-bit codes times one scale
+    of `dtype` (two-level scales). signed_codes: these codes are from -128 to 127, not from 0 to 255.
     """
 
     group: int | Literal["row", "tensor"] = 32
@@ -134,17 +134,17 @@ class Scales:
 
     def __post_init__(self) -> None:
         if self.signed_codes and self.super_group is None:
-            raise InputError("scales of one level have no codes that could be signed")
+            raise InputError("signed_codes needs a super_group: scales of one level have no codes")
         if isinstance(self.group, int) and (self.group < 8 or self.group % 8):
-            raise InputError(f"a group is a multiple of 8 columns, not {self.group}")
+            raise InputError(f"a group must be a multiple of 8 columns, not {self.group}")
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to inputs before they are multiplied, because the stored columns are changed alike.
+    """A transform of inputs before they are multiplied, because the stored columns have the same transform.
 
     permuted: columns are stored in an order of their own (act-order); the order is kept with the tensor.
-    rotation: blocks of that many columns are rotated by a Hadamard matrix (`rotate`): a power of two that divides the
+    rotation: how many columns at a time are rotated by a Hadamard matrix (`rotate`): a power of two that divides the
     columns, or None.
     """
 
@@ -153,22 +153,22 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.rotation is not None and (self.rotation < 2 or self.rotation & (self.rotation - 1)):
-            raise InputError(f"a rotation has blocks of a power of two, not {self.rotation}")
+            raise InputError(f"a rotation must be of a power of two of columns, not {self.rotation}")
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Inputs are rounded to int8, symmetrically. group: how many neighbours share a scale; "token": all of them."""
+    """Inputs are rounded to int8, symmetrically. group: how many neighbours share a scale; "token": all of a token."""
 
     group: int | Literal["token"] = 32
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the values of one tensor are stored and decoded, and how the activations that it multiplies are rounded.
+    """How the values of a tensor are stored and decoded, and how the activations that it multiplies are rounded.
 
-    decode: None for floats. activations: None where inputs stay floats. They are part of the encoding because trained
-    models depend on them. InputError for parts that do not go together.
+    decode: None for floats. activations: None if inputs stay floats; they are a part of the encoding because trained
+    models depend on them. InputError for parts that do not fit together.
     """
 
     codes: Packed | Base3 | Floats
@@ -180,17 +180,17 @@ class Encoding:
     def __post_init__(self) -> None:
         if isinstance(self.codes, Floats):
             if (self.decode, self.scales, self.activations) != (None, Scales("tensor"), None):
-                raise InputError("floats are stored as they are: they have no codes, scales or rounded inputs")
+                raise InputError("an encoding of floats has no codes, scales or rounded inputs")
             return
         match self.decode:
             case None:
-                raise InputError("an encoding says what its codes stand for")
+                raise InputError("an encoding of codes needs a decode part")
             case Affine(int(zero)) if not 0 <= zero < self.codes.count:
-                raise InputError(f"zero {zero} is no code of {self.codes}")
+                raise InputError(f"zero {zero} is not a code of {self.codes}")
             case Codebook(entries) if len(entries) > self.codes.count:
                 raise InputError(f"{len(entries)} entries of a codebook do not fit {self.codes}")
             case Minimum(two_levels=True) if self.scales.super_group is None:
-                raise InputError("minima have two levels only where scales have")
+                raise InputError("minima of two levels need scales of two levels")
             case Codebook(grid="f16" | "f32") if self.activations is not None:
                 raise InputError("a codebook off the int8 grid needs float activations: activation='none'")
 
@@ -214,10 +214,10 @@ class Encoding:
         activation_group: int | Literal["token"] = 32,
     ) -> Encoding:
         """An encoding of codes from its numbers. zero: the code of the value 0, by default the middle one. activation:
-        by default "i8", but for codebooks off the int8 grid, which need floats."""
+        by default "i8", but "none" for codebooks off the int8 grid, which need floats."""
         codes: Packed | Base3 = Base3() if storage == "base3" else Packed(bits)
         if (zero is not None) + bool(minimum) + (codebook is not None) > 1:
-            raise InputError("an encoding has a zero, a minimum or a codebook, not several of them")
+            raise InputError("an encoding must have only one of zero, minimum and codebook")
         decode: Affine | Minimum | Codebook = Affine(codes.count // 2 if zero is None else zero)
         if minimum:
             decode = Minimum(minimum == "two-level")
@@ -229,11 +229,11 @@ class Encoding:
         scales = Scales(group, scale_dtype, super_group, signed_codes)
         return cls(codes, decode, scales, Transform(permuted, rotation), activations)
 
-    # ---- questions that readers have
+    # ---- properties for readers
 
     @property
     def is_float(self) -> bool:
-        """Plain floats: no codes, no scales."""
+        """Whether values are plain floats, without codes and scales."""
         return isinstance(self.codes, Floats)
 
     @property
@@ -248,12 +248,12 @@ class Encoding:
 
     @property
     def bits(self) -> int:
-        """Of a code that is unpacked, or of a float."""
+        """The bits of an unpacked code, or of a float."""
         return self.codes.bits
 
     @property
     def float_dtype(self) -> Literal["f32", "f16", "bf16"]:
-        """Of plain floats."""
+        """The dtype of plain floats."""
         assert isinstance(self.codes, Floats)
         return self.codes.dtype
 
@@ -264,7 +264,7 @@ class Encoding:
 
     @property
     def constant_zero(self) -> int | None:
-        """The code of the value 0 where it is the same for all groups; None where codes are decoded in another way."""
+        """The code of the value 0 if it is the same for all groups; None if codes are decoded in another way."""
         return self.decode.zero if isinstance(self.decode, Affine) and isinstance(self.decode.zero, int) else None
 
     @property
@@ -279,7 +279,7 @@ class Encoding:
 
     @property
     def entries(self) -> tuple[float, ...]:
-        """The entries of the codebook; none where there is no codebook."""
+        """The entries of the codebook; empty without a codebook."""
         return self.decode.entries if isinstance(self.decode, Codebook) else ()
 
     @property
@@ -299,17 +299,17 @@ class Encoding:
 
     @property
     def input_group(self) -> int | Literal["token"] | None:
-        """How many neighbouring inputs share a scale; None where inputs stay floats."""
+        """How many neighbouring inputs share a scale; None if inputs stay floats."""
         return None if self.activations is None else self.activations.group
 
     @property
     def has_row_scale(self) -> bool:
-        """A scale of the whole row multiplies its finished sum; not with offsets, which are in the sum."""
+        """Whether the row's scale multiplies the finished sum: not with offsets, which are in the sum."""
         return not self.is_float and not isinstance(self.scales.group, int) and not self.stores_minima
 
     @property
     def has_partial_sums(self) -> bool:
-        """An activation scale holds for several weight groups: they have a sum of their own, which it multiplies."""
+        """Whether an activation scale is shared by several weight groups, whose common sum it then multiplies."""
         inputs, weights = self.input_group, self.scales.group
         return isinstance(inputs, int) and isinstance(weights, int) and inputs > weights
 
@@ -343,7 +343,7 @@ class Encoding:
 
     @property
     def zero_bits(self) -> int:
-        """Bits of a stored zero: as wide as a nibble where codes fit one, else a byte."""
+        """Bits of a stored zero: 4 if codes have at most 4 bits, else 8."""
         return 4 if self.bits <= 4 else 8
 
     def __str__(self) -> str:
@@ -384,7 +384,7 @@ def parse_encoding(text: str) -> Encoding:
             return plain
     match = re.fullmatch(r"base3|int([1-8])", first)
     if match is None or not parts:
-        raise InputError(f"{text[:60]!r} does not say all of an encoding")
+        raise InputError(f"{text[:60]!r} is only a part of an encoding")
     fields: dict[str, Any] = {"storage": "base3"} if first == "base3" else {"bits": int(match[1])}
     group = re.fullmatch(r"g(\d{1,6})|row|tensor", parts[0])
     if group is not None:
@@ -408,7 +408,7 @@ def parse_encoding(text: str) -> Encoding:
                 fields["signed_codes"] = True
     encoding = Encoding.of(**fields)
     if str(encoding) != text:
-        raise InputError(f"{text[:60]!r} is no encoding")
+        raise InputError(f"{text[:60]!r} is not an encoding")
     return encoding
 
 
@@ -436,10 +436,10 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """A tensor in its encoding, unpacked: what a quantizer makes and the packer and the reference read.
+    """An unpacked tensor in its encoding: quantizers make it, the packer and the reference read it.
 
     Floats: `values` in the encoding's dtype, in `shape`. Otherwise, with [rows, columns] = matrix_shape(shape):
-    codes: uint8 [rows, groups, group_size]; columns beyond the row's end hold any code and are never decoded.
+    codes: uint8 [rows, groups, group_size]; columns after the row's end may have any code and are never decoded.
     scales: float32 [rows, groups], every value representable in the scales' dtype ([1, 1] where group is "tensor").
     scale_codes: uint8 (int8 where they are signed) [rows, groups] where scales have two levels; `scales` is then [rows,
     super-groups]. zeros: uint8 [rows, groups]. offsets: float32 [rows, groups]; with two levels they are [rows,
@@ -512,14 +512,14 @@ class EncodedTensor:
 def rotate(values: Tensor, block: int) -> Tensor:
     """float32 [n, columns], every `block` columns multiplied by the Hadamard matrix in natural order over its root.
 
-    First by 1 / sqrt(block), then sums and differences of columns 1, 2, 4 … apart. Its own inverse, but for rounding.
-    InputError where blocks do not divide the columns.
+    First times 1 / sqrt(block), then sums and differences of columns 1, 2, 4 … apart. It is its own inverse, apart from
+    rounding. InputError if `block` does not divide the columns.
     """
     import torch
 
     count, columns = values.shape
     if columns % block:
-        raise InputError(f"a rotation in blocks of {block} takes a multiple of it, not {columns} columns")
+        raise InputError(f"a rotation of {block} columns at a time needs a multiple of them, not {columns} columns")
     result, half = values * torch.tensor(block**-0.5, dtype=torch.float32), 1
     while half < block:
         pairs = result.reshape(count, -1, 2, half)
@@ -529,7 +529,7 @@ def rotate(values: Tensor, block: int) -> Tensor:
 
 
 def encode_float(values: Tensor, encoding: Encoding) -> EncodedTensor:
-    """Floats in another float encoding, rounded to nearest even; InputError where f16 overflows."""
+    """Floats in another float encoding, rounded to nearest even; InputError if f16 overflows."""
     import torch
 
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[encoding.float_dtype]

@@ -33,11 +33,11 @@ class Node:
 
     @property
     def is_computed(self) -> bool:
-        """An op computes it: it is no input, no parameter slot and no call."""
+        """Whether an op computes it: it is not an input, a parameter slot or a call."""
         return self.op not in ("input", "parameter", "call")
 
     def argument(self, name: str) -> str | None:
-        """The value that an op's node reads as its input `name`; None where that input is optional and not there."""
+        """The value that an op's node reads as its input `name`; None if it lacks that optional input."""
         return find(self.op).bind(self.inputs, self.attributes)[name]
 
     @property
@@ -69,16 +69,16 @@ class Function:
     def parameter(self, name: str, *shape: int | str, role: str | None = None) -> str:
         """Declare a parameter slot of this shape (symbols for dims that differ between calls); returns its name.
 
-        role: what it is for, one of `smc.ir.roles.ROLES`.
+        role: one of `smc.ir.roles.ROLES`.
         """
         if role is not None and role not in ROLES:
             raise ValueError(f"there is no role {role}")
         return self._insert(Node(name, "parameter", attributes={"role": role}, type=TensorType(shape)))
 
     def add(self, op: str, *inputs: str, name: str | None = None, type: Type | None = None, **attributes: Any) -> str:
-        """Append a node; its type is inferred from the inputs (only `call` brings its own). Returns its name.
+        """Append a node; its type is inferred from the inputs (a `call` has its own). Returns its name.
 
-        Attributes that the op has a default for may be left out. TypeFault where the op does not take these inputs.
+        Attributes with a default may be left out. TypeFault if the op does not take these inputs.
         """
         if type is None:
             attributes = find(op).complete(attributes)
@@ -90,7 +90,7 @@ class Function:
         self.outputs = names
 
     def fresh_name(self, stem: str) -> str:
-        """A name not used yet: the stem, or the stem with a number."""
+        """A name that is not in use: the stem, or the stem with a number."""
         name, count = stem, 1
         while name in self.graph:
             count += 1
@@ -150,7 +150,7 @@ class Function:
         self.outputs = tuple(new if o == old else o for o in self.outputs)
 
     def remove(self, name: str) -> None:
-        """Remove a node that nobody reads."""
+        """Remove a node that is not read."""
         if any(True for _ in self.graph.successors(name)) or name in self.outputs:
             raise ValueError(f"{self.name}: {name} is still read")
         self.graph.remove_node(name)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of the model, read when it is needed: `load` gives it in its encoding and keeps nothing.
+    """One tensor of the model, read when it is needed: `load` returns it in its encoding and keeps nothing.
 
-    A pass that changes a parameter wraps its `load`; so a 10.7B checkpoint passes through one tensor at a time.
-    `load` raises InputError where the checkpoint is broken (truncated shard, NaN weights).
+    A pass that changes a parameter wraps its `load`; so a 10.7B checkpoint is processed one tensor at a time. `load`
+    raises InputError if the checkpoint is damaged (truncated shard, NaN weights).
     """
 
     name: str
@@ -35,15 +35,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the runtime must know besides the program.
+    """What the runtime needs besides the program.
 
     architecture: the checkpoint's name for it ("LlamaForCausalLM"). context_length: tokens, as trained.
     tokenizer: the text of a `tokenizers` JSON file, or None. chat_template: jinja source, or None.
-    special_tokens: names ("bos_token", …) to token text, as the chat template wants them.
+    special_tokens: names ("bos_token", …) to token text, for the chat template.
     generation: which tokens end a text, and how tokens are chosen by default.
     provenance: one line for the source and one for every pass that ran.
-    source: the checkpoint's file or folder, which nothing may be written over; None where there is none.
-    config: the checkpoint's config as Hugging Face spells it, as it was read: what passes change follows from the ir.
+    source: the checkpoint's file or folder, which no output may replace; None if there is none.
+    config: the checkpoint's config with Hugging Face's keys, as it was read; changes of passes follow from the ir.
     """
 
     name: str
@@ -107,9 +107,9 @@ class Module:
         return [call for call, function in self.calls() if any(True for _ in function.attentions())]
 
     def layer_map(self) -> tuple[int | None, ...]:
-        """For every layer the layer of the checkpoint that it came from; None where that is not known.
+        """For every layer the layer of the checkpoint that it came from; None if unknown.
 
-        Calls carry it (attribute `origin`), so it follows whoever copies, moves or drops them.
+        Calls have it as attribute `origin`, so it stays right when they are copied, moved or dropped.
         """
         return tuple(call.attributes.get("origin") for call in self.layer_calls())
 
@@ -118,7 +118,8 @@ class Module:
         return Module({n: f.copy() for n, f in self.functions.items()}, dict(self.parameters), self.facts)
 
     def opened(self, context: int) -> Module:
-        """What an artifact computes that is opened with a context of so many tokens: each of its tables is one."""
+        """The module that an artifact computes when it is opened with this context: each rope table has one set of
+        frequencies."""
         result = self.copy()
         for function in result.functions.values():
             for node in function.nodes():
@@ -128,7 +129,7 @@ class Module:
         return result
 
     def with_provenance(self, line: str) -> Module:
-        """The same module with one more line of history."""
+        """The same module with another line of provenance."""
         facts = replace(self.facts, provenance=(*self.facts.provenance, line))
         return Module(self.functions, self.parameters, facts)
 

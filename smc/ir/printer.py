@@ -1,4 +1,4 @@
-"""Deterministic text of the ir, made to be read and to be compared in tests.
+"""Deterministic text of the ir, for readers and for comparisons in tests.
 
 ::
 

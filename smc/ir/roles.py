@@ -1,4 +1,4 @@
-"""Roles of parameter slots: what a tensor is for, whatever its architecture calls it. Passes and recipes go by them."""
+"""Roles of parameter slots: what a tensor is for, whatever its architecture calls it. Passes and recipes use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROLES = (
     "query",
     "key",
     "value",
-    "output",  # of attention
+    "output",  # attention
     "gate",
     "up",
     "down",

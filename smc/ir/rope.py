@@ -1,4 +1,4 @@
-"""Rotary position embedding: the tables of frequencies that frontends make, as plain data."""
+"""Rotary position embedding: tables of frequencies as plain data, which frontends make."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RopeTable:
-    """By how many radians a position turns each pair of channels.
+    """The angle in radians by which a position turns each pair of channels.
 
     frequencies: float32 values, one for each pair. A head may have more channels than pairs: the rest is not turned.
     magnitude: cosines and sines are multiplied by it. text: how it was made, for people.
@@ -21,13 +21,13 @@ class RopeTable:
     short_frequencies: tuple[float, ...] = ()
 
     def opened(self, context: int) -> RopeTable:
-        """The table that a model has which is opened with a context of so many tokens."""
+        """The table of a model that is opened with this context."""
         frequencies = self.short_frequencies if context <= self.short_context else self.frequencies
         return RopeTable(frequencies, self.magnitude, self.text)
 
     @property
     def pairs(self) -> int:
-        """How many pairs of channels are turned."""
+        """The number of pairs of channels that are turned."""
         return len(self.frequencies)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The verifier: runs after every pass and says in one sentence which node breaks which rule."""
+"""The verifier: runs after every pass; its error names the node and the rule that it breaks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from smc.ir.types import Dim, TensorType
 
 
 class VerifyError(Exception):
-    """The ir breaks a rule: a bug in whoever made it. The message names the function, the node and the rule."""
+    """The ir breaks a rule: a bug in the code that made it. The message names the function, the node and the rule."""
 
 
 def verify(module: Module) -> None:
-    """Check every rule of the ir; raises VerifyError with the first one broken."""
+    """Check every rule of the ir; raises VerifyError for the first one that is broken."""
     if "main" not in module.functions:
         raise VerifyError("the module has no function main")
     for name, function in module.functions.items():
@@ -56,7 +56,7 @@ def verify_function(function: Function) -> None:
             raise VerifyError(f"{where}: {name}: {fault}") from None
         for attribute in find(node.op).complete(node.attributes):
             if attribute not in node.attributes:
-                raise VerifyError(f"{where}: {name} says nothing of its attribute {attribute}")
+                raise VerifyError(f"{where}: {name} lacks its attribute {attribute}")
         if inferred != node.type:
             raise VerifyError(f"{where}: {name} is typed {node.type}, but {node.op} gives {inferred}")
     for output in function.outputs:
@@ -68,7 +68,7 @@ def _verify_call(module: Module, call: Node) -> None:
     where = f"main: call {call.name}"
     callee = module.functions.get(call.attributes["function"])
     if callee is None:
-        raise VerifyError(f"{where} runs {call.attributes['function']}, which is no function of the module")
+        raise VerifyError(f"{where} runs {call.attributes['function']}, which is not a function of the module")
     slots, given = {p.name for p in callee.parameters()}, call.attributes["parameters"]
     if slots != set(given):
         odd = sorted(slots ^ set(given))[0]
@@ -77,7 +77,7 @@ def _verify_call(module: Module, call: Node) -> None:
     for slot in callee.parameters():
         parameter = module.parameters.get(given[slot.name])
         if parameter is None:
-            raise VerifyError(f"{where}: {given[slot.name]} is no parameter of the module")
+            raise VerifyError(f"{where}: {given[slot.name]} is not a parameter of the module")
         _bind(symbols, slot.tensor, parameter.shape, f"{where}: parameter {parameter.name} for {slot.name}")
     inputs = callee.inputs()
     if len(inputs) != len(call.inputs):

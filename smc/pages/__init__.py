@@ -1,4 +1,4 @@
-"""Pages about models: HTML that needs nothing but itself."""
+"""Pages about models and sweeps: HTML files without links to other files."""
 
 from smc.pages.model import artifact_page, module_page
 

@@ -8,7 +8,7 @@ from html import escape
 from smc.ir import Function, Node
 
 WIDTH, HEIGHT = 168, 44
-"""Of a node's box, in pixels."""
+"""The size of a node's box, in pixels."""
 GAP_X, GAP_Y = 20, 34
 """Between boxes."""
 MARGIN = 12
@@ -48,7 +48,7 @@ def graph_svg(function: Function) -> str:
 
 
 def _place(function: Function) -> dict[str, _Box]:
-    """A box for every value that is no parameter: below all that it reads, columns filled from the left."""
+    """A box for every value except parameters: below all that it reads, in columns filled from the left."""
     rows: dict[str, int] = {}
     filled: dict[int, int] = {}
     boxes: dict[str, _Box] = {}
@@ -83,7 +83,7 @@ def _shortened(text: str, most: int = 26) -> str:
 
 
 def _arrow(source: _Box, target: _Box) -> str:
-    """A curve from a box's bottom to another's top; one that passes rows goes round on the right."""
+    """A curve from a box's bottom to another's top; if there are rows between, it passes them on the right."""
     x1, y1 = source.x + WIDTH / 2, source.y + HEIGHT
     x2, y2 = target.x + WIDTH / 2, target.y
     if target.row == source.row + 1:

@@ -1,4 +1,4 @@
-"""What all pages are made of: the frame with its style, and maps of layers by matrices."""
+"""Parts of all pages: the frame with its style, and maps of layers by matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ footer { margin-top: 3rem; opacity: .7; font-size: .85rem; }
 
 
 def page(title: str, body: str, footer: str, style: str = "") -> str:
-    """A whole document that needs nothing but itself. title and footer are text, body is HTML, style more CSS."""
+    """A whole document without links to other files. title and footer are text, body is HTML, style is additional
+    CSS."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}{style}</style></head>\n'
@@ -31,7 +32,7 @@ def page(title: str, body: str, footer: str, style: str = "") -> str:
 
 
 def heat_map(rows: Mapping[int, Mapping[str, str]]) -> str:
-    """A table of layers: cells of `heat_cell` by the matrices' names, of which the head shows the last part."""
+    """A table of layers: cells of `heat_cell` by the names of matrices; its head shows the last part of the names."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     head = "".join(f"<th>{escape(name.split('.')[-1])}</th>" for name in names)
     body = "".join(
@@ -42,6 +43,6 @@ def heat_map(rows: Mapping[int, Mapping[str, str]]) -> str:
 
 
 def heat_cell(text: str, shade: int, title: str) -> str:
-    """A cell; shade: per cent of the accent's color. title: shown when it is pointed at."""
+    """A cell; shade: per cent of the accent's color. title: shown when the mouse is over the cell."""
     style = f"background: color-mix(in srgb, var(--accent) {shade}%, transparent)"
     return f'<td style="{style}" title="{escape(title)}">{escape(text)}</td>'

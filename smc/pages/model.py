@@ -1,4 +1,4 @@
-"""The page of a model: what it is, its block, every matrix with its encoding, and what a token costs."""
+"""The page of a model: facts, its layer as a graph, every matrix with its encoding, and what a token costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smc.runtime.manifest import Manifest
 
 BANDWIDTHS = {"Raspberry Pi 4": 4, "Raspberry Pi 5": 9, "phone": 30, "laptop": 60, "desktop": 100}
-"""Bytes that memory gives, in 10⁹ per second: typical values, for a first idea."""
+"""Typical bandwidths of memory in GB/s, for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Weight:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         total = 1
         for size in self.shape:
             total *= size
@@ -38,7 +38,7 @@ class Weight:
 
     @property
     def place(self) -> tuple[int | None, str]:
-        """Its layer, None outside of layers, and its name there."""
+        """Its layer (None outside of layers) and its name in the layer."""
         match = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", self.name)
         if match is None:
             return None, self.name.removesuffix(".weight")
@@ -46,7 +46,7 @@ class Weight:
 
 
 def module_page(module: Module, facts: Mapping[str, str]) -> str:
-    """The page of a checkpoint. facts: label and text, of what stands at the top."""
+    """The page of a checkpoint. facts: labels and texts of the facts at the top."""
     from smc.pages.graph import graph_svg
 
     weights = [
@@ -70,7 +70,7 @@ def _bound(attributes: Mapping[str, object]) -> Sequence[str]:
 
 
 def artifact_page(manifest: Manifest, facts: Mapping[str, str]) -> str:
-    """The page of an artifact. facts: label and text, of what stands at the top."""
+    """The page of an artifact. facts: labels and texts of the facts at the top."""
     weights = [
         Weight(name, shape, manifest.encodings[name], stored_bits(manifest.encodings[name], shape))
         for name, shape in manifest.shapes.items()
@@ -87,12 +87,12 @@ def artifact_page(manifest: Manifest, facts: Mapping[str, str]) -> str:
 
 
 def _has_head(weights: Sequence[Weight]) -> bool:
-    """Whether the head is a matrix of its own."""
+    """Whether the head has a matrix of its own."""
     return any("lm_head" in weight.name for weight in weights)
 
 
 def stored_bits(encoding: str, shape: tuple[int, ...]) -> int:
-    """Bits of a tensor by the name of its encoding; a codebook counts as its codes."""
+    """The bits per code from an encoding's name; a codebook has those of its codes."""
     text = re.sub(r"^levels(\d+)\.\w+", lambda match: f"int{(int(match[1]) - 1).bit_length()}", encoding)
     return parse_encoding(text).stored_bits(shape)
 
@@ -112,7 +112,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _costs(weights: Sequence[Weight], rows_only: set[str]) -> str:
-    """What a decoded token reads, and how many tokens per second that leaves at most."""
+    """How many bytes a decoded token reads, and the tokens per second that follow at most."""
     read = sum(w.bits // w.shape[0] if w.name in rows_only else w.bits for w in weights)
     bytes_read = ceil_div(read, 8)
     rows = [[escape(name), f"{speed}", f"{speed * 1e9 / bytes_read:,.0f}"] for name, speed in BANDWIDTHS.items()]
@@ -124,7 +124,7 @@ def _costs(weights: Sequence[Weight], rows_only: set[str]) -> str:
 
 
 def _map(weights: Sequence[Weight]) -> str:
-    """Layers by names in them, a cell per tensor, darker with more bits per weight."""
+    """A map of layers by matrices; a cell is darker with more bits per weight."""
     cells: dict[int, dict[str, Weight]] = {}
     for weight in weights:
         layer, name = weight.place
@@ -147,7 +147,7 @@ def _cell(weight: Weight) -> str:
 
 
 def _outside(weights: Sequence[Weight]) -> str:
-    """Matrices outside of layers, and how much of the whole each encoding has."""
+    """Matrices outside of layers, and the share of each encoding."""
     others = [w for w in weights if w.place[0] is None and len(w.shape) > 1]
     rows = [[escape(w.name), " × ".join(map(str, w.shape)), escape(w.encoding), f"{w.bits / 8e6:,.2f}"] for w in others]
     sizes: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The page of a sweep: a table, what quality costs in size and in speed, and where each setting errs."""
+"""The page of a sweep: a table, plots of quality against size and speed, and the errors of each setting's matrices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smc.pages.model import Weight
 
 PLOT_WIDTH, PLOT_HEIGHT = 680, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 20, 45
-"""Margins of a plot; labels of points stand on the right."""
+"""The margins of a plot; labels of points are on the right."""
 
 PLOT_STYLE = """
 .plot text { font-size: 12px; fill: currentColor; } .plot .axis { stroke: var(--line); }
@@ -25,7 +25,7 @@ Result = Mapping[str, Any]
 
 
 def sweep_page(results: Sequence[Result]) -> str:
-    """One page that needs nothing but itself. results: of `smc.sweep.cell.judge`, or with an "error" instead."""
+    """One page without links to other files. results: of `smc.sweep.cell.judge`, or with an "error" instead."""
     good = [result for result in results if "error" not in result]
     plots = _plot(good, "bits per weight", lambda result: float(result["bits_per_weight"]), less_is_better=True)
     timed = [result for result in good if "speed" in result]
@@ -34,7 +34,8 @@ def sweep_page(results: Sequence[Result]) -> str:
     )
     title = "Sweep: " + ", ".join(dict.fromkeys(Path(result["model"]).name for result in results))
     footer = (
-        "Made by smc sweep. KL divergence from the reference in nats, of the second half of every window, through the "
+        "Made by smc sweep. KL divergence is from the reference, in nats, over the second half of every window, "
+        "through the "
         "engine."
     )
     return page(title, f"{_table(results)}{plots}{''.join(map(_errors, good))}", footer, PLOT_STYLE)
@@ -77,7 +78,7 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points that no other beats in both coordinates, of which less is better; by the first, ascending."""
+    """The points that no other beats in both coordinates (less is better), sorted by the first."""
     best: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: points[i]):
         if not best or points[index][1] < points[best[-1]][1]:
@@ -86,7 +87,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _plot(results: Sequence[Result], label: str, of: Any, less_is_better: bool) -> str:
-    """KL divergence over a cost, its axis logarithmic, the settings that nothing beats joined by a line."""
+    """A plot of KL divergence (logarithmic) over a cost; a line joins the settings that no other beats."""
     points = [(of(result), max(result["quality"]["kl_divergence"], 1e-7)) for result in results]
     if not points:
         return ""

@@ -1,4 +1,4 @@
-"""Passes (ir → ir): their base, the registry, the pass manager, recipes, and the passes that smc brings."""
+"""Passes (ir → ir): their base, the registry, the pass manager, recipes, and the passes that come with smc."""
 
 from smc.passes.activations import ChangeActivations
 from smc.passes.awq import AWQ

@@ -15,7 +15,7 @@ from smc.passes.registry import register
 @register("activations")
 @dataclass(frozen=True)
 class ChangeActivations(Pass):
-    """Round the inputs of quantized matrices to int8, which is faster, or leave them floats, which is more exact.
+    """Round the inputs of quantized matrices to int8, which is faster, or leave them floats, which is more accurate.
 
     inputs: int8 (groups of 32 share a scale) or float. include, exclude: glob patterns on parameter names, slots and
     roles (model.layers.0.*, v_proj, value). A codebook off the int8 grid keeps float inputs.

@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from smc.errors import InputError
 
 MOST_UNITS = 1 << 20
-"""Into how many units the bits between the least and the most are divided at most."""
+"""Most units into which the bits between the least and the most are divided."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one matrix may be stored as: bits of the whole matrix, and what it costs in quality."""
+    """A way to store a matrix: the bits of the whole matrix, and the loss of quality."""
 
     bits: int
     loss: float
 
 
 def allocate(items: Sequence[Sequence[Choice]], budget: int) -> list[int]:
-    """For every item the index of one of its choices, so that the sum of losses is least and that of bits ≤ budget.
+    """For every item the index of one of its choices, so that the sum of losses is least and the sum of bits ≤ budget.
 
-    By dynamic programming over the bits, in units of the greatest common divisor of all differences; where these would
-    be more than MOST_UNITS, sizes are rounded up to larger units, which wastes at most one unit per item. Of equally
-    good choices the first wins. InputError where even the smallest choices exceed the budget.
+    By dynamic programming over the bits, in units of the greatest common divisor of all differences. If these would be
+    more than MOST_UNITS, sizes are rounded up to larger units, which wastes at most one unit per item. Of equally good
+    choices the first wins. InputError if even the smallest choices exceed the budget.
     """
     import numpy as np
 
     least = sum(min(choice.bits for choice in choices) for choices in items)
     if least > budget:
-        raise InputError(f"{budget} bits are too few: the least is {least}")
+        raise InputError(f"{budget} bits are too few: give at least {least}")
     extra = [[choice.bits - min(c.bits for c in choices) for choice in choices] for choices in items]
     most = sum(max(bits) for bits in extra)
     room = min(budget - least, most)

@@ -24,10 +24,10 @@ STEPS = 20
 class AWQ(Equalizer):
     """AWQ (arXiv 2306.00978): multiply the columns with the largest inputs by factors before they are rounded.
 
-    The factor of a column is its mean |input| to a power between 0 and 1: the one of 20 with which products with the
-    inputs of a calibration text change least when weights are rounded to nearest. Changes no result by itself: put it
-    before quantize-rtn, with the same options. Inputs that a norm makes are scaled (those of q, k, v, gate and up).
-    bits, group, symmetric: of the rounding that is tried.
+    The factor of a column is its mean |input| to a power between 0 and 1. Of 20 powers the pass takes the one with
+    which products with the inputs of a calibration text change least when weights are rounded to nearest. It changes no
+    result by itself: put it before quantize-rtn, with the same options. It scales inputs that a norm computes (those of
+    q, k, v, gate and up). bits, group, symmetric: those of the rounding that is tried.
     """
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset({"second-moments", "magnitudes"})
@@ -46,7 +46,8 @@ class AWQ(Equalizer):
             raise InputError(str(error).replace(QuantizeRTN.name, self.name)) from None
 
     def factors(self, matrices: Sequence[Tensor], inputs: InputStatistics) -> Tensor:
-        """The best of the powers, as the paper's code has them: over the root of the largest times the smallest."""
+        """The factors of the best power, divided by the root of the largest times the smallest, as in the paper's
+        code."""
         import torch
 
         assert inputs.magnitudes is not None and inputs.second_moments is not None

@@ -1,7 +1,7 @@
-"""What the dims of a layer's parameters stand for, found by following values through a function.
+"""The meaning of the dims of a layer's parameters, found by following values through a function.
 
 An axis is the hidden state ("hidden"), the inner width of a feed-forward ("ffn"), or the heads of queries ("query") or
-of keys and values ("kv"). A norm on such a value and a bias behind a matrix have the axis, too.
+of keys and values ("kv"). A norm on such a value and a bias after a matrix have the same axis.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ROWS: Mapping[str, Axis] = {
     "up": "ffn",
     "down": "hidden",
 }
-"""What the rows of a matrix are, by its role."""
+"""The axis of a matrix's rows, by its role."""
 
 
 @dataclass
 class Axes:
-    """slots: the axis of every dim of every slot, None where it is none. values: of every value's columns."""
+    """slots: the axis of every dim of every slot, None for other dims. values: the axis of every value's columns."""
 
     slots: dict[str, tuple[Axis | None, ...]] = field(default_factory=dict)
     values: dict[str, Axis | None] = field(default_factory=dict)
 
 
 def axes_of(function: Function) -> Axes:
-    """Follow the hidden state: the first input, or what is looked up where the function makes it."""
+    """Follow the hidden state: the first input, or the result of the embedding in the function that computes it."""
     axes, inputs = Axes(), function.inputs()
     axes.slots = {slot.name: (None,) * len(slot.tensor.shape) for slot in function.parameters()}
     axes.values = dict.fromkeys((node.name for node in inputs), None)
@@ -48,7 +48,7 @@ def axes_of(function: Function) -> Axes:
 
 
 def _follow(function: Function, node: Node, axes: Axes) -> Axis | None:
-    """The axis of a node's result; the slots that it reads are noted."""
+    """The axis of a node's result; records the axes of the slots that it reads."""
     if node.op == "linear":
         weight, bias, x = (node.argument(name) for name in ("weight", "bias", "x"))
         assert weight is not None and x is not None

@@ -1,4 +1,4 @@
-"""What a pass is: a frozen dataclass whose fields are its options, and a `run` from module to module."""
+"""The base of passes: a frozen dataclass whose fields are the options, with a `run` from module to module."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _silent(_: str | float) -> None:
 class Context:
     """What a pass may need besides the module. `smc.apply` makes it.
 
-    calibration: a text to take statistics on, and what runs the model on it. teacher: the model to learn from; where
-    none is given, the one that the chain begins with. training: what runs a pass that trains.
-    work: a folder where long work keeps its state; None where nothing is kept.
-    seed: for whatever is random.
-    report: takes one line of text about what was done; the pass manager puts the pass's name in front.
-    progress: takes how much of a pass is done, from 0 to 1; only long ones say so. note: takes a line while it works.
-    lazy: long work may wait until a parameter is loaded: the caller wants to know encodings and shapes.
+    calibration: a text for statistics, and what runs the model on it. teacher: the model to learn from; by default the
+    one that the chain begins with. training: what runs a pass that trains.
+    work: a folder where long work keeps its state; None: nothing is kept.
+    seed: for random numbers.
+    report: is called with a line about the result; the pass manager puts the pass's name in front.
+    progress: is called with how much of a long pass is done, from 0 to 1. note: is called with lines from long work.
+    lazy: long work may wait until a parameter is loaded: the caller only needs encodings and shapes.
     requantize: the `load` of parameters that the checkpoint stores as codes and that a quantizer may quantize again.
     """
 
@@ -50,22 +50,22 @@ class Context:
 class Pass(ABC):
     """Base of all passes. The docstring of a pass is its help text, its dataclass fields are its options.
 
-    Options are bool, int, float, str, Literal, tuple[str, ...] or a union of these. Options that can't be right raise
-    InputError in `__post_init__`.
+    Options are bool, int, float, str, Literal, tuple[str, ...] or a union of these. Raise InputError in `__post_init__`
+    for options that can't be right.
     """
 
     name: ClassVar[str] = ""
     """The kebab-case name; `register` sets it."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What must be there before the chain starts: a calibration text, a teacher, torch, what trains."""
+    """What the pass needs before the chain starts: a calibration text, a teacher, torch, training."""
 
     @abstractmethod
     def run(self, module: Module, context: Context) -> Module:
-        """The changed module; the given one stays as it is. Must be deterministic given `context.seed`."""
+        """Return the changed module; do not change the given one. Must be deterministic given `context.seed`."""
 
     def __str__(self) -> str:
-        """The text that `parse_pass` reads back: the name and every option."""
+        """The text from which `parse_pass` makes this pass: the name and every option."""
         own_first = sorted(fields(self), key=lambda field: bool(field.kw_only))
         options = ",".join(f"{f.name}={option_text(getattr(self, f.name))}" for f in own_first)
         return f"{self.name}:{options}" if options else self.name

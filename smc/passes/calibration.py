@@ -1,4 +1,5 @@
-"""Calibrated quantization: the calls of a model in order, each rounded with what it reads behind the rounded ones."""
+"""Calibrated quantization: rounds the calls of a model in order, each with its inputs after the rounded calls
+before."""
 
 from __future__ import annotations
 
@@ -21,27 +22,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Observe = Callable[[Node, Sequence[Any]], None]
-"""Is called with every node that is computed and its operands, in the order of `node.inputs`."""
+"""A callback for every node that is computed, with its operands in the order of `node.inputs`."""
 
 
 class Runner(Protocol):
-    """Runs a module on the calibration text, one call after the other, and keeps what later calls read."""
+    """Runs a module on the calibration text, one call after the other, and keeps the values that later calls read."""
 
     def observe(self, call: Node, observe: Observe, until: str | None = None) -> None:
-        """Run a call for its values alone, up to the node `until`."""
+        """Run a call up to the node `until`, only for its values."""
 
     def advance(self, call: Node) -> None:
-        """Run a call with the module's parameters as they are now; its result is what later calls read."""
+        """Run a call with the module's current parameters; later calls read its result."""
 
     def values(self, name: str) -> Sequence[Tensor]:
-        """A value of `main` that is still to be read, float32 [n, columns] for one batch after the other."""
+        """A value of `main` that is still needed, float32 [n, columns] for one batch after the other."""
 
 
 class Calibration(GradientCalibration, Protocol):
-    """A calibration text, as `smc.reference` makes it: the only door from passes to a model that runs."""
+    """A calibration text, which `smc.reference` makes: the only way for passes to run a model."""
 
     def runner(self, module: Module, only_gradient_windows: bool = False) -> Runner:
-        """A runner that stands before the first call. It sees what is changed in `module.parameters`."""
+        """A runner at the first call. Changes in `module.parameters` take effect."""
 
     def digest(self) -> str:
         """A hash of the text's tokens."""
@@ -54,15 +55,15 @@ class Method(Protocol):
     statistics: ClassVar[frozenset[Statistic]]
 
     def encode_parameter(self, parameter: Parameter, inputs: InputStatistics | None = None) -> EncodedTensor:
-        """What the parameter becomes. inputs: None of a matrix that nothing is multiplied with."""
+        """The new tensor of the parameter. inputs: None for a matrix without inputs."""
 
 
 def loads_of(
     method: Method, module: Module, parameters: Sequence[Parameter], context: Context
 ) -> dict[str, Callable[[], EncodedTensor]]:
-    """The `load` of every parameter after a method that encodes them one by one, by name.
+    """The `load` of every parameter, by name, after a method that encodes them one by one.
 
-    With statistics where it takes some: these are taken now, or with a lazy context when the first one is loaded.
+    If the method needs statistics, they are computed now, or in a lazy context when the first parameter is loaded.
     """
     if not (method.statistics and parameters):
         return {p.name: functools.partial(method.encode_parameter, p) for p in parameters}
@@ -73,10 +74,11 @@ def loads_of(
 
 
 class CalibratedWeights:
-    """Parameters quantized with statistics of their inputs, all in one go, once the first is loaded or `run` is called.
+    """Parameters that are quantized with statistics of their inputs, all at once, when the first is loaded or `run` is
+    called.
 
-    A parameter is rounded at the first call that multiplies with it; where none does, at its last. The float weights
-    and activations of one call are in memory at a time; what is rounded waits in a temporary folder.
+    A parameter is rounded at the first call that multiplies by it, or else at the last one that uses it. Memory holds
+    the float weights and activations of one call; a temporary folder keeps rounded parameters.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class CalibratedWeights:
         return self._read(name)
 
     def run(self) -> None:
-        """Quantize all of the parameters, where that is not done yet. InputError without a calibration text."""
+        """Quantize all parameters, if that is not done yet. InputError without a calibration text."""
         with self._lock:
             if self._folder is not None:
                 return
@@ -129,10 +131,10 @@ class CalibratedWeights:
         self._context.progress(1.0)
 
     def _inputs(self, runner: Runner, call: Node, slots: dict[str, str]) -> dict[str, InputStatistics]:
-        """Statistics of the slots' inputs; slots that read the same value have the same. None of what is looked up."""
+        """Statistics of the slots' inputs; slots with the same input have the same object. None for embeddings."""
         gathered: dict[str, Accumulator] = {}
-        sources: dict[str, str] = {}  # slot → the value that it is multiplied with
-        counted: dict[str, str] = {}  # that value → the first node that reads it, which is the one that counts
+        sources: dict[str, str] = {}  # slot → the value that it multiplies
+        counted: dict[str, str] = {}  # that value → the first node that reads it, where it is counted
 
         def observe(node: Node, operands: Sequence[Any]) -> None:
             names = find(node.op).bind(node.inputs, node.attributes)
@@ -156,7 +158,7 @@ class CalibratedWeights:
         self._write(name, tensor)
         module.parameters[name] = replace(parameter, encoding=tensor.encoding, load=lambda: self._read(name))
 
-    # ---- what is rounded, in files
+    # ---- files of rounded parameters
 
     def _path(self, name: str) -> Path:
         assert self._folder is not None

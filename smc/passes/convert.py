@@ -26,7 +26,7 @@ class Convert(Pass):
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     def run(self, module: Module, context: Context) -> Module:
-        """Wrap the `load` of every picked parameter."""
+        """Wrap the `load` of every selected parameter."""
         result, target = module.copy(), {str(e): e for e in (F32, F16, BF16)}[self.dtype]
         changed = [p for p in pick_matrices(module, self.include, self.exclude) if p.encoding != target]
         for parameter in changed:

@@ -1,8 +1,8 @@
-"""`Drift`: how far the inputs of a quantized model are from those of the float model, and what makes good for it.
+"""`Drift`: how far the inputs of a quantized model are from those of the float model, and how weights compensate.
 
-GPTAQ (Li et al. 2025, arXiv 2504.02692) rounds a matrix W so that its products with the inputs x' behind quantized
-matrices come near to W·x, x the float model's inputs. With E[(x - x')·x'ᵀ] = D and E[x'·x'ᵀ] = H that is to round the
-weights W + W·D·H⁻¹ in place of W. D is known from few tokens only: so H is damped, and only a part of it is taken.
+GPTAQ (Li et al. 2025, arXiv 2504.02692) rounds a matrix W so that its products with the inputs x' after quantized
+matrices come near to W·x, where x are the float model's inputs. With E[(x - x')·x'ᵀ] = D and E[x'·x'ᵀ] = H that means
+to round W + W·D·H⁻¹ in place of W. D comes from few tokens, so H is damped, and only a part of the correction is taken.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from smc.passes.calibration import Calibration
 
 DAMPING = 0.1
-"""What part of H's mean diagonal is added to it."""
+"""The part of H's mean diagonal that is added to its diagonal."""
 
 
 class Drift:
-    """Runs the float model and the one that is being quantized beside each other, call by call."""
+    """Runs the float model and the model that is being quantized together, call by call."""
 
     def __init__(self, module: Module, quantized: Module, guidance: Guidance, calibration: Calibration) -> None:
-        """Stand before the first call. `quantized` is read as it is when a call runs."""
+        """Start at the first call. The parameters of `quantized` are read when a call runs."""
         self._guidance = guidance
         self._float = calibration.runner(module, only_gradient_windows=True)
         self._quantized = calibration.runner(quantized, only_gradient_windows=True)
 
     def correction(self, call: Node, source: str) -> Tensor:
-        """D·H⁻¹ of a value that matrices of this call are multiplied with, float32 [columns, columns]."""
+        """D·H⁻¹ of a value that matrices of this call multiply, float32 [columns, columns]."""
         import torch
 
         exact, drifted = (self._inputs(runner, call, source) for runner in (self._float, self._quantized))
@@ -45,12 +45,12 @@ class Drift:
         return torch.linalg.solve(moments, products, left=False)
 
     def advance(self, call: Node) -> None:
-        """Run a call of both models, all of its parameters quantized in the one."""
+        """Run a call of both models; in one of them all its parameters are quantized."""
         self._float.advance(call)
         self._quantized.advance(call)
 
     def _inputs(self, runner: Any, call: Node, source: str) -> Tensor:
-        """What a value is on all windows, float32 [tokens, columns]."""
+        """A value on all windows, float32 [tokens, columns]."""
         import torch
 
         found: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""`Equalizer`: columns of matrices scaled up and what they are multiplied with scaled down, so that nothing changes.
+"""`Equalizer`: scales columns of matrices up and their inputs down, so that results do not change.
 
-Only inputs that a norm makes are scaled, by its weights: they are then made smaller by themselves, at no cost.
+Only inputs that a norm computes are scaled, by the norm's weights, so that this costs nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NORMS = ("rms_norm", "layer_norm")
 @dataclass(frozen=True)
 class ScaledValue:
     """A norm's result in one call, the first node that reads it, and the parameters around it: the norm's own, and the
-    matrices that are multiplied with it."""
+    matrices that multiply it."""
 
     value: str
     reader: str
@@ -35,24 +35,24 @@ class ScaledValue:
 
 @dataclass(frozen=True)
 class Equalizer(Pass):
-    """Base of methods that move the sizes of inputs into the weights: say by which factors.
+    """Base of methods that move the size of inputs into the weights; a subclass chooses the factors.
 
-    Statistics are those of the model as it is. Matrices that are quantized or used elsewhere (a tied head) stay, and so
-    does whatever reads the same norm.
+    Statistics are those of the given model. A norm is left as it is if one of its readers is quantized or used
+    elsewhere (a tied head).
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
-    """What `factors` wants to know about inputs."""
+    """The statistics of inputs that `factors` needs."""
 
     @abstractmethod
     def factors(self, matrices: Sequence[Tensor], inputs: InputStatistics) -> Tensor:
-        """What the columns are multiplied by, positive float32 [columns], for float32 matrices [rows, columns] that are
-        multiplied with the same inputs."""
+        """The factors of the columns, positive float32 [columns], of float32 matrices [rows, columns] with the same
+        inputs."""
 
     def run(self, module: Module, context: Context) -> Module:
-        """Scale the norms and the matrices of all calls. In a lazy context nothing is done: no encoding changes."""
+        """Scale the norms and the matrices of all calls. A lazy context does nothing, because no encoding changes."""
         if context.lazy:
             return module
         if context.calibration is None:
@@ -85,7 +85,7 @@ class Equalizer(Pass):
 
     def _scale(self, result: Module, found: ScaledValue, factors: Tensor) -> None:
         if not (factors > 0).all() or not factors.isfinite().all():
-            raise InputError(f"pass {self.name} made factors that are not positive numbers")
+            raise InputError(f"pass {self.name} returned factors that are not positive numbers")
         for names, scale in ((found.norm, 1 / factors), (found.matrices, factors)):
             for name in names:
                 parameter = result.parameters[name]
@@ -93,12 +93,12 @@ class Equalizer(Pass):
 
 
 def _scaled(parameter: Parameter, factors: Tensor) -> EncodedTensor:
-    """The parameter's columns times factors, in its float encoding."""
+    """The parameter with its columns times factors, in its float encoding."""
     return encode_float(parameter.values() * factors, parameter.encoding)
 
 
 def scaled_values(module: Module, call: Node) -> list[ScaledValue]:
-    """The norms' results of a call that only float matrices read which nothing else uses."""
+    """The norms' results of a call that are read only by float matrices without other uses."""
     function, bound = module.functions[call.attributes["function"]], call.attributes["parameters"]
     nodes = [node for node in function.nodes() if node.is_computed]
     result = []

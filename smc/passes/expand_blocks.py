@@ -1,4 +1,4 @@
-"""The pass `expand-blocks`: more layers that change nothing yet."""
+"""The pass `expand-blocks`: new layers that change no result until they are trained."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from smc.passes.layers import arranged
 from smc.passes.registry import register
 
 ENDS = ("output", "down")
-"""Roles of the matrices that write into what a layer adds to its input."""
+"""Roles of the matrices that compute what a layer adds to its input."""
 
 
 @register("expand-blocks")
 @dataclass(frozen=True)
 class ExpandBlocks(Pass):
-    """Block expansion as in LLaMA-Pro (arXiv 2401.02415): copies of layers that give what they read, exactly.
+    """Block expansion as in LLaMA-Pro (arXiv 2401.02415): copies of layers that pass on their input, exactly.
 
-    A copy stands behind every `every`th layer; the matrices that end its attention and its feed-forward are zero, so
-    the model computes the same until it is trained. As in the paper, train the copies only: their names are reported.
+    A copy follows every `every`th layer; the matrices that end its attention and its feed-forward are zero, so the
+    model computes the same until it is trained. As in the paper, train the copies only; the report has their names.
     """
 
     every: int = 4
 
     def run(self, module: Module, context: Context) -> Module:
-        """Arrange, then zero what the copies add."""
+        """Copy layers, then set what the copies add to zero."""
         count = len(module.layer_calls())
         if not 1 <= self.every <= count:
-            raise InputError(f"{self.name} copies every 1st to {count}th layer, not every {self.every}th")
+            raise InputError(f"{self.name}: every must be from 1 to {count}, not {self.every}")
         picks = [place for layer in range(count) for place in [layer] * (2 if (layer + 1) % self.every == 0 else 1)]
         result = arranged(module, picks)
         copies = [place for place, pick in enumerate(picks) if place and picks[place - 1] == pick]

@@ -1,4 +1,4 @@
-"""Tensors in files of a work folder: each is there as a whole or not at all."""
+"""Tensors in files of a work folder: each file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, under its name only once it is complete."""
+    """Write a safetensors file, which gets its name when it is complete."""
     from safetensors.torch import save_file
 
     partial = path.with_suffix(".partial")

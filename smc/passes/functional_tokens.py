@@ -33,12 +33,12 @@ class FunctionalTokens(Pass):
     functions: str
 
     def run(self, module: Module, context: Context) -> Module:
-        """Grow the tokenizer, then the matrices that have a row per token."""
+        """Add the tokens to the tokenizer, then rows to the matrices that have a row per token."""
         from tokenizers import AddedToken, Tokenizer
 
         facts, listed = module.facts, read_functions(Path(self.functions))
         if facts.tokenizer is None:
-            raise InputError(f"{facts.name} has no tokenizer, so pass {self.name} can't add tokens")
+            raise InputError(f"pass {self.name} can't add tokens: {facts.name} has no tokenizer")
         tokenizer = Tokenizer.from_str(facts.tokenizer)
         known = set(tokenizer.get_vocab(with_added_tokens=True).values())
         texts = [*(f"<fn_{index}>" for index in range(len(listed))), "<fn_end>"]
@@ -48,7 +48,9 @@ class FunctionalTokens(Pass):
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         new = [vocabulary[text] for text in texts]
         if set(new) & known:
-            raise InputError(f"the tokenizer of {facts.name} has the token {texts[0]} already")
+            raise InputError(
+                f"the tokenizer of {facts.name} already has the token {texts[0]}: run {self.name} once only"
+            )
         count = max(facts.vocab_size, max(new) + 1)
         result, rows = module.copy(), dict(zip(new, ids, strict=True))
         for name in dict.fromkeys(module.parameters_of("embedding") + module.parameters_of("head")):
@@ -62,13 +64,13 @@ class FunctionalTokens(Pass):
 
 
 def read_functions(path: Path) -> list[dict[str, Any]]:
-    """The functions of a JSON file. InputError where it is no list of objects with a name and a description."""
+    """The functions of a JSON file. InputError if it is not a list of objects with a name and a description."""
     if not path.is_file():
         raise InputError(f"there is no file of functions {path}")
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(listed, list) or not listed:
         raise InputError(f'{path} must be a list of functions, each {{"name": …, "description": …}}')
     for index, entry in enumerate(listed):
@@ -77,7 +79,7 @@ def read_functions(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: function {index} lacks a name or a description")
     names = [entry["name"] for entry in listed]
     if len(set(names)) < len(names):
-        raise InputError(f"{path} has two functions with one name")
+        raise InputError(f"{path} has two functions with the same name: rename one")
     return listed
 
 

@@ -1,4 +1,4 @@
-"""Fusion passes: several ops become one that a kernel computes without writing the values between."""
+"""Fusion passes: several ops become one, whose kernel does not write the values between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FuseGatedActivation(Pass):
 @register("fuse-residual")
 @dataclass(frozen=True)
 class FuseResidual(Pass):
-    """Turn add(linear, x), in either order, into a linear with x as residual, where nobody else reads the linear."""
+    """Turn add(linear, x), in either order, into a linear with x as residual, if nothing else reads the linear."""
 
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
@@ -40,7 +40,7 @@ class FuseResidual(Pass):
 @register("fuse-norm-residual")
 @dataclass(frozen=True)
 class FuseNormResidual(Pass):
-    """Turn add(rms_norm, x), in either order, into a norm with x as residual, where nobody else reads the norm."""
+    """Turn add(rms_norm, x), in either order, into a norm with x as residual, if nothing else reads the norm."""
 
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
@@ -51,7 +51,7 @@ class FuseNormResidual(Pass):
 
 
 FUSIONS: tuple[Pass, ...] = (FuseGatedActivation(), FuseResidual(), FuseNormResidual())
-"""Always worth it and never a loss: the compiler runs them after the user's passes."""
+"""Fusions that are always faster: the compiler runs them after the user's passes."""
 
 
 _GATED = Pattern("product", ("mul",), (Pattern("activation", ACTIVATIONS, ("gate",)), "up"))
@@ -74,7 +74,7 @@ def _fuse_activation(function: Function, found: Match) -> None:
 
 
 def _add_residual(function: Function, found: Match) -> None:
-    # The residual cannot depend on the maker: whatever it reads on the way would be a second reader.
+    # The residual can't depend on the fused node: then that node would have a second reader.
     maker, total = found["maker"], found["sum"].name
     function.replace_uses(total, maker.name)
     function.remove(total)

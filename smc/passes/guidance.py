@@ -1,9 +1,9 @@
 """`Guidance`: how much an error of each weight costs the model's loss, from gradients on a calibration text.
 
-The loss's second derivatives at a matrix are taken as rows ⊗ moments: the mean square of the gradient at each output,
-and the second moments of the inputs, tokens weighted by the squares of the gradient at the outputs (as in GuidedQuant,
-Kim et al. 2025, arXiv 2505.07004). Weights are clipped, or few tokens would decide; the first token of a window, whose
-activations are like no other's, has a weight of its own.
+The loss's second derivatives at a matrix are approximated by rows ⊗ moments: the mean square of the gradient at each
+output, and the second moments of the inputs, in which tokens are weighted by the squares of the gradient at the outputs
+(as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004). Weights are clipped, because few tokens would decide otherwise;
+the first token of a window, whose activations differ from all others', has a weight of its own.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_WEIGHT = 4.0
-"""The most that a token counts, in means of all tokens."""
+"""The largest weight of a token, in multiples of the mean."""
 
 MOST_FIRST_WEIGHT = 40.0
-"""The same of a window's first token."""
+"""The same for a window's first token."""
 
 FORWARD_SHARE = 0.35
-"""How much of the time the way forward takes."""
+"""The share of the time that the forward pass takes."""
 
 
 class GradientRunner(Protocol):
-    """Runs a module on a calibration text forward, call by call, and back again; see `smc.reference.GradientRunner`."""
+    """Runs a module on a calibration text forward, call by call, and backward; see `smc.reference.GradientRunner`."""
 
     def advance(self, call: Node, observe: Callable[[Node, Sequence[Any]], None]) -> None:
-        """Run a call forward; `observe` sees nodes and operands of windows that no gradients are taken of."""
+        """Run a call forward; `observe` gets nodes and operands of windows without gradients."""
 
     def retreat(self, call: Node, observe: Callable[[Node, Sequence[Any], Tensor], None]) -> None:
-        """Go back through a call; `observe` sees nodes, operands and gradients of results, window after window."""
+        """Run a call backward; `observe` gets nodes, operands and gradients of results, window after window."""
 
     def keep(self, call: Node) -> None:
-        """Write what is needed to go on behind this call."""
+        """Save what is needed to continue after this call."""
 
 
 class GradientCalibration(Protocol):
-    """What `Guidance` takes of a calibration text."""
+    """What `Guidance` needs from a calibration text."""
 
     @property
     def window(self) -> int:
@@ -53,15 +53,15 @@ class GradientCalibration(Protocol):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many windows gradients are taken of, and how many others there are."""
+        """The number of windows with gradients, and of the others."""
 
     def gradient_runner(self, module: Module, folder: Path, seed: int) -> GradientRunner:
-        """Stands before the first call."""
+        """A runner at the first call."""
 
 
 @dataclass(frozen=True)
 class MatrixGuidance:
-    """What an error E [rows, columns] of a matrix costs: half the sum over rows r of rows[r] · E[r]·moments·E[r]ᵀ.
+    """The cost of an error E [rows, columns] of a matrix: half the sum over rows r of rows[r] · E[r]·moments·E[r]ᵀ.
 
     moments: float32 [columns, columns]. rows: float32 [rows]. The cost is in nats per token, the KL divergence of the
     model with the error from the one without.
@@ -72,9 +72,9 @@ class MatrixGuidance:
 
 
 class Guidance:
-    """Gathers the guidance for some parameters of a module, and keeps it in a folder, one file per call.
+    """Computes the guidance for some parameters of a module, and keeps it in a folder, one file per call.
 
-    What is in the folder already is not gathered again, so that whoever was interrupted goes on.
+    Files that are in the folder already are not computed again, so an interrupted run continues.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Guidance:
 
     @property
     def is_complete(self) -> bool:
-        """All is gathered already."""
+        """Whether all files exist."""
         return all(self._file(call).is_file() for call in self._calls)
 
     def gather(self, progress: Callable[[float], None]) -> None:
-        """Run the model forward and back. InputError where its activations or gradients are not finite."""
+        """Run the model forward and back. InputError if its activations or gradients are not finite."""
         waiting = [call for call in self._calls if not self._file(call).is_file()]
         if not waiting:
             return
@@ -109,9 +109,9 @@ class Guidance:
             self._plain_file(call).unlink(missing_ok=True)
 
     def of(self, name: str) -> MatrixGuidance:
-        """Of a parameter. A matrix that is used several times bears the errors of all uses.
+        """The guidance of a parameter. If a matrix is used several times, the errors of all uses are added.
 
-        Where it is looked up, its rows count by how often, and its columns by the gradient behind it.
+        For an embedding, rows count by how often they are used, and columns by the gradient of the result.
         """
         import torch
 
@@ -125,7 +125,7 @@ class Guidance:
             found = MatrixGuidance(kept[f"moments.{source}"], kept[f"rows.{slot}"])
             (lookups if source == slot else products).append(found)
         if not products and not lookups:
-            raise InputError(f"{name} is used by nothing that gradients reach")
+            raise InputError(f"no gradients reach {name}: exclude it")
         rows = torch.stack([found.rows for found in products or lookups]).sum(0)
         moments = torch.zeros_like((products or lookups)[0].moments)
         for found in products:
@@ -135,7 +135,7 @@ class Guidance:
         return MatrixGuidance(moments, rows)
 
     def sources(self, call: Node) -> dict[str, list[str]]:
-        """The values that a call multiplies guided parameters with, in order, and the slots that they fill."""
+        """The inputs of a call's guided parameters, in order, and the slots that they fill."""
         found: dict[str, list[str]] = {}
         for slot, source in self._readers(call).values():
             if source is not None:
@@ -143,11 +143,11 @@ class Guidance:
         return found
 
     def first_reader(self, call: Node, source: str) -> str:
-        """The first node that multiplies this value with a guided parameter."""
+        """The first node that multiplies a guided parameter by this value."""
         return readers_of(source, self._readers(call))[0]
 
     def token_weights(self, call: Node, source: str) -> Tensor:
-        """What the tokens of each window that gradients were taken of count at a value: float32 [windows, tokens]."""
+        """The weights of tokens at a value, for windows with gradients: float32 [windows, tokens]."""
         return read_tensors(self._file(call))[f"weights.{source}"]
 
     # ---- forward: second moments of the windows without gradients
@@ -174,7 +174,7 @@ class Guidance:
         tensors |= {f"first.{source}": torch.cat(parts) for source, parts in firsts.items()}
         write_tensors(self._plain_file(call), tensors)
 
-    # ---- back: weights of tokens, and the second moments under them
+    # ---- backward: weights of tokens, and the second moments with them
 
     def _backward(self, runner: GradientRunner, call: Node) -> None:
         gathered = _Gathered(self._readers(call))
@@ -188,8 +188,8 @@ class Guidance:
         runner.keep(call)
 
     def _readers(self, call: Node) -> dict[str, tuple[str, str | None]]:
-        """The nodes of a call's function that use parameters to be guided: → the slot, and the value it is multiplied
-        with (None where it is looked up)."""
+        """The nodes of a call's function that use guided parameters → the slot, and its input (None for an
+        embedding)."""
         wanted = {slot for slot, name in call.attributes["parameters"].items() if name in self._names}
         found: dict[str, tuple[str, str | None]] = {}
         for node in self._module.functions[call.attributes["function"]].nodes():
@@ -219,7 +219,7 @@ def readers_of(source: str, readers: dict[str, tuple[str, str | None]]) -> list[
 
 @dataclass
 class _Gathered:
-    """What is seen on the way back through one call."""
+    """What the backward pass through one call observes."""
 
     readers: dict[str, tuple[str, str | None]]
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # value → [tokens, columns] of each window
@@ -229,7 +229,7 @@ class _Gathered:
     tokens: int = 0
 
     def observe(self, node: Node, operands: Sequence[Any], gradient: Tensor) -> None:
-        """Count in a node's operands and the gradient at its result."""
+        """Add a node's operands and the gradient at its result."""
         import torch
 
         if node.name not in self.readers:
@@ -254,7 +254,7 @@ class _Gathered:
         sums[key] = sums[key].add_(value) if key in sums else value.clone()
 
     def result(self, plain: dict[str, Tensor], calibration: GradientCalibration) -> dict[str, Tensor]:
-        """What the call's file holds: moments by value, rows and the name of the value by slot."""
+        """The tensors of the call's file: moments by value, rows and the name of the value by slot."""
         import torch
 
         tensors: dict[str, Tensor] = {}
@@ -278,7 +278,8 @@ class _Gathered:
         return tensors
 
     def _token_weights(self, source: str) -> tuple[Tensor, float]:
-        """Weights of the tokens [windows, tokens], the mean of all readers', and that of a window's first token."""
+        """The weights of the tokens [windows, tokens], the mean of all readers, and the weight of a window's first
+        token."""
         import torch
 
         readers = [torch.stack(self.weights[node]) for node in readers_of(source, self.readers)]

@@ -1,4 +1,4 @@
-"""Weights rounded under a budget of bits: what each width would cost, which each matrix gets, and the rounding."""
+"""Rounds weights under a budget of bits: finds what each width would cost, chooses a width per matrix, and rounds."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from smc.passes.quantize_guided import QuantizeGuided
 
 SAMPLED_ROWS = 64
-"""Rows of a matrix that are rounded to learn what a width costs."""
+"""Rows of a matrix that are rounded to estimate the cost of a width."""
 
 MOST_MEASURED = 5
-"""The widest code whose cost is learned so; of wider ones it follows, as every bit more divides errors by two."""
+"""The widest code whose cost is estimated by rounding; for wider ones every additional bit halves the error."""
 
 STAGES = {"guidance": 0.6, "costs": 0.1, "rounding": 0.3}
-"""What part of the time each stage takes, about."""
+"""The approximate share of the time that each stage takes."""
 
 
 class GuidedWeights:
-    """The parameters of a module that `quantize-guided` rounds. What is computed stays in the context's work folder:
-    a run that was interrupted, or has another budget, continues from there."""
+    """The parameters of a module that `quantize-guided` rounds. The context's work folder keeps the results: an
+    interrupted run, or one with another budget, continues from there."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class GuidedWeights:
         self.expected = 0.0
 
     def choose(self) -> dict[str, Encoding]:
-        """The encoding of every parameter. InputError where the budget is below the least."""
+        """The encoding of every parameter. InputError if the budget is too small."""
         fixed = sum(
             p.encoding.stored_bits(p.shape) for n, p in self._module.parameters.items() if n not in self._parameters
         )
@@ -74,7 +74,7 @@ class GuidedWeights:
         if least > self._method.bits * weights:
             raise InputError(
                 f"{self._method.bits:g} bits per weight are too few: with widths of "
-                f"{', '.join(map(str, sorted(self._method.widths)))} bits the least is {least / weights:.3f}"
+                f"{', '.join(map(str, sorted(self._method.widths)))} bits give at least {least / weights:.3f}"
             )
         if not self._guidance.is_complete:
             self._context.note(f"{self._method.name}: {self._estimate()}")
@@ -90,7 +90,7 @@ class GuidedWeights:
         return self._encodings
 
     def run(self) -> None:
-        """Round all that is not rounded yet."""
+        """Round all parameters that are not rounded yet."""
         with self._lock:
             missing = [name for name in self._parameters if not self._rounded(name).is_file()]
             if self._method.sequential and missing:
@@ -102,7 +102,7 @@ class GuidedWeights:
             self._context.progress(1.0)
 
     def _run_in_sequence(self) -> None:
-        """Round call after call, towards what makes good for how far the inputs have drifted by then."""
+        """Round call after call, towards weights that compensate for the drift of the inputs so far."""
         quantized, names = self._module.copy(), list(self._parameters)
         drift = Drift(self._module, quantized, self._guidance, self._calibration)
         done: set[str] = set()
@@ -130,7 +130,7 @@ class GuidedWeights:
             drift.advance(call)
 
     def _tell(self, names: Sequence[str], name: str) -> None:
-        """Progress: the parameters up to this one are rounded."""
+        """Report progress: the parameters up to this one are rounded."""
         sizes = [_size(self._parameters[other]) for other in names]
         self._stage("rounding")(sum(sizes[: list(names).index(name) + 1]) / sum(sizes))
 
@@ -145,7 +145,7 @@ class GuidedWeights:
         return EncodedTensor(self._encodings[name], tuple(self._parameters[name].shape), **parts)
 
     def _estimate(self) -> str:
-        """How long it will take, in a phrase, by how fast this machine multiplies matrices now."""
+        """A phrase that says how long it will take, from the current speed of this machine's matrix products."""
         guided, others = self._calibration.counts
         weights = sum(_size(p) for p in self._parameters.values())
         squares = sum(p.shape[-1] ** 2 for p in self._parameters.values())
@@ -153,11 +153,11 @@ class GuidedWeights:
         operations = 2 * tokens * (weights + squares // 2) + 6 * guided * self._calibration.window * weights
         seconds = 1.6 * operations / _multiplications_per_second()
         return (
-            f"reads {tokens:,} tokens of calibration text and goes back through {guided * self._calibration.window:,}; "
-            f"about {max(1, round(seconds / 60))} minutes; what is done stays in {self._folder}"
+            f"reads {tokens:,} tokens of calibration text, with gradients for {guided * self._calibration.window:,}; "
+            f"about {max(1, round(seconds / 60))} minutes; finished work is kept in {self._folder}"
         )
 
-    # ---- what is chosen from
+    # ---- choices
 
     def _options(self, name: str) -> list[Encoding]:
         columns = self._parameters[name].shape[-1]
@@ -165,7 +165,7 @@ class GuidedWeights:
         return [stored_as(bits, columns, rotation) for bits in sorted(self._method.widths)]
 
     def _costs(self) -> dict[str, dict[str, float]]:
-        """By parameter and width, the KL divergence that rounding it is expected to cost."""
+        """The expected KL divergence of rounding, by parameter and width."""
         file = self._folder / f"costs-{self._key('costs')}.json"
         known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
         progress, wanted = self._stage("costs"), sorted(self._method.widths)
@@ -221,7 +221,7 @@ class GuidedWeights:
     # ---- the work folder
 
     def _make_folder(self) -> Path:
-        """The folder of this model, text and seed."""
+        """The folder for this model, text and seed."""
         if self._context.work is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="smc-", ignore_cleanup_errors=True)
             return Path(self._temporary.name)
@@ -251,13 +251,13 @@ class GuidedWeights:
     def _rounded(self, name: str) -> Path:
         """The file of a rounded parameter."""
         key = repr((self._key("rounding"), self._encodings[name], self._method.sweeps))
-        if self._method.sequential:  # what stands before decides, too
+        if self._method.sequential:  # it also depends on the calls before
             key += repr((self._method.sequential, sorted((n, str(e)) for n, e in self._encodings.items())))
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self._folder / "rounded" / f"{list(self._parameters).index(name)}-{digest}.safetensors"
 
     def _stage(self, name: str) -> Any:
-        """What takes the progress of one stage."""
+        """A callback for the progress of one stage."""
         before = 0.0
         for stage, share in STAGES.items():
             if stage == name:
@@ -293,7 +293,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _rotation(columns: int) -> int | None:
-    """The largest power of two that divides the columns; None where that is 1."""
+    """The largest power of two that divides the columns; None if that is 1."""
     block = columns & -columns
     return block if block > 1 else None
 

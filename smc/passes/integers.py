@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_SQUARES = 1e-30
-"""Where all codes that count are 0, so are the products: any divisor will do."""
+"""If all codes that count are 0, so are the products: any divisor will do."""
 
 GROUPS = (16, 32, 64, 128, "row")
 
 
 def check_group(name: str, group: int | str) -> None:
-    """InputError where a pass has no such group."""
+    """Raise InputError if a pass does not support this group."""
     if group not in GROUPS:
         raise InputError(f"{name} takes groups of {', '.join(map(str, GROUPS))}, not {group}")
 
 
 @dataclass(frozen=True)
 class IntegerQuantizer(WeightQuantizer):
-    """Base of methods that store integers with a scale per group, and perhaps a zero; for the options see QuantizeRTN.
+    """Base of methods that store integers with a scale per group, and perhaps a zero; QuantizeRTN explains the options.
 
-    A method has `grid` for the scales and zeros, and rounds.
+    A method rounds to the scales and zeros of `grid`.
     """
 
     bits: int = 4
@@ -45,10 +45,10 @@ class IntegerQuantizer(WeightQuantizer):
         if not 2 <= self.bits <= 8:
             raise InputError(f"{self.name} takes 2 to 8 bits, not {self.bits}")
         if self.search < 0:
-            raise InputError(f"the search of {self.name} is a number of steps, not {self.search}")
+            raise InputError(f"search of {self.name} must be a number of steps, 0 or more, not {self.search}")
         check_group(self.name, self.group)
         if self.super_group is not None and (self.super_group < 2 or not isinstance(self.group, int)):
-            raise InputError(f"the super_group of {self.name} is 2 or more groups of several in a row, or none")
+            raise InputError(f"super_group of {self.name} must be none, or 2 or more with groups of columns")
 
     def encoding(self) -> Encoding:
         """Packed integers, a scale and perhaps a zero for every group."""
@@ -65,7 +65,7 @@ class IntegerQuantizer(WeightQuantizer):
     def grid(self, groups: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zeros, float32 [out, n_groups], with the least squared error among the candidates of `search`.
 
-        importance: float32 [n_groups, group], what the square of each weight's error counts; None: all the same.
+        importance: float32 [n_groups, group], the weight of each squared error; None: all count alike.
         """
         top = (1 << self.bits) - 1
         signed = self.super_group is None
@@ -82,7 +82,7 @@ class IntegerQuantizer(WeightQuantizer):
 
 
 def _stretches(search: int) -> list[float]:
-    """By how many codes the range of a group is stretched: 0, and `search` steps down to -1 and up to 1 (clipping)."""
+    """The stretches of a group's range, in codes: 0, and `search` steps down to -1 and up to 1 (clipping)."""
     return [0.0, *(sign * step / search for step in range(1, search + 1) for sign in (-1, 1))]
 
 
@@ -136,7 +136,7 @@ class _Best:
         self._codes, self._products = torch.empty_like(groups), torch.empty_like(groups)
 
     def offer(self, inverse: Tensor, zeros: Tensor) -> None:
-        """Round with these and keep them for the groups where nothing better was offered before."""
+        """Round with these and keep them for groups without a better candidate so far."""
         import torch
 
         codes = torch.mul(self.groups, inverse[..., None], out=self._codes).round_()

@@ -1,4 +1,4 @@
-"""Layers in another order: some left out, some there more than once. What all passes that change the depth do."""
+"""Layers in another order, some left out, some repeated: what all passes do that change the depth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from smc.ir import Function, Module, Node
 def arranged(module: Module, picks: Sequence[int]) -> Module:
     """The module whose layer j is a copy of layer picks[j] of this one.
 
-    A layer that is picked twice has parameters of its own each time. Calls are named and parameters numbered by their
-    new places; the layer map goes with the calls. InputError where a layer has parameters that another one shares.
+    A layer that is picked twice has parameters of its own each time. Calls and parameters are named by their new
+    places; the layer map goes with the calls. InputError if a layer shares parameters with another one.
     """
     layers = module.layer_calls()
     _check_chain(module, layers)
@@ -48,12 +48,12 @@ def arranged(module: Module, picks: Sequence[int]) -> Module:
 
 
 def _check_chain(module: Module, layers: Sequence[Node]) -> None:
-    """Every layer reads the one before it first, and none of its parameters is anybody else's."""
+    """Check that every layer's first input is the layer before it, and that it shares no parameters."""
     if not layers:
         raise InputError(f"{module.facts.name} has no layers that attend")
     for before, call in itertools.pairwise(layers):
         if call.inputs[0] != before.name:
-            raise InputError(f"{call.name} does not read {before.name}: only layers one behind the other are moved")
+            raise InputError(f"{call.name} does not read {before.name}: only layers in sequence can be moved")
     for call in layers:
         for name in call.attributes["parameters"].values():
             if len(module.uses(name)) > 1:
@@ -61,7 +61,7 @@ def _check_chain(module: Module, layers: Sequence[Node]) -> None:
 
 
 def _insert(main: Function, node: Node, name: str, names: dict[str, str], parameters: dict[str, str]) -> str:
-    """Append a node of the old `main` under a name, with its inputs as they are called now."""
+    """Append a node of the old `main` under a new name, with the new names of its inputs."""
     inputs = [names[i] for i in node.inputs]
     if node.op == "input":
         return main.input(name, node.tensor)
@@ -78,7 +78,7 @@ def _renumbered(name: str, old: int, new: int, taken: Iterable[str]) -> str:
 
 
 def parse_layers(items: Sequence[str], count: int, what: str) -> list[int]:
-    """Numbers of layers from items such as "3" and "0-20" (both ends included). InputError where one is none."""
+    """Numbers of layers from items such as "3" and "0-20" (both ends included). InputError for a wrong item."""
     found: list[int] = []
     for item in items:
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(item))
@@ -86,7 +86,7 @@ def parse_layers(items: Sequence[str], count: int, what: str) -> list[int]:
             raise InputError(f"{what} takes layers such as 3 or 0-20, joined by +, not {item!r}")
         start, end = int(match[1]), int(match[2] or match[1])
         if end < start:
-            raise InputError(f"{what}: the range {item} runs backwards: write {end}-{start}")
+            raise InputError(f"{what}: the range {item} is backwards: write {end}-{start}")
         if end >= count:
             raise InputError(f"{what}: there is no layer {end}: the model has layers 0 to {count - 1}")
         found += range(start, end + 1)

@@ -1,4 +1,4 @@
-"""The pass manager: runs a chain of passes, verifies after each, and keeps the record."""
+"""The pass manager: runs a chain of passes, verifies after each, and records them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def apply(
 ) -> Module:
     """Run the passes in order and return the last one's module; `after` is called with each and the module behind it.
 
-    Refuses before any work starts where a pass is unknown or needs what is not there (InputError). Every pass reports
-    one line of statistics to `context.report` and leaves one line of provenance; a pass that breaks the ir is reported
-    with its name (VerifyError, or InputError for a pass that is not smc's own).
+    Raises InputError before any work starts if a pass is unknown or lacks what it needs. Every pass reports one line of
+    statistics to `context.report` and adds one line to the provenance. An error names the pass that broke the ir
+    (VerifyError, or InputError for a pass that is not smc's own).
     """
     context = context or Context()
     context = context if context.teacher is not None else replace(context, teacher=module)
@@ -37,7 +37,7 @@ def apply(
         progress = functools.partial(_progress, context, index, len(chain))
         made = step.run(before, replace(context, report=notes.append, progress=progress))
         if not isinstance(made, Module):
-            raise InputError(f"pass {step.name} must give a Module, not {type(made).__name__}")
+            raise InputError(f"pass {step.name} must return a Module, not {type(made).__name__}")
         module = _checked(step, before, made) if is_users(step) else made
         module = module.with_provenance(str(step))
         try:
@@ -53,7 +53,7 @@ def apply(
 
 
 def _checked(step: Pass, before: Module, after: Module) -> Module:
-    """The module, whose parameters a user's pass changed: what they load is looked at when it comes."""
+    """The module that a user's pass returned; its parameters are checked when they are loaded."""
     result = after.copy()
     for name, parameter in after.parameters.items():
         if parameter is not before.parameters.get(name):
@@ -64,10 +64,10 @@ def _checked(step: Pass, before: Module, after: Module) -> Module:
 def _load_checked(step: Pass, parameter: Parameter) -> EncodedTensor:
     data = parameter.load()
     if not isinstance(data, EncodedTensor):
-        raise InputError(f"pass {step.name} gives {type(data).__name__} for {parameter.name}, not an EncodedTensor")
+        raise InputError(f"pass {step.name} returns {type(data).__name__} for {parameter.name}, not an EncodedTensor")
     if (data.encoding, tuple(data.shape)) != (parameter.encoding, tuple(parameter.shape)):
         raise InputError(
-            f"pass {step.name} gives {parameter.name} as {data.encoding} {list(data.shape)}, "
+            f"pass {step.name} returns {parameter.name} as {data.encoding} {list(data.shape)}, "
             f"but says that it is {parameter.encoding} {list(parameter.shape)}"
         )
     return data
@@ -77,7 +77,7 @@ def _check_needs(step: Pass, context: Context) -> None:
     if "calibration" in step.needs and context.calibration is None and not context.lazy:
         raise InputError(f"pass {step.name} needs a calibration text: give one with --calib FILE")
     if "training" in step.needs and context.training is None and not context.lazy:
-        raise InputError(f"pass {step.name} needs training, which smc.apply and the command line bring")
+        raise InputError(f"pass {step.name} needs training: run it with smc.apply or on the command line")
     if "torch" in step.needs and importlib.util.find_spec("torch") is None:
         raise InputError(f"pass {step.name} needs torch: {install_command()}")
 

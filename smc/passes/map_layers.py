@@ -1,4 +1,4 @@
-"""The passes `map-layers` and `drop-layers`: depth as the user says it."""
+"""The passes `map-layers` and `drop-layers`: layers that the user names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from smc.passes.registry import register
 @register("map-layers")
 @dataclass(frozen=True)
 class MapLayers(Pass):
-    """Put the model together from these of its layers, in this order; a layer may be there more than once.
+    """Arrange these layers of the model in this order; a layer may occur several times.
 
-    layers: numbers and ranges with both ends, joined by +: 0-20+9-29 makes 42 layers of 30. Copies have weights of
-    their own, so that training can tell them apart.
+    layers: numbers and ranges with both ends, joined by +: 0-20+9-29 makes 42 layers from 30. Copies have weights of
+    their own, which training can change separately.
     """
 
     layers: tuple[str, ...]
 
     def run(self, module: Module, context: Context) -> Module:
-        """Arrange the calls of `main` anew."""
+        """Rearrange the calls of `main`."""
         picks = parse_layers(self.layers, len(module.layer_calls()), self.name)
         if not picks:
             raise InputError(f"{self.name} would leave no layer: name at least one, such as layers=0-20+9-29")
@@ -36,7 +36,8 @@ class MapLayers(Pass):
 class DropLayers(Pass):
     """Leave out these layers.
 
-    layers: numbers and ranges with both ends, joined by +: 12-15+17+25. The pass prune-depth finds out which ones.
+    layers: numbers and ranges with both ends, joined by +: 12-15+17+25. The pass prune-depth finds out which layers to
+    drop.
     """
 
     layers: tuple[str, ...]

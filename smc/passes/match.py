@@ -1,6 +1,6 @@
-"""Finding patterns of ops in a function: what fusion passes are written with.
+"""Finds patterns of ops in a function, for fusion passes.
 
-A pattern is a small tree of ops, and networkx finds where it lies in a function's graph::
+A pattern is a small tree of ops, and networkx finds it in a function's graph::
 
     product = Pattern("product", {"mul"}, (Pattern("activation", ACTIVATIONS, ("gate",)), "up"))
     for found in match(function, product):
@@ -27,8 +27,8 @@ COMMUTATIVE = frozenset({"add", "mul"})
 class Pattern:
     """A node of one of `ops`, called `name`.
 
-    inputs: a pattern, or a name for any value, for each input in order; None: whatever there is. where: what else must
-    be so of the node.
+    inputs: a pattern, or a name for any value, for each input in order; None: any inputs. where: another condition on
+    the node.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Pattern:
     where: Callable[[Node], bool] = lambda _: True
 
     def fits(self, node: Node) -> bool:
-        """Whether a node may stand here, whatever it reads."""
+        """Whether a node fits this pattern, apart from its inputs."""
         return node.op in self.ops and self.where(node)
 
     def graph(self) -> DiGraph:
-        """The patterns as nodes, with edges as a function has them: from what is read to its reader."""
+        """The patterns as nodes of a graph, with edges from a value to its reader, as in a function."""
         graph = DiGraph()
         graph.add_node(self.name, node=self)
         for part in self.inputs or ():
@@ -63,9 +63,9 @@ class Match:
 
 
 def match(function: Function, pattern: Pattern) -> Iterator[Match]:
-    """Everywhere a pattern lies in a function, in the order of the root nodes.
+    """All matches of a pattern in a function, in the order of the root nodes.
 
-    All nodes but the root have one reader and are no outputs: a fusion may remove them.
+    All nodes except the root have one reader and are not outputs: a fusion may remove them.
     """
     matcher = DiGraphMatcher(function.graph, pattern.graph(), lambda have, want: want["node"].fits(have["node"]))
     order = {node.name: place for place, node in enumerate(function.nodes())}
@@ -91,7 +91,7 @@ def rewrite(module: Module, pattern: Pattern, rule: Callable[[Function, Match], 
 
 
 def _bind(function: Function, pattern: Pattern, places: dict[str, str], values: dict[str, str]) -> bool:
-    """Name the inputs of a match; False where they do not stand as the pattern says."""
+    """Name the inputs of a match; False if they do not fit the pattern."""
     if pattern.inputs is None:
         return True
     node = function.node(places[pattern.name])

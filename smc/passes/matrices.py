@@ -1,4 +1,4 @@
-"""Which parameters a precision pass touches: matrices, picked by glob patterns."""
+"""Selects the parameters that a precision pass changes: matrices, by glob patterns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]
     """The parameters with two or more dims that match a pattern of `include` and none of `exclude`.
 
     A pattern matches a parameter's name ("model.layers.0.*"), a slot that it fills ("v_proj") or the slot's role, which
-    all architectures share ("value"). Vectors (norms, biases) and tables of positions are never picked. InputError
-    where a pattern matches no matrix at all: it must be a slip.
+    all architectures share ("value"). Vectors (norms, biases) and tables of positions are never selected. InputError if
+    a pattern matches no matrix, because it must be a mistake.
     """
     positions = module.parameters_of("positions")
     names = {p.name: {p.name} for p in module.parameters.values() if len(p.shape) >= 2 and p.name not in positions}

@@ -10,7 +10,8 @@ GROUP = 32
 """Columns that share a scale."""
 
 SCALE_DTYPE: Literal["bf16"] = "bf16"
-"""Of what a row's scales are multiples of. These are small, a weight over 127 times 255: f16 has too few bits there."""
+"""The dtype of the scale that a row's scales are multiples of. It is small (a weight over 127 times 255), where f16 has
+too few bits."""
 
 CODEBOOKS: dict[int, tuple[int, ...]] = {
     2: (-125, -34, 35, 127),
@@ -21,15 +22,16 @@ CODEBOOKS: dict[int, tuple[int, ...]] = {
         *(3, 7, 12, 17, 22, 28, 33, 39, 45, 51, 59, 67, 77, 89, 106, 127),
     ),
 }
-"""Levels on the int8 grid by the bits of a code: Lloyd's algorithm on groups of a language model's weights, each group
-by the scale that loses least. Weights of other models are distributed alike: nearly normal, cut off by the scale."""
+"""Codebooks on the int8 grid by the bits of a code, from Lloyd's algorithm on groups of a language model's weights,
+each group with its best scale. Weights of other models have a similar distribution: nearly normal, cut off by the
+scale."""
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-"""Bits of a code that can be chosen."""
+"""The bits of a code that can be chosen."""
 
 
 def stored_as(bits: int, columns: int, rotation: int | None = None) -> Encoding:
-    """The encoding with codes of so many bits for rows of so many columns: 8 bits per scale, and 16 per row."""
+    """The encoding with codes of `bits` bits for rows of `columns` columns: 8 bits per scale, and 16 per row."""
     groups = ceil_div(columns, GROUP)
     return Encoding.of(
         bits=bits,

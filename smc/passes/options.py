@@ -1,4 +1,5 @@
-"""Options of a pass from text or YAML: typed by the dataclass's fields, wrong ones refused with the nearest match."""
+"""Reads options of a pass from text or YAML, with the types of the dataclass's fields; errors name the nearest
+match."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def nearest(word: str, known: list[str]) -> str:
     close = get_close_matches(word, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
-    return f"there are {', '.join(known)}" if known else "there are none"
+    return f"use one of {', '.join(known)}" if known else "there are none"
 
 
 def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
@@ -42,10 +43,10 @@ def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; ValueError where it is none."""
+    """`value` as the annotated type; ValueError if it does not fit."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        for alternative in sorted(arguments, key=lambda kind: kind is not type(None)):  # "none" is no text
+        for alternative in sorted(arguments, key=lambda kind: kind is not type(None)):  # "none" is not a text
             try:
                 return convert(value, alternative)
             except ValueError:
@@ -76,7 +77,7 @@ def _convert_plain(value: Any, hint: Any) -> Any:
             return BOOLEANS[str(value).lower()]
         raise ValueError
     if hint not in (int, float, str):
-        raise TypeError(f"an option cannot have the type {hint}")
+        raise TypeError(f"an option can't have the type {hint}")
     given = (int, str) if hint is int else (int, float, str)
     if isinstance(value, bool) or not isinstance(value, given):
         raise ValueError
@@ -84,7 +85,7 @@ def _convert_plain(value: Any, hint: Any) -> Any:
 
 
 def describe_type(hint: Any) -> str:
-    """What an option takes, in words."""
+    """A description of an option's type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(alternative) for alternative in arguments)

@@ -1,4 +1,4 @@
-"""The pass `prune-depth`: leave out the layers that change the least."""
+"""The pass `prune-depth`: leaves out the layers that change their input least."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class PruneDepth(Pass):
     """Leave out the layers with the least block influence, as ShortGPT does (arXiv 2403.03853). Needs --calib FILE.
 
-    The influence of a layer is 1 - cos(x, y) of what it reads and what it gives, averaged over the calibration text's
-    tokens. layers: how many to leave out. one_by_one: measure again after each (slower; the paper measures once).
-    drop-layers leaves out layers by number.
+    The influence of a layer is 1 - cos(x, y) of its input x and its result y, averaged over the calibration text's
+    tokens. layers: how many to leave out. one_by_one: measure again after each (slower; the paper measures once). The
+    pass drop-layers leaves out layers by number.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
@@ -32,10 +32,10 @@ class PruneDepth(Pass):
 
     def __post_init__(self) -> None:
         if self.layers < 1:
-            raise InputError(f"{self.name} leaves out 1 layer or more, not {self.layers}")
+            raise InputError(f"layers of {self.name} must be 1 or more, not {self.layers}")
 
     def run(self, module: Module, context: Context) -> Module:
-        """Measure, sort, arrange."""
+        """Measure the layers, and leave out those with the least influence."""
         count = len(module.layer_calls())
         if self.layers >= count:
             raise InputError(f"{self.name} can't leave out {self.layers} of {count} layers: keep at least one")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smc.passes.calibration import Calibration
 
 Kept = Mapping[tuple[str, str], "Tensor"]
-"""(call, axis) → the places that stay, int64, in order; the call of the hidden state is ""."""
+"""(call, axis) → the places that are kept, int64, in order; the call of the hidden state is ""."""
 
 
 @register("prune-width")
@@ -28,10 +28,10 @@ Kept = Mapping[tuple[str, str], "Tensor"]
 class PruneWidth(Pass):
     """Keep the channels with the largest activations, as Minitron does (arXiv 2407.14679). Needs --calib FILE.
 
-    ffn: inner channels of the feed-forward that each layer keeps, by the mean of |what `down` reads|. kv_heads: heads
-    of keys and values that each layer keeps, with the queries that read them, by the mean length of their results.
-    hidden: channels of the hidden state that the whole model keeps, by the mean of |what norms give|, summed over all.
-    The model is smaller and dense; train it afterwards.
+    ffn: inner channels of the feed-forward that each layer keeps, by the mean |input of `down`|. kv_heads: heads of
+    keys and values that each layer keeps, with their queries, by the mean length of their results. hidden: channels of
+    the hidden state that the whole model keeps, by the mean |result of norms|, summed over all norms. The model is
+    smaller and dense; train it afterwards.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
@@ -43,10 +43,10 @@ class PruneWidth(Pass):
     def __post_init__(self) -> None:
         wanted = (self.ffn, self.kv_heads, self.hidden)
         if all(value is None for value in wanted) or any(value is not None and value < 1 for value in wanted):
-            raise InputError(f"{self.name} takes how much to keep: ffn, kv_heads or hidden, each 1 or more")
+            raise InputError(f"{self.name} needs ffn, kv_heads or hidden, how many to keep, each 1 or more")
 
     def run(self, module: Module, context: Context) -> Module:
-        """Measure, pick, cut."""
+        """Measure the channels and heads, and keep the largest."""
         if context.calibration is None:
             raise InputError(f"pass {self.name} needs a calibration text: give one with --calib FILE")
         axes = {call.name: axes_of(function) for call, function in module.calls()}
@@ -75,7 +75,7 @@ class PruneWidth(Pass):
 
 
 class _Importance:
-    """Means over a calibration text. ffn: of channels, by call. groups: of KV heads, by call. hidden: of channels."""
+    """Means over a calibration text: ffn of channels, by call; groups of KV heads, by call; hidden of channels."""
 
     def __init__(self, module: Module, axes: Mapping[str, Axes]) -> None:
         self.module, self.axes = module, axes
@@ -85,7 +85,7 @@ class _Importance:
         self.tokens = 0
 
     def measure(self, calibration: Calibration, context: Context) -> None:
-        """Run the model once and gather what linears read."""
+        """Run the model once and collect the inputs of linears."""
         runner, calls = calibration.runner(self.module), [call for call, _ in self.module.calls()]
         for index, call in enumerate(calls):
             first: dict[str, str] = {}
@@ -96,7 +96,7 @@ class _Importance:
                 if node.op == "linear":
                     x = node.argument("x")
                     assert x is not None
-                    if first.setdefault(x, node.name) == node.name:  # q, k and v read the same
+                    if first.setdefault(x, node.name) == node.name:  # q, k and v have the same input
                         self._add(call, x, operands[node.inputs.index(x)])
 
             runner.observe(call, observe)
@@ -120,12 +120,12 @@ class _Importance:
 def _top(scores: Tensor, count: int, option: str, where: str) -> Tensor:
     """The places of the largest scores, in order."""
     if count > len(scores):
-        raise InputError(f"prune-width can't keep {option}={count}: {where} has {len(scores)}")
+        raise InputError(f"prune-width can't keep {option}={count}: {where} has only {len(scores)}")
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def _heads_kept(call: str, function: Function, groups: Tensor) -> dict[tuple[str, str], Tensor]:
-    """The columns of queries, and of keys and values, that these groups of heads have."""
+    """The columns of queries, and of keys and values, in these groups of heads."""
     import torch
 
     attention = next(function.attentions()).attributes
@@ -144,7 +144,7 @@ def _fewer_heads(function: Function, kv_heads: int) -> dict[tuple[str, str], dic
 
 
 def _cut(parameter: Parameter, call: str, axes: Sequence[str | None], kept: Kept) -> Parameter:
-    """The parameter with the rows and columns that stay; itself where all do."""
+    """The parameter with the rows and columns that are kept; the same object if all are."""
     places = [None if a is None else kept.get(("" if a == "hidden" else call, a)) for a in axes]
     if all(place is None for place in places):
         return parameter

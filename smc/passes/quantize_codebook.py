@@ -1,4 +1,4 @@
-"""The pass `quantize-codebook`: levels that suit weights' distribution, scales of two levels; no calibration."""
+"""The pass `quantize-codebook`: entries that fit the distribution of weights, scales of two levels; no calibration."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUPER_GROUP = 64
-"""Scales that are multiples of one of bf16: those of 2,048 columns, a whole row of small models."""
+"""The number of scales per super-group: those of 2,048 columns, a whole row of small models."""
 
 
 @register("quantize-codebook")
 @dataclass(frozen=True)
 class QuantizeCodebook(WeightQuantizer):
-    """Round to the nearest level of a codebook on the int8 grid, groups of 32 with two-level scales; no calibration.
+    """Round to the nearest entry of a codebook on the int8 grid, groups of 32 with two-level scales; no calibration.
 
-    The levels are denser where weights are frequent (see smc/passes/menu.py): with 0.35 bits per weight less they lose
-    as little as integers with stored zeros. bits: 2 to 5. search: how many scales below that of the full range are
+    Entries are denser where weights are frequent (see smc/passes/menu.py): they lose no more than integers with stored
+    zeros, which take 0.35 bits per weight more. bits: 2 to 5. search: how many scales below that of the full range are
     tried, by the squared error of the weights. activation: i8 (inputs rounded to int8) or none (float inputs).
     include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*, v_proj, value).
     """
@@ -39,7 +39,7 @@ class QuantizeCodebook(WeightQuantizer):
         if self.bits not in CODEBOOKS:
             raise InputError(f"{self.name} takes {', '.join(map(str, CODEBOOKS))} bits, not {self.bits}")
         if self.search < 0:
-            raise InputError(f"the search of {self.name} is a number of steps, not {self.search}")
+            raise InputError(f"search of {self.name} must be a number of steps, 0 or more, not {self.search}")
 
     def encoding(self) -> Encoding:
         """A codebook, 8 bits per scale, 16 per 64 of them."""
@@ -60,9 +60,9 @@ class QuantizeCodebook(WeightQuantizer):
         return levels.codes(groups * inverse[..., None]), scales
 
     def _best_scales(self, groups: Tensor, levels: Levels, mask: Tensor) -> Tensor:
-        """The scales with the least squared error among those tried, each refitted to the levels that it gives.
+        """The scales with the least squared error among those tried, each refitted to the entries that it gives.
 
-        For levels l of weights w the best scale is Σwl / Σl², and the error left is Σw² - (Σwl)² / Σl².
+        For entries l of weights w the best scale is Σwl / Σl², and its error is Σw² - (Σwl)² / Σl².
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""The pass `quantize-guided`: the least loss of the model under a budget of bits, guided by its gradients."""
+"""The pass `quantize-guided`: the least loss of the model under a budget of bits, with its gradients."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from smc.passes.registry import register
 @register("quantize-guided")
 @dataclass(frozen=True)
 class QuantizeGuided(Pass):
-    """Mixed precision under a budget: every matrix in the width that costs the model least, rounded by its gradients.
+    """Mixed precision under a budget: each matrix gets the width that costs the model least, and is rounded with
+    gradients.
 
     bits: bits per weight of the whole model, embedding, head, norms, scales and padding included. widths: the bits of a
-    code that may be chosen: 2 to 5 (a codebook), 6 and 8 (integers); one alone makes every matrix alike.
-    A calibration text is read (the one that comes with smc, or --calib FILE). Every third of its windows gives
-    gradients of the loss, which say how much an error of each weight costs; a small knapsack problem is solved exactly.
-    Matrices are rounded by GPTQ under second moments weighted by the gradients, a group's scale chosen by really
-    rounding the group, and then by coordinate descent on codes and scales.
-    sequential: how much of the error that reaches a matrix's inputs is made good by its weights (GPTAQ, arXiv
-    2504.02692): 0 is none, 1 is all, which trusts a short text too much; each layer is read again behind those before.
-    sweeps: of coordinate descent. damping: how much of the mean square of all inputs is added to that of each.
-    rotate: patterns of matrices whose inputs are rotated (Hadamard, in blocks of a power of two), at run time.
-    include, exclude: glob patterns on parameter names, slots and roles; the budget is that of the whole model anyway.
+    code that may be chosen: 2 to 5 (a codebook), 6 and 8 (integers).
+    The pass reads a calibration text (the one that comes with smc, or --calib FILE). Gradients of the loss on every
+    third window say how much an error of each weight costs; a knapsack problem, solved exactly, gives the widths. GPTQ
+    rounds the matrices, with second moments weighted by the gradients; it tries several scales per group. Coordinate
+    descent on codes and scales follows.
+    sequential: for how much of the error in a matrix's inputs its weights compensate (GPTAQ, arXiv 2504.02692), from 0
+    to 1; 1 is too much for a short text. Each layer then runs again after the rounded ones before it.
+    sweeps: how many of coordinate descent. damping: how much of the mean square of all inputs is added to that of each.
+    rotate: patterns of matrices whose inputs are rotated at run time (Hadamard, by powers of two).
+    include, exclude: glob patterns on parameter names, slots and roles; the budget is always that of the whole model.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
@@ -47,17 +48,19 @@ class QuantizeGuided(Pass):
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 32:
-            raise InputError(f"a model is stored in 1 to 32 bits per weight, not {self.bits:g}")
+            raise InputError(f"bits of {self.name} must be from 1 to 32 bits per weight, not {self.bits:g}")
         for width in self.widths:
             if width not in WIDTHS:
-                raise InputError(f"{self.name} has widths of {', '.join(map(str, WIDTHS))} bits, not {width}")
+                raise InputError(f"widths of {self.name} must be of {', '.join(map(str, WIDTHS))}, not {width}")
         if not self.widths or not 0 < self.damping <= 1 or not 0 <= self.sweeps <= 100:
-            raise InputError(f"{self.name} takes one width or more, a damping up to 1, and 0 to 100 sweeps")
+            raise InputError(
+                f"{self.name} needs one width or more, a damping above 0 and at most 1, and 0 to 100 sweeps"
+            )
         if not 0 <= self.sequential <= 1:
-            raise InputError(f"sequential of {self.name} is from 0 to 1, not {self.sequential:g}")
+            raise InputError(f"sequential of {self.name} must be from 0 to 1, not {self.sequential:g}")
 
     def run(self, module: Module, context: Context) -> Module:
-        """Choose encodings, and round; in a lazy context, round when a parameter is loaded."""
+        """Choose encodings and round; in a lazy context, round when a parameter is loaded."""
         picked = [
             p
             for p in pick_matrices(module, self.include, self.exclude)

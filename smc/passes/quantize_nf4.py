@@ -26,9 +26,10 @@ NF4_LEVELS = (
 class QuantizeNF4(WeightQuantizer):
     """4-bit NormalFloat (arXiv 2305.14314): 16 entries, denser near zero, times the largest magnitude of a group.
 
-    grid: f32 (the levels as they are; inputs stay floats) or i8 (levels rounded to multiples of 1/127, by at most 0.4 %
-    of a group's largest weight, for integer dot products with int8 inputs: several times faster). group: 16 to 128
-    neighbouring inputs, or row. include, exclude: glob patterns on parameter names, slots and roles (v_proj, value).
+    grid: f32 (the entries as in the paper; inputs stay floats) or i8 (entries rounded to multiples of 1/127, by at most
+    0.4 % of a group's largest weight, for integer dot products with int8 inputs: several times faster). group: 16 to
+    128 neighbouring inputs, or row. include, exclude: glob patterns on parameter names, slots and roles (v_proj,
+    value).
     """
 
     grid: Literal["f32", "i8"] = "f32"
@@ -38,12 +39,12 @@ class QuantizeNF4(WeightQuantizer):
         check_group(self.name, self.group)
 
     def encoding(self) -> Encoding:
-        """A codebook of 16 levels; on the int8 grid they are 127 times as large."""
+        """A codebook of 16 entries; on the int8 grid they are 127 times as large."""
         levels = NF4_LEVELS if self.grid == "f32" else tuple(round(127 * level) for level in NF4_LEVELS)
         return Encoding.of(bits=4, codebook=levels, grid=self.grid, group=self.group)
 
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
-        """The nearest level of every weight; the lower where two are equally near."""
+        """The nearest entry for every weight; the lower one if two are equally near."""
         import torch
 
         levels = torch.tensor(self.encoding().entries)

@@ -1,4 +1,4 @@
-"""The pass `quantize-ternary`: weights -1, 0 and 1, for models trained so."""
+"""The pass `quantize-ternary`: weights -1, 0 and 1, for models trained for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @register("quantize-ternary")
 @dataclass(frozen=True)
 class QuantizeTernary(WeightQuantizer):
-    """Weights -1, 0 and 1 by the mean magnitude, as BitNet b1.58 has them (arXiv 2402.17764); no calibration.
+    """Round weights to -1, 0 and 1 by their mean magnitude, as in BitNet b1.58 (arXiv 2402.17764); no calibration.
 
-    storage: packed (2 bits per weight, the faster) or base3 (5 weights per byte, the smaller). group: weights that
-    share a scale: tensor, row, or 16 to 128 neighbouring inputs. scale_dtype: f16, bf16 or f32. activation_group:
-    inputs that share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names, slots and
+    storage: packed (2 bits per weight, faster) or base3 (5 weights per byte, smaller). group: weights that share a
+    scale: tensor, row, or 16 to 128 neighbouring inputs. scale_dtype: f16, bf16 or f32. activation_group: inputs that
+    share a scale: token, 32, 64 or 128. include, exclude: glob patterns on parameter names, slots and
     roles (v_proj, value).
     """
 

@@ -1,4 +1,4 @@
-"""Recipes: named chains of passes, in YAML files. Ours lie in `recipes/`, a user's own anywhere.
+"""Recipes: named chains of passes in YAML files. Those of smc are in `recipes/`.
 
 ::
 
@@ -32,7 +32,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that smc brings."""
+    """The names of the recipes that come with smc."""
     return sorted(entry.name[: -len(".yaml")] for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -50,7 +50,7 @@ def load_recipe(source: str | Path) -> Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"recipe {path} is no UTF-8 text") from error
+            raise InputError(f"recipe {path} is not UTF-8 text") from error
         name, folder = path.stem, path.parent
     else:
         name, folder = str(source), Path()
@@ -60,7 +60,7 @@ def load_recipe(source: str | Path) -> Recipe:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"recipe {source} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"recipe {source} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise InputError(f"recipe {source} is nested too deeply") from None
     if not isinstance(content, dict) or not isinstance(content.get("passes"), list):

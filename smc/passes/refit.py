@@ -1,4 +1,4 @@
-"""Functions whose parameters have other shapes than before: types follow from the inputs and the parameters."""
+"""New types for functions whose parameters have changed their shapes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Changes = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def refit(module: Module, changes: Changes | None = None) -> None:
-    """Give every slot, node and call of a module the type that follows from the shapes of its parameters.
+    """Give every slot, node and call of a module the type that follows from the shapes of the parameters.
 
-    Changes the module, which must be a copy. Dims that are symbols stay symbols. InputError where calls of one function
-    have parameters of different shapes in a dim that is no symbol.
+    Changes the module, which must be a copy. Dims that are symbols stay symbols. InputError if calls of one function
+    have parameters of different shapes in a dim that is not a symbol.
     """
     main, fitted = module.main, set[str]()
     for node in list(main.nodes()):
@@ -32,7 +32,9 @@ def refit(module: Module, changes: Changes | None = None) -> None:
         function = module.functions[name]
         for slot in function.parameters():
             if any(d != e for d, e in zip(slot.tensor.shape, shapes[slot.name], strict=True) if isinstance(d, int)):
-                raise InputError(f"{node.name}: {slot.name} has a shape of its own, which {name} can't have")
+                raise InputError(
+                    f"{node.name}: {slot.name} has another shape than in other calls, which {name} can't have"
+                )
         main.replace_node(node.name, type=function.node(function.outputs[0]).tensor)
 
 
@@ -54,4 +56,3 @@ def _refitted(
             result.add(node.op, *node.inputs, name=node.name, **attributes)
     result.set_outputs(*function.outputs)
     return result
-

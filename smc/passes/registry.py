@@ -1,4 +1,4 @@
-"""Passes by name: ours, those of installed packages (entry points `smc.passes`) and those in a user's own file."""
+"""Passes by name: smc's own, those of installed packages (entry points `smc.passes`) and those in a user's own file."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ PassType = TypeVar("PassType", bound=type[Pass])
 _registered: dict[str, type[Pass]] = {}
 
 _USERS_MODULES = "smc_user_passes_"
-"""How the modules of users' files begin."""
+"""How the names of the modules of users' files begin."""
 
 
 def register(name: str) -> Callable[[PassType], PassType]:
-    """Class decorator that makes a pass known under a kebab-case name; put it above `@dataclass(frozen=True)`."""
+    """Class decorator that registers a pass under a kebab-case name; put it above `@dataclass(frozen=True)`."""
 
     def decorate(cls: PassType) -> PassType:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-            raise InputError(f"the name of a pass is kebab-case, not {name!r}")
+            raise InputError(f"the name of a pass must be kebab-case, not {name!r}")
         if not issubclass(cls, Pass) or not is_dataclass(cls):
             raise InputError(f"pass {name} must be a Pass and a frozen dataclass")
         if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
             raise InputError(f"pass {name} has no docstring: say what it does")
         if name in _registered:
-            raise InputError(f"there are two passes named {name}, {_registered[name].__module__} has the other one")
+            raise InputError(
+                f"there are two passes named {name}, the other one in {_registered[name].__module__}: rename one"
+            )
         cls.name = name
         _registered[name] = cls
         return cls
@@ -46,7 +48,7 @@ def register(name: str) -> Callable[[PassType], PassType]:
 
 
 def registered_passes() -> dict[str, type[Pass]]:
-    """All known passes by name, those of installed packages included."""
+    """All registered passes by name, including those of installed packages."""
     for entry in entry_points(group="smc.passes"):
         if entry.name not in _registered:
             _load_entry_point(entry)
@@ -103,7 +105,7 @@ def load_file(path: Path) -> None:
         del sys.modules[name]
         if isinstance(error, MemoryError):
             raise
-        raise InputError(f"{path} cannot be loaded: {_text(error)}") from error
+        raise InputError(f"{path} can't be loaded: {_text(error)}") from error
 
 
 def is_users(step: Pass) -> bool:
@@ -112,9 +114,9 @@ def is_users(step: Pass) -> bool:
 
 
 def users_fault(error: BaseException) -> str | None:
-    """The sentence for an error that a user's pass raised, wherever it ran; None where none of them was running.
+    """The sentence for an error that a user's pass raised; None if none of them was running.
 
-    Passes run late, too: what they do to a parameter is done when the parameter is written.
+    Passes may also run late: they change a parameter when it is written.
     """
     if isinstance(error, KeyboardInterrupt) or not isinstance(error, (Exception, SystemExit)):
         return None
@@ -139,6 +141,6 @@ def _load_entry_point(entry: importlib.metadata.EntryPoint) -> None:
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError):
             raise
-        raise InputError(f"the pass {entry.name} of an installed package cannot be loaded: {_text(error)}") from error
+        raise InputError(f"the pass {entry.name} of an installed package can't be loaded: {_text(error)}") from error
     if entry.name not in _registered:
-        raise InputError(f"{entry.value} is announced as the pass {entry.name} but does not register it")
+        raise InputError(f"the entry point {entry.value} names the pass {entry.name} but does not register it")

@@ -1,8 +1,8 @@
-"""Rounding rows to a codebook with two-level scales so that products with given inputs change least.
+"""Rounds rows to a codebook with two-level scales so that products with given inputs change least.
 
-GPTQ's loop (Frantar et al. 2022, arXiv 2210.17323) in which a group's scale is chosen by really rounding the group with
-each of several, and then coordinate descent on codes and scales (Behdin et al. 2023, QuantEase, arXiv 2309.01885).
-Columns are rows in here, so that each lies in one piece.
+GPTQ's loop (Frantar et al. 2022, arXiv 2210.17323), which rounds each group with several scales and takes the best, and
+then coordinate descent on codes and scales (Behdin et al. 2023, QuantEase, arXiv 2309.01885). Matrices are transposed
+here, so that each column is contiguous.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ CANDIDATES = 7
 """Scales that are tried for a group."""
 
 SMALLEST = {2: 0.6, 3: 0.7, 4: 0.77, 5: 0.84, 6: 0.88}
-"""The smallest of them, as a part of the one that covers the whole range, by the bits of a code."""
+"""The smallest of them, as a fraction of the one that covers the whole range, by the bits of a code."""
 
 HEADROOM = 1.02
-"""How much larger than the largest scale of a row at the start the largest that can be stored is: errors of earlier
-columns make later groups wider."""
+"""The largest scale that can be stored, as a multiple of a row's largest scale at the start: errors of earlier columns
+make later groups wider."""
 
 CHUNK_WEIGHTS = 1 << 21
-"""About how many weights are rounded at once."""
+"""The approximate number of weights that are rounded at once."""
 
 LEAST_OUTER = 2.0**-120
-"""Stands for the scale of a row of zeros, whose codes of scales are 0."""
+"""The scale of a row of zeros, whose codes of scales are 0."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What an error costs: e·H·eᵀ for an error e [columns] of a row, H damped.
+    """The cost of an error e [columns] of a row: e·H·eᵀ, with H damped.
 
     moments: H, float32 [columns, columns]. root: the upper U with Uᵀ·U = H⁻¹.
     """
@@ -47,7 +47,7 @@ class Metric:
     def of(moments: Tensor, damping: float) -> Metric:
         """moments: E[x·xᵀ], perhaps weighted; `damping` times its mean diagonal is added to the diagonal.
 
-        Columns whose inputs are always 0 cost as much as the damping. InputError where H has no inverse.
+        Columns whose inputs are always 0 cost as much as the damping. InputError if H has no inverse.
         """
         import torch
 
@@ -66,7 +66,7 @@ def round_matrix(target: Tensor, encoding: Encoding, metric: Metric, sweeps: int
     """Codes and scales for float32 [rows, columns]; `sweeps` of coordinate descent follow GPTQ's.
 
     encoding: a codebook on the int8 grid, or integers with the middle as zero; scales of two levels, one super-group
-    per row. A rotation is of the caller: `target` and `metric` are in the basis of the stored columns.
+    per row. The caller rotates: `target` and `metric` are in the basis of the stored columns.
     """
     import torch
 
@@ -74,7 +74,9 @@ def round_matrix(target: Tensor, encoding: Encoding, metric: Metric, sweeps: int
     size, count = encoding.group_size(columns), encoding.groups(columns)
     whole_rows = encoding.scales.super_group is not None and encoding.scales.super_group >= count
     if not whole_rows or (encoding.constant_zero is None and not encoding.has_integer_codebook):
-        raise InputError(f"{encoding} has no codebook or integers with two-level scales, one super-group per row")
+        raise InputError(
+            f"{encoding} is neither a codebook nor integers with two-level scales and one super-group per row"
+        )
     codes = torch.empty(rows, count, size, dtype=torch.uint8)
     scales, scale_codes = torch.empty(rows, 1), torch.empty(rows, count, dtype=torch.uint8)
     step = max(1, CHUNK_WEIGHTS // columns)
@@ -89,7 +91,7 @@ def round_matrix(target: Tensor, encoding: Encoding, metric: Metric, sweeps: int
 
 
 class _Rows:
-    """Some rows on their way: `values` [columns, rows] are what the weights are rounded to so far."""
+    """Some rows while they are rounded: `values` [columns, rows] are the rounded weights so far."""
 
     def __init__(self, target: Tensor, encoding: Encoding, metric: Metric) -> None:
         import torch
@@ -112,7 +114,7 @@ class _Rows:
         self.empty = (groups == 0).all(-1).T.contiguous()  # [n_groups, rows]
 
     def groups(self) -> list[tuple[int, slice]]:
-        """Every group and its columns; the last may be shorter."""
+        """Every group and its columns; the last group may be shorter."""
         columns = len(self.target)
         return [(b, slice(b * self.size, min((b + 1) * self.size, columns))) for b in range(self.count)]
 
@@ -121,7 +123,8 @@ class _Rows:
         return self.outer * self.codes[group]
 
     def sweep(self) -> None:
-        """Round column after column and spread errors over the later ones; choose a group's scale when it comes."""
+        """Round column after column and spread errors over the later ones; choose a group's scale at its first
+        column."""
         import torch
 
         left, root = self.target.clone(), self.metric.root
@@ -154,8 +157,8 @@ class _Rows:
         return errors, values, errors.square().sum(0)
 
     def descend(self) -> None:
-        """One sweep of coordinate descent: every code, then the scale of every group, to where the loss is least while
-        all others stay."""
+        """One sweep of coordinate descent: set every code, then the scale of every group, to the value with the least
+        loss while all others are fixed."""
         import torch
 
         moments = self.metric.moments
@@ -174,7 +177,7 @@ class _Rows:
             residual.addmm_(moments[:, span], self.values[span] - before)
 
     def _refit(self, group: int, span: slice, local: Tensor, block: Tensor) -> None:
-        """The scale that loses least with the codes as they are, where it loses less than the one there."""
+        """The best scale for the current codes, if it is better than the current scale."""
         scale = self.scale_of(group)
         levels = self.values[span] * (1 / scale).masked_fill_(scale == 0, 0)
         curvature = (levels * (block @ levels)).sum(0).clamp_(min=1e-30)
@@ -199,7 +202,7 @@ class _Rows:
 
 
 class Levels:
-    """What codes stand for before they are scaled: whole numbers, in ascending order."""
+    """The values of codes before they are scaled: whole numbers, in ascending order."""
 
     def __init__(self, encoding: Encoding) -> None:
         """encoding: a codebook on the int8 grid, or integers with a constant zero."""
@@ -219,17 +222,17 @@ class Levels:
         self._codes = torch.tensor([order[float(value)] for value in self.entries], dtype=torch.uint8)[place]
 
     def covering(self, high: Tensor, low: Tensor) -> Tensor:
-        """The least scale with which the levels reach from `low` to `high`."""
+        """The least scale with which the entries reach from `low` to `high`."""
         import torch
 
         return torch.maximum(high.clamp(min=0) / self.high, low.clamp(max=0) / self.low)
 
     def nearest(self, values: Tensor) -> Tensor:
-        """The nearest level of every value."""
+        """The nearest entry for every value."""
         return self._nearest[self._place(values)]
 
     def codes(self, values: Tensor) -> Tensor:
-        """The codes, uint8, of values near to levels."""
+        """The codes, uint8, of the entries nearest to these values."""
         return self._codes[self._place(values)]
 
     def _place(self, values: Tensor) -> Tensor:

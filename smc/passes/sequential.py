@@ -1,6 +1,6 @@
-"""`SequentialQuantizer`: rounding column after column, each error made good by the columns that are still to come.
+"""`SequentialQuantizer`: rounds column after column; later columns compensate for the error of each.
 
-The method is GPTQ (Frantar et al. 2022, arXiv 2210.17323), the loop the same whatever numbers are rounded to.
+The method is GPTQ (Frantar et al. 2022, arXiv 2210.17323), with one loop for all encodings.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 128
-"""Columns after which the errors of all of them go to the rest of the row in one product, as in the paper."""
+"""The number of columns whose errors are spread over the rest of the row in one product, as in the paper."""
 
 
 @dataclass(frozen=True)
 class SequentialQuantizer(WeightQuantizer):
-    """Base of methods that round column after column: say the encoding, and the scales of groups.
+    """Base of methods that round column after column; a subclass has the encoding and the scales of groups.
 
-    Codes are the nearest of the encoding, whichever it is: integers, stored zeros or offsets, a codebook, scales of two
+    Each weight gets the nearest code of the encoding: integers, stored zeros or offsets, a codebook, scales of two
     levels. The error of a column is spread over the later ones so that the products with the calibration text's inputs
-    change least. A matrix that nothing is multiplied with is rounded to nearest.
+    change least. A matrix without inputs is rounded to nearest.
 
     damping: how much of the mean square of all inputs is added to that of each. order: columns from the first to the
     last (natural), or those with the largest inputs first (importance).
-    Scales are chosen when the loop comes to their group, from weights that bear the errors so far. With order
-    importance and with two-level scales, all are chosen first.
+    Scales are chosen at their group's first column, from weights that include the errors so far. With order importance
+    and with two-level scales, all are chosen first.
     """
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset({"second-moments"})
@@ -43,21 +43,21 @@ class SequentialQuantizer(WeightQuantizer):
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
-            raise InputError(f"the damping of {self.name} is above 0 and at most 1, not {self.damping:g}")
+            raise InputError(f"damping of {self.name} must be above 0 and at most 1, not {self.damping:g}")
         if self.encoding().scales.group == "tensor":
-            raise InputError(f"{self.name} rounds rows column by column: its groups must lie within rows")
+            raise InputError(f"{self.name} rounds rows column by column: its groups must not cross rows")
 
     @abstractmethod
     def scales(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Scales [out, n_groups] of float32 groups [out, n_groups, group], and the zeros or offsets where the encoding
-        stores them. They are rounded to what is stored afterwards. `groups` may be some of a row's groups only."""
+        stores them. They are rounded to their dtype afterwards. `groups` may be only some of a row's groups."""
 
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
         """Codes and scales, and zeros or offsets; see `WeightQuantizer.quantize`."""
         return _Sweep(self, groups, statistics).run()
 
     def stored(self, groups: Tensor, statistics: GroupStatistics) -> list[Tensor]:
-        """`scales`, and what comes with them, as they will be stored."""
+        """`scales`, with zeros or offsets, as they will be stored."""
         encoding, chosen = self.encoding(), list(self.scales(groups, statistics))
         chosen[0] = self.round_scales(chosen[0])
         if encoding.stores_minima:
@@ -66,7 +66,7 @@ class SequentialQuantizer(WeightQuantizer):
 
 
 class _Sweep:
-    """One pass over the columns of some rows. Columns are rows here, so that each lies in one piece."""
+    """The loop over the columns of some rows. Matrices are transposed here, so that each column is contiguous."""
 
     def __init__(self, method: SequentialQuantizer, groups: Tensor, statistics: GroupStatistics) -> None:
         import torch
@@ -101,7 +101,7 @@ class _Sweep:
         return codes, *(part.T for part in self.chosen)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Where blocks of columns begin and end; a group whose scale is chosen on the way begins one."""
+        """Where batches of columns begin and end; a group whose scale is chosen in the loop begins one."""
         columns = len(self.weights)
         step = columns if self.chooses_first else self.size
         for group in range(0, columns, step):
@@ -109,7 +109,7 @@ class _Sweep:
             yield from ((start, min(start + BLOCK, last)) for start in range(group, last, BLOCK))
 
     def _choose(self, group: int) -> None:
-        """The scale of a group, from its weights as they are now."""
+        """The scale of a group, from its current weights."""
         import torch
 
         rows = self.weights[group * self.size : (group + 1) * self.size].T
@@ -123,7 +123,8 @@ class _Sweep:
             part[group] = values[:, 0]
 
     def _round(self, column: int, end: int) -> Tensor:
-        """Round a column and spread its error over the rest of the block; the error over the root's diagonal."""
+        """Round a column and spread its error over the rest of the batch; returns the error over the root's
+        diagonal."""
         place = int(self.order[column])
         group = place // self.size
         parts = [part[group] for part in self.chosen]
@@ -138,7 +139,7 @@ class _Sweep:
 
 
 class _Table:
-    """The nearest codes of an encoding, and what codes decode to, whatever its kind."""
+    """The nearest codes of an encoding of any kind, and the values of codes."""
 
     def __init__(self, encoding: Encoding) -> None:
         import torch

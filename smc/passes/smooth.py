@@ -1,4 +1,4 @@
-"""The pass `smooth`: SmoothQuant, which makes inputs easier to round by moving outliers into the weights."""
+"""The pass `smooth`: SmoothQuant, which moves outliers of inputs into the weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Smooth(Equalizer):
     """SmoothQuant (arXiv 2211.10438): divide the inputs of matrices by factors, and multiply the columns by them.
 
-    The factor of a column is (largest input)^alpha / (largest weight)^(1 - alpha): rounding inputs to int8 loses less
-    then where few columns are large. Changes no result by itself: put it before a quantizer. Inputs that a norm makes
-    are scaled (those of q, k, v, gate and up). Reads a calibration text.
-    alpha: 0 to 1, how much of the difficulty goes from the inputs to the weights.
+    The factor of a column is (largest input)^alpha / (largest weight)^(1 - alpha): then rounding inputs to int8 loses
+    less if few columns are large. The pass changes no result by itself: put it before a quantizer. It scales inputs
+    that a norm computes (those of q, k, v, gate and up) and reads a calibration text.
+    alpha: 0 to 1, how much of the difficulty moves from the inputs to the weights.
     """
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset({"maxima"})
@@ -32,10 +32,10 @@ class Smooth(Equalizer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha of {self.name} is from 0 to 1, not {self.alpha:g}")
+            raise InputError(f"alpha of {self.name} must be from 0 to 1, not {self.alpha:g}")
 
     def factors(self, matrices: Sequence[Tensor], inputs: InputStatistics) -> Tensor:
-        """By equation 4 of the paper; a column without inputs or weights keeps its size."""
+        """The factors of equation 4 of the paper; a column without inputs or weights has 1."""
         import torch
 
         assert inputs.maxima is not None

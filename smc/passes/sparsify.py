@@ -1,4 +1,4 @@
-"""The pass `sparsify`: weights that count little become 0."""
+"""The passes `sparsify-…`: set weights that matter little to 0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 128
-"""Columns whose weights are compared together by SparseGPT, and after which errors go to the rest of the row."""
+"""The number of columns whose weights SparseGPT compares together, and whose errors it then spreads over the rest of
+the row."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,29 @@ class Sparsify(Pass):
     exclude: tuple[str, ...] = field(default=("embedding", "head"), kw_only=True)
 
     def __init_subclass__(cls) -> None:
-        """Whoever takes statistics needs a calibration text."""
+        """A calibration text, for passes with statistics."""
         super().__init_subclass__()
         if cls.statistics:
             cls.needs = cls.needs | {"calibration"}
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
-            raise InputError(f"the sparsity of {self.name} is above 0 and below 1, not {self.sparsity:g}")
+            raise InputError(f"sparsity of {self.name} must be above 0 and below 1, not {self.sparsity:g}")
         if self.pattern == "2:4" and self.sparsity != 0.5:
-            raise InputError(f"{self.name} with the pattern 2:4 has a sparsity of 0.5, not {self.sparsity:g}")
+            raise InputError(f"sparsity of {self.name} with the pattern 2:4 must be 0.5, not {self.sparsity:g}")
 
     def run(self, module: Module, context: Context) -> Module:
-        """Wrap the `load` of every picked parameter."""
+        """Wrap the `load` of every selected parameter."""
         result = module.copy()
         changed = pick_matrices(module, self.include, self.exclude)
         for parameter in changed:
             if not parameter.encoding.is_float:
                 raise InputError(f"{parameter.name} is quantized: set weights to 0 first, then quantize")
             if self.pattern == "2:4" and parameter.shape[-1] % 4:
-                raise InputError(f"{parameter.name} has {parameter.shape[-1]} columns, no multiple of 4: use exclude")
+                raise InputError(
+                    f"{parameter.name} has {parameter.shape[-1]} columns, not a multiple of 4: leave it out with "
+                    "exclude"
+                )
         loads = loads_of(self, module, changed, context)
         for parameter in changed:
             result.parameters[parameter.name] = replace(parameter, load=loads[parameter.name])
@@ -66,17 +70,18 @@ class Sparsify(Pass):
         return result
 
     def encode_parameter(self, parameter: Parameter, inputs: InputStatistics | None = None) -> EncodedTensor:
-        """The parameter with zeros, in the floats that it is stored in."""
+        """The parameter with zeros, in its float encoding."""
         values = parameter.values()
         matrix = values.reshape(-1, values.shape[-1])
         return encode_float(self.prune(matrix, inputs).view(parameter.shape), parameter.encoding)
 
     def prune(self, weights: Tensor, inputs: InputStatistics | None) -> Tensor:
-        """float32 [out, in] with zeros. inputs: None where nothing is known or nothing is multiplied with it."""
+        """The matrix with zeros, float32 [out, in]. inputs: None without statistics or inputs."""
         raise NotImplementedError
 
     def lowest(self, scores: Tensor, *, per_row: bool) -> Tensor:
-        """bool like scores [out, in]: the weights to drop; those with the smallest scores of a row, or of all."""
+        """The weights to drop, bool [out, in] like scores: those with the smallest scores of a row, or of the
+        matrix."""
         import torch
 
         if self.pattern == "2:4":
@@ -98,7 +103,7 @@ class SparsifyMagnitude(Sparsify):
     """
 
     def prune(self, weights: Tensor, inputs: InputStatistics | None) -> Tensor:
-        """By |w|, the whole matrix together."""
+        """Drop by |w|, over the whole matrix."""
         return weights.masked_fill(self.lowest(weights.abs(), per_row=False), 0)
 
 
@@ -108,14 +113,14 @@ class SparsifyWanda(Sparsify):
     """Set the weights with the least |weight| · ‖input‖ of each row to 0, as Wanda does (arXiv 2306.11695).
 
     The norm is that of the weight's column of inputs over a calibration text (--calib FILE), layer after layer, each
-    behind those that are pruned already. sparsity: the share that becomes 0. pattern: any, or 2:4 (2 of 4 neighbouring
+    after the pruned layers before it. sparsity: the share that becomes 0. pattern: any, or 2:4 (2 of 4 neighbouring
     columns). include, exclude: glob patterns on parameter names, slots and roles. Matrices stay dense, with zeros.
     """
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset({"second-moments"})
 
     def prune(self, weights: Tensor, inputs: InputStatistics | None) -> Tensor:
-        """Row by row."""
+        """Drop by |weight| · ‖input‖, row by row."""
         scores = weights.abs()
         if inputs is not None:
             assert inputs.second_moments is not None
@@ -126,12 +131,12 @@ class SparsifyWanda(Sparsify):
 @register("sparsify-sparsegpt")
 @dataclass(frozen=True)
 class SparsifySparseGPT(Sparsify):
-    """Set weights to 0 and let the others of the row make it good, as SparseGPT does (arXiv 2301.00774).
+    """Set weights to 0 and let the others of the row compensate, as SparseGPT does (arXiv 2301.00774).
 
-    Columns go one after the other; w² / [H⁻¹]² says what a weight counts, H being the second moments of the inputs on a
-    calibration text (--calib FILE). damping: how much of their mean is added to each. sparsity: the share that becomes
-    0. pattern: any, or 2:4 (2 of 4 neighbouring columns). include, exclude: glob patterns on parameter names, slots and
-    roles. Matrices stay dense, with zeros.
+    Columns are processed one after the other; w² / [H⁻¹]² says how much a weight matters, where H has the second
+    moments of the inputs on a calibration text (--calib FILE). damping: how much of their mean is added to each.
+    sparsity: the share that becomes 0. pattern: any, or 2:4 (2 of 4 neighbouring columns). include, exclude: glob
+    patterns on parameter names, slots and roles. Matrices stay dense, with zeros.
     """
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset({"second-moments"})
@@ -141,10 +146,10 @@ class SparsifySparseGPT(Sparsify):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.damping <= 1:
-            raise InputError(f"the damping of {self.name} is above 0 and at most 1, not {self.damping:g}")
+            raise InputError(f"damping of {self.name} must be above 0 and at most 1, not {self.damping:g}")
 
     def prune(self, weights: Tensor, inputs: InputStatistics | None) -> Tensor:
-        """Block after block of columns; within one, what is dropped is chosen at its beginning, or every 4 columns."""
+        """Batch after batch of columns; the weights to drop are chosen at its beginning, or every 4 columns."""
         import torch
 
         if inputs is None:
@@ -161,7 +166,7 @@ class SparsifySparseGPT(Sparsify):
                     drop = self.lowest((result[:, chosen] / root.diagonal()[chosen]).square(), per_row=False)
                 dropped = drop[:, (column - start) % step]
                 error = result[:, column].masked_fill(~dropped, 0) / root[column, column]
-                result[:, column : end] -= error[:, None] * root[column, column:end]
+                result[:, column:end] -= error[:, None] * root[column, column:end]
                 result[:, column].masked_fill_(dropped, 0)
                 errors[:, column - start] = error
             result[:, end:] -= errors @ root[start:end, end:]

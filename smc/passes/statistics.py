@@ -1,4 +1,4 @@
-"""Statistics of what a matrix is multiplied with: what a quantizer may request, and how it is gathered."""
+"""Statistics of the inputs of a matrix: which ones a quantizer may request, and how they are computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Statistic = Literal["second-moments", "maxima", "means", "magnitudes"]
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """The inputs x of a matrix over all calibration tokens; what was not requested is None.
+    """Statistics of the inputs x of a matrix over all calibration tokens; those that were not requested are None.
 
     tokens: how many. second_moments: E[x·xᵀ], float32 [columns, columns]. maxima: max |x|, float32 [columns].
     means: E[x], float32 [columns]. magnitudes: E[|x|], float32 [columns].
@@ -33,8 +33,8 @@ class InputStatistics:
     def inverse_root(self, damping: float, by_importance: bool) -> tuple[Tensor, Tensor]:
         """The order of columns, int64 [columns], and the upper U with Uᵀ·U = H⁻¹ in that order, [columns, columns].
 
-        H are the second moments, `damping` times their mean diagonal added to the diagonal. by_importance: columns with
-        larger moments first. InputError where H has no inverse in float32.
+        H are the second moments, with `damping` times their mean diagonal added to the diagonal. by_importance: columns
+        with larger moments first. InputError if H has no inverse in float32.
         """
         key = (damping, by_importance)
         if key not in self._roots:
@@ -45,13 +45,13 @@ class InputStatistics:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """What is known about the groups that `quantize` is given.
+    """Facts about the groups that `quantize` gets.
 
-    mask: bool [n_groups, group], false where a group is padded beyond the end of the rows.
-    empty: bool [out, n_groups], true where a group is all zero: it comes as ones and is stored with scale 0.
-    inputs: the statistics of the matrix's inputs that the method requests (`WeightQuantizer.statistics`); None where it
+    mask: bool [n_groups, group], false if a group is padded beyond the end of the rows.
+    empty: bool [out, n_groups], true where a group is all zero: `quantize` gets ones, and scale 0 is stored.
+    inputs: the statistics of the matrix's inputs that the method requests (`WeightQuantizer.statistics`); None if it
     requests none, and for a matrix without inputs (an embedding of its own).
-    first: which of a row's groups comes first: 0 but where a method is given some of them.
+    first: the index in the row of the first group: 0 unless a method gets only some of them.
     """
 
     mask: Tensor
@@ -68,15 +68,15 @@ class GroupStatistics:
         return torch.nn.functional.pad(part, (0, count * size - len(part))).view(count, size)
 
     def part(self, groups: slice) -> GroupStatistics:
-        """The same of some of the groups."""
+        """The same for some of the groups."""
         return GroupStatistics(self.mask[groups], self.empty[:, groups], self.inputs, self.first + groups.start)
 
 
 class Accumulator:
-    """Gathers `InputStatistics`, some tokens at a time."""
+    """Computes `InputStatistics`, some tokens at a time."""
 
     def __init__(self, wanted: Collection[Statistic], columns: int) -> None:
-        """Start with nothing seen."""
+        """Start without tokens."""
         import torch
 
         self.tokens = 0
@@ -86,7 +86,7 @@ class Accumulator:
         self._sizes = torch.zeros(columns) if "magnitudes" in wanted else None
 
     def add(self, x: Tensor) -> None:
-        """Count in float32 [tokens, columns]."""
+        """Add inputs, float32 [tokens, columns]."""
         import torch
 
         self.tokens += len(x)
@@ -100,7 +100,7 @@ class Accumulator:
             self._sizes.add_(x.abs().sum(0))
 
     def result(self, what: str) -> InputStatistics:
-        """What was gathered, which ends here. InputError, naming `what`, where it is not finite."""
+        """The statistics; nothing can be added afterwards. InputError, which names `what`, if they are not finite."""
         for gathered in (self._products, self._maxima, self._sums, self._sizes):
             if gathered is not None and not gathered.isfinite().all():
                 raise InputError(f"the inputs of {what} are not finite on the calibration text: is the model broken?")
@@ -114,15 +114,15 @@ class Accumulator:
 
 
 def _inverse_root(moments: Tensor, damping: float, by_importance: bool) -> tuple[Tensor, Tensor]:
-    """By the Cholesky factor of H with its columns in reverse: turned round again, it is upper M with M·Mᵀ = H, and U
-    its inverse. That saves inverting H and factoring once more."""
+    """The Cholesky factor of H with its columns reversed, reversed back, is an upper M with M·Mᵀ = H; U is its inverse.
+    That saves inverting H and a second factorization."""
     import torch
 
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True) if by_importance else torch.arange(len(moments))
     turned = order.flip(0)
     matrix = moments[turned][:, turned]
-    # A column whose inputs are always 0 takes nobody's errors; 1 keeps the matrix regular.
+    # A column whose inputs are always 0 gets no errors of others; 1 keeps the matrix regular.
     dead = (diagonal <= 0)[turned]
     matrix.diagonal()[dead] = 1
     matrix.diagonal().add_(damping * diagonal.mean())

@@ -1,4 +1,4 @@
-"""The passes `train` and `distill`: what to learn from, how long, and how. `smc.training` does the work."""
+"""The passes `train` and `distill`: their options. `smc.training` does the work."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from smc.passes.registry import register
 LIMITS = ("minutes", "steps", "tokens")
 
 OPTIONS = """
-    data: files to learn from. shares: how often each is taken (3+1), by default as much as it has tokens. objective:
-    what a file is. text: UTF-8 text, every token is predicted; denoise: the same as UL2R has it (arXiv 2210.11399);
-    chat: JSONL, a conversation {"messages": […]} per line through the chat template, the assistant's words count;
+    data: files to learn from. shares: how often each file is taken (3+1), by default in proportion to its tokens.
+    objective: what a file has. text: UTF-8 text, of which every token counts; denoise: the same with UL2R's denoisers
+    (arXiv 2210.11399); chat: JSONL, a conversation {"messages": […]} per line, in which the assistant's tokens count;
     completion: JSONL {"prompt": …, "completion": …}, the completion counts; preference: JSONL {"prompt", "chosen",
-    "rejected"}, by DPO (arXiv 2305.18290) with `beta`.
-    minutes, steps, tokens: how long; one of them. A run by steps or tokens gives the same bits whenever it is repeated
-    on one thread. batch: sequences per step, window: tokens of each, accumulate: parts that a step is computed in.
+    "rejected"}, for DPO (arXiv 2305.18290) with `beta`.
+    minutes, steps, tokens: how long; give one of them. On one thread, a run by steps or tokens always gives the same
+    bits. batch: sequences per step, window: tokens of each, accumulate: parts that a step is computed in.
     learning_rate, schedule (cosine or linear down to `final` of it, or constant), warmup: steps in which it grows.
-    decay: AdamW's weight decay of matrices. clip: the largest norm of gradients, 0 for any.
-    weights: all; lora (arXiv 2106.09685) of `rank` and `alpha` on every matrix of the layers; scales: those of matrices
-    that are quantized. include: glob patterns of parameters to train.
+    decay: AdamW's weight decay of matrices. clip: the largest norm of gradients; 0: no limit.
+    weights: all; lora (arXiv 2106.09685) with `rank` and `alpha` on every matrix of the layers; scales: those of
+    quantized matrices. include: glob patterns of parameters to train.
     quantize: a recipe; its quantizers round the weights in every step and at the end (straight-through estimation).
-    precision: bf16 rounds matrix products, f32 does not; auto takes bf16 where this CPU has it. checkpointing:
-    compute layers again when going backwards, to save memory.
-    held_out: a text to evaluate on every `evaluate` steps; patience: stop after so many evaluations without a better
-    one, and take the best. save: steps between saved states. seed: of the order of examples and of first values.
+    precision: bf16 rounds matrix products, f32 does not; auto takes bf16 if this CPU has it. checkpointing: compute
+    layers again in the backward pass, to save memory.
+    held_out: a text to evaluate on every `evaluate` steps; patience: stop after this many evaluations without a gain,
+    and take the best state. save: steps between saved states. seed: of the order of examples and of first values.
     """
 
 
 @dataclass(frozen=True)
 class Training(Pass):
-    """Base of the passes that train; `OPTIONS`, which ends the help text of each, explains its options."""
+    """Base of the passes that train; `OPTIONS`, which ends each help text, explains the options."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "training"})
 
@@ -68,38 +68,41 @@ class Training(Pass):
     seed: int = 0
 
     def __init_subclass__(cls) -> None:
-        """Every pass explains the options of all."""
+        """Add `OPTIONS` to the docstring of each pass."""
         super().__init_subclass__()
         cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n{OPTIONS}"
 
     def __post_init__(self) -> None:
         given = [name for name in LIMITS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise InputError(f"{self.name} takes one of minutes, steps and tokens, not {' and '.join(given) or 'none'}")
+            raise InputError(f"{self.name} needs one of minutes, steps and tokens, not {' and '.join(given) or 'none'}")
         if not self.data:
-            raise InputError(f"{self.name} needs data, a file to learn from")
+            raise InputError(f"{self.name} needs data: a file to train on")
         if self.shares and len(self.shares) != len(self.data):
             raise InputError(f"{self.name} has {len(self.shares)} shares for {len(self.data)} files of data")
         least = dict.fromkeys(("batch", "accumulate", "rank", "evaluate", "save"), 1)
         for name, low in (least | {"window": 2, "warmup": 0, "decay": 0, "clip": 0, "patience": 1}).items():
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise InputError(f"{name} of {self.name} is {low} or more, not {value}")
+                raise InputError(f"{name} of {self.name} must be {low} or more, not {value}")
         for name in (*LIMITS, "learning_rate", "alpha", "beta", *["shares"] * bool(self.shares)):
             value = getattr(self, name)
             if value is not None and not all(v > 0 for v in (value if isinstance(value, tuple) else (value,))):
-                raise InputError(f"{name} of {self.name} is above 0, not {value}")
+                raise InputError(f"{name} of {self.name} must be above 0, not {value}")
         if self.batch % self.accumulate:
-            raise InputError(f"{self.name} can't share a batch of {self.batch} among {self.accumulate} parts")
+            raise InputError(
+                f"{self.name} can't divide a batch of {self.batch} into {self.accumulate} parts: accumulate must "
+                "divide batch"
+            )
         if self.patience is not None and self.held_out is None:
-            raise InputError(f"patience of {self.name} needs a text to evaluate on: held_out")
+            raise InputError(f"patience of {self.name} needs a text to evaluate on: give held_out")
 
     def run(self, module: Module, context: Context) -> Module:
-        """What `smc.training` makes of it."""
+        """Run the training in `smc.training`."""
         if context.training is None and context.lazy:
             return module
         if context.training is None:
-            raise InputError(f"pass {self.name} needs training, which smc.apply brings")
+            raise InputError(f"pass {self.name} needs training: run it with smc.apply")
         return context.training(self, module, context)
 
 
@@ -114,11 +117,11 @@ class Train(Training):
 class Distill(Training):
     """Train the model to predict what its teacher predicts (Hinton et al., arXiv 1503.02531).
 
-    The teacher is the model as it was before the passes, or the one that --teacher names. forward, reverse: how much
-    KL(teacher ‖ model) and KL(model ‖ teacher) count, at a temperature; plain: the loss of the text itself; hidden: the
-    squared error of what layers read, against the layers of the teacher that they came from; attention: KL of what
-    their tokens attend to, against the same layers. taps: the layers at which these two are taken (0-5+11), by default
-    all that came from one of the teacher's, and for hidden the head.
+    The teacher is the model as it was before the passes, or the one that --teacher names. The loss is a weighted sum;
+    each option is a weight. forward, reverse: KL(teacher ‖ model) and KL(model ‖ teacher), at a temperature; plain: the
+    loss of the text itself; hidden: the squared error of layers' inputs, against those of the teacher's layers that
+    they came from; attention: the KL divergence of their attention weights. taps: the layers at which these two are
+    taken (0-5+11), by default all that came from one of the teacher's, and for hidden the head.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "training", "teacher"})
@@ -136,10 +139,10 @@ class Distill(Training):
         parts = (self.forward, self.reverse, self.plain, self.hidden, self.attention)
         if min(parts) < 0 or max(parts) == 0:
             names = "forward, reverse, plain, hidden and attention"
-            raise InputError(f"{self.name} counts {names} 0 or more, one of them above 0")
+            raise InputError(f"{names} of {self.name} must be 0 or more, and one of them above 0")
         if self.taps and not (self.hidden or self.attention):
-            raise InputError(f"taps of {self.name} say where hidden and attention are taken: give one of them a weight")
+            raise InputError(f"taps of {self.name} chooses layers for hidden and attention: give one of them a weight")
         if not self.temperature > 0:
-            raise InputError(f"the temperature of {self.name} is above 0, not {self.temperature:g}")
+            raise InputError(f"temperature of {self.name} must be above 0, not {self.temperature:g}")
         if self.objective == "preference":
-            raise InputError(f"{self.name} learns from a teacher, not from preferences: use the pass train")
+            raise InputError(f"{self.name} can't learn from preferences: use the pass train")

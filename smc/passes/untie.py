@@ -1,4 +1,4 @@
-"""The pass `untie`: a head of its own."""
+"""The pass `untie`: gives the head a matrix of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from smc.passes.registry import register
 class Untie(Pass):
     """Give a head that shares the embedding's matrix a parameter of its own, so that the two can differ in precision.
 
-    Both are stored and counted from then on.
+    Both are then stored and counted.
     """
 
     def run(self, module: Module, context: Context) -> Module:
-        """Rename the parameter in every call that multiplies with a matrix that another call gathers from."""
+        """Rename the parameter in every call that multiplies by an embedding's matrix."""
         result = module.copy()
         untied = []
         for name in module.parameters_of("embedding"):
@@ -31,5 +31,5 @@ class Untie(Pass):
                     result.parameters[own_name] = replace(module.parameters[name], name=own_name)
             if own_name in result.parameters:
                 untied.append(own_name)
-        context.report(f"untied: {', '.join(untied)}" if untied else "nothing is tied")
+        context.report(f"untied: {', '.join(untied)}" if untied else "no parameter is tied")
         return result

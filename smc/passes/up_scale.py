@@ -14,19 +14,19 @@ from smc.passes.registry import register
 @register("up-scale")
 @dataclass(frozen=True)
 class UpScale(Pass):
-    """Depth up-scaling as in SOLAR (arXiv 2312.15166): the model twice, one copy behind the other.
+    """Depth up-scaling as in SOLAR (arXiv 2312.15166): two copies of the layers, one after the other.
 
-    remove: the last so many layers of the first copy and the first so many of the second are left out, so n layers
-    become 2 · (n - remove): SOLAR makes 48 of 32 with 8. Train it afterwards. map-layers makes any other depth.
+    remove: how many layers the first copy loses at its end, and the second at its beginning: n layers become 2 · (n -
+    remove). SOLAR makes 48 from 32 with 8. Train the model afterwards. The pass map-layers makes any other depth.
     """
 
     remove: int = 8
 
     def run(self, module: Module, context: Context) -> Module:
-        """Arrange the layers."""
+        """Rearrange the layers."""
         count = len(module.layer_calls())
         if not 0 <= self.remove < count:
-            raise InputError(f"{self.name} removes 0 to {count - 1} layers of each copy, not {self.remove}")
+            raise InputError(f"remove of {self.name} must be from 0 to {count - 1}, not {self.remove}")
         picks = [*range(count - self.remove), *range(self.remove, count)]
         context.report(f"{count} → {len(picks)} layers: {ranges(picks)}")
         return arranged(module, picks)

@@ -1,4 +1,4 @@
-"""`WeightQuantizer`: the base of every weight-quantization method. A method says what it stores and how to round."""
+"""`WeightQuantizer`: the base of every weight-quantization method, which defines an encoding and how to round to it."""
 
 from __future__ import annotations
 
@@ -19,67 +19,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_WEIGHTS = 1 << 18
-"""About how many weights `quantize` gets at once: few enough to stay in a core's cache, whatever the matrix's size."""
+"""The approximate number of weights that `quantize` gets at once: few enough for a core's cache."""
 
 CALIBRATED_CHUNK_WEIGHTS = 1 << 22
-"""The same where a method takes statistics: it may go through the columns one by one, and one matrix at a time."""
+"""The same for methods with statistics, which may process columns one by one."""
 
 NEGLIGIBLE = 1e-30
-"""A group without any weight of this size counts as all zero: inverses of its scale would overflow."""
+"""A group whose weights are all smaller counts as all zero: inverses of its scale would overflow."""
 
 
 LEAST_F16 = 2.0**-24
 """The smallest number above 0."""
 
 LEAST_SCALE = 8 * LEAST_F16
-"""Below this, f16 rounds by more than 6 %: a matrix all of whose scales are so small would be another, or all zero."""
+"""Below this, f16 rounds by more than 6 %: a matrix with only such scales would change, or become zero."""
 
 
 @dataclass(frozen=True)
 class WeightQuantizer(Pass):
-    """Base of weight-quantization methods: say the encoding, and how groups of weights become codes and scales.
+    """Base of weight-quantization methods; a subclass has the encoding, and makes codes and scales from groups of
+    weights.
 
     include, exclude: glob patterns on parameter names, slots and roles (model.layers.0.*, v_proj, value). Only matrices
-    still stored as floats are touched, so a chain of quantizers with the special cases first makes a mixed-precision
+    that are still floats are quantized, so a chain of quantizers with the special cases first makes a mixed-precision
     model.
-    Parameters stay lazy: quantizing happens when one is loaded, a chunk of rows at a time, and always the same way.
-    A method that takes statistics of a matrix's inputs says which (`statistics`): they are gathered on the calibration
-    text, call after call, each behind calls that are quantized already.
+    Parameters stay lazy: they are quantized when they are loaded, a chunk of rows at a time, with the same result every
+    time.
+    A method that needs statistics of inputs names them in `statistics`: they are computed on the calibration text, call
+    after call, each after the quantized calls before it.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch"})
 
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
-    """What the method wants to know about inputs: "second-moments", "maxima", "means"; see `InputStatistics`."""
+    """The statistics of inputs that the method needs: "second-moments", "maxima", "means", "magnitudes"; see
+    `InputStatistics`."""
 
     include: tuple[str, ...] = field(default=("*",), kw_only=True)
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __init_subclass__(cls) -> None:
-        """Whoever takes statistics needs a calibration text."""
+        """A calibration text, for methods with statistics."""
         super().__init_subclass__()
         if cls.statistics:
             cls.needs = cls.needs | {"calibration"}
 
     @abstractmethod
     def encoding(self) -> Encoding:
-        """The encoding that the codes and scales are meant for."""
+        """The encoding of the codes and scales."""
 
     @abstractmethod
     def quantize(self, groups: Tensor, statistics: GroupStatistics) -> tuple[Tensor, ...]:
-        """Codes [out, n_groups, group] and scales [out, n_groups] of float32 groups [out, n_groups, group].
+        """The codes [out, n_groups, group] and scales [out, n_groups] for float32 groups [out, n_groups, group].
 
         Rows whose last group is not full are padded with zeros (`statistics.mask`); no group is all zero. If the
         encoding stores one zero or offset per group, these are the third result, [out, n_groups]. Codes are whole
         numbers of any dtype from 0 to 2**bits - 1. Scales are rounded to the encoding's `scale_dtype` afterwards: a
         method that rounds its codes against the stored scales calls `round_scales` first. The rows come in
-        chunks. With group "tensor", everything comes as one group, [1, 1, out * in].
+        chunks. With group "tensor", the matrix is one group, [1, 1, out * in].
         """
 
     def round_scales(self, scales: Tensor) -> Tensor:
-        """The scales [out, n_groups] as they will be stored, given back as float32.
+        """The scales [out, n_groups] as they will be stored, as float32.
 
-        Rounded to `scale_dtype`; where they have two levels, to a multiple of their super-group's stored scale.
+        They are rounded to `scale_dtype`; scales of two levels to a multiple of their super-group's stored scale.
         """
         if self.encoding().scales.super_group is None:
             return self._rounded(scales)
@@ -87,7 +90,7 @@ class WeightQuantizer(Pass):
         return _repeated(outer, self.encoding(), scales.shape[1]) * codes
 
     def _rounded(self, values: Tensor) -> Tensor:
-        """Scales or offsets in `scale_dtype`, given back as float32."""
+        """Scales or offsets rounded to `scale_dtype`, as float32."""
         import torch
 
         dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[self.encoding().scales.dtype]
@@ -100,7 +103,9 @@ class WeightQuantizer(Pass):
         size = self.encoding().scales.super_group
         assert size is not None
         if (scales < 0).any():
-            raise InputError(f"pass {self.name} made negative scales, which two levels cannot store")
+            raise InputError(
+                f"pass {self.name} returned negative scales, which two levels can't store: use no super_group"
+            )
         padded = torch.nn.functional.pad(scales, (0, -scales.shape[1] % size))
         outer = self._rounded(padded.view(len(scales), -1, size).amax(-1) / 255)
         inverse = (1 / outer).masked_fill_(outer == 0, 0)
@@ -108,11 +113,11 @@ class WeightQuantizer(Pass):
         return outer, codes
 
     def run(self, module: Module, context: Context) -> Module:
-        """Wrap the `load` of every picked parameter that is still stored as floats."""
+        """Wrap the `load` of every selected parameter that is still stored as floats."""
         encoding = self.encoding()
         if encoding.is_float or encoding.transform.permuted or encoding.transform.rotation:
             raise InputError(
-                f"pass {self.name} cannot make {encoding}: a WeightQuantizer makes codes and one scale per group"
+                f"pass {self.name} can't make {encoding}: a WeightQuantizer makes codes and one scale per group"
             )
         result = module.copy()
         picked = pick_matrices(module, self.include, self.exclude)
@@ -124,7 +129,7 @@ class WeightQuantizer(Pass):
         return result
 
     def encode_parameter(self, parameter: Parameter, inputs: InputStatistics | None = None) -> EncodedTensor:
-        """A parameter, quantized from floats or, again, from what its codes decode to; InputError names it."""
+        """A parameter, quantized from its floats or decoded codes; an InputError names it."""
         data = parameter.load()
         values = data.decode() if data.values is None else data.values
         try:
@@ -133,15 +138,17 @@ class WeightQuantizer(Pass):
             raise InputError(f"{parameter.name}: {error}") from error
 
     def encode(self, values: Tensor, inputs: InputStatistics | None = None) -> EncodedTensor:
-        """Quantize one tensor of any shape and float dtype: pad groups, guard all-zero ones, check what comes back.
+        """Quantize one tensor of any shape and float dtype: pad groups, replace all-zero ones, check the results.
 
-        inputs: statistics of what it is multiplied with, for methods that take them.
+        inputs: the statistics of its inputs, for methods that need them.
         """
         import torch
 
         encoding, shape = self.encoding(), tuple(values.shape)
         if encoding.has_two_level_minima or encoding.scales.signed_codes:
-            raise InputError(f"pass {self.name} wants {encoding}: two-level minima, signed scale codes are read only")
+            raise InputError(
+                f"pass {self.name} can't make {encoding}: smc only reads two-level minima and signed scale codes"
+            )
         rows, columns = (1, values.numel()) if encoding.scales.group == "tensor" else matrix_shape(shape)
         size, count = encoding.group_size(columns), encoding.groups(columns)
         codes = torch.empty(rows, count, size, dtype=torch.uint8)
@@ -168,7 +175,7 @@ class WeightQuantizer(Pass):
         least = LEAST_F16 if encoding.scales.super_group is not None else LEAST_SCALE
         is_tiny = encoding.scales.dtype == "f16" and not encoding.stores_minima and scales.abs().max() < least
         if is_tiny and matrix.abs().max() >= NEGLIGIBLE:
-            raise InputError(f"pass {self.name} made scales too small for f16: use scale_dtype f32 or bf16")
+            raise InputError(f"pass {self.name} returned scales too small for f16: use scale_dtype f32 or bf16")
         return EncodedTensor(
             encoding, shape, codes=codes, scales=scales, scale_codes=scale_codes, zeros=zeros, offsets=offsets
         )
@@ -176,19 +183,19 @@ class WeightQuantizer(Pass):
     def _encode_groups(
         self, groups: Tensor, mask: Tensor, inputs: InputStatistics | None, encoding: Encoding
     ) -> list[Tensor]:
-        """Codes, scales and perhaps zeros or offsets of one chunk, checked, in the form `EncodedTensor` keeps them."""
+        """The checked codes, scales and perhaps zeros or offsets of one chunk, as `EncodedTensor` stores them."""
         empty = groups.abs().amax(-1) < NEGLIGIBLE
         guarded = _filled(groups, empty, encoding) if empty.any() else groups
         results = list(self.quantize(guarded, GroupStatistics(mask, empty, inputs)))
         wanted = 3 if encoding.stores_zeros or encoding.stores_minima else 2
         if len(results) != wanted:
-            raise InputError(f"pass {self.name} returned {len(results)} tensors where {encoding} takes {wanted}")
+            raise InputError(f"pass {self.name} returned {len(results)} tensors, but {encoding} needs {wanted}")
         for index, what in enumerate(("codes", "scales", "zeros or offsets")[:wanted]):
             shape, expected = results[index].shape, empty.shape if index else groups.shape
             if shape != expected:
                 raise InputError(f"pass {self.name} returned {what} of shape {list(shape)}, not {list(expected)}")
         top = last_code(encoding)
-        # What stands in the padding is never decoded; and whatever the scale 0 is multiplied with decodes to 0.
+        # The padding is never decoded, and with scale 0 every code decodes to 0.
         results[0] = results[0].masked_fill(~mask, 0)
         self._check_codes("codes", results[0], top)
         results[1] = self._stored("scales", results[1], self.round_scales).masked_fill(empty, 0.0)
@@ -200,16 +207,18 @@ class WeightQuantizer(Pass):
 
     def _check_codes(self, what: str, codes: Tensor, top: int) -> None:
         low, high = codes.min().item(), codes.max().item()
-        if not (0 <= low <= high <= top):  # NaN compares false too
+        if not (0 <= low <= high <= top):  # NaN also compares false
             raise InputError(f"pass {self.name} returned {what} from {low:g} to {high:g}, not 0 to {top}")
         if codes.is_floating_point() and not (codes == codes.round()).all():
-            raise InputError(f"pass {self.name} returned {what} that are no whole numbers")
+            raise InputError(f"pass {self.name} returned {what} that are not whole numbers")
 
     def _stored(self, what: str, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         rounded = rounding(values)
         if not rounded.isfinite().all():
             dtype = self.encoding().scales.dtype
-            raise InputError(f"pass {self.name} made {what} beyond the range of {dtype}: use scale_dtype f32 or bf16")
+            raise InputError(
+                f"pass {self.name} returned {what} beyond the range of {dtype}: use scale_dtype f32 or bf16"
+            )
         return rounded
 
 
@@ -220,7 +229,8 @@ def _repeated(values: Tensor, encoding: Encoding, count: int) -> Tensor:
 
 
 def _filled(groups: Tensor, empty: Tensor, encoding: Encoding) -> Tensor:
-    """All-zero groups filled with ones; where groups share a scale, with nothing larger than the others hold."""
+    """The groups with all-zero ones filled with ones, or, if groups share a scale, with nothing larger than the others
+    have."""
     import torch
 
     if encoding.scales.super_group is None:
@@ -233,7 +243,7 @@ def _filled(groups: Tensor, empty: Tensor, encoding: Encoding) -> Tensor:
 
 
 def last_code(encoding: Encoding) -> int:
-    """The largest code that decodes to something."""
+    """The largest code that has a value."""
     if encoding.has_codebook:
         return len(encoding.entries) - 1
     return 2 if encoding.is_base3 else (1 << encoding.bits) - 1
@@ -246,8 +256,8 @@ def _row_chunks(rows: int, columns: int, weights: int) -> Iterator[slice]:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Keep torch's thread pool out of the loop over chunks: on ops this small its threads mostly wait for each other,
-    and on a busy machine for the scheduler. Whoever loads many parameters may do so in threads of his own."""
+    """Run the loop over chunks on one thread: on ops this small torch's threads mostly wait for each other. Callers may
+    load many parameters in threads of their own."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The ir executed in torch: golden results for codegen, and what calibration and evaluation run on."""
+"""Executes the ir in torch: golden results for codegen, and the model that calibration and evaluation run."""
 
 from smc.reference.calibration import SHIPPED_TEXT, CalibrationText
 from smc.reference.evaluation import Evaluation, evaluate, kl_divergence, text_windows

@@ -1,4 +1,4 @@
-"""Rounding of activations to int8, as docs/numerics.md fixes it for every machine."""
+"""Rounding of activations to int8, as docs/numerics.md defines it for every machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quantize_heads(x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
 
 def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
-    """What a matrix of this encoding is multiplied with: float32 [n, columns], rounded if the encoding says so."""
+    """The input of a matrix with this encoding, float32 [n, columns], rounded if the encoding says so."""
     if encoding.activations is None:
         return x
     codes, scales = quantize_activations(x.detach(), encoding.activations.group)
@@ -44,7 +44,8 @@ def round_activations(x: Tensor, encoding: Encoding) -> Tensor:
 
 
 def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, with the gradient of `x` where one is wanted: the straight-through estimator (Bengio et al., 2013)."""
+    """`rounded`, with the gradient of `x` if gradients are recorded: the straight-through estimator (Bengio et al.,
+    2013)."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return rounded
     result: Tensor = _StraightThrough.apply(x, rounded.detach())  # type: ignore[no-untyped-call]

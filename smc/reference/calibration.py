@@ -16,31 +16,32 @@ from smc.reference.runner import CallRunner
 from smc.reference.text import read_tokens
 
 SHIPPED_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
-"""The text that comes with smc: prose, code, chat turns and other languages (texts/README.md says where from)."""
+"""The text that comes with smc: prose, code, chat turns and other languages (texts/README.md has the sources)."""
 
 WINDOW = 512
-"""Tokens that are seen together, or the model's context where that is shorter."""
+"""Tokens of a window; fewer if the model's context is shorter."""
 
 MOST_WINDOWS = 96
-"""Windows taken of a longer text, evenly spread over it."""
+"""Most windows of a text; of a longer one these, evenly spread."""
 
 GRADIENT_SHARE = 3
-"""Every third window is one that gradients are taken of: going back through the model costs three times as much."""
+"""Gradients are computed on every third window: the backward pass costs three times as much."""
 
 LEAST_TOKENS = 1024
-"""Fewer say too little: the second moments of a few inputs have no use for the others."""
+"""Fewer tokens are refused: second moments of so few inputs say too little."""
 
 
 class CalibrationText:
-    """Windows of a text, int64 [length] each, that quantizers see a model run on."""
+    """Windows of a text, int64 [length] each, on which quantizers run a model."""
 
     def __init__(self, windows: Sequence[Tensor]) -> None:
-        """windows: tokens of the model, each seen alone, from position 0."""
+        """windows: tokens of the model; each window runs alone, from position 0."""
         self.windows = list(windows)
 
     @staticmethod
     def read(path: Path, facts: ModelFacts) -> CalibrationText:
-        """A text file, by the model's own tokenizer; InputError where it is too short or no text of that model."""
+        """Read a text file with the model's own tokenizer; InputError if it is too short or not a text for that
+        model."""
         tokens = read_tokens(path, facts.tokenizer, facts.vocab_size)
         length = min(WINDOW, facts.context_length)
         count = len(tokens) // length
@@ -55,19 +56,19 @@ class CalibrationText:
 
     @property
     def window(self) -> int:
-        """Tokens of a window. ValueError where they differ."""
+        """Tokens of a window. ValueError if they differ."""
         (length,) = {len(window) for window in self.windows}
         return length
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many windows gradients are taken of, and how many others there are."""
+        """The number of windows with gradients, and of the others."""
         gradients = len(self.gradient_windows)
         return gradients, len(self.windows) - gradients
 
     @property
     def gradient_windows(self) -> list[Tensor]:
-        """The windows that gradients are taken of."""
+        """The windows with gradients."""
         return self.windows[::GRADIENT_SHARE]
 
     def digest(self) -> str:
@@ -76,10 +77,10 @@ class CalibrationText:
         return hashlib.sha256(repr(tokens).encode()).hexdigest()
 
     def runner(self, module: Module, only_gradient_windows: bool = False) -> CallRunner:
-        """Runs this module on the text from its first call on."""
+        """A runner of this module on the text, at the first call."""
         return CallRunner(module, self.gradient_windows if only_gradient_windows else self.windows)
 
     def gradient_runner(self, module: Module, folder: Path, seed: int) -> GradientRunner:
-        """Runs this module forward and back again; what lies between is kept in files in `folder`."""
+        """A runner of this module forward and backward, which keeps values in files in `folder`."""
         rest = [window for index, window in enumerate(self.windows) if index % GRADIENT_SHARE]
         return GradientRunner(module, self.gradient_windows, rest, folder, seed)

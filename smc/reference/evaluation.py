@@ -1,4 +1,4 @@
-"""How good a model is on a text: perplexity, and KL divergence and top-1 agreement against another model."""
+"""Quality of a model on a text: perplexity, and KL divergence and top-1 agreement with another model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LogitsFunction = Callable[[Tensor], Tensor]
 """Tokens of one sequence, int64 [n] → logits, float32 [n, vocab]: `Reference(module).logits`, or an artifact's."""
 
 Convention = Literal["full", "second-half"]
-"""Which tokens of a window are scored: all but its first, or only those behind the middle, each with at least half a
-window before it, as llama.cpp's perplexity tool does."""
+"""Which tokens of a window are scored: all but its first, or only the second half, as in llama.cpp's perplexity
+tool."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was found for every token of every window but its first: float64 and bool [window - 1], one per window."""
+    """Results for every token of every window except its first: float64 and bool [window - 1], one per window."""
 
     losses: list[Tensor]
     divergences: list[Tensor]
     same_top: list[Tensor]
 
     def summary(self, scored: Convention = "full") -> Evaluation:
-        """The averages by a convention. ValueError where there is nothing to score."""
+        """The averages by a convention. ValueError if there is no window."""
 
         def behind(parts: list[Tensor]) -> list[Tensor]:
             return [part if scored == "full" else part[(len(part) + 1) // 2 :] for part in parts]
 
         losses = torch.cat([torch.empty(0, dtype=torch.float64), *behind(self.losses)])
         if not len(losses):
-            raise ValueError("no window to score")
+            raise ValueError("there is no window to score")
         tokens, perplexity = len(losses), math.exp(losses.mean().item())
         if not self.divergences:
             return Evaluation(tokens, perplexity)
@@ -69,7 +69,7 @@ class Scores:
 
 
 def text_windows(tokens: Sequence[int], context: int, limit: int | None = None) -> list[Tensor]:
-    """Non-overlapping windows, int64 [context], of a tokenized text; the rest that fills no window is left out."""
+    """Consecutive windows, int64 [context], of a tokenized text; an incomplete last window is left out."""
     whole = torch.tensor(tokens, dtype=torch.int64)
     count = len(whole) // context
     return list(whole[: count * context].view(count, context)[:limit])
@@ -87,7 +87,7 @@ def score(
     against: LogitsFunction | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Scores:
-    """Run a model, and another to compare with, on windows of a text, each seen alone, and score every token."""
+    """Run a model, and another to compare with, on windows of a text, each window alone, and score every token."""
     scores = Scores([], [], [])
     for index, window in enumerate(windows):
         predicted = logits(window)[:-1].float()
@@ -106,5 +106,5 @@ def evaluate(
     against: LogitsFunction | None = None,
     scored: Convention = "full",
 ) -> Evaluation:
-    """Score a model on windows of a text, each seen alone, by a convention. ValueError where there is no window."""
+    """Score a model on windows of a text, each seen alone, by a convention. ValueError if there is no window."""
     return score(logits, list(windows), against).summary(scored)

@@ -1,4 +1,4 @@
-"""`Reference`: a module executed in torch, whole sequences at a time, open to whoever wants to look or to learn."""
+"""`Reference`: executes a module in torch, whole sequences at a time; hooks can observe and change values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Operand = Any
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that run together, each from position 0, their tokens one after the other.
+    """Sequences that run together, each from position 0; their tokens are concatenated.
 
     tokens and positions: int64 [n]. lengths: how many of the n tokens each sequence has.
     """
@@ -37,14 +37,14 @@ class Batch:
 
 
 class Hook:
-    """Sees, and may replace, what every node of every call reads and writes. Override what you need."""
+    """Observes, and may replace, the operands and the result of every node of every call. Override what you need."""
 
     def reads(self, call: Node, node: Node, operands: list[Operand]) -> Sequence[Operand]:
-        """What the node computes with: the operands in the order of `node.inputs`, or others in their place."""
+        """The operands that the node computes with, in the order of `node.inputs`, or others in their place."""
         return operands
 
     def writes(self, call: Node, node: Node, result: Any) -> Any:
-        """What the node's readers get: its result, or another in its place."""
+        """The result that the node's readers get, or another in its place."""
         return result
 
 
@@ -52,9 +52,9 @@ class Reference:
     """Executes a module in float32, activations rounded where an encoding says so.
 
     kv_dtype: "f16" and "i8" round k (after rope) and v as an artifact with such a KV cache does.
-    keep_weights: decoded weights stay in memory between runs, 4 bytes per weight; without, every run reads them again.
-    gradients: results can be differentiated with respect to whatever requires it (a hook brings it in); rounding counts
-    as the identity then (the straight-through estimator of Bengio et al., 2013). Numbers are the same with and without.
+    keep_weights: decoded weights stay in memory between runs, 4 bytes per weight; otherwise every run reads them again.
+    gradients: results can be differentiated with respect to tensors that require it (from a hook); the gradient ignores
+    rounding (the straight-through estimator of Bengio et al., 2013). Numbers are the same with and without it.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Reference:
         return values
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What `main` starts from, by name."""
+        """The inputs of `main`, by name."""
         names = [node.name for node in self.module.main.inputs()]
         return dict(zip(names, (batch.tokens, batch.positions), strict=True))
 
@@ -100,8 +100,8 @@ class Reference:
     ) -> Tensor:
         """The result of one call of `main`, float32 [n, columns].
 
-        inputs: its activations. lengths: the sequences that their n rows are. weights: what `weights_of` gave for this
-        call, for those who run it several times.
+        inputs: its activations. lengths: the lengths of the sequences in their n rows. weights: the result of
+        `weights_of` for this call, if it runs several times.
         """
         function = self.module.functions[call.attributes["function"]]
         weights = self.weights_of(call) if weights is None else weights
@@ -113,7 +113,7 @@ class Reference:
         return {slot: self._weight(name) for slot, name in call.attributes["parameters"].items()}
 
     def _load(self, name: str) -> Operand:
-        """A parameter in the form that `_compute` takes."""
+        """A parameter as `_compute` takes it."""
         return Weight.decode(self.module.parameters[name].load())
 
     def _compute(self, node: Node, operands: Sequence[Operand]) -> Any:
@@ -157,7 +157,7 @@ class Reference:
         return result
 
     def _node(self, node: Node, operands: Sequence[Operand], lengths: Sequence[int]) -> Any:
-        """The result of a node. Only ops that read the cache look beyond their own token: they take one sequence."""
+        """The result of a node. Ops that read the cache run on one sequence at a time."""
         cached = {node.argument(name) for name in ops.find(node.op).cached}
         if not cached:
             return self._compute(node, operands)

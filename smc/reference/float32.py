@@ -1,4 +1,4 @@
-"""float32 arithmetic as the kernels have it: fused multiply-adds, the exponential, sums over lanes, all bit for bit."""
+"""float32 arithmetic of the kernels, bit for bit: fused multiply-adds, the exponential, sums over lanes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LANES = 16
-"""Lanes of the vectors that docs/numerics.md speaks of, whatever a machine's registers hold."""
+"""The lanes of vectors in docs/numerics.md, whatever a machine's registers hold."""
 
 # A float64 number lies halfway between two of float32 where the 29 bits that float32 lacks are 1 and 28 zeros: shifted
 # to the top of a signed integer, that is the smallest there is.
@@ -47,7 +47,7 @@ def sum_products(a: Tensor, b: Tensor) -> Tensor:
 def sum_in_order(products: Tensor) -> Tensor:
     """float64 [steps, …], products of two float32 each → float32 […]: from 0 one fma per step, from first to last.
 
-    First as if no sum lay halfway between two float32 numbers; the few elements where one does are summed again.
+    The first try ignores sums that lie halfway between two float32 numbers; the few elements with one are added again.
     """
     sums, result = torch.empty_like(products), torch.zeros_like(products[0], dtype=torch.float32)
     addend = torch.zeros_like(products[0])
@@ -70,7 +70,7 @@ def _off_the_middle(total: Tensor, product: Tensor, addend: Tensor) -> Tensor:
 
     All other sums may be rounded to float64 and then to float32 as if it were once. The error of a float64 sum is exact
     in float64 (Knuth's TwoSum), and so are products of float32. Only results below 2**-126, where float32 has fewer
-    bits, may come out rounded twice.
+    bits, may be rounded twice.
     """
     rest = total - product
     error = (product - (total - rest)) + (addend - rest)

@@ -1,4 +1,4 @@
-"""Gradients of a model's loss, one call at a time: forward with every call's inputs kept in files, then back."""
+"""Gradients of a model's loss, one call at a time: forward, keeping every call's inputs in files, then backward."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from smc.reference.execution import Batch, Hook, Reference
 from smc.reference.runner import CallRunner, Observe
 
 ObserveGradient = Callable[[Node, Sequence[Any], Tensor], None]
-"""Is called with a node, its operands, and the gradient of the loss with respect to its result."""
+"""A callback for a node, its operands, and the gradient of the loss with respect to its result."""
 
 
 class GradientRunner:
-    """Runs a module forward on two lists of sequences, call by call, and then on the first of them back.
+    """Runs a module forward on two lists of sequences, call by call, and then backward on the first list.
 
-    The loss is that of tokens drawn from the model's own predictions: so the mean of products of its gradients is the
+    The loss is that of tokens drawn from the model's own predictions, so the mean of products of its gradients is the
     Fisher information (Kunstner et al. 2019, arXiv 1905.12558), the curvature of the KL divergence from this model.
-    One call's weights and activations are in memory at a time. Ops are differentiated where they can be: rounding
-    counts as the identity.
+    Memory holds one call's weights and activations. Gradients ignore rounding.
     """
 
     def __init__(
         self, module: Module, windows: Sequence[Tensor], others: Sequence[Tensor], folder: Path, seed: int
     ) -> None:
-        """Stand before the first call. folder: where what calls read is kept, 4 bytes per token and column."""
+        """Start at the first call. folder: keeps the inputs of calls, 4 bytes per token and column."""
         self._module, self._folder, self._seed = module, folder, seed
         self._others = CallRunner(module, others) if others else None
         self._batches = [Batch.of([window]) for window in windows]
@@ -38,10 +37,10 @@ class GradientRunner:
         self._backward = Reference(module, keep_weights=False, gradients=True)
         self._values = [self._forward.inputs(batch) for batch in self._batches]
         self._calls = [call for call, _ in module.calls()]
-        self._gradients: dict[str, Tensor] = {}  # "window.value" → what the loss's gradient is there
+        self._gradients: dict[str, Tensor] = {}  # "window.value" → the gradient of the loss
 
     def advance(self, call: Node, observe: Observe) -> None:
-        """Run a call forward. Of the second list, `observe` sees every node."""
+        """Run a call forward. `observe` gets every node for the second list."""
         later = self._calls[self._calls.index(call) + 1 :]
         if self._others is not None:
             if later:
@@ -60,7 +59,7 @@ class GradientRunner:
             self._values[index] = {name: value for name, value in values.items() if name in needed}
 
     def retreat(self, call: Node, observe: ObserveGradient) -> None:
-        """Go back through a call, the last first. `observe` sees every node whose result has a gradient."""
+        """Run a call backward, the last call first. `observe` gets every node whose result has a gradient."""
         from safetensors.torch import load_file
 
         if call is not self._calls[-1] and not self._gradients:
@@ -82,7 +81,7 @@ class GradientRunner:
                     self._gradients[key] = self._gradients[key] + leaf.grad if key in self._gradients else leaf.grad
 
     def keep(self, call: Node) -> None:
-        """Write what is needed to go on behind this call, which was gone back through; its own files go."""
+        """Save what is needed to continue after this call's backward pass; remove its own files."""
         index = self._calls.index(call)
         if index:
             write_tensors(self._folder / f"gradients-{index - 1}.safetensors", self._gradients)
@@ -90,14 +89,15 @@ class GradientRunner:
         (self._folder / f"gradients-{index}.safetensors").unlink(missing_ok=True)
 
     def _of_the_loss(self, logits: Tensor, index: int) -> Tensor:
-        """The gradient of -log p(token), the token drawn from p, with respect to the logits: p less 1 at the token."""
+        """The gradient of -log p(token), with the token drawn from p, with respect to the logits: p minus 1 at the
+        token."""
         gradient = torch.softmax(logits, -1)
         generator = torch.Generator().manual_seed(self._seed + index)
         drawn = torch.multinomial(gradient, 1, generator=generator)
         return gradient.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=gradient.dtype))
 
     def _last_node(self, call: Node) -> str:
-        """The node that makes the call's result."""
+        """The node that computes the call's result."""
         return self._module.functions[call.attributes["function"]].outputs[0]
 
     def _path(self, call: Node) -> Path:
@@ -105,7 +105,7 @@ class GradientRunner:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that is there as a whole or not at all."""
+    """Write a safetensors file, which gets its name when it is complete."""
     from safetensors.torch import save_file
 
     partial = path.with_suffix(".partial")
@@ -114,7 +114,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 class _GradientHook(Hook):
-    """Has every node's result tell its gradient."""
+    """A hook that reports the gradient of every node's result."""
 
     def __init__(self, observe: ObserveGradient) -> None:
         self._observe = observe

@@ -1,4 +1,4 @@
-"""Logits of a few tokens, computed while a model's weights pass by: no matrix is loaded a second time, or kept."""
+"""Logits of a few tokens, computed while a model's weights are packed: no matrix is loaded a second time, or kept."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from smc.reference.exact.linear import rows_of
 from smc.reference.weight import Weight
 
 MOST_ROWS = 2048
-"""Of the logits, a third from the first ids on, a third up to the last, the rest spread between."""
+"""The number of logits that are computed: a third at the first ids, a third at the last, the rest spread between."""
 
 MOST_COLUMNS = 20_000
-"""Products by float inputs are summed exactly column by column, which takes so long that only small models get it."""
+"""Products with float inputs are added exactly, column by column, only in models up to this size, because it is
+slow."""
 
 
 CONTEXT = 64
-"""Tokens of the KV cache that a proof gives a program."""
+"""The context length of a proof."""
 
 
 class PassingWeights:
-    """The reference for an artifact that is being written: give it every matrix, and get the logits at the end.
+    """The reference for an artifact that is being written: it takes every matrix, and gives the logits at the end.
 
     tokens: one text from position 0. rows: ids whose logits are computed. exact: all operations are those of
-    docs/numerics.md; otherwise products with float inputs are summed in another order, and logits may differ.
-    rounds: some matrix rounds its inputs, which makes a small difference larger. context: that the artifact is opened
-    with.
+    docs/numerics.md; otherwise products with float inputs are added in another order, and logits may differ. rounds:
+    some matrix rounds its inputs, which makes small differences larger. context: the context with which the artifact is
+    opened.
     """
 
     def __init__(self, module: Module, count: int = 6, context: int = CONTEXT) -> None:
@@ -47,11 +48,11 @@ class PassingWeights:
         self._module, self._calls = module, [call for call, _ in module.calls()]
         self._waiting: dict[tuple[str, str], EncodedTensor] = {}
         places = [node.name for node in module.main.inputs()]
-        # The table of the embedding has the rows of these tokens alone.
+        # The embedding's table has only the rows of these tokens.
         self._values = dict(zip(places, (torch.arange(count), torch.arange(count)), strict=True))
 
     def take(self, name: str, tensor: EncodedTensor) -> None:
-        """A matrix of the model, loaded; any thread may call this."""
+        """Take a loaded matrix of the model. Any thread may call this."""
         for call, slot, function in self._module.uses(name):
             role = next(node.attributes["role"] for node in function.parameters() if node.name == slot)
             if role == "embedding" and tensor.shape[0] == self._module.facts.vocab_size:
@@ -62,7 +63,7 @@ class PassingWeights:
                 self._waiting[call.name, slot] = tensor
 
     def advance(self) -> None:
-        """Run the calls whose matrices are all here, and let go of these."""
+        """Run the calls whose matrices have all been taken, and free these."""
         while self._calls:
             call = self._calls[0]
             names = call.attributes["parameters"]
@@ -76,19 +77,19 @@ class PassingWeights:
             self._calls.pop(0)
 
     def logits(self) -> np.ndarray:
-        """float32 [tokens, rows], when all matrices were here."""
+        """The logits, float32 [tokens, rows], when all matrices have been taken."""
         assert not self._calls
         return self._values[self._module.main.outputs[0]].numpy()
 
     def _vector(self, name: str) -> EncodedTensor:
         tensor = self._module.parameters[name].load()
         if self._calls == self._calls[-1:] and tensor.shape[0] == self._module.facts.vocab_size:
-            return rows_of(tensor, torch.from_numpy(self.rows))  # a bias of the head
+            return rows_of(tensor, torch.from_numpy(self.rows))  # the head's bias
         return tensor
 
 
 class _Reference(ExactReference):
-    """Exact, but where `exact` is false for products of many columns by float inputs."""
+    """Exact, except, if `exact` is false, for products of many columns with float inputs."""
 
     def __init__(self, module: Module, exact: bool) -> None:
         super().__init__(module, kv_dtype="f16", keep_weights=False)
@@ -103,7 +104,7 @@ class _Reference(ExactReference):
 
 
 def _multiplied(module: Module) -> list[str]:
-    """The matrices that inputs are multiplied with."""
+    """The matrices that multiply inputs."""
     uses = ((name, use) for name, p in module.parameters.items() if len(p.shape) > 1 for use in module.uses(name))
     return [
         name

@@ -1,4 +1,4 @@
-"""`CallRunner`: a model run on many sequences, one call at a time."""
+"""`CallRunner`: runs a model on many sequences, one call at a time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from smc.ir import Module, Node
 from smc.reference.execution import Batch, Hook, Reference
 
 BATCH_TOKENS = 2048
-"""About how many tokens run together: what a layer holds besides its weights does not grow with the text."""
+"""The approximate number of tokens that run together, so that a layer's memory does not grow with the text."""
 
 Observe = Callable[[Node, Sequence[Any]], None]
 
 
 class CallRunner:
-    """Runs a module on some sequences, one call after the other, and holds only what later calls read.
+    """Runs a module on some sequences, one call after the other, and keeps only what later calls read.
 
-    Parameters are those of `module.parameters` when a call runs: whoever quantizes may replace them in between.
+    It reads `module.parameters` when a call runs: quantizers may replace them between calls.
     """
 
     def __init__(self, module: Module, windows: Sequence[Tensor]) -> None:
-        """Stand before the first call."""
+        """Start at the first call."""
         self._reference = Reference(module, keep_weights=False)
         per_batch = max(1, BATCH_TOKENS // max(map(len, windows)))
         self._batches = [Batch.of(windows[start : start + per_batch]) for start in range(0, len(windows), per_batch)]
@@ -33,9 +33,9 @@ class CallRunner:
         self._waiting = [call for call, _ in module.calls()]
 
     def observe(self, call: Node, observe: Observe, until: str | None = None) -> None:
-        """Run a call and let `observe` see every node that is computed, with its operands; its result is forgotten.
+        """Run a call and give `observe` every node that is computed, with its operands; the result is not kept.
 
-        until: the last node to be seen; it is not computed any more.
+        until: the last node that `observe` gets; it is not computed.
         """
         weights = self._reference.weights_of(call)
         for batch, values in zip(self._batches, self._values, strict=True):
@@ -44,7 +44,7 @@ class CallRunner:
                 self._reference.call(call, inputs, batch.lengths, _Observer(observe, until), weights)
 
     def advance(self, call: Node, observe: Observe | None = None) -> None:
-        """Run a call; its result is what later calls read. observe: as for `observe`."""
+        """Run a call and keep its result for later calls. observe: as for `observe`."""
         self._waiting.remove(call)
         needed = {name for later in self._waiting for name in later.inputs}
         hook = Hook() if observe is None else _Observer(observe)
@@ -53,7 +53,7 @@ class CallRunner:
             self._values[index] = {name: value for name, value in values.items() if name in needed}
 
     def values(self, name: str) -> list[Tensor]:
-        """A value of `main` that is still to be read, float32 [n, columns] for one batch after the other."""
+        """A value of `main` that later calls read, float32 [n, columns] for one batch after the other."""
         return [values[name] for values in self._values]
 
     def _results(self, call: Node, hook: Hook) -> Iterator[Tensor]:
@@ -65,7 +65,7 @@ class CallRunner:
 
 
 class _Enough(Exception):
-    """The last node that somebody wanted to see was seen."""
+    """Ends a call after the last node that was requested."""
 
 
 class _Observer(Hook):
@@ -73,7 +73,7 @@ class _Observer(Hook):
         self._observe, self._until = observe, until
 
     def reads(self, call: Node, node: Node, operands: list[Any]) -> Sequence[Any]:
-        with torch.inference_mode(False), torch.no_grad():  # what an observer makes is used outside, too
+        with torch.inference_mode(False), torch.no_grad():  # results of observers are also used outside
             self._observe(node, operands)
         if node.name == self._until:
             raise _Enough

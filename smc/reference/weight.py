@@ -1,4 +1,4 @@
-"""Parameters as the torch functions of ops take them."""
+"""Parameters for the torch functions of ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smc.reference.activations import round_activations
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter ready to compute with: decoded float32 values, and what its encoding does to the activations."""
+    """A decoded parameter: float32 values, and the rounding of activations that its encoding prescribes."""
 
     values: Tensor
     encoding: Encoding
@@ -26,7 +26,8 @@ class Weight:
         return Weight(tensor.decode(), tensor.encoding, order)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The input [n, columns] as this matrix sees it. Activation groups follow the order of the stored columns."""
+        """The input [n, columns] after the transform and rounding of this matrix. Activation groups follow the order of
+        stored columns."""
         stored = x if self.order is None else x[:, self.order]
         rotation = self.encoding.transform.rotation
         stored = stored if rotation is None else rotate(stored, rotation)

@@ -1,4 +1,4 @@
-"""Running artifacts: needs numpy, tokenizers and jinja2, but neither torch nor tvm nor the compiler.
+"""Runs artifacts. This needs numpy, tokenizers and jinja2, but neither torch nor tvm nor the compiler.
 
 `load(path)` opens one; `Model` is what it returns.
 """

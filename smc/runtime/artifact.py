@@ -1,4 +1,4 @@
-"""Reading an artifact: one ZIP file with stored members, made by `smc compile` (docs/artifact.md).
+"""Reads an artifact: a ZIP file with stored members, which `smc compile` writes (docs/artifact.md).
 
 Only the manifest, the program and the tokenizer are read here; the weights are mapped by the engine.
 """
@@ -22,8 +22,9 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 
 _MAX_MANIFEST_BYTES = 64 << 20
-_MAX_MEMBER_BYTES = 1 << 30  # of what is read into memory: program, tokenizer, chat template
+_MAX_MEMBER_BYTES = 1 << 30  # limit of members that are read into memory: program, tokenizer, chat template
 _MAX_MEMBERS = 1000
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -41,13 +42,13 @@ class Artifact:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest of an artifact for any machine, checked. Raises InputError where it is no sound artifact."""
+    """The manifest of an artifact for any machine, checked. Raises InputError if the artifact is damaged."""
     with open_artifact(Path(path)) as archive:
         return _manifest(Path(path), archive)
 
 
 def read_artifact(path: str | Path) -> Artifact:
-    """Read an artifact for this machine. Raises InputError, one sentence, where it can't run here or is damaged."""
+    """Read an artifact for this machine. Raises InputError if it can't run here or is damaged."""
     path = Path(path)
     with open_artifact(path) as archive:
         manifest = _manifest(path, archive)
@@ -55,7 +56,7 @@ def read_artifact(path: str | Path) -> Artifact:
         program = _read(path, archive, PROGRAM, _MAX_MEMBER_BYTES)
         if hashlib.sha256(program).hexdigest() != manifest.program.sha256:
             raise InputError(
-                f"{path} is damaged: {PROGRAM} is not the program that its manifest names; compile it again"
+                f"{path} is damaged: {PROGRAM} is not the program that its manifest names; copy or compile it again"
             )
         texts = {}
         for member in (TOKENIZER, CHAT_TEMPLATE):
@@ -66,7 +67,7 @@ def read_artifact(path: str | Path) -> Artifact:
 
 def check_machine(path: Path, manifest: Manifest) -> None:
     """Raise InputError unless the artifact of this manifest is compiled for this kind of machine and this system."""
-    # Python before 3.13 says of Android that it is Linux.
+    # Python before 3.13 calls Android Linux.
     system = "Android" if hasattr(sys, "getandroidapilevel") else platform.system()
     machine = platform.machine()
     if (manifest.machine, manifest.system) != (machine, system):
@@ -78,10 +79,10 @@ def check_machine(path: Path, manifest: Manifest) -> None:
 
 
 def open_artifact(path: Path) -> zipfile.ZipFile:
-    """The ZIP, its directory checked against the file's size. Raises InputError where it is none."""
+    """The ZIP, with its directory checked against the file's size. Raises InputError if the file is not a ZIP."""
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
-            raise InputError(f"{path} is not an smc artifact: it is no regular file")
+            raise InputError(f"{path} is not an smc artifact: it is not a regular file")
         with path.open("rb") as file:
             start = file.read(8)
             size = file.seek(0, 2)
@@ -106,32 +107,32 @@ def open_artifact(path: Path) -> zipfile.ZipFile:
 
 
 def _not_an_archive(path: Path, start: bytes) -> str:
-    """What to say of a file without a ZIP directory at its end."""
+    """The sentence for a file without a ZIP directory at its end."""
     if start[:4] in (b"PK\x03\x04", b"\x7fELF"):
-        return f"{path} is cut short: the directory at its end is missing; copy or compile it again"
+        return f"{path} is incomplete: the directory at its end is missing; copy or compile it again"
     if start[:4] == b"GGUF" or path.suffix in (".safetensors", ".bin", ".pt"):
         return f"{path} is a checkpoint, not an artifact; compile it first: smc compile {path} -o model.smc"
     return f"{path} is not an smc artifact; make one with: smc compile MODEL -o model.smc"
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile, size: int) -> None:
-    """Members are stored, plain, named once and lie inside the file."""
+    """Check that members are stored, not encrypted, named once, and inside the file."""
     members = archive.infolist()
     if MANIFEST not in archive.namelist():
         raise InputError(f"{path} is a ZIP but not an smc artifact: it has no {MANIFEST}")
     if len(members) > _MAX_MEMBERS:
-        raise InputError(f"{path} is damaged: {len(members)} members are more than an artifact has")
+        raise InputError(f"{path} is damaged: it has {len(members)} members, more than an artifact may have")
     if len({member.filename for member in members}) != len(members):
         raise InputError(f"{path} is damaged: a member's name occurs twice")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise InputError(f"{path} was repacked: {member.filename} is compressed or encrypted, artifacts are stored")
         if member.header_offset < 0 or member.header_offset + member.file_size > size:
-            raise InputError(f"{path} is cut short: {member.filename} reaches behind the file's end; copy it again")
+            raise InputError(f"{path} is incomplete: {member.filename} ends after the file's end; copy it again")
 
 
 def _read(path: Path, archive: zipfile.ZipFile, member: str, limit: int) -> bytes:
-    """A member's bytes, its checksum checked."""
+    """A member's bytes, with its checksum checked."""
     try:
         if archive.getinfo(member).file_size > limit:
             raise InputError(f"{path} is damaged: {member} is larger than {limit >> 20} MiB")
@@ -150,5 +151,5 @@ def _text(path: Path, archive: zipfile.ZipFile, member: str, limit: int) -> str:
 
 
 def _manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
-    """The manifest, its version, types and ranges checked."""
+    """The manifest, with its version, types and ranges checked."""
     return Manifest.parse(_text(path, archive, MANIFEST, _MAX_MANIFEST_BYTES), path)

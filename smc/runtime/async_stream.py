@@ -14,9 +14,9 @@ _END = object()
 
 
 async def stream_in_thread(make: Callable[[], TextStream]) -> AsyncIterator[str]:
-    """The pieces of the stream that `make` returns; what it raises is raised here.
+    """The parts of the text of the stream that `make` returns; its exceptions are raised here.
 
-    Leaving early (`aclose`, a cancelled task) ends the text at its next piece, and waits for nothing.
+    Leaving early (`aclose`, a cancelled task) ends the text at its next token, and waits for nothing.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[object] = asyncio.Queue()

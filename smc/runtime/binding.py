@@ -1,7 +1,7 @@
 """The engine of a program.so through ctypes: the functions of engine/engine.h, one to one.
 
-`Engine` is one opened model. Its program is loaded once a process, however many models run it, and unloaded with the
-last of them. Threads are one pool a process for each requested count, shared by all models.
+`Engine` is one opened model. A process loads a program once, however many models run it, and unloads it with the last
+of them. All models of a process share one pool of threads for each requested number.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CancelledError(Exception):
 
 
 class ClosedError(ValueError):
-    """The model was closed, before a call or, by another thread, while it ran."""
+    """The model was closed before a call, or by another thread during it."""
 
 
 class NoSlotError(InputError):
@@ -58,7 +58,7 @@ class NoSlotError(InputError):
 
 
 class _Sentence(threading.local):
-    """Where the engine writes why a call of this thread failed."""
+    """The buffer in which the engine writes why a call of this thread failed."""
 
     def __init__(self) -> None:
         self.buffer = ctypes.create_string_buffer(ERROR_BYTES)
@@ -72,7 +72,7 @@ _sentence = _Sentence()
 
 
 class Library:
-    """A loaded program, counted by its users; `acquire` and `release` come in pairs."""
+    """A loaded program with the number of its users; `acquire` and `release` come in pairs."""
 
     _loaded: ClassVar[dict[str, Library]] = {}
     _lock = threading.RLock()
@@ -86,14 +86,14 @@ class Library:
             api = Api.in_dll(self._library, "smc_engine")
             if api.abi_version != ABI_VERSION:
                 raise InputError(
-                    f"the artifact's program has engine interface {api.abi_version}, this smc speaks {ABI_VERSION}; "
+                    f"the artifact's program has engine interface {api.abi_version}, this smc needs {ABI_VERSION}; "
                     "compile it again or install the smc that made it"
                 )
             if api.size < ctypes.sizeof(Api):
                 raise InputError("the artifact's program is damaged: its function table is too small; compile it again")
         except ValueError:
             self._unload()
-            raise InputError("the artifact's program is no smc engine; compile it again") from None
+            raise InputError("the artifact's program is not an smc engine; compile it again") from None
         except InputError:
             self._unload()
             raise
@@ -119,21 +119,21 @@ class Library:
                 self._unload()
 
     def retain(self) -> Library:
-        """Count one more user."""
+        """Add a user."""
         with self._lock:
             self._users += 1
             return self
 
     def _load(self, program: bytes) -> ctypes.CDLL:
-        """Load from memory, or from a private temporary file where the system has no such thing or forbids it."""
+        """Load from memory, or from a private temporary file if the system can't do that or forbids it."""
         if hasattr(os, "memfd_create"):
             try:
                 file = os.memfd_create("smc-program", os.MFD_CLOEXEC)
             except OSError:
                 file = -1
             if file >= 0:
-                # The descriptor stays open as long as the library is loaded: glibc knows a library by its path, so
-                # a second program on a reused number would be taken for the first.
+                # The descriptor stays open as long as the library is loaded: glibc identifies a library by its path, so
+                # it would take a second program on a reused number for the first.
                 try:
                     _write_all(file, program)
                     library = ctypes.CDLL(f"/proc/self/fd/{file}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
@@ -148,7 +148,7 @@ class Library:
                 return self._open(path)
         except OSError as error:
             raise InputError(
-                "the artifact's program can't be loaded, since the system gives neither a file in memory nor a "
+                "the artifact's program can't be loaded: the system gives neither a file in memory nor a "
                 f"temporary one ({error.strerror}); set TMPDIR to a folder where files can be written and executed"
             ) from None
 
@@ -171,12 +171,12 @@ class Library:
             again = ctypes.CDLL(f"/proc/self/fd/{self._memory_file}", mode=os.RTLD_NOLOAD)
         except OSError:
             os.close(self._memory_file)
-        else:  # something else holds the library: then its path must stay taken
+        else:  # something else holds the library, so its path must stay in use
             _ctypes.dlclose(again._handle)
 
 
 class Pool:
-    """Threads that the models of this process share: one pool for each requested number of threads (0: automatic).
+    """The threads that the models of this process share: one pool for each requested number (0: automatic).
 
     The pool runs code of the program that made it, so it holds that library.
     """
@@ -189,13 +189,13 @@ class Pool:
         self.pointer = c_void_p()
         status = library.api.pool_create(key[1], ctypes.byref(self.pointer))
         if status < 0:
-            # Where the machine refuses them, too: nothing but another number helps.
-            raise InputError(f"the engine can't start {key[1] or 'so many'} threads; give fewer")
+            # Also if the machine refuses them: only another number helps.
+            raise InputError(f"the engine can't start {key[1] or 'so many'} threads: give fewer (--threads)")
         self._library = library.retain()
 
     @classmethod
     def acquire(cls, threads: int, library: Library) -> Pool:
-        """The pool of so many threads, made by `library` at the first call."""
+        """The pool with this number of threads; `library` makes it at the first call."""
         key = (os.getpid(), threads)  # threads do not survive a fork
         with Library._lock:
             pool = cls._pools.get(key)
@@ -218,9 +218,9 @@ class Pool:
 class Engine:
     """One opened model: the functions of engine.h as methods, which several threads may use.
 
-    Failures raise InputError where the input or the machine's means are at fault, `CancelledError` after `cancel`,
-    RuntimeError otherwise. Close it (or use it as a context manager); afterwards every method raises `ClosedError`.
-    `facts` is the engine's info at the opening.
+    Methods raise InputError if the input is wrong or the machine lacks memory or threads, `CancelledError` after
+    `cancel`, RuntimeError otherwise. Close it (or use it as a context manager); then every method raises `ClosedError`.
+    `facts` is the engine's info when it was opened.
     """
 
     facts: Info
@@ -243,7 +243,7 @@ class Engine:
                 raise InputError(f"{name} is {value}, but must be from 0 (automatic) to {(1 << 31) - 1}")
         self._model = c_void_p()
         self._process = os.getpid()
-        self._calls: set[object] = set()  # one object for every call that is inside the engine
+        self._calls: set[object] = set()  # one entry for every call that is in the engine
         self._closing = False
         self._idle = threading.Condition()
         self._library = Library.acquire(program)
@@ -279,11 +279,11 @@ class Engine:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a child of the one that opened the model, and can't use it."""
+        """Whether this process is a forked child of the one that opened the model, and can't use it."""
         return self._process != os.getpid()
 
     def info(self) -> Info:
-        """Facts of the model; kv_bytes_used is of this moment."""
+        """Facts of the model; kv_bytes_used is the current value."""
         info = Info(size=ctypes.sizeof(Info))
         self._call(self._api.info, ctypes.byref(info))
         return info
@@ -297,9 +297,9 @@ class Engine:
     ) -> NDArray[np.int32]:
         """Run a batch: `tokens` is a contiguous array of `TOKEN`.
 
-        logits: [tokens that want them, facts.logits_stride], hidden: [tokens that want it, facts.hidden_size]; both
-        contiguous float32, written in batch order. Returns the ids of the largest logits of those with WANT_ARGMAX.
-        since: see `run`.
+        logits: [tokens with WANT_LOGITS, facts.logits_stride], hidden: [tokens with WANT_HIDDEN, facts.hidden_size];
+        both contiguous float32, written in batch order. Returns the ids of the largest logits of tokens with
+        WANT_ARGMAX. since: see `run`.
         """
         if tokens.dtype != TOKEN or not tokens.flags.c_contiguous:
             raise TypeError("tokens must be a contiguous array of binding.TOKEN")
@@ -316,16 +316,16 @@ class Engine:
         return argmax
 
     def run(self, batch: Batch, since: int | None = None) -> None:
-        """Run a batch whose buffers the caller vouches for: the way of `step` without its checks, for tight loops.
+        """Run a batch as `step` does, but without its checks of buffers, for tight loops.
 
-        since: what `cancels` was when the work began that this step is a part of; a `cancel` since then ends it.
+        since: the value of `cancels` when the work began that this step belongs to; a `cancel` since then ends it.
         None: the step is all of the work.
         """
         batch.cancels = self.cancels if since is None else since
         self._call(self._api.step, ctypes.byref(batch))
 
     def cancel(self) -> None:
-        """End all work that has begun, at the next layer of its step; may be called from any thread."""
+        """End all work that has begun, at the next layer of its step. May be called from any thread."""
         call = object()
         try:
             self._calls.add(call)
@@ -345,18 +345,18 @@ class Engine:
             self._leave(call)
 
     def sequence_create(self) -> int:
-        """A new, empty sequence's slot. Raises `NoSlotError` where there is none."""
+        """The slot of a new, empty sequence. Raises `NoSlotError` if there is none."""
         try:
             return self._call(self._api.sequence_create)
         except InputError as error:
             raise NoSlotError(str(error)) from None
 
     def sequence_fork(self, sequence: int) -> int:
-        """A new slot that shares the past of `sequence`."""
+        """The slot of a new sequence that shares the tokens of `sequence`."""
         return self._call(self._api.sequence_fork, sequence)
 
     def sequence_truncate(self, sequence: int, length: int) -> None:
-        """Forget what lies behind the first `length` tokens."""
+        """Drop all tokens after the first `length`."""
         self._call(self._api.sequence_truncate, sequence, length)
 
     def sequence_drop(self, sequence: int) -> None:
@@ -364,7 +364,7 @@ class Engine:
         self._call(self._api.sequence_drop, sequence)
 
     def sequence_length(self, sequence: int) -> int:
-        """Tokens that the sequence holds."""
+        """The number of tokens in the sequence."""
         return self._call(self._api.sequence_length, sequence)
 
     def sequence_save(self, sequence: int) -> bytes:
@@ -376,26 +376,27 @@ class Engine:
         return buffer.raw[: size.value]
 
     def sequence_restore(self, data: bytes) -> int:
-        """A new slot with what `sequence_save` gave. Raises InputError where it does not fit this model."""
+        """The slot of a new sequence with the result of `sequence_save`. Raises InputError if it does not fit this
+        model."""
         return self._call(self._api.sequence_restore, data, len(data))
 
     def profile_start(self) -> None:
-        """Take the steps from here on apart; a profile that was running is forgotten."""
+        """Profile the following steps; a profile that was running is dropped."""
         self._call(self._api.profile_start)
 
     def profile_stop(self) -> Profile:
-        """Where the time went since `profile_start`. Raises InputError without one."""
+        """The profile since `profile_start`. Raises InputError without it."""
         profile = ProfileStruct(size=ctypes.sizeof(ProfileStruct))
         call = object()
         try:
-            self._enter(call)  # what the struct points to is the model's
+            self._enter(call)  # the struct points to memory of the model
             self._call(self._api.profile_stop, ctypes.byref(profile))
             return Profile.of(profile)
         finally:
             self._leave(call)
 
     def limits(self, threads: int) -> Limits:
-        """Measure for about a second what the machine can do with 1 … facts.threads threads."""
+        """Measure the limits of the machine with 1 … facts.threads threads, which takes about a second."""
         limits = LimitsStruct(size=ctypes.sizeof(LimitsStruct), threads=threads)
         self._call(self._api.limits, ctypes.byref(limits))
         return Limits(threads, limits.memory_bytes, limits.weights_bytes, limits.i8_macs, limits.f32_macs)
@@ -403,10 +404,10 @@ class Engine:
     def close(self) -> None:
         """Free everything; the second time does nothing.
 
-        Calls that other threads have begun are cancelled and waited for: they raise `ClosedError`, as later ones do.
+        Calls of other threads are cancelled and waited for: they raise `ClosedError`, as later calls do.
         """
         self._closing = True
-        if self.forked:  # a forked child has neither the threads nor the right to end them
+        if self.forked:  # a forked child has no threads, and must not end its parent's
             return
         with self._idle:
             if not self._model:
@@ -430,8 +431,8 @@ class Engine:
             self.close()
 
     def _enter(self, call: object) -> None:
-        """Begin a call, during which `close` waits; raises `ClosedError` where `close` came first."""
-        self._calls.add(call)  # before the question, so that either this sees `close` or `close` sees this
+        """Begin a call, for which `close` waits; raises `ClosedError` if `close` came first."""
+        self._calls.add(call)  # before the check, so that either this sees `close` or `close` sees this
         if self._closing:
             raise ClosedError("the model is closed")
 
@@ -442,7 +443,7 @@ class Engine:
                 self._idle.notify_all()
 
     def _call(self, function: Callable[..., int], *arguments: object) -> int:
-        """Call a function of the table on the model; its result, or what it failed with."""
+        """Call a function of the table on the model; returns its result or raises its error."""
         call = object()
         try:
             self._enter(call)
@@ -463,7 +464,7 @@ def _failure(status: int, sentence: str) -> Exception:
 
 
 def _rows_pointer(name: str, rows: NDArray[Any] | None, count: int, width: int) -> int | None:
-    """The address of an output buffer, its shape checked."""
+    """The address of an output buffer, whose shape is checked."""
     if count == 0:
         return None
     if rows is None or rows.dtype != np.float32 or not rows.flags.c_contiguous or rows.shape != (count, width):

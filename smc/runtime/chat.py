@@ -2,17 +2,17 @@
 
 A template is code of the checkpoint's author, so it runs in jinja2's sandbox and sees plain data only.
 
-Text of a control token inside a message ("<|im_end|>") is never parsed as that token (control_tokens.py says which
-these are). Where no message contains such text, which is the rule, the rendered prompt is tokenized whole: the ids are
-transformers'. Else
+Text of a control token in a message ("<|im_end|>") is never parsed as that token (control_tokens.py says which tokens
+these are). If no message contains such text, the rendered prompt is tokenized as a whole: the ids are those of
+transformers. Otherwise
 
- 1. each such text in a message is replaced by a random mark before rendering; what the template itself writes as a
-    control token is then the only control token in the rendered text,
- 2. these are rewritten as random aliases, and the marks as what they stood for,
- 3. a second tokenizer, which knows the aliases but no control token, encodes the whole prompt in one go, so merges and
-    leading spaces at the seams are as ever; aliases' ids become the control tokens' ids.
+ 1. each such text in a message is replaced by a random mark before rendering, so that all control tokens in the
+ rendered text come from the template itself,
+ 2. these become random aliases, and the marks become the texts that they stand for,
+ 3. a second tokenizer, which knows the aliases but no control token, encodes the whole prompt at once, so merges and
+ leading spaces at the borders are as usual; the aliases' ids become the control tokens' ids.
 
-Marks and aliases are private-use characters, which no normalizer changes and nobody can guess.
+Marks and aliases are random private-use characters, which no normalizer changes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BrokenTemplateError(InputError):
         line = getattr(error, "lineno", None)
         self.reason = f"{error.message or error}" + (f" (line {line})" if line else "")
         super().__init__(
-            f"the model's chat template is broken: {self.reason}; smc run FILE PROMPT --raw continues plain text"
+            f"the model's chat template is broken: {self.reason}; continue plain text with smc run FILE PROMPT --raw"
         )
 
 
@@ -66,14 +66,14 @@ class ChatTemplate:
 
     @cached_property
     def control(self) -> ControlTokens:
-        """The tokens that no message can write."""
+        """The tokens that messages can't contain."""
         return control_tokens(self._tokenizer, self.source, self._variables, self._ends)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The prompt as text. Raises InputError where the template refuses the conversation.
+        """The prompt as text. Raises InputError if the template refuses the conversation.
 
-        messages: dicts with "role" and "content". add_generation_prompt: end where the assistant is to answer.
-        variables: more that the template may read (tools, enable_thinking, …).
+        messages: dicts with "role" and "content". add_generation_prompt: end with the beginning of the assistant's
+        answer. variables: other variables of the template (tools, enable_thinking, …).
         """
         names = self._variables | {"tools": None, "documents": None} | variables
         try:
@@ -95,7 +95,7 @@ class ChatTemplate:
         return self._literal.encode(marks.undone(text))
 
     def hides(self, text: str) -> bool:
-        """Whether a control token's text occurs in `text` that no message shows to the template."""
+        """Whether `text` contains a control token's text that answers must not contain."""
         return self.control.pattern_in_answers.search(text) is not None
 
     @cached_property
@@ -104,7 +104,8 @@ class ChatTemplate:
 
 
 class _Marks:
-    """Random marks in place of control tokens' texts; `needed` once a text had something that could become one."""
+    """Random marks in place of control tokens' texts; `needed` is true once a text could have become a control
+    token."""
 
     def __init__(self, control: ControlTokens) -> None:
         self.needed = False
@@ -112,7 +113,7 @@ class _Marks:
         self._names: dict[str, str] = {}  # text → its mark
 
     def of(self, role: str | None) -> Callable[[str], str]:
-        """What marks the texts in a message of this role."""
+        """A function that marks texts in a message of this role."""
         pattern = self._control.pattern_in_answers if role == "assistant" else self._control.pattern
 
         def marked(text: str) -> str:
@@ -126,7 +127,7 @@ class _Marks:
         return self._names.setdefault(match.group(), _private_text())
 
     def undone(self, text: str) -> str:
-        """The text with what the marks stand for."""
+        """The text, with marks replaced by what they stand for."""
         originals = {name: original for original, name in self._names.items()}
         return re.sub("|".join(originals) or r"(?!)", lambda match: originals[match.group()], text)
 
@@ -136,7 +137,7 @@ def _role(message: Any) -> str | None:
 
 
 class _LiteralTokenizer:
-    """A tokenizer that takes control tokens' text as ordinary text and random aliases for the control tokens."""
+    """A tokenizer that reads control tokens' texts as ordinary text and random aliases as the control tokens."""
 
     def __init__(self, tokenizer: Tokenizer, control: ControlTokens) -> None:
         self.aliases = {text: _private_text() for text in control.ids}
@@ -155,9 +156,9 @@ class _LiteralTokenizer:
         self._ids = {self._tokenizer.token_to_id(self.aliases[text]): number for text, number in control.ids.items()}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, aliases as the control tokens they stand for.
+        """The ids of `text`; aliases give the control tokens that they stand for.
 
-        Raises InputError where the tokenizer's model itself would make a control token of ordinary text.
+        Raises InputError if the tokenizer's model would make a control token from ordinary text.
         """
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(ids):
@@ -171,7 +172,7 @@ class _LiteralTokenizer:
 
 
 def _unknown_id(model: Mapping[str, Any]) -> int | None:
-    """What characters outside the vocabulary become; often a special token, but no harm."""
+    """The id of characters outside the vocabulary; often a special token, but harmless."""
     unknown = model.get("unk_token")
     return model.get("unk_id") if unknown is None else model["vocab"].get(unknown)
 
@@ -182,7 +183,7 @@ def _private_text() -> str:
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """`value` (of JSON's types) with every text in it, keys too, changed."""
+    """`value` (of JSON's types) with every text in it changed, also keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

@@ -1,10 +1,10 @@
-"""The tokens by which a model is controlled: what people write never becomes one of them.
+"""Control tokens: the tokens that control a model. Text of users never becomes one of them.
 
 They are the special tokens of the tokenizer, the tokens that begin and end a text, and every added token that the chat
-template itself writes, whatever the tokenizer calls it. White space is none: templates write it as everybody does.
+template itself writes, even if it is not special. White space is no control token, because users write it, too.
 
-One exception: where a template looks for such a text in messages (`</think>`, to leave old thoughts out), an answer may
-have it. The answer is the model's own, and the template would not know it otherwise.
+One exception: if a template looks for such a text in messages (`</think>`, to leave out old thoughts), an answer may
+contain it. The answer is the model's own, and the template would not find the text otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENDS = ("bos_token", "eos_token")
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Control tokens by text: their ids, and the flags by which they are found in a text.
+    """Control tokens by text: their ids, and the flags that say where they are found in a text.
 
     in_answers: the texts that stay tokens in an answer. normalizer: the tokenizer's.
     """
@@ -41,13 +41,13 @@ class ControlTokens:
 
     @cached_property
     def pattern_in_answers(self) -> re.Pattern[str]:
-        """Matches those that an answer may not have."""
+        """Matches those that an answer must not contain."""
         return _any_of(self.ids.keys() - self.in_answers)
 
     def disguised(self, text: str) -> bool:
-        """Whether normalizing the text may make a control token of what is none yet, such as one in wide letters.
+        """Whether normalizing the text may make new control tokens, for example from wide letters.
 
-        It may be true of a text where it does not.
+        It may also be true for a text in which that does not happen.
         """
         if self.normalizer is None or not any(token.normalized for token in self.flags.values()):
             return False
@@ -66,8 +66,8 @@ def control_tokens(
 ) -> ControlTokens:
     """The control tokens of a model.
 
-    template: jinja source. named: "bos_token", … to text. ends: ids that end a text. Raises jinja2.TemplateError where
-    the template has a syntax error.
+    template: jinja source. named: "bos_token", … to text. ends: ids that end a text. Raises jinja2.TemplateError if the
+    template has a syntax error.
     """
     added = {token.content: (n, token) for n, token in tokenizer.get_added_tokens_decoder().items() if token.content}
     found = {text for text, (_, token) in added.items() if token.special}
@@ -87,6 +87,6 @@ def control_tokens(
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the texts; nothing where there are none."""
+    """Matches any of the texts; without texts it matches nothing."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -1,4 +1,5 @@
-"""A conversation with a model: its messages, what is forgotten when the context is full, saving and loading."""
+"""A conversation with a model: its messages, which old ones are dropped when the context is full, saving and
+loading."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from smc.runtime.text_stream import TextStream
 Messages = list[dict[str, str]]
 
 LEAST_ROOM = 1 / 8
-"""Of the context: so much is kept free for an answer whose length nobody limits."""
+"""The share of the context that is kept free for an answer without a limit."""
 
 
 class Conversation:
     """Turns of user and assistant after a system message.
 
-    messages: user's and assistant's in turn. forgotten: how many of the oldest turns no longer reach the model; they
-    stay in `messages`. room: tokens that an answer shall have; 0: an eighth of the context.
+    messages: user's and assistant's, alternating. forgotten: how many of the oldest turns the model does not get any
+    more; they stay in `messages`. room: tokens that are kept free for an answer; 0: an eighth of the context.
     """
 
     def __init__(self, model: Model, system: str | None = None, room: int = 0) -> None:
@@ -34,14 +35,15 @@ class Conversation:
 
     @property
     def used(self) -> int:
-        """Tokens of the context that are in use."""
+        """The number of tokens of the context that are in use."""
         return self._sequence.length
 
     def ask(self, text: str, options: Mapping[str, Any]) -> TextStream:
-        """The answer to a message, to be read and then given to `add`. Options are those of `Model.stream`.
+        """The stream of the answer to a message; give it to `add` when it has ended. Options are those of
+        `Model.stream`.
 
-        Forgets whole turns, the oldest first, where the answer would lack room. InputError for a message that does not
-        fit even alone; the conversation is as before then.
+        If the answer would lack room, the oldest turns are dropped. InputError for a message that does not fit even
+        alone; then the conversation is unchanged.
         """
         question = {"role": "user", "content": text}
         kept = self.messages[2 * self.forgotten :]
@@ -53,32 +55,32 @@ class Conversation:
             prompt = self._prompt([*kept, question])
         if len(prompt) + self._room > self.model.context_length:
             raise InputError(
-                f"the message has {len(prompt)} tokens with what belongs to it, and an answer needs room for "
-                f"{self._room}, but the context holds {self.model.context_length}: shorten it, or give a longer --ctx"
+                f"the message and its template have {len(prompt)} tokens, and an answer needs room for "
+                f"{self._room}, but the context holds {self.model.context_length}: shorten it, or raise --ctx"
             )
         self.forgotten = forgotten
         return self.model.stream(prompt, sequence=self._sequence, **options)
 
     def add(self, question: str, answer: str) -> None:
-        """A turn is over."""
+        """Add a turn that has ended."""
         self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def take_back(self) -> str:
-        """Remove the last turn; its question. InputError where there is none."""
+        """Remove the last turn and return its question. InputError if there is none."""
         if not self.messages:
-            raise InputError("there is nothing to retry yet")
+            raise InputError("there is nothing to retry yet: ask something first")
         question = self.messages[-2]["content"]
         del self.messages[-2:]
         self.forgotten = min(self.forgotten, len(self.messages) // 2)
         return question
 
     def reset(self) -> None:
-        """Forget all turns; the system message stays."""
+        """Drop all turns; the system message stays."""
         self.messages.clear()
         self.forgotten = 0
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON. InputError where that fails."""
+        """Write the conversation as JSON. InputError if it can't be written."""
         data = {"system": self.system, "messages": self.messages}
         try:
             path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -86,18 +88,18 @@ class Conversation:
             raise InputError(f"can't write {path}: {error.strerror}") from None
 
     def load(self, path: Path) -> None:
-        """Go on with a saved conversation. InputError for what is none; the conversation is as before then."""
+        """Continue a saved conversation. InputError if the file is not one; then the conversation is unchanged."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"can't read {path}: {error.strerror}") from None
         except (ValueError, RecursionError):
-            raise InputError(f"{path} is no saved conversation: it is no JSON") from None
+            raise InputError(f"{path} is not a saved conversation: it is not JSON") from None
         data = data if isinstance(data, dict) else {}
         messages, system = data.get("messages"), data.get("system")
         turns = _turns(messages) if isinstance(messages, list) else None
         if turns is None or not isinstance(system, (str, type(None))):
-            raise InputError(f"{path} is no saved conversation: /save writes such files")
+            raise InputError(f"{path} is not a saved conversation: /save writes such files")
         self.system, self.messages = system, turns
         self.forgotten = 0
 
@@ -111,7 +113,7 @@ class Conversation:
 
 
 def _turns(messages: list[Any]) -> Messages | None:
-    """The messages, if they are questions and answers in turn."""
+    """The messages, if questions and answers alternate."""
     roles = ("user", "assistant") * (len(messages) // 2)
     if len(roles) != len(messages):
         return None

@@ -1,7 +1,7 @@
-"""Generating text as a state machine, apart from who steps the engine: outcomes of steps in, tokens and text out.
+"""Generating text as a state machine that does not run the engine: results of steps go in, tokens and text come out.
 
-`Generation` chooses tokens, looks for stop strings, joins bytes to characters and counts limits. `TextStream` steps the
-engine for one of them, a server for many at once (smc/serve/scheduler.py), and so does speculation.
+`Generation` chooses tokens, looks for stop strings, joins bytes to characters and checks limits. `TextStream` steps the
+engine for one of them, a server for many at once (smc/serve/scheduler.py).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from smc.runtime.streaming import Detokenizer, StopStrings
 FinishReason = Literal["stop", "length", "interrupted"]
 
 Outcome = int | NDArray[np.float32]
-"""What running tokens brings: the id of the largest logit where only that is requested, or the logits [vocab]."""
+"""The result of running a token: the logits [vocab], or the id of the largest one if only that is requested."""
 
 
 class Constraint(Protocol):
-    """Which tokens may come next; one object per text, because it follows the text."""
+    """Says which tokens are allowed next; one object per text, because it follows the text."""
 
     def restrict(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A copy of `logits` [vocab] with -inf for every token that must not come next."""
+        """A copy of `logits` [vocab] with -inf for every token that is not allowed next."""
 
     def accept(self, token: int) -> bool:
-        """Follow a chosen token; false where the text is complete and nothing may come behind it."""
+        """Follow a chosen token; false if the text is complete and no token may follow."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class TokenLogprob:
 class Timings:
     """Seconds and tokens of the two parts of a generation.
 
-    cached_tokens: of the prompt, found in the sequence and not run again. prompt_tokens: those that were run.
-    decoded_tokens: tokens run after the prompt, over decode_seconds (the last chosen token is never run). guesses: more
-    that were run on trial, of which right_guesses came true and count as decoded.
+    cached_tokens: tokens of the prompt that the sequence had already. prompt_tokens: those that were run.
+    decoded_tokens: tokens that were run after the prompt, in decode_seconds (the last chosen token is never run).
+    guesses: additional tokens that were run as guesses; right_guesses of them were right and count as decoded.
     """
 
     cached_tokens: int = 0
@@ -64,18 +64,18 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Prefill speed; 0 where nothing was run."""
+        """Prefill speed; 0 if nothing was run."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Decode speed; 0 where nothing was run."""
+        """Decode speed; 0 if nothing was run."""
         return self.decoded_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
 @dataclass
 class GenerationResult:
-    """What was generated, complete or up to where it was interrupted.
+    """The generated text, complete or until it was interrupted.
 
     text: without stop strings and special tokens. tokens: every chosen token, an end-of-sequence token included.
     logprobs: one entry per token if they were requested, else None.
@@ -92,11 +92,11 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """When to stop and what to report, beside how to choose.
+    """When to stop and what to report; SamplingOptions say how to choose tokens.
 
-    max_tokens: at most so many new tokens; None: until the context is full. stop: texts that end the generation.
-    eos_token_ids: tokens that end it. logprobs: how many of the likeliest tokens to report; None: no log-probabilities.
-    show_special: special tokens are text too (those that end the text never are).
+    max_tokens: most new tokens; None: until the context is full. stop: texts that end the generation. eos_token_ids:
+    tokens that end it. logprobs: how many of the likeliest tokens to report; None: no log-probabilities. show_special:
+    special tokens are shown as text (those that end the text never are).
     """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -114,12 +114,12 @@ class GenerationOptions:
 
 
 class Generation:
-    """One text while it grows. Run the prompt, then give what each step brings to `advance` until `done`.
+    """A text while it is generated. Run the prompt, then give the result of each step to `advance` until `done`.
 
-    result: what there is so far. piece: the text that the last `advance` settled, which may be empty. most_tokens: how
-    many tokens it may come to choose.
+    result: the result so far. piece: the text that the last `advance` added, which may be empty. most_tokens: the most
+    tokens that it may choose.
     prompt: tokens, at least one and no more than the context holds, else InputError. tokenizer: None makes no text.
-    constraint: which tokens may come, None: all.
+    constraint: which tokens are allowed; None: all.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Generation:
         self.piece = ""
         self.done = False
         self.options = options
-        self.most_tokens = context_length + 1 - len(prompt)  # the last one is never run
+        self.most_tokens = context_length + 1 - len(prompt)  # the last token is never run
         if options.max_tokens is not None:
             self.most_tokens = min(self.most_tokens, options.max_tokens)
         self._sampler = Sampler(options.sampling, prompt)
@@ -157,10 +157,10 @@ class Generation:
         return self._sampler.takes_largest and self.result.logprobs is None and self._constraint is None
 
     def advance(self, outcome: Outcome) -> int | None:
-        """Choose the token behind those that were run last; returns it, to be run next, or None where the text ends.
+        """Choose the next token; returns it, to be run in the next step, or None if the text ends.
 
-        outcome: of the last token run; the id of its largest logit will do where `takes_largest`. Logits [vocab] are
-        left as they are and not kept. Raises InputError for logits that are no numbers.
+        outcome: the result of the last token; if `takes_largest`, the id of its largest logit suffices. Logits [vocab]
+        are neither changed nor kept. Raises InputError for logits that are NaN or infinite.
         """
         result, self.piece = self.result, ""
         token = self._choose(outcome)
@@ -180,7 +180,7 @@ class Generation:
 
     def _choose(self, outcome: Outcome) -> int:
         if isinstance(outcome, int):
-            assert self.takes_largest, "this text needs logits"
+            assert self.takes_largest, "this text needs logits, not the id of the largest one"
             return outcome
         allowed = self._constraint.restrict(outcome) if self._constraint is not None else None
         token = self._sampler.sample(outcome, allowed)
@@ -196,7 +196,7 @@ class Generation:
         self.piece += piece
 
     def _finish(self, reason: FinishReason) -> None:
-        """Settle what was held back; it may still have a stop string."""
+        """Add the text that was held back; it may still contain a stop string."""
         if self._detokenizer:
             self._add(self._detokenizer.flush())
             rest = self._stops.flush()

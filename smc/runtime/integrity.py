@@ -1,4 +1,4 @@
-"""Whether an artifact is what was compiled: every member against its checksum, all of its bytes read."""
+"""Checks that an artifact is as it was compiled: reads all of it and compares every member with its checksum."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _FRONT = "the executable in front"
 
 @dataclass(frozen=True)
 class VerifiedFile:
-    """What was read: how many members there are, and the bytes in them and in an executable in front."""
+    """The number of members that were read, and the bytes in them and in an executable in front."""
 
     members: int
     bytes: int
 
 
 def verify_artifact(path: str | Path, advance: Callable[[int], object] = lambda count: None) -> VerifiedFile:
-    """Read all of an artifact, for whatever machine it is, and compare it with its checksums.
+    """Read all of an artifact, for any machine, and compare it with its checksums.
 
     These are the CRC-32 of every member in the archive's directory, and the SHA-256 that the manifest has of weights,
     program and executable. advance: called with the number of bytes after each part.
-    Raises InputError, one sentence that names all that is damaged.
+    Raises InputError, which names all that is damaged.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -55,12 +55,12 @@ def verify_artifact(path: str | Path, advance: Callable[[int], object] = lambda 
                 damaged.append(_FRONT)
         total += front.bytes
     if damaged:
-        raise InputError(f"{path} is damaged: not as compiled are {', '.join(damaged)}; copy or compile it again")
+        raise InputError(f"{path} is damaged: its checksums do not fit {', '.join(damaged)}; copy or compile it again")
     return VerifiedFile(len(members), total)
 
 
 def _has(file: IO[bytes], size: int, expected: FileFacts | None, advance: Callable[[int], object]) -> bool:
-    """Whether the file begins with `size` bytes that have the expected SHA-256; reads them in any case."""
+    """Whether the first `size` bytes of the file have the expected SHA-256."""
     digest, left = hashlib.sha256(), size
     while left and (part := file.read(min(left, _CHUNK_BYTES))):
         digest.update(part)

@@ -12,7 +12,7 @@ from smc.runtime.profile import LimitsStruct, ProfileStruct
 ABI_VERSION = 8
 
 ERROR_BYTES = 512
-"""Of the sentence that a failed call leaves."""
+"""The size of the buffer for the sentence of a failed call."""
 
 BAD_INPUT, NO_MEMORY, CANCELLED, NO_SPACE, UNSUPPORTED, FAILED, NOT_FINITE = -1, -2, -3, -4, -5, -6, -7
 

@@ -15,9 +15,9 @@ from smc.runtime.binding import CancelledError
 def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
     """Within this context SIGINT calls `cancel` at once, from another thread; KeyboardInterrupt follows as usual.
 
-    The `CancelledError` of a step that ended so becomes a KeyboardInterrupt, should it come first.
+    If the `CancelledError` of the step comes first, it becomes a KeyboardInterrupt.
     The interpreter's C-level signal handler writes the signal's number to a socket, on which a thread waits: that works
-    while the main thread is inside the engine. Off the main thread, where Python handles no signals, it does nothing.
+    while the main thread is in the engine. In other threads, where Python handles no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens to run in a sequence, at least one. wanted: whether the outcome of the last of them is."""
+    """Tokens to run in a sequence, at least one. wanted: whether the result of the last one is requested."""
 
     sequence: models.Sequence
     tokens: Sequence[int]
@@ -28,11 +28,11 @@ class Part:
 def joint_step(
     model: models.Model, parts: Sequence[Part], largest: bool, out: NDArray[np.float32]
 ) -> Iterator[Outcome | None]:
-    """Run all parts in one step; the outcome of each, None where none is wanted.
+    """Run all parts in one step; returns the outcome of each, None if it is not requested.
 
-    largest: ids of the largest logits will do. out: float32 [wanted parts or more, model.logits_stride], which logits
-    are written to and overwritten by the next step. Tokens must lie in the vocabulary. Raises as `Engine.step`; the
-    sequences are as before then.
+    largest: ids of the largest logits suffice. out: a buffer for logits, float32 [wanted parts or more,
+    model.logits_stride], which the next step overwrites. Tokens must be in the vocabulary. Raises as `Engine.step`;
+    then the sequences are unchanged.
     """
     batch = np.zeros(sum(len(part.tokens) for part in parts), TOKEN)
     flag = WANT_ARGMAX if largest and model.finds_argmax else WANT_LOGITS

@@ -1,4 +1,4 @@
-"""manifest.json, the facts in an artifact (docs/artifact.md): what the compiler writes and every reader reads."""
+"""manifest.json, the facts in an artifact (docs/artifact.md), for the compiler and for readers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class FileFacts:
 
     @classmethod
     def read(cls, values: Fields) -> FileFacts:
-        """From a manifest. InputError for a wrong type or range."""
+        """Read it from a manifest. InputError for a wrong type or range."""
         return cls(values.text("sha256"), values.integer("bytes", within=_SIZE))
 
 
 @dataclass(frozen=True)
 class LevelFacts:
-    """A feature level of the program, features by LLVM's names."""
+    """A feature level of the program; features have LLVM's names."""
 
     name: str
     features: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class LevelFacts:
 
 @dataclass(frozen=True)
 class TuningFacts:
-    """candidates: which ones tuning records chose, by kernel. records: the SHA-256 of these, or None."""
+    """candidates: those that tuning records chose, by kernel. records: the SHA-256 of the records, or None."""
 
     candidates: dict[str, str] = field(default_factory=dict)
     records: str | None = None
@@ -54,8 +54,9 @@ class TuningFacts:
 class ProofFacts:
     """Whether the program's logits were compared with the reference's before the file got its name.
 
-    reason: why not. level: which one ran, emulator: under which program, None on a real machine. tokens: how many.
-    difference: of the logits, of their norm; 0: equal bits. Manifests leave out what depends on the machine.
+    reason: why not. level: the level that ran. emulator: the program that ran it; None on a real machine. tokens: how
+    many. difference: that of the logits, relative to their norm; 0: equal bits. Manifests leave out what depends on the
+    machine.
     """
 
     verified: bool
@@ -67,7 +68,7 @@ class ProofFacts:
 
     @classmethod
     def read(cls, values: Fields) -> ProofFacts:
-        """From a manifest. InputError for a wrong type or range."""
+        """Read it from a manifest. InputError for a wrong type or range."""
         return cls(
             verified=values.flag("verified"),
             reason=values.text("reason") if "reason" in values else None,
@@ -93,7 +94,8 @@ class ProofFacts:
         return f"yes: the logits of {self.tokens} tokens are {equal}{where}"
 
     def on_any_machine(self) -> ProofFacts:
-        """What a manifest says: nothing that depends on where the program was run, or files would differ by that."""
+        """The entries of a manifest, without those that depend on the machine that ran the program, so that files are
+        equal."""
         return replace(self, level=None, emulator=None, difference=None if self.difference else self.difference)
 
 
@@ -126,9 +128,9 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, path: Path) -> Manifest:
-        """From the member's text in the artifact `path`.
+        """Read the manifest from the member's text in the artifact `path`.
 
-        InputError where it is none, is of another version of the format, or an entry has a wrong type or range.
+        InputError if it is not a manifest, has another version of the format, or an entry has a wrong type or range.
         """
         origin = f"{path} is damaged: {MANIFEST}"
         values = Fields(parse_json(text, origin), origin)
@@ -165,19 +167,19 @@ class Manifest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `parse` takes it; entries without a value are left out."""
+        """The manifest as `parse` takes it; entries without a value are left out."""
         entries = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
         return {"format": FORMAT, "format_version": FORMAT_VERSION} | {
             name: value for name, value in entries.items() if value is not None
         }
 
     def text(self) -> str:
-        """The member's text: the same facts give the same bytes."""
+        """The member's text; the same facts give the same bytes."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value as JSON's types."""
     if isinstance(value, GenerationDefaults):
         return value.to_json()
     if isinstance(value, (FileFacts, LevelFacts, ProofFacts, TuningFacts)):

@@ -1,4 +1,4 @@
-"""How much memory this process has used, and how much there is."""
+"""How much memory this process has used, and how much is available."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 def peak_memory_bytes() -> int:
     """The largest resident set that this process had, the interpreter included.
 
-    From /proc where there is one: unlike getrusage's figure it does not begin with the parent's, before the exec.
+    From /proc if there is one: unlike getrusage's figure it does not include the parent's memory before the exec.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -19,7 +19,7 @@ def peak_memory_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that programs may still take, by /proc/meminfo; 4 GiB where that can't be read."""
+    """The available memory, from /proc/meminfo; 4 GiB if that can't be read."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             facts = dict(line.split(":", 1) for line in file)

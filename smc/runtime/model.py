@@ -26,11 +26,11 @@ from smc.runtime.speculation import Drafter
 from smc.runtime.text_stream import TextStream
 
 _EMBED_TOKENS = 256
-"""Of a text to embed, in one step: others' texts wait for no longer."""
+"""Tokens per step of a text to embed, so that other texts do not wait long."""
 
 
 class Sequence:
-    """One text in the KV cache. Made by `Model.new_sequence`; drop it to free its slot (or use `with`).
+    """One text in the KV cache. `Model.new_sequence` makes it; drop it to free its slot (or use `with`).
 
     tokens: those that the cache holds.
     """
@@ -49,7 +49,7 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens that the cache holds."""
+        """The number of tokens that the cache holds."""
         return len(self.tokens)
 
     def extend(
@@ -59,11 +59,12 @@ class Sequence:
         out: NDArray[np.float32] | None = None,
         since: int | None = None,
     ) -> NDArray[np.float32]:
-        """Run `tokens` after those that the sequence has; the logits [rows, vocab] of the last, of all, or of none.
+        """Run `tokens` after those of the sequence; returns the logits [rows, vocab] of the last one, of all, or of
+        none.
 
         out: where to write them, contiguous float32 [rows, model.logits_stride]; the result is a view of it.
         since: which cancellations count, see `Engine.run`.
-        Raises InputError for a token outside the vocabulary and where the context is full.
+        Raises InputError for a token outside the vocabulary, and if the context is full.
         """
         batch = self._batch(tokens)
         if len(tokens):
@@ -73,7 +74,7 @@ class Sequence:
         return rows
 
     def _batch(self, tokens: Items[int]) -> NDArray[np.void]:
-        """Tokens after those that the sequence has, as records that want nothing yet."""
+        """Records of tokens after those of the sequence, which request no results yet."""
         batch = np.zeros(len(tokens), TOKEN)
         if len(tokens):
             batch["token"] = self._model.checked(tokens)
@@ -82,13 +83,14 @@ class Sequence:
         return batch
 
     def next_token(self, tokens: Items[int], since: int | None = None) -> int:
-        """Run `tokens`, at least one, after those that the sequence has; the id of the last one's largest logit.
+        """Run `tokens`, at least one, after those of the sequence; returns the id of the last one's largest logit.
 
-        The lowest id among equals, as numpy's argmax has it. No logits are written where the artifact knows how.
+        Among equal logits the lowest id counts, as in numpy's argmax. If the program has an argmax head, no logits are
+        written.
         since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does.
         """
         if not len(tokens):
-            raise InputError("there is no next token after no tokens")
+            raise InputError("tokens is empty: give at least one token")
         if not self._model.finds_argmax:
             return int(np.argmax(self.extend(tokens, since=since)[0]))
         batch = self._batch(tokens)
@@ -98,7 +100,7 @@ class Sequence:
         return int(argmax)
 
     def next_tokens(self, tokens: Items[int], since: int | None = None) -> list[int]:
-        """As `next_token`, but the ids of the largest logits of all `tokens`."""
+        """As `next_token`, but for all `tokens`."""
         if not self._model.finds_argmax:
             return [int(np.argmax(row)) for row in self.extend(tokens, "all", since=since)]
         batch = self._batch(tokens)
@@ -108,7 +110,8 @@ class Sequence:
         return [int(token) for token in argmax]
 
     def hidden_states(self, tokens: Items[int], since: int | None = None) -> NDArray[np.float32]:
-        """Run `tokens` after those that the sequence has; the last layer's states, float32 [len(tokens), hidden_size].
+        """Run `tokens` after those of the sequence; returns the last layer's states, float32 [len(tokens),
+        hidden_size].
 
         since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does.
         """
@@ -120,7 +123,7 @@ class Sequence:
         return states
 
     def keep_common(self, tokens: Items[int]) -> int:
-        """Truncate to what the sequence has in common with the beginning of `tokens`; returns its length."""
+        """Truncate to the common beginning of the sequence and `tokens`; returns its length."""
         common = 0
         for mine, wanted in zip(self.tokens, tokens, strict=False):
             if mine != wanted:
@@ -131,7 +134,7 @@ class Sequence:
         return common
 
     def fork(self) -> Sequence:
-        """A second sequence with the same past, whose memory they share."""
+        """A second sequence with the same tokens; the two share memory."""
         return Sequence(self._model, self._model.engine.sequence_fork(self.slot), list(self.tokens))
 
     def truncate(self, length: int) -> None:
@@ -140,7 +143,7 @@ class Sequence:
         del self.tokens[length:]
 
     def drop(self) -> None:
-        """Free the slot; the second time, and after the model was closed, it does nothing."""
+        """Free the slot; a second call, or one after the model was closed, does nothing."""
         slot, self._slot = self._slot, None
         if slot is not None:
             self._model.slots.free(slot)
@@ -155,14 +158,14 @@ class Sequence:
 class Model:
     """An opened artifact. Use it as a context manager or close it.
 
-    Several threads may use it. Their steps are run one after the other; `generate`, `stream` and `logits` wait for a
-    free sequence where texts of other threads have them all (`sequences` says how many there are). `close` ends what
-    other threads do with a `ClosedError`, and `engine.cancel` with a `CancelledError`.
+    Several threads may use it. Their steps run one after the other; `generate`, `stream` and `logits` wait for a free
+    sequence while texts of other threads have all of them (`sequences` is their number). `close` ends the calls of
+    other threads with a `ClosedError`, `engine.cancel` with a `CancelledError`.
 
     path: the artifact. context_length: tokens that a sequence may hold; 0: as many as the model was trained for.
-    threads: 0: as many CPUs as this process may use. kv_dtype: "f16", "f32" or "i8", of the KV cache.
-    level: force a feature level of the artifact; None: the best for this CPU. sequences: how many may live at once.
-    Raises InputError where the file is no sound artifact for this machine or an option can't be met.
+    threads: 0: one per CPU that this process may use. kv_dtype: "f16", "f32" or "i8", of the KV cache.
+    level: force a feature level of the artifact; None: the best for this CPU. sequences: how many may exist at once.
+    Raises InputError if the file is not an artifact for this machine, is damaged, or an option has a wrong value.
     """
 
     def __init__(
@@ -192,7 +195,7 @@ class Model:
         trained = self.artifact.manifest.context_length
         if self.context_length > trained:
             text = f"a context of {self.context_length} tokens is longer than the {trained} that the model was"
-            warnings.warn(f"{text} trained for: what lies behind these may make no sense", Notice, stacklevel=2)
+            warnings.warn(f"{text} trained for: text after these may make no sense", Notice, stacklevel=2)
         self.logits_stride: int = facts.logits_stride
         self.threads: int = facts.threads
         self.finds_argmax = bool(facts.finds_argmax)
@@ -201,7 +204,8 @@ class Model:
     # ---- numbers
 
     def logits(self, tokens: Items[int]) -> NDArray[np.float32]:
-        """The logits of every token, float32 [len(tokens), vocab], of a text of its own (which takes a sequence)."""
+        """The logits of every token, float32 [len(tokens), vocab]. The tokens are a text of their own, which takes a
+        sequence."""
         since = self.engine.cancels
         with self.text_sequence(since) as sequence:
             return sequence.extend(tokens, logits="all", since=since)
@@ -209,8 +213,8 @@ class Model:
     def embed(self, text: str | Items[int], normalize: bool = True) -> NDArray[np.float32]:
         """The mean of the last layer's hidden states (after the final norm) over all tokens: float32 [hidden_size].
 
-        normalize: to length 1. The text takes a sequence of its own. Raises InputError for an empty text, and for one
-        that is longer than the context.
+        normalize: to length 1. The text takes a sequence. Raises InputError for a text that is empty or longer than the
+        context.
         """
         tokens = self.prompt_tokens(text)
         if not tokens:
@@ -225,11 +229,11 @@ class Model:
         return mean.astype(np.float32)
 
     def new_sequence(self) -> Sequence:
-        """An empty sequence. Raises InputError where all slots are taken (see `sequences`)."""
+        """An empty sequence. Raises InputError if all slots are taken (see `sequences`)."""
         return Sequence(self, self.engine.sequence_create(), [])
 
     def text_sequence(self, since: int) -> Sequence:
-        """An empty sequence for one text; where all slots are taken, waits for one that another thread's text has.
+        """An empty sequence for one text; if all slots are taken, this waits for one that another thread's text has.
 
         since: which cancellations end the waiting, see `Engine.run`. Raises as `SlotQueue.take` does.
         """
@@ -238,10 +242,10 @@ class Model:
     def step(
         self, batch: NDArray[np.void], out: NDArray[np.float32] | None = None, since: int | None = None
     ) -> NDArray[np.float32]:
-        """Run a batch of `interface.TOKEN` records, of several sequences if need be (see engine.h).
+        """Run a batch of `interface.TOKEN` records, of one or several sequences (see engine.h).
 
-        Returns the logits [tokens that want them, vocab], in batch order: a view of `out` [rows, logits_stride], which
-        is made where it is not given. Sequence objects know nothing of tokens that are run this way.
+        Returns the logits [tokens that request them, vocab], in batch order: a view of `out` [rows, logits_stride], or
+        of a new buffer. Sequence objects do not count tokens that are run this way.
         since: which cancellations count, see `Engine.run`.
         """
         rows = int(np.count_nonzero(batch["flags"] & WANT_LOGITS))
@@ -252,7 +256,8 @@ class Model:
         return out[:, : self.vocab_size]
 
     def logits_buffer(self, rows: int) -> NDArray[np.float32]:
-        """An uninitialized float32 [rows, logits_stride], 64-byte aligned: the engine writes to such without a copy."""
+        """An uninitialized float32 [rows, logits_stride], 64-byte aligned, to which the engine writes without a
+        copy."""
         size = rows * self.logits_stride
         memory = np.empty(size + 16, np.float32)
         start = -memory.ctypes.data % 64 // 4
@@ -260,7 +265,7 @@ class Model:
 
     def checked(self, tokens: Items[int]) -> NDArray[np.int32]:
         """`tokens` as an array; InputError for one outside the vocabulary."""
-        array = np.asarray(tokens, None if len(tokens) else np.int32)  # an empty list would be of floats
+        array = np.asarray(tokens, None if len(tokens) else np.int32)  # numpy would make floats of an empty list
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError("tokens must be a list of whole numbers")
         wrong = array[(array < 0) | (array >= self.vocab_size)]
@@ -272,38 +277,38 @@ class Model:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the artifact brings a tokenizer."""
+        """Whether the artifact has a tokenizer."""
         return self.artifact.tokenizer is not None
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the artifact brings a chat template (and a tokenizer for it)."""
+        """Whether the artifact has a chat template (and a tokenizer for it)."""
         return self.artifact.chat_template is not None and self.has_tokenizer
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises InputError where the artifact has none or a broken one."""
+        """The model's tokenizer. Raises InputError if the artifact has none or a broken one."""
         if self.artifact.tokenizer is None:
             raise InputError(f"{self.artifact.path} has no tokenizer: give tokens instead of text")
         with blamed_on(f"{self.artifact.path} is damaged: its tokenizer can't be read"):
             tokenizer = Tokenizer.from_str(self.artifact.tokenizer)
-        # Some files keep the settings of their training; transformers ignores them too.
+        # Some files keep settings of their training, which transformers also ignores.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The model's chat template. Raises InputError where the artifact has none."""
+        """The model's chat template. Raises InputError if the artifact has none."""
         if self.artifact.chat_template is None:
             raise InputError(f"{self.artifact.path} has no chat template: give a plain prompt (--raw)")
         named = self.artifact.manifest.special_tokens
         return ChatTemplate(self.artifact.chat_template, self.tokenizer, named, self.eos_token_ids)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of `text`, with what the tokenizer puts around a text (a BOS token) unless that is not wanted.
+        """Tokens of `text`, with the tokens that the tokenizer adds to a text (such as BOS), unless told otherwise.
 
-        Special tokens written out in `text` are parsed as such: this is for prompts, not for other people's text.
+        The texts of special tokens in `text` are parsed as such: use this for prompts, not for text of users.
         """
         with blamed_on(f"the tokenizer of {self.artifact.path} can't encode this text"):
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -347,14 +352,14 @@ class Model:
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
     ) -> TextStream:
-        """Generate text piece by piece: an iterator of str, whose `result` has the rest.
+        """Generate text: an iterator of str, whose `result` has everything else.
 
         prompt: text, or tokens (`apply_chat_template` makes those of a conversation).
         max_tokens, stop, logprobs, show_special: see `GenerationOptions`. temperature … seed: see `SamplingOptions`;
-        what is None is as the checkpoint's generation config says, else greedy. logit_bias: numbers by token.
-        sequence: goes on in it: what it has in common with the prompt's beginning is not run again.
-        constraint: which tokens may come. drafter: guesses tokens, which makes it faster and changes none of them.
-        Raises InputError at once for a prompt that does not fit, or an option out of range.
+        for those that are None the checkpoint's generation config counts, else decoding is greedy. logit_bias: numbers
+        by token. sequence: continue it; tokens that it has in common with the prompt's beginning are not run again.
+        constraint: which tokens are allowed. drafter: guesses tokens, which is faster and changes no token. Raises
+        InputError at once for a prompt that does not fit, or an option out of range.
         """
         options = self.generation_options(
             max_tokens=max_tokens,
@@ -374,11 +379,11 @@ class Model:
         return TextStream(self, self.prompt_tokens(prompt), options, sequence, constraint, drafter)
 
     def chat(self, messages: Items[Message], **options: Any) -> TextStream:
-        """Answer a conversation by the model's chat template; options as for `stream`."""
+        """Answer a conversation with the model's chat template; options are those of `stream`."""
         return self.stream(self.apply_chat_template(messages), **options)
 
     def stream_async(self, prompt: str | Items[int] | Items[Message], **options: Any) -> AsyncIterator[str]:
-        """As `stream`, or as `chat` where `prompt` is messages, for `async for`; the engine runs in a thread."""
+        """As `stream`, or as `chat` if `prompt` is messages, for `async for`; the engine runs in a thread."""
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         make: Any = self.chat if is_chat else self.stream
         return stream_in_thread(lambda: make(prompt, **options))
@@ -398,8 +403,8 @@ class Model:
     ) -> GenerationOptions:
         """Options of a text of this model; sampling: those of `SamplingOptions`.
 
-        What is None is as the checkpoint's generation config says, else greedy. Raises InputError for what is out of
-        range.
+        For those that are None the checkpoint's generation config counts, else decoding is greedy. Raises InputError
+        for values out of range.
         """
         chosen = {name: value for name, value in sampling.items() if value is not None}
         options = GenerationOptions(
@@ -416,7 +421,7 @@ class Model:
         return options
 
     def generate(self, prompt: str | Items[int], **options: Any) -> GenerationResult:
-        """Generate text to its end; options as for `stream`."""
+        """Generate text to its end; options are those of `stream`."""
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
@@ -429,7 +434,7 @@ class Model:
         return self.engine.closed
 
     def close(self) -> None:
-        """Free the memory and the threads; the second time does nothing."""
+        """Free the memory and the threads; a second call does nothing."""
         self.engine.close()
 
     def __enter__(self) -> Model:
@@ -440,5 +445,5 @@ class Model:
 
 
 def load(path: str | Path, **options: Any) -> Model:
-    """Open an artifact for running; options as for `Model`."""
+    """Open an artifact for running; options are those of `Model`."""
     return Model(path, **options)

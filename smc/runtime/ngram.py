@@ -1,10 +1,11 @@
-"""N-gram models: what follows the last few tokens in a text that was counted.
+"""N-gram models: predict the next token from the last few, by how often n-grams occur in a text.
 
 Interpolated Kneser-Ney smoothing (R. Kneser, H. Ney, "Improved backing-off for m-gram language modeling", 1995; in the
 form of S. Chen, J. Goodman, "An empirical study of smoothing techniques", 1999): the longest n-grams count how often
-they occur, shorter ones after how many different tokens they do, and a discount per length goes to what was not seen.
+they occur, shorter ones after how many different tokens they occur, and a discount per length is left for n-grams that
+do not occur.
 
-Such a model is small and takes microseconds. It predicts by itself, as a keyboard does, and drafts for a language model
+Such a model is small and fast. It predicts by itself, as a phone's keyboard does, and drafts for a language model
 (smc/runtime/speculation.py).
 """
 
@@ -24,7 +25,7 @@ from smc.errors import InputError, blamed_on
 
 VERSION = 1
 MOST_ORDER = 8
-"""Tokens of the longest n-grams that are counted, at most."""
+"""Most tokens of the longest n-grams."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class _Level:
     discount: float
 
     def child(self, parent: int, token: int) -> int | None:
-        """The place of the n-gram `parent` + `token`."""
+        """The index of the n-gram `parent` + `token`."""
         begin, end = int(self.starts[parent]), int(self.starts[parent + 1])
         place = begin + int(np.searchsorted(self.tokens[begin:end], token))
         return place if place < end and self.tokens[place] == token else None
 
     def children(self, parent: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-        """What follows `parent`: tokens and counts."""
+        """The tokens that follow `parent`, and their counts."""
         part = slice(int(self.starts[parent]), int(self.starts[parent + 1]))
         return self.tokens[part], self.counts[part]
 
@@ -73,16 +74,19 @@ class NgramModel:
 
     @classmethod
     def build(cls, tokens: Sequence[int], vocab_size: int, tokenizer: str, order: int = 5) -> NgramModel:
-        """Count a text. tokenizer: the JSON of the one that made its tokens, which lie below vocab_size.
+        """Count a text. tokenizer: the JSON of the tokenizer that made its tokens, which are below vocab_size.
 
-        InputError where the text has fewer tokens than an n-gram, or `order` is out of range.
+        InputError if the text has fewer tokens than an n-gram, or `order` is out of range.
         """
         if not 1 <= order <= MOST_ORDER:
             raise InputError(f"the order of an n-gram model is from 1 to {MOST_ORDER}, not {order}")
         text = np.asarray(tokens, np.int64)
         if text.size < order:
-            raise InputError(f"the text has {text.size} tokens, but at least {order} are needed for n-grams of {order}")
-        ids = np.zeros(text.size, np.int64)  # at every place of the text: the n-gram that begins there
+            raise InputError(
+                f"the text has {text.size} tokens, but n-grams of {order} need at least {order}: give a longer "
+                "text or a smaller --order"
+            )
+        ids = np.zeros(text.size, np.int64)  # for every place of the text, the n-gram that begins there
         parents, found = 1, []
         for length in range(1, order + 1):
             ids = ids[: text.size - length + 1]
@@ -106,7 +110,7 @@ class NgramModel:
     # ---- predicting
 
     def probabilities(self, context: Sequence[int]) -> NDArray[np.float64]:
-        """The probability of every token behind `context`, of which the last `order` - 1 tokens count: [vocab_size]."""
+        """The probability of every token after `context`, of which the last `order` - 1 tokens count: [vocab_size]."""
         result = np.full(self.vocab_size, 1 / self.vocab_size)
         for length, level in enumerate(self._levels, 1):
             parent = self._find(context[len(context) - length + 1 :]) if length <= len(context) + 1 else None
@@ -124,7 +128,7 @@ class NgramModel:
         return [(int(token), float(probabilities[token])) for token in best]
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """See `smc.runtime.speculation.Drafter`: what followed the longest context that was seen, most often."""
+        """See `smc.runtime.speculation.Drafter`: the token that most often followed the longest known context."""
         text, guesses = list(tokens[-self.order :]), list[int]()
         while len(guesses) < most:
             token = self._most_frequent(text)
@@ -144,7 +148,7 @@ class NgramModel:
         return None
 
     def _find(self, ngram: Sequence[int]) -> int | None:
-        """The place of an n-gram in its level; of the empty one, 0."""
+        """The index of an n-gram in its level; the empty one has 0."""
         place = 0
         for level, token in zip(self._levels, ngram, strict=False):
             found = level.child(place, token)
@@ -156,7 +160,7 @@ class NgramModel:
     # ---- files
 
     def save(self, path: Path) -> None:
-        """Write it to a file, an .npz archive; nothing is left half-written."""
+        """Write the model to a file, an .npz archive, which gets its name when it is complete."""
         arrays: dict[str, Any] = {
             "version": np.array(VERSION),
             "vocab_size": np.array(self.vocab_size),
@@ -190,7 +194,7 @@ class NgramModel:
         """Read a file that `save` wrote; InputError for any other."""
         if not path.is_file():
             raise InputError(f"there is no n-gram model {path}: make one with `smc ngram build`")
-        wrong = f"{path} is no n-gram model: make one with `smc ngram build`"
+        wrong = f"{path} is not an n-gram model: make one with `smc ngram build`"
         with blamed_on(wrong):
             if not cls.is_one(path):
                 raise InputError(wrong)
@@ -214,7 +218,7 @@ class NgramModel:
 def _checked(
     starts: NDArray[Any], parents: int, tokens: NDArray[Any], counts: NDArray[Any], vocab_size: int, wrong: str
 ) -> NDArray[np.int64]:
-    """`starts` of a level that is sound; else InputError with the sentence `wrong`."""
+    """`starts` of a valid level; else InputError with the sentence `wrong`."""
     sound = (
         [part.dtype.name for part in (starts, tokens, counts)] == ["int64", "int32", "uint32"]
         and starts.shape == (parents + 1,)

@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's API, as dicts: completions and chats, whole and in pieces."""
+"""Answers in the form of OpenAI's API, as dicts: completions and chats, whole and as events of a stream."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def chat_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts) -> Answer:
 
 
 def completion_choice(index: int, text: str, logprobs: Answer | None, finish_reason: str | None) -> Answer:
-    """A choice of a completion, or a piece of one (finish_reason: None until the last)."""
+    """A choice of a completion, or an event of one (finish_reason: None until the last)."""
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
@@ -72,5 +72,5 @@ def chat_choice(index: int, message: Answer, logprobs: Answer | None, finish_rea
 
 
 def chat_piece(index: int, delta: Answer, logprobs: Answer | None, finish_reason: str | None) -> Answer:
-    """A piece of a choice of a chat."""
+    """An event of a choice of a chat."""
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -1,4 +1,4 @@
-"""Profiles and limits from the engine: where the time of steps went, and what the machine could do at most."""
+"""Profiles and limits from the engine: where the time of steps goes, and what the machine can do at most."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class LimitsStruct(ctypes.Structure):
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """A kernel at its place in the model, all layers together. Seconds are of all threads together.
+    """A kernel at its place in the model, all layers together. Seconds are sums over all threads.
 
-    integer: its multiply-adds (macs) are of int8. calls: phases in which it had blocks; pieces: how often a thread
-    took some. bytes: what it must read and write. wait_seconds: from a thread's last block until all were through
-    (told of a phase's first task).
+    integer: its multiply-adds (macs) are int8. calls: phases in which it had blocks; pieces: how often a thread took
+    some of them. bytes: what it must read and write. wait_seconds: from each thread's last block until the barrier ends
+    (for a phase's first task).
     """
 
     function: str
@@ -76,10 +76,10 @@ class TaskProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """Steps taken apart: threads · seconds = kernels + waiting + claim_seconds + outside_seconds.
+    """The parts of steps: threads · seconds = kernels + waiting + claim_seconds + outside_seconds.
 
-    claim_seconds: handing out blocks, and the host program between phases. outside_seconds: checks and tables of a
-    step, waking and idle workers. Both of all threads together.
+    claim_seconds: sharing out blocks, and the host program between phases. outside_seconds: checks and tables of a
+    step, waking threads and idle ones. Both are sums over all threads.
     """
 
     threads: int
@@ -92,7 +92,7 @@ class Profile:
 
     @classmethod
     def of(cls, struct: ProfileStruct) -> Profile:
-        """A copy of what the engine lends."""
+        """A copy of the engine's structure."""
         tasks = [
             TaskProfile(
                 function=task.function.decode("utf-8", "replace"),
@@ -113,18 +113,18 @@ class Profile:
 
     @property
     def kernel_seconds(self) -> float:
-        """Inside kernels, of all threads together."""
+        """The time in kernels, summed over all threads."""
         return sum(task.kernel_seconds for task in self.tasks)
 
     @property
     def wait_seconds(self) -> float:
-        """At barriers, of all threads together."""
+        """The time at barriers, summed over all threads."""
         return sum(task.wait_seconds for task in self.tasks)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does at most per second with so many threads; 0 where that is not known.
+    """The machine's limits per second with this number of threads; 0 if unknown.
 
     memory_bytes: reading a buffer that no cache holds; weights_bytes: reading the model's weights again and again.
     i8_macs: multiply-adds of the level's int8 dot products in registers; f32_macs: of float32.

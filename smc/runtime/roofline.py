@@ -1,6 +1,6 @@
-"""A profile as a picture: rooflines with a point for every kernel, and where the time of a step goes.
+"""A profile as a picture: rooflines with a point for every kernel, and a bar of a step's time.
 
-Written by hand as SVG: it needs nothing that a device may lack.
+The SVG is written without a library, because a device may lack one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _COLORS = {"int8": "#1f6fb4", "float32": "#d9660a", "waiting": "#999999"}
 _LABELLED = 0.01
 """Kernels with less than this share of a step have a point, but no label."""
 _LINE = 14
-"""Pixels from label to label."""
+"""The distance of labels in pixels."""
 
 
 def roofline_svg(report: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ class _Panel:
         return lines
 
     def _points(self) -> list[str]:
-        """Circles as large as their shares; labels in a column beside them, none on top of another."""
+        """Circles with areas by their shares; labels in a column beside them, which do not overlap."""
         circles, labels = [], []
         for task in self.tasks:
             x, y = self._at(task["macs"] / task["bytes"], task["gmac_per_s"])

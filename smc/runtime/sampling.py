@@ -1,11 +1,11 @@
-"""Choosing the next token from logits, in numpy.
+"""Chooses the next token from logits, in numpy.
 
 The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
 min-p; then one draw. A temperature of 0 is greedy: the largest penalized logit, the lowest id where several are equal.
 
 A standalone executable chooses the same tokens for the same seed (standalone/sampling.c): all of it is float64, where
-arithmetic has the same bits everywhere and libraries' exponentials hardly differ. Logits are float32 and are counted
-from the largest: no option in its range makes anything overflow, and what underflows has no chance of being drawn.
+arithmetic has the same bits everywhere and libraries' exponentials hardly differ. Logits are float32 and the largest is
+subtracted: no option in its range makes anything overflow, and what underflows has no chance of being drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smc.errors import InputError
 from smc.fields import Range
 from smc.generation import SAMPLING
 
-NOT_FINITE = "the model's results are NaN or infinite: its weights or its input go beyond what the arithmetic holds"
+NOT_FINITE = "the model's results are NaN or infinite: its weights or inputs exceed the range of the arithmetic"
 
 _PENALTY = Range(-2, 2, "from -2 to 2")
 _PENALTIES = {"presence_penalty": _PENALTY, "frequency_penalty": _PENALTY}
@@ -39,7 +39,7 @@ class SamplingOptions:
     top_k: keep the k most likely tokens (ties with the k-th stay); 0 keeps all.
     top_p: keep the fewest most likely tokens whose probabilities reach top_p; 1 keeps all (nucleus sampling).
     min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
-    repetition_penalty: > 1 lowers tokens that the prompt or the text so far has (positive logits are divided,
+    repetition_penalty: > 1 lowers tokens that occur in the prompt or the text so far (positive logits are divided,
         negative ones multiplied: CTRL, Keskar et al. 2019); 1 changes nothing.
     presence_penalty: subtracted from the logits of tokens that the text so far (without the prompt) has.
     frequency_penalty: subtracted from them once for each time that the text so far has them.
@@ -66,12 +66,12 @@ class SamplingOptions:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether tokens are made more or less likely before they are filtered."""
+        """Whether penalties or biases change logits before they are filtered."""
         return self.repetition_penalty != 1.0 or self.changes_by_adding
 
     @property
     def changes_by_adding(self) -> bool:
-        """Whether something is added to logits: OpenAI's penalties or a bias."""
+        """Whether OpenAI's penalties or a bias are added to logits."""
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
@@ -98,7 +98,7 @@ class SplitMix64:
 
 
 class Sampler:
-    """Draws tokens by `options`; one object a text, because it holds the random state and the tokens seen."""
+    """Chooses tokens by `options`; one object per text, because it holds the random state and the tokens so far."""
 
     def __init__(self, options: SamplingOptions, prompt: list[int]) -> None:
         self.options = options
@@ -108,11 +108,11 @@ class Sampler:
 
     @property
     def takes_largest(self) -> bool:
-        """Whether `sample` always takes the largest logit, so that no others are needed."""
+        """Whether `sample` always takes the largest logit, so that no other is needed."""
         return self.options.temperature == 0.0 and not self.options.changes_logits
 
     def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.float32] | None = None) -> int:
-        """The next token for `logits` [vocab]; it counts as seen from now on. `logits` is left as it is.
+        """The next token for `logits` [vocab], which is added to the tokens so far. `logits` is not changed.
 
         allowed: the same logits with -inf for tokens that must not be chosen.
         """
@@ -130,7 +130,7 @@ class Sampler:
         return token
 
     def _added(self, scores: Floats) -> Floats:
-        """Scores with the bias, and less the presence and frequency penalties."""
+        """The scores plus the bias, minus the presence and frequency penalties."""
         options, scores = self.options, scores.astype(np.float64)
         for token, bias in options.logit_bias:
             scores[token] += bias
@@ -139,12 +139,12 @@ class Sampler:
         return scores
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
-        """One token with the probability that softmax gives it; the largest score is 0."""
+        """A token, drawn with the probability that softmax gives it; the largest score is 0."""
         return invert_cumulative(np.exp(scores), self._random.uniform())
 
 
 def check_finite(logits: NDArray[np.float32]) -> None:
-    """Raise InputError where one of `logits` [vocab] is NaN or infinite: there is nothing to choose by."""
+    """Raise InputError if one of `logits` [vocab] is NaN or infinite."""
     if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN wins in both
         raise InputError(NOT_FINITE)
 
@@ -168,7 +168,7 @@ def invert_cumulative(weights: Floats, uniform: float) -> int:
 def apply_repetition_penalty(
     logits: Floats, seen: NDArray[np.intp], penalty: float
 ) -> NDArray[np.float64]:
-    """`logits` [vocab] with the tokens `seen` made less likely (penalty > 1) or likelier (< 1)."""
+    """`logits` [vocab] in which the tokens `seen` are less likely (penalty > 1) or likelier (< 1)."""
     scores = logits.astype(np.float64)
     chosen = scores[seen]
     scores[seen] = np.where(chosen < 0, chosen * penalty, chosen / penalty)
@@ -176,7 +176,8 @@ def apply_repetition_penalty(
 
 
 def filter_logits(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
-    """Logits [vocab] less the largest, divided by the temperature; -inf for what top-k, top-p or min-p exclude."""
+    """Logits [vocab] minus the largest, divided by the temperature; -inf for tokens that top-k, top-p or min-p
+    exclude."""
     scaled = np.subtract(logits, logits.max(), dtype=np.float64)
     with np.errstate(over="ignore"):  # a small temperature makes -inf of all but the largest
         scaled /= options.temperature
@@ -193,7 +194,7 @@ def _top_p_threshold(scores: NDArray[np.float64], top_p: float) -> np.floating[A
     """The score of the last of the fewest most likely tokens whose probabilities reach `top_p`; the largest is 0."""
     weights = np.exp(scores)
     wanted = top_p * weights.sum()
-    for least in (1e-4, 0.0):  # seldom must the whole vocabulary be sorted
+    for least in (1e-4, 0.0):  # the whole vocabulary is seldom sorted
         descending = np.sort(scores[weights >= least])[::-1]
         cumulative = np.cumsum(np.exp(descending))
         if cumulative[-1] >= wanted:

@@ -1,4 +1,4 @@
-"""Which thread may have the next sequence slot of a model."""
+"""Decides which thread gets the next sequence slot of a model."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from collections import deque
 from smc.runtime.binding import CancelledError, ClosedError, Engine, NoSlotError
 
 _LOOK_SECONDS = 0.1
-"""So often a thread that waits looks for a cancellation, and for slots that were freed without `SlotQueue.free`."""
+"""Seconds after which a waiting thread looks for cancellations, and for slots that were freed without
+`SlotQueue.free`."""
 
 
 class SlotQueue:
     """Texts of several threads wait for a slot of the engine, first come, first served.
 
-    A text is what ends by itself and then frees its slot. Nobody waits for a slot that a thread has taken for longer
+    A text ends by itself and then frees its slot. No thread waits for a slot that was taken for longer
     (`Model.new_sequence`) or that the waiting thread itself has: that could be for ever.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._texts: dict[int, threading.Thread] = {}  # slot → who writes a text there
+        self._texts: dict[int, threading.Thread] = {}  # slot → the thread that generates a text there
         self._waiting: deque[object] = deque()
 
     def take(self, since: int) -> int:
         """A new sequence's slot for a text of this thread.
 
-        since: what `Engine.cancels` was when the text began; a `cancel` since then ends the waiting.
-        Raises NoSlotError where no text of another thread has a slot, `CancelledError`, `ClosedError`.
+        since: the value of `Engine.cancels` when the text began; a `cancel` since then ends the waiting. Raises
+        NoSlotError if no text of another thread has a slot, `CancelledError`, `ClosedError`.
         """
         if self._engine.forked:
-            return self._engine.sequence_create()  # which says so; the lock may be held by a thread that is not here
+            return (
+                self._engine.sequence_create()
+            )  # which raises ClosedError; a thread of the parent process may hold the lock
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
@@ -47,9 +50,9 @@ class SlotQueue:
                 self._changed.notify_all()
 
     def _try(self, ticket: object) -> int | None:
-        """A slot, or None where waiting is worth it."""
+        """A slot, or None if waiting makes sense."""
         others = self._others()
-        if self._waiting[0] is ticket or not others:  # who is first may be waiting for this thread
+        if self._waiting[0] is ticket or not others:  # the first in the queue may be waiting for this thread
             try:
                 return self._engine.sequence_create()
             except NoSlotError:
@@ -63,7 +66,7 @@ class SlotQueue:
         return any(thread is not mine and thread.is_alive() for thread in list(self._texts.values()))
 
     def free(self, slot: int) -> None:
-        """Drop a sequence, of whatever kind; nothing where the model was closed or the process is a forked child."""
+        """Drop a sequence of any kind; does nothing if the model was closed or the process is a forked child."""
         if self._engine.forked:
             return
         with self._changed:

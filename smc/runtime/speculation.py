@@ -1,10 +1,10 @@
-"""Speculation: likely next tokens are guessed, run beside the one that is due, and kept as far as they come true.
+"""Speculation: guesses the next tokens, runs them in the same step as the token before, and keeps those that are right.
 
-A step reads all weights once however few tokens it has, so a right guess is nearly free. The text is the same, token
-for token and with the same seed, as without: every token is chosen from the logits that the model has there, and these
-are the same bits however a text is cut into steps (docs/numerics.md). See Leviathan, Kalman and Matias, "Fast inference
-from transformers via speculative decoding", 2023; a guess is one token here and no distribution, so that it is kept
-exactly where the sampler draws it.
+A step reads all weights once, however few tokens it has, so a right guess is nearly free. The text is the same, token
+for token and with the same seed, as without: every token is chosen from the model's logits, which have the same bits
+however a text is cut into steps (docs/numerics.md). See Leviathan, Kalman and Matias, "Fast inference from transformers
+via speculative decoding", 2023; here a guess is one token and not a distribution, so it is kept exactly if the sampler
+draws it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ LENGTHS = (0, 1, 3, 7, 15)
 """Guesses per step that `Pace` chooses among: steps of 1, 2, 4, 8 or 16 tokens."""
 
 _FIRST_GUESS = 0.1
-"""What a guess is taken to cost, as part of a step, before one was measured: little, so that it is tried."""
+"""The assumed cost of a guess, as a share of a step, before one was measured: low, so that guessing is tried."""
 _MEMORY = 0.9
-"""What remains of older observations when a new one comes."""
+"""The weight of older observations when a new one comes."""
 _SOONEST, _LATEST = 16, 512
-"""Steps without guesses after which guessing is tried again: twice as many every time that it does not pay."""
+"""Steps without guesses after which guessing is tried again; the number doubles each time that it does not pay."""
 
 
 class Drafter(Protocol):
-    """Guesses how a text goes on; one object per text."""
+    """Guesses the next tokens of a text; one object per text."""
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens (at least 1) that may follow `tokens`, the whole text so far; none where it knows none.
+        """Up to `most` tokens (at least 1) that may follow `tokens`, the whole text so far; none without a guess.
 
         Between two calls for a text only its end grows.
         """
 
 
 class PromptLookup:
-    """What followed the last few tokens when they stood in the text before.
+    """The tokens that followed the last few tokens where they occurred in the text before.
 
     For answers that repeat their prompt: edited code, summaries, quotations (A. Saxena, "Prompt lookup decoding",
     2023). longest: how many tokens must agree at best; shortest: at least.
@@ -47,7 +47,7 @@ class PromptLookup:
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._sizes = range(longest, shortest - 1, -1)
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram → where it ended last
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram → where it last ended
         self._known = 0
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
@@ -64,15 +64,19 @@ class PromptLookup:
 
 
 class DraftModel:
-    """What a smaller model with the same tokenizer would say, greedily.
+    """The greedy tokens of a smaller model with the same tokenizer.
 
-    model: opened for this alone, with a free sequence. Raises InputError where its tokenizer is not that of `target`.
+    model: a model with a free sequence, used for nothing else. Raises InputError if its tokenizer is not that of
+    `target`.
     """
 
     def __init__(self, model: Model, target: Model) -> None:
         ours, theirs = target.artifact, model.artifact
         if (model.vocab_size, theirs.tokenizer) != (target.vocab_size, ours.tokenizer):
-            raise InputError(f"{theirs.path} can't draft for {ours.path}: it has another tokenizer")
+            raise InputError(
+                f"{theirs.path} can't draft for {ours.path}: it has another tokenizer; choose a model of the same "
+                "family"
+            )
         self._model = model
         self._sequence = model.new_sequence()
 
@@ -91,18 +95,18 @@ class DraftModel:
 
 
 class Pace:
-    """How many guesses a step should have, from what steps took and how many guesses came true.
+    """Chooses the number of guesses per step, from the time of steps and the share of right guesses.
 
-    The expected tokens per second decide. Where none pays, steps have no guesses, and one is tried from time to time.
+    The expected tokens per second decide. If no number pays, steps have no guesses, and one is tried from time to time.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # of a step by its number of guesses, from LENGTHS
+        self._seconds: dict[int, float] = {}  # seconds of a step by its number of guesses, from LENGTHS
         self._right, self._wrong = 1.0, 0.0
         self._plain, self._patience = 0, _SOONEST
 
     def guesses(self) -> int:
-        """How many the next step should have, one of LENGTHS."""
+        """The number of guesses for the next step, one of LENGTHS."""
         if self._plain >= self._patience:
             self._patience = min(2 * self._patience, _LATEST)
             self._plain = 0
@@ -113,7 +117,7 @@ class Pace:
         return best
 
     def learn(self, guesses: int, right: int, seconds: float) -> None:
-        """A step with so many guesses took so long, guessing included, and so many came true."""
+        """Record a step: its guesses, its seconds (guessing included), and how many guesses were right."""
         count = next(length for length in LENGTHS if length >= min(guesses, LENGTHS[-1]))
         before = self._seconds.get(count, seconds)
         self._seconds[count] = before + (1 - _MEMORY) * (seconds - before)
@@ -124,7 +128,7 @@ class Pace:
             self._plain += 1
 
     def _expected_tokens(self, count: int) -> float:
-        """1 + p + p² + … up to `count` guesses, each right with probability p where those before it are."""
+        """1 + p + p² + … for `count` guesses, each right with probability p if those before it are."""
         chance = self._right / (self._right + self._wrong)
         return sum(chance**place for place in range(count + 1))
 

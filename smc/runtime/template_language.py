@@ -1,4 +1,4 @@
-"""The language of chat templates: jinja in a sandbox, and what can be read of a template without running it."""
+"""The language of chat templates: jinja in a sandbox, and facts about a template that are found without running it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jinja2.sandbox
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks assistant text for training; in a prompt it is just its content."""
+    """`{% generation %}…{% endgeneration %}` marks assistant text for training; in a prompt it is only its content."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an attribute of the instance)
 
@@ -60,8 +60,8 @@ def _strftime_now(form: str) -> str:
 class TemplateTexts:
     """The texts in a template's source.
 
-    written: all of them, the text outside of tags and every constant. compared: constants that something is compared
-    with. searched: those that are looked for in something, or cut off it. assigned: those that variables get.
+    written: all of them, the text outside of tags and every constant. compared: constants in comparisons. searched:
+    those that are searched for in a text, or cut off one. assigned: those that variables get.
     """
 
     written: frozenset[str]
@@ -71,7 +71,7 @@ class TemplateTexts:
 
 
 def template_texts(source: str) -> TemplateTexts:
-    """What the source of a template says. Raises jinja2.TemplateError where it has a syntax error."""
+    """The texts of a template's source. Raises jinja2.TemplateError if it has a syntax error."""
     tree = template_environment().parse(source)
     compared: list[nodes.Node] = []
     searched: list[nodes.Node] = []

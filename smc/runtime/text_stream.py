@@ -1,4 +1,4 @@
-"""One text, generated piece by piece: a `Generation` with an engine's sequence of its own."""
+"""One text that is generated: a `Generation` with a sequence of the engine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class TextStream(Iterator[str]):
-    """An iterator over pieces of text while they are generated; `result` grows along and is complete at the end.
+    """An iterator over parts of a text while they are generated; `result` grows with them and is complete at the end.
 
     On KeyboardInterrupt, or `CancelledError` after `engine.cancel()`, the text so far stays in `result` and the
-    exception passes on; a cancellation counts whenever it comes after the stream was made, between two tokens too.
-    A sequence that the stream made is dropped at the end; one given to it stays and holds all tokens that were run.
-    drafter: guesses tokens, which changes nothing but the time.
+    exception is raised; a cancellation counts at any time after the stream was made, also between two tokens. A
+    sequence that the stream made is dropped at the end; one given to it stays and holds all tokens that were run.
+    drafter: guesses tokens, which changes only the time.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TextStream(Iterator[str]):
 
     @property
     def result(self) -> GenerationResult:
-        """What was generated so far."""
+        """The result so far."""
         return self._generation.result
 
     def __next__(self) -> str:
@@ -69,7 +69,7 @@ class TextStream(Iterator[str]):
             outcomes = self._outcomes(sequence, fresh, 1, buffer)
             timings.prompt_tokens, timings.prompt_seconds = len(fresh), time.perf_counter() - started
             while True:
-                for right, outcome in enumerate(outcomes):  # of a guess each that came true before it
+                for right, outcome in enumerate(outcomes):  # those after right guesses
                     token = generation.advance(outcome)
                     if generation.piece:
                         yield generation.piece
@@ -99,7 +99,7 @@ class TextStream(Iterator[str]):
     def _outcomes(
         self, sequence: Sequence, tokens: list[int], last: int, buffer: NDArray[np.float32] | None
     ) -> list[Outcome]:
-        """Run tokens; the outcomes of the last of them, which `buffer` takes where they are logits."""
+        """Run tokens; returns the outcomes of the last ones; `buffer` takes those that are logits."""
         if buffer is None:
             if last == 1:
                 return [sequence.next_token(tokens, since=self._since)]
@@ -108,7 +108,7 @@ class TextStream(Iterator[str]):
         return list(sequence.extend(tokens, logits, out=buffer[:last], since=self._since))
 
     def _guess(self, text: list[int], right: int, guesses: int) -> list[int]:
-        """Guesses of what follows `text`, behind a step whose guesses came true so far."""
+        """Guesses of the tokens after `text`, after a step with right guesses."""
         if self._drafter is None:
             return []
         if self._step_seconds:

@@ -1,4 +1,4 @@
-"""What single tokens stand for, as bytes: a token may be a part of a character."""
+"""The bytes of single tokens: a token may be a part of a character."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class TokenTexts:
-    """Bytes and texts of a tokenizer's tokens, special ones by their names."""
+    """Bytes and texts of a tokenizer's tokens; special ones have their names."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -39,11 +39,11 @@ class TokenTexts:
         return text.replace("\u2581", " ").encode()
 
     def text_of(self, token: int) -> str:
-        """The token as text; bytes that are no character of their own as U+FFFD."""
+        """The token as text; bytes that are not whole characters become U+FFFD."""
         return self.bytes_of(token).decode("utf-8", "replace")
 
     def name_of(self, token: int) -> str:
-        """The token's text; as OpenAI has it, bytes that are no character of their own as "bytes:\\xe2\\x80"."""
+        """The token's text; as in OpenAI's API, bytes that are not whole characters become "bytes:\\xe2\\x80"."""
         data = self.bytes_of(token)
         try:
             return data.decode("utf-8")

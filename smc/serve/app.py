@@ -29,15 +29,15 @@ from smc.serve.web_page import page_router
 MOST_BODY_BYTES = 16 << 20
 
 OPEN_PATHS = {"/health", "/", "/page/chat.js", "/page/style.css"}
-"""For which no API key is needed."""
+"""Paths that need no API key."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """How artifacts are opened and served.
 
-    sequences: places in the KV cache, of running texts and kept prefixes, and one for embeddings. patience: seconds
-    that running texts have when the server is shut down.
+    sequences: the number of sequences in the KV cache: those of running texts, kept prefixes, and one for embeddings.
+    patience: seconds that running texts may take after the server is told to shut down.
     """
 
     context_length: int = 0
@@ -52,7 +52,7 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """An artifact that was opened, and its name for clients."""
+    """An open artifact, and its name for clients."""
 
     name: str
     path: Path
@@ -60,10 +60,10 @@ class OpenedModel:
 
 
 def open_models(artifacts: Sequence[Path], options: ServerOptions) -> list[OpenedModel]:
-    """Open artifacts; all or none. InputError where one can't be run, or two have the same name."""
+    """Open all artifacts. InputError, and none is open, if one can't be run or two have the same name."""
     names = [path.stem for path in artifacts]
     if len(set(names)) != len(names):
-        raise InputError("two artifacts have the same name: rename one, the file's name is the model's")
+        raise InputError("two artifacts have the same name: rename one file; a model has the name of its file")
     opened: list[OpenedModel] = []
     try:
         for name, path in zip(names, artifacts, strict=True):
@@ -97,7 +97,7 @@ def make_app(opened: Sequence[OpenedModel], options: ServerOptions) -> FastAPI:
             for served in models.all():
                 served.close(options.patience)
 
-    # FastAPI's own pages would fetch scripts from elsewhere.
+    # FastAPI's own pages would load scripts from other servers.
     app = FastAPI(title="smc serve", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(openai_router(models))
     app.include_router(ollama_router(models))
@@ -122,11 +122,11 @@ class TooLargeError(HTTPException):
     """A body of more than MOST_BODY_BYTES."""
 
     def __init__(self) -> None:
-        super().__init__(413, f"the request is larger than {MOST_BODY_BYTES >> 20} MiB")
+        super().__init__(413, f"the request is larger than {MOST_BODY_BYTES >> 20} MiB: send a shorter one")
 
 
 class Gate:
-    """ASGI middleware: the API key, the size of bodies, counting."""
+    """ASGI middleware: checks the API key and the size of bodies, and counts requests."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
         self._app = app
@@ -160,14 +160,16 @@ class Gate:
         if self._key is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._key):
-                refused = ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+                refused = ApiError(
+                    401, ("the API key is missing or wrong: send the server's --api-key"), code="invalid_api_key"
+                )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > MOST_BODY_BYTES:
             refused = ApiError(413, str(TooLargeError().detail))
         if refused is not None:
             await JSONResponse(body_of(refused), status_code=refused.status)(scope, receive, told)
             return
-        # Bodies are JSON whatever they are called: curl calls them a form.
+        # Bodies are JSON whatever their content type: curl says that they are forms.
         others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         json_scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
         await self._app(json_scope, counted, told)

@@ -1,4 +1,4 @@
-"""Failures as answers: a status code, and a body in the form of OpenAI's API."""
+"""Errors as HTTP answers: a status code, and a body in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smc.serve.scheduler import QueueFullError, StoppingError
 
 
 class ApiError(Exception):
-    """A request that gets no answer. parameter: which of its fields is at fault, if one is."""
+    """A request that can't be answered. parameter: the field that is wrong, if there is one."""
 
     def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """The answer for an exception; those that are bugs of ours are 500."""
+    """The answer for an exception; a bug in smc has status 500."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
@@ -37,11 +37,11 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, QueueFullError):
         return ApiError(429, "the server has too many requests: try again later", code="rate_limit_exceeded")
     if isinstance(error, (StoppingError, CancelledError, ClosedError)):
-        return ApiError(503, "the server is being shut down")
+        return ApiError(503, "the server is shutting down: try again later")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     if isinstance(error, RecursionError):
-        return ApiError(400, "the request is nested too deeply")
+        return ApiError(400, "the request is nested too deeply: send a flatter one")
     return ApiError(500, "the server failed: its log says why")
 
 
@@ -53,7 +53,7 @@ def body_of(error: ApiError) -> dict[str, Any]:
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """The response for an exception; Ollama's endpoints have a form of their own."""
+    """The response for an exception; Ollama's endpoints have another form than OpenAI's."""
     told = as_api_error(error)
     headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, QueueFullError) else {}
     if told.status == 401:
@@ -66,6 +66,6 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     message = first["msg"][:1].lower() + first["msg"][1:]
     return ApiError(400, f"{place}: {message}" if place else message, place or None)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: /metrics."""
+"""Metrics for Prometheus, at /metrics."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Metrics:
         self._registry.register(self)
 
     def watch(self, model: str, scheduler: Scheduler) -> None:
-        """Tell about a scheduler from now on."""
+        """Add the metrics of a scheduler."""
         self._schedulers[model] = scheduler
 
     def count_request(self, path: str, status: int) -> None:
-        """A request was answered. path: of the endpoint, not the client's."""
+        """Count a request that was answered. path: the endpoint's, not the one that the client sent."""
         self._requests.labels(path, str(status)).inc()
 
     def count_text(self, model: str, text: Text, event: Event, now: float) -> None:
-        """A text ended."""
+        """Count a text that ended."""
         result = text.result
         reason = "failed" if event.error else "cancelled" if not text.generation.done else result.finish_reason
         self._texts.labels(model, reason).inc()
@@ -60,11 +60,11 @@ class Metrics:
             self._whole.labels(model).observe(now - text.submitted if text.submitted else 0.0)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What the schedulers are doing now, for prometheus_client."""
+        """The current state of the schedulers, for prometheus_client."""
         gauges: dict[str, tuple[str, Any]] = {
             "smc_running_texts": ("Texts in the batch", lambda s: s.running),
             "smc_waiting_texts": ("Texts in the queue", lambda s: s.waiting),

@@ -7,21 +7,21 @@ from smc.serve.served import ServedModel
 
 
 class Models:
-    """Served models; filled when the server starts."""
+    """The served models; filled when the server starts."""
 
     def __init__(self) -> None:
         self._models: dict[str, ServedModel] = {}
 
     def add(self, served: ServedModel) -> None:
-        """Serve a model under its name."""
+        """Add a model under its name."""
         self._models[served.name] = served
 
     def all(self) -> list[ServedModel]:
-        """In the order of the command line."""
+        """All models, in the order of the command line."""
         return list(self._models.values())
 
     def find(self, name: str) -> ServedModel:
-        """The model of this name, Ollama's ":latest" left out. ApiError 404 where there is none."""
+        """The model of this name, ignoring Ollama's ":latest". ApiError 404 if there is none."""
         served = self._models.get(name) or self._models.get(name.removesuffix(":latest"))
         if served is None:
             known = ", ".join(self._models)

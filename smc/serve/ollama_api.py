@@ -1,4 +1,4 @@
-"""Ollama's endpoints, which many programs speak: generate, chat, tags, show, version, ps, embed."""
+"""Ollama's endpoints, which many programs use: generate, chat, tags, show, version, ps, embed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Request(BaseModel):
 
 
 class OllamaOptions(_Request):
-    """`options` of a request, by Ollama's names; the others, about memory and machines, are ignored."""
+    """`options` of a request, with Ollama's names; those about memory and machines are ignored."""
 
     num_predict: StrictInt | None = None
     temperature: float | None = None
@@ -45,7 +45,7 @@ class OllamaOptions(_Request):
     stop: StrictStr | list[StrictStr] | None = None
 
     def generation(self, served: ServedModel) -> GenerationOptions:
-        """As options of a text; num_predict below 0: until the context is full."""
+        """The same as options of a text; num_predict below 0: until the context is full."""
         most = self.num_predict
         return served.model.generation_options(
             max_tokens=None if most is None or most < 0 else most,
@@ -62,7 +62,8 @@ class OllamaOptions(_Request):
 
 
 class GenerateRequest(_Request):
-    """/api/generate. raw: without the chat template. context: tokens of an earlier answer to go on behind."""
+    """/api/generate. raw: without the chat template. context: tokens of an earlier answer, which this request
+    continues."""
 
     model: StrictStr
     prompt: StrictStr = ""
@@ -75,7 +76,7 @@ class GenerateRequest(_Request):
 
 
 class OllamaMessage(BaseModel):
-    """A message; images are refused."""
+    """A message; one with images is refused."""
 
     model_config = ConfigDict(extra="allow")
     role: StrictStr
@@ -128,7 +129,7 @@ def ollama_router(models: Models) -> APIRouter:
     @router.post("/generate")
     async def generate(body: GenerateRequest, request: Request) -> Response:
         served = models.find(body.model)
-        if not body.prompt and not body.context:  # this is how Ollama's clients load a model
+        if not body.prompt and not body.context:  # Ollama's clients load a model by an empty request
             return JSONResponse(_line(served, {"response": "", "done": True, "done_reason": "load"}))
         chats = not body.raw and body.context is None and served.model.has_chat_template
         if chats:
@@ -164,7 +165,7 @@ def ollama_router(models: Models) -> APIRouter:
 async def _chat(served: ServedModel, body: ChatRequest, request: Request) -> Response:
     """The answer to /api/chat."""
     if any(message.images for message in body.messages):
-        raise ApiError(400, "images: this server takes text only")
+        raise ApiError(400, "images: this server takes text only; leave images out")
     if not body.messages:
         message = {"role": "assistant", "content": ""}
         return JSONResponse(_line(served, {"message": message, "done": True, "done_reason": "load"}))
@@ -187,11 +188,11 @@ async def _chat(served: ServedModel, body: ChatRequest, request: Request) -> Res
 
 
 def _grammar(wanted: str | dict[str, Any] | None) -> Grammar | None:
-    """Of `format`: "json", or a JSON schema."""
+    """The grammar of `format`: "json", or a JSON schema."""
     if wanted is None or wanted == "":
         return None
     if isinstance(wanted, str) and wanted != "json":
-        raise ApiError(400, 'format is "json" or a JSON schema')
+        raise ApiError(400, 'format must be "json" or a JSON schema')
     return ANY_JSON if isinstance(wanted, str) else Grammar.of_schema(wanted)
 
 
@@ -202,7 +203,7 @@ async def _answer(
     shown: Callable[[str], Answer],
     more: Callable[[Text], Answer],
 ) -> Response:
-    """One object, or a line for every piece; `more` is said in the last one."""
+    """One object, or a line for every part of the text; the last one also has `more`."""
     served.submit([text])
     if text.streamed:
         return StreamingResponse(_lines(served, text, shown, more), media_type="application/x-ndjson")
@@ -235,7 +236,7 @@ def _time(seconds: float) -> str:
 
 
 def _statistics(text: Text) -> Answer:
-    """Durations are in nanoseconds."""
+    """The timings of an answer, in nanoseconds."""
     timings, result = text.result.timings, text.result
     return {
         "done": True,

@@ -68,7 +68,7 @@ async def _complete(served: ServedModel, body: CompletionRequest, request: Reque
     choices = body.n or 1
     prompts = [served.model.prompt_tokens(prompt) for prompt in body.prompts()]
     if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo: the prompt has no log-probabilities here; leave echo or logprobs away", "echo")
+        raise ApiError(400, "echo: smc has no log-probabilities of prompts; leave out echo or logprobs", "echo")
     texts = [
         served.prepare(tokens, body.options(served.model, index, body.logprobs, body.max_tokens), bool(body.stream))
         for tokens in prompts
@@ -169,7 +169,7 @@ def _form(served: ServedModel, body: ChatRequest) -> AnswerForm:
     if not body.tools:
         return plain_form(messages, grammar)
     if grammar is not None:
-        raise ApiError(400, "response_format: it can't be combined with tools", "response_format")
+        raise ApiError(400, "response_format can't be combined with tools: leave out one of them", "response_format")
     return tools_form(served.model, messages, body.tools, body.tool_choice, body.parallel_tool_calls is not False)
 
 
@@ -181,13 +181,13 @@ def _wants_usage(body: CompletionRequest | ChatRequest) -> bool:
 
 
 Piece = Callable[[int, Text, str, int, int, str | None], Answer]
-"""Makes a choice of: its index, the text, what is shown, and how many tokens and characters were told before."""
+"""Makes a choice of its index, the text, the part to show, and how many tokens and characters were sent before."""
 
 
 async def _pieces(
     served: ServedModel, texts: Sequence[Text], head: Answer, piece: Piece, with_usage: bool
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of all texts as they come; a failure is told as one."""
+    """Server-sent events of all texts as they come; an error is an event, too."""
     queue: asyncio.Queue[tuple[int, str, bool] | Exception] = asyncio.Queue()
 
     async def follow(index: int, text: Text) -> None:
@@ -237,7 +237,7 @@ def _reason(text: Text) -> str:
 
 
 def _usage(texts: Sequence[Text], choices: int) -> Answer:
-    """Of all texts; each prompt counts once, however many choices it has."""
+    """The usage of all texts; each prompt counts once, however many choices it has."""
     parts = [form.usage([text.result for text in texts[i : i + choices]]) for i in range(0, len(texts), choices)]
     total = {name: sum(part[name] for part in parts) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
     cached = sum(part["prompt_tokens_details"]["cached_tokens"] for part in parts)
@@ -250,7 +250,11 @@ def _usage(texts: Sequence[Text], choices: int) -> Answer:
 async def _embed(served: ServedModel, body: EmbeddingRequest) -> Answer:
     if body.dimensions is not None and body.dimensions != served.model.engine.facts.hidden_size:
         size = served.model.engine.facts.hidden_size
-        raise ApiError(400, f"dimensions: this model's embeddings have {size} and can't be shortened", "dimensions")
+        raise ApiError(
+            400,
+            (f"dimensions: this model's embeddings have {size} and can't be shortened; leave dimensions out"),
+            "dimensions",
+        )
     prompts = [served.model.prompt_tokens(text) for text in body.inputs()]
     data = []
     for index, tokens in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API as pydantic models: what is sent, with types and ranges."""
+"""Requests of OpenAI's API as pydantic models: their fields, with types and ranges."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST_STOPS = 16
 
 
 class _Request(BaseModel):
-    """What OpenAI's clients send beside is ignored."""
+    """A base class: other fields that OpenAI's clients send are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class StreamOptions(_Request):
-    """include_usage: the last piece of a stream says how many tokens there were."""
+    """include_usage: the last event of a stream says how many tokens there were."""
 
     include_usage: StrictBool = False
 
@@ -46,7 +46,7 @@ class SamplingRequest(_Request):
     logit_bias: dict[str, float] | None = None
 
     def options(self, model: Model, index: int, logprobs: int | None, max_tokens: int | None) -> GenerationOptions:
-        """For the `index`-th answer. Raises InputError for what is out of range."""
+        """Options of the `index`-th answer. Raises InputError for values out of range."""
         given = {
             name: getattr(self, name)
             for name in (
@@ -66,7 +66,7 @@ class SamplingRequest(_Request):
         try:
             return tuple(sorted((int(token), bias) for token, bias in (self.logit_bias or {}).items()))
         except ValueError:
-            raise ApiError(400, "logit_bias: its keys are token ids", "logit_bias") from None
+            raise ApiError(400, "logit_bias: its keys must be token ids", "logit_bias") from None
 
 
 class CompletionRequest(SamplingRequest):
@@ -80,31 +80,31 @@ class CompletionRequest(SamplingRequest):
     suffix: StrictStr | None = None
 
     def prompts(self) -> Sequence[str | list[int]]:
-        """The prompts, each with answers of its own."""
+        """The prompts; each gets answers of its own."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
         if not prompt:
-            raise ApiError(400, "prompt: it is empty", "prompt")
+            raise ApiError(400, "prompt must not be empty", "prompt")
         return [prompt] if isinstance(prompt[0], int) else prompt
 
     def check(self) -> None:
-        """ApiError for what smc does not do."""
+        """Raise ApiError for parameters that smc does not support."""
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError(400, "best_of: answers are not ranked; leave it away and use n", "best_of")
+            raise ApiError(400, "best_of: smc does not rank answers; leave it out and use n", "best_of")
         if self.suffix:
-            raise ApiError(400, "suffix: text can't be inserted, only continued", "suffix")
+            raise ApiError(400, "suffix: smc can't insert text, only continue it; leave suffix out", "suffix")
 
 
 class TextPart(_Request):
-    """A part of a message; only text."""
+    """A part of a message; it must be text."""
 
     type: Literal["text"]
     text: StrictStr
 
 
 class ChatMessage(BaseModel):
-    """A message; what else it has is shown to the chat template."""
+    """A message; the chat template gets all its other fields, too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -113,7 +113,7 @@ class ChatMessage(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: content is text."""
+        """The message for a chat template: its content is text."""
         content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
         message = {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
         for name in ("name", "tool_call_id"):
@@ -125,7 +125,7 @@ class ChatMessage(BaseModel):
 
 
 class ResponseFormat(_Request):
-    """What an answer must look like."""
+    """The required form of an answer."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
     json_schema: dict[str, Any] | None = None
@@ -149,7 +149,7 @@ class ChatRequest(SamplingRequest):
 
     @property
     def most_tokens(self) -> int | None:
-        """Of an answer; None: until the context is full."""
+        """Most tokens of an answer; None: until the context is full."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -162,9 +162,9 @@ class EmbeddingRequest(_Request):
     dimensions: StrictInt | None = None
 
     def inputs(self) -> Sequence[str | list[int]]:
-        """The texts, each with an embedding of its own."""
+        """The texts; each gets an embedding."""
         if isinstance(self.input, str):
             return [self.input]
         if not self.input:
-            raise ApiError(400, "input: it is empty", "input")
+            raise ApiError(400, "input must not be empty", "input")
         return [self.input] if isinstance(self.input[0], int) else self.input

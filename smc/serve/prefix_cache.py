@@ -1,7 +1,7 @@
-"""Which sequence a new text goes on in: the one that has the longest beginning of its prompt already.
+"""Chooses the sequence for a new text: the one that already holds the longest beginning of its prompt.
 
-Sequences whose text has ended keep what they hold until their slot or their memory is needed; the one that was used
-longest ago goes first. A sequence that is in use, or that holds something else behind the common part, is forked: the
+Sequences whose text has ended keep their tokens until their slot or their memory is needed; the one that was used
+longest ago is dropped first. A sequence that is in use, or that has other tokens after the common part, is forked: the
 two share pages of the KV cache.
 """
 
@@ -14,12 +14,12 @@ from itertools import count
 from smc.runtime import Model, Sequence
 
 WORTH_A_FORK = 16
-"""Tokens in common from which on a sequence is forked, or another text's prefill waited for."""
+"""With this many tokens in common, a sequence is forked, or a text waits for another text's prefill."""
 
 
 @dataclass
 class Kept:
-    """A sequence and who uses it now: nobody (None) or a text. used: larger is later."""
+    """A sequence and the text that uses it now, if there is one. used: when it was last used; larger is later."""
 
     sequence: Sequence
     user: object | None = None
@@ -27,7 +27,7 @@ class Kept:
 
 
 class PrefixCache:
-    """The sequences of a model, `slots` at most."""
+    """The sequences of a model, at most `slots`."""
 
     def __init__(self, model: Model, slots: int) -> None:
         self._model = model
@@ -36,7 +36,8 @@ class PrefixCache:
         self._clock = count(1)
 
     def take(self, prompt: Items[int], user: object) -> Sequence | None:
-        """A sequence that holds as much of prompt[:-1] as any does, and no more; None where all slots are in use."""
+        """A sequence that holds exactly the longest beginning of prompt[:-1] that any sequence has; None if all slots
+        are in use."""
         wanted = prompt[:-1]
         best, common = None, 0
         for kept in self._kept:
@@ -44,7 +45,7 @@ class PrefixCache:
             if length > common or (length == common and best is not None and best.user is not None):
                 best, common = kept, length
         if best is not None and best.user is None and 2 * common >= best.sequence.length:
-            return self._use(best, common, user)  # its own conversation goes on
+            return self._use(best, common, user)  # the same conversation continues
         if best is not None and common >= WORTH_A_FORK and self._make_room(best):
             fork = Kept(best.sequence.fork())
             self._kept.append(fork)
@@ -58,7 +59,7 @@ class PrefixCache:
         return self._use(self._kept[-1], 0, user)
 
     def give_back(self, user: object, keep: bool = True) -> None:
-        """The text has ended; keep: what its sequence holds may be used again."""
+        """Release the sequence of a text that has ended; keep: its tokens may be used again."""
         for kept in self._kept:
             if kept.user is user:
                 kept.user, kept.used = None, next(self._clock)
@@ -67,11 +68,11 @@ class PrefixCache:
                 return
 
     def idle_tokens(self) -> int:
-        """Tokens that unused sequences hold; those that share pages are counted twice."""
+        """The number of tokens in unused sequences; tokens in shared pages count for each of them."""
         return sum(kept.sequence.length for kept in self._kept if kept.user is None)
 
     def forget_oldest(self) -> bool:
-        """Free an unused sequence; false where there is none."""
+        """Free an unused sequence; false if there is none."""
         return self._make_free(None)
 
     def clear(self) -> None:
@@ -100,7 +101,7 @@ class PrefixCache:
 
 
 def common_length(first: Items[int], second: Items[int]) -> int:
-    """How many tokens two texts have in common at their beginnings."""
+    """The length of the common beginning of two texts, in tokens."""
     most = min(len(first), len(second))
     if first[:most] == second[:most]:
         return most

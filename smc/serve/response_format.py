@@ -9,7 +9,7 @@ from smc.structured.grammar import ANY_JSON, Grammar
 
 
 def response_grammar(kind: str, value: Any) -> Grammar | None:
-    """Of `response_format`. value: the schema, the expression or the grammar. ApiError where it is missing."""
+    """The grammar of `response_format`. value: the schema, the expression or the grammar. ApiError if it is missing."""
     if kind == "text":
         return None
     if kind == "json_object":

@@ -1,8 +1,8 @@
 """Continuous batching: one thread that steps a model for all texts at once.
 
-A step has one token of every text that is being generated, and beside them prompts of new texts, cut into chunks. A
-text joins between two steps and leaves as soon as it ends. Results are the same bits whoever is in the batch, which is
-the engine's promise (docs/numerics.md).
+A step has one token of every text that is being generated, and chunks of the prompts of new texts. A text joins between
+two steps and leaves as soon as it ends. Results do not depend on the other texts of a batch: the engine promises the
+same bits (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from smc.serve.prefix_cache import WORTH_A_FORK, PrefixCache, common_length
 
 
 class QueueFullError(Exception):
-    """So many texts wait already that no more are taken; retry_after: seconds after which there may be room."""
+    """The queue is full. retry_after: seconds after which there may be room."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(retry_after)
@@ -31,12 +31,12 @@ class QueueFullError(Exception):
 
 
 class StoppingError(Exception):
-    """The server is being shut down."""
+    """The server is shutting down."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a step brought for a text. error: why it failed; it is `done` then."""
+    """The result of a step for a text. error: why the text failed; then it is `done`."""
 
     piece: str
     done: bool
@@ -48,7 +48,7 @@ Post = Callable[[list[tuple["Text", Event]]], None]
 
 @dataclass(eq=False)
 class Text:
-    """A text in the scheduler. streamed: every piece is told, else the end only.
+    """A text in the scheduler. streamed: its owner gets an update after every step, else only at the end.
 
     to_run: tokens for the next steps. submitted, first_token: by time.perf_counter; 0: not yet.
     """
@@ -65,22 +65,22 @@ class Text:
 
     @property
     def result(self) -> GenerationResult:
-        """What there is of it so far."""
+        """The text so far."""
         return self.generation.result
 
     @property
     def reserved(self) -> int:
-        """Tokens that it may come to hold."""
+        """The number of tokens that its sequence may grow to."""
         return len(self.result.prompt) + self.generation.most_tokens
 
     def cancel(self) -> None:
-        """Nobody wants it any more: it leaves before the next step, from any thread."""
+        """Its client is gone: the text leaves before the next step. May be called from any thread."""
         self.cancelled = True
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much at once: texts that run and that wait, tokens of one step, bytes of the KV cache."""
+    """Limits: the texts that run and that wait, the tokens of a step, the bytes of the KV cache."""
 
     running: int = 16
     waiting: int = 256
@@ -89,10 +89,10 @@ class Limits:
 
 
 class Scheduler:
-    """Batches the texts of a model. `submit` from any thread; `stop` at the end.
+    """Batches the texts of a model. `submit` may be called from any thread; call `stop` at the end.
 
-    post: is given what a step brought, in the scheduler's thread. The model must have been opened with more
-    `sequences` than limits.running: what is left keeps prefixes.
+    post: is called with the results of a step, in the scheduler's thread. The model must have been opened with more
+    `sequences` than limits.running: the others keep prefixes.
     """
 
     def __init__(self, model: Model, post: Post, limits: Limits | None = None) -> None:
@@ -126,12 +126,12 @@ class Scheduler:
         return self.submit_all([text])[0]
 
     def submit_all(self, texts: list[Text]) -> list[Text]:
-        """Queue texts that belong together, all or none. Raises as `submit`; InputError: they could never fit."""
+        """Queue all of these texts or none. Raises as `submit`, and InputError if one could never fit."""
         for text in texts:
             if self._bytes(text.reserved) > self.limits.kv_bytes:
                 raise InputError(
                     f"the text may grow to {text.reserved} tokens, which need {self._bytes(text.reserved) >> 20} MiB "
-                    f"of KV cache where this server has {self.limits.kv_bytes >> 20}: give a smaller max_tokens"
+                    f"of KV cache, but this server has {self.limits.kv_bytes >> 20}: give a smaller max_tokens"
                 )
         with self._changed:
             if self._stopping:
@@ -145,7 +145,8 @@ class Scheduler:
         return texts
 
     def stop(self, patience: float = 0.0) -> None:
-        """Take no more texts, wait so many seconds for those that run, then end them; returns when all is over."""
+        """Take no more texts, wait up to `patience` seconds for running ones, then end them. Returns when all have
+        ended."""
         deadline = time.perf_counter() + patience
         with self._changed:
             self._stopping = True
@@ -173,7 +174,7 @@ class Scheduler:
                 self._post(events)
 
     def _leave(self) -> list[tuple[Text, Event]]:
-        """Remove what was cancelled."""
+        """Remove cancelled texts."""
         gone = [text for text in [*self._running, *self._waiting] if text.cancelled]
         for text in gone:
             (self._running if text in self._running else self._waiting).remove(text)
@@ -181,7 +182,8 @@ class Scheduler:
         return [(text, Event("", done=True)) for text in gone]
 
     def _join(self) -> list[tuple[Text, Event]]:
-        """Take texts from the queue in order while there is room; who waits for another's prefill is overtaken."""
+        """Take texts from the queue in order while there is room; a text that waits for another's prefill is
+        overtaken."""
         events: list[tuple[Text, Event]] = []
         for text in list(self._waiting):
             if len(self._running) >= self.limits.running:
@@ -208,7 +210,8 @@ class Scheduler:
         return events
 
     def _shares_a_prefill(self, text: Text) -> bool:
-        """Whether a running text is about to compute a beginning of this one's prompt, so that waiting is cheaper."""
+        """Whether a running text will soon have computed a beginning of this one's prompt, so that waiting is
+        cheaper."""
         prompt = text.result.prompt
         for other in self._running:
             assert other.sequence is not None
@@ -219,7 +222,7 @@ class Scheduler:
         return False
 
     def _fits(self, text: Text) -> bool:
-        """Whether the KV cache has memory for it; unused sequences make room."""
+        """Whether the KV cache has memory for a text; unused sequences are freed for it."""
         needed = text.reserved + sum(other.reserved for other in self._running)
         while self._bytes(needed + self._cache.idle_tokens()) > self.limits.kv_bytes:
             if not self._cache.forget_oldest():
@@ -230,12 +233,12 @@ class Scheduler:
         return tokens * int(self.model.engine.facts.kv_bytes_per_token)
 
     def _seconds_until_room(self) -> float:
-        """A guess: as long as the running texts took on average so far, at least one."""
+        """An estimate in seconds: the mean time that the running texts have taken so far, at least 1."""
         ages = [time.perf_counter() - text.started for text in self._running]
         return max(1.0, sum(ages) / len(ages)) if ages else 1.0
 
     def _step(self) -> list[tuple[Text, Event]]:
-        """One step for all that run: first those that generate, then prompts as far as the step has room."""
+        """One step for all running texts: first those that generate, then prompts as far as the step has room."""
         texts = sorted(self._running, key=lambda text: len(text.to_run) > 1)
         room, chosen, parts = self.limits.step_tokens, [], []
         for text in texts:
@@ -251,7 +254,7 @@ class Scheduler:
             outcomes: list[Any] = list(joint_step(self.model, parts, largest, self._buffer))
         except (CancelledError, ClosedError) as error:
             outcomes = [error] * len(parts)
-        except (InputError, RuntimeError) as error:  # of one of them, which the others must not suffer for
+        except (InputError, RuntimeError) as error:  # one text failed; the others continue
             outcomes = [error] if len(parts) == 1 else [self._alone(part) for part in parts]
         now = time.perf_counter()
         self.steps += 1
@@ -268,7 +271,7 @@ class Scheduler:
         return events
 
     def _alone(self, part: Part) -> Any:
-        """A part's own outcome or exception; logits are copied, as there is one buffer."""
+        """The outcome or exception of one part of a step. Logits are copied, because all steps share a buffer."""
         try:
             [outcome] = joint_step(self.model, [part], False, self._buffer)
             return outcome.copy() if outcome is not None and not isinstance(outcome, int) else outcome

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ServedModel:
-    """An artifact under its name. Made inside the event loop that its texts are awaited in."""
+    """An artifact under its name. Create it in the event loop that awaits its texts."""
 
     def __init__(self, name: str, path: Path, model: Model, limits: Limits, metrics: Metrics) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class ServedModel:
         self._loop = asyncio.get_running_loop()
         self._preparing = threading.Lock()
         self._grammars: Grammars | None = None
-        self._embedding = threading.Lock()  # embeddings have one slot
+        self._embedding = threading.Lock()  # embeddings share one slot
         self.scheduler = Scheduler(model, self._post, limits)
         metrics.watch(name, self.scheduler)
 
@@ -47,20 +47,21 @@ class ServedModel:
     def prepare(
         self, prompt: list[int], options: GenerationOptions, streamed: bool, constraint: Constraint | None = None
     ) -> Text:
-        """A text that can be submitted. InputError where the prompt does not fit."""
+        """A text for `submit`. InputError if the prompt does not fit."""
         tokenizer = self.model.tokenizer if self.model.has_tokenizer else None
         generation = Generation(prompt, options, tokenizer, self.model.context_length, constraint)
         return Text(generation, listener=asyncio.Queue(), streamed=streamed)
 
     def submit(self, texts: Sequence[Text]) -> None:
-        """Queue texts, all or none; those that want no tokens are done already. Raises as `Scheduler.submit_all`."""
+        """Queue all of these texts or none; texts with max_tokens 0 are done already. Raises as
+        `Scheduler.submit_all`."""
         for text in texts:
             if text.generation.done:
                 text.listener.put_nowait(Event("", done=True))
         self.scheduler.submit_all([text for text in texts if not text.generation.done])
 
     async def events(self, text: Text) -> AsyncIterator[Event]:
-        """What happens to a text, to its end; what it failed with is raised. Leaving early cancels it."""
+        """The updates of a text until its end; its exception is raised. Leaving the loop early cancels the text."""
         try:
             while True:
                 event: Event = await text.listener.get()
@@ -73,7 +74,8 @@ class ServedModel:
             text.cancel()
 
     async def finish(self, texts: Sequence[Text], request: Request) -> None:
-        """Wait until all texts are complete; where the client goes first, they are cancelled and ApiError is raised."""
+        """Wait until all texts are complete. If the client disconnects first, they are cancelled and ApiError is
+        raised."""
 
         async def complete(text: Text) -> None:
             async for _ in self.events(text):
@@ -85,7 +87,7 @@ class ServedModel:
         try:
             await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not everything.done():
-                raise ApiError(499, "the client has gone")
+                raise ApiError(499, "the client has disconnected")
             await everything
         finally:
             gone.cancel()
@@ -95,7 +97,7 @@ class ServedModel:
             await asyncio.gather(everything, gone, return_exceptions=True)
 
     async def constraints(self, grammar: Grammar, count: int) -> list[Constraint]:
-        """Constraints for so many texts. InputError for a grammar that can't be used; ApiError without llguidance."""
+        """Constraints for `count` texts. InputError for a grammar that can't be used; ApiError without llguidance."""
 
         def make() -> list[Constraint]:
             with self._preparing:
@@ -103,26 +105,32 @@ class ServedModel:
                     try:
                         from smc.structured.constraint import Grammars
                     except ImportError:
-                        raise ApiError(501, "this server has no llguidance, which forms of answers need") from None
+                        raise ApiError(
+                            501,
+                            (
+                                "structured answers need the package llguidance, which this server lacks: install "
+                                "smc-compiler[serve] there"
+                            ),
+                        ) from None
                     self._grammars = Grammars(self.model)
             return [self._grammars.constraint(grammar) for _ in range(count)]
 
         return await asyncio.to_thread(make)
 
     def embed(self, tokens: list[int]) -> list[float]:
-        """The embedding of a text; blocks, so call it in a thread."""
+        """The embedding of a text. This blocks, so call it in a thread."""
         with self._embedding:
             return self.model.embed(tokens).tolist()
 
     def close(self, patience: float) -> None:
-        """Let running texts end for so many seconds, then free everything."""
+        """Give running texts `patience` seconds to end, then free everything."""
         self.scheduler.stop(patience)
         self.model.close()
 
     def _post(self, events: list[tuple[Text, Event]]) -> None:
         try:
             self._loop.call_soon_threadsafe(self._deliver, events)
-        except RuntimeError:  # the loop is closed: nobody listens any more
+        except RuntimeError:  # the loop is closed: no one waits for updates
             return
 
     def _deliver(self, events: list[tuple[Text, Event]]) -> None:
@@ -133,6 +141,6 @@ class ServedModel:
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has gone; the body must have been read."""
+    """Returns when the client has disconnected; the body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

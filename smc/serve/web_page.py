@@ -1,4 +1,4 @@
-"""The chat page at /: three files, nothing from elsewhere."""
+"""The chat page at /: three files, which load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ FOLDER = Path(__file__).parent / "page"
 FILES = {"style.css": "text/css", "chat.js": "text/javascript"}
 
 POLICY = "default-src 'self'; img-src data:; frame-ancestors 'none'"
-"""Of the page's content: nothing of another place, and nothing inside other pages."""
+"""The page loads nothing from other servers, and no other page can embed it."""
 
 
 def page_router() -> APIRouter:
-    """The page and its files."""
+    """Add the page and its files to the application."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")

@@ -1,4 +1,4 @@
-"""The second runtime: what executables have in place of Python's tokenizers and jinja2, as tables and C.
+"""The runtime of executables: C and tables in place of Python's tokenizers and jinja2.
 
-`tokenizer_tables` and `split_chat_template` make data of a model's texts when it is compiled; the C in `c/` uses them.
+`tokenizer_tables` and `split_chat_template` make tables when a model is compiled; the C in `c/` reads them.
 """

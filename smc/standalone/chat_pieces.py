@@ -1,7 +1,7 @@
-"""A chat template taken apart: what an executable without jinja needs to write the template's prompts.
+"""A chat template in pieces: what an executable without jinja needs to write the template's prompts.
 
-Templates are programs, but nearly all of them write a fixed text around each message, which depends on who speaks and
-on whether the message is the first or the last of its kind. `ChatPieces` holds these texts; chat_split.py
+Templates are programs, but nearly all of them write a fixed text around each message, which depends on the role and on
+whether the message is the first or the last of its role. `ChatPieces` holds these texts; chat_split.py
 finds them, and c/chat_template.c puts them together again, as `ChatPieces.render` does here.
 """
 
@@ -19,7 +19,7 @@ MAGIC = b"smcchat1"
 
 
 class Strip(IntEnum):
-    """What is taken off an end of a message; WHITESPACE is Python's str.strip()."""
+    """What is stripped from an end of a message; WHITESPACE is Python's str.strip()."""
 
     NOTHING = 0
     NEWLINES = 1
@@ -27,27 +27,27 @@ class Strip(IntEnum):
 
     @property
     def characters(self) -> str | None:
-        """The argument of str.strip() and its like."""
+        """The argument for str.strip(), str.lstrip() and str.rstrip()."""
         return ("", "\n", None)[self]
 
 
 class Kind(IntEnum):
-    """What a piece is."""
+    """The kinds of pieces."""
 
     TEXT = 0
     CONTENT = 1  # the message's own content, or the system message's
     DATE = 2  # now, `text` being strftime's format
     REFUSAL = 3  # such a conversation is refused; `text` is the sentence
-    GUARD = 4  # refused where the content has `text`, or for an empty text where it is blank
+    GUARD = 4  # the conversation is refused if the content has `text` or, for an empty `text`, if it is blank
 
 
 @dataclass(frozen=True)
 class Piece:
     """A part of the prompt. What the fields mean depends on `kind`; unused ones keep their defaults.
 
-    system: the content is the system message's. left, right: how the ends of a content are stripped. text: that of the
-    piece; of a content, everything up to the last occurrence of this text is dropped, and `left_after_cut` strips what
-    follows it.
+    system: the content is the system message's. left, right: how the ends of a content are stripped. text: the text of
+    the piece. For a content: everything up to the last occurrence of this text is dropped, and `left_after_cut` strips
+    what follows it.
     """
 
     kind: Kind
@@ -63,7 +63,7 @@ class Piece:
 
 
 class Role(IntEnum):
-    """Whose pieces: a message's up to and with its content, or what follows the last message."""
+    """What pieces belong to: a message, up to the end of its content, or the end of the conversation."""
 
     USER = 0
     ASSISTANT = 1
@@ -71,7 +71,7 @@ class Role(IntEnum):
 
 
 class Place(IntEnum):
-    """Where a message stands among those of its role; that of END is the last user message's."""
+    """The place of a message among those of its role; END has that of the last user message."""
 
     MIDDLE = 0
     FIRST = 1
@@ -92,7 +92,7 @@ class EmptySystem(IntEnum):
     NONE_IF_BLANK = 2  # no system message, even when it is white space
 
 
-Key = tuple[bool, Role, Place]  # whether there is a system message, whose, where
+Key = tuple[bool, Role, Place]  # whether there is a system message, role, place
 
 
 @dataclass
@@ -105,7 +105,7 @@ class ChatPieces:
     def render(self, messages: Sequence[Mapping[str, str]], now: datetime | None = None) -> str:
         """The prompt for a conversation: at most one system message, then user and assistant alternating, a user last.
 
-        now: for templates that write the date. Raises InputError where the template refuses the conversation.
+        now: for templates that write the date. Raises InputError if the template refuses the conversation.
         """
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         turns = [message["content"] for message in messages if message["role"] != "system"]
@@ -133,10 +133,10 @@ class ChatPieces:
             raise InputError(piece.text)
         if piece.kind is Kind.GUARD:
             if not piece.text and not content.strip():
-                raise InputError("the model's chat template has no place for an empty message here; write something")
+                raise InputError("the model's chat template allows no empty message here: write something")
             if piece.text and piece.text in content:
                 raise InputError(
-                    f"the model's chat template treats '{piece.text}' in a message in a way of its own; remove it"
+                    f"the model's chat template treats '{piece.text}' in a message specially: remove it"
                 )
             return ""
         if piece.text and piece.text in content:

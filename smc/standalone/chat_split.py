@@ -1,10 +1,10 @@
-"""Taking a chat template apart into pieces, by rendering conversations of marks that nobody can guess.
+"""Splits a chat template into pieces, by rendering conversations whose contents are random marks.
 
 What stands between two marks is the template's own text. How a content is changed (stripped, cut after "</think>") is
 found by contents with something around the mark. All of it is then compared with what jinja renders: conversations of
 one to seven questions, with and without a system message, with difficult contents, and with the texts that the template
-itself looks for in messages. Where such a text or an empty message comes out otherwise, a guard refuses it at run time;
-where anything else does, the template is `Unsplittable`.
+itself looks for in messages. If only such a text or an empty message is written differently, a guard refuses it at run
+time; if anything else is, the template is `Unsplittable`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from smc.standalone.chat_pieces import ChatPieces, EmptySystem, Key, Kind, Piece
 Messages = list[dict[str, str]]
 
 _DATES = (datetime(2026, 3, 9, 4, 5, 6), datetime(2031, 11, 28, 17, 44, 59))
-_DATE_FORMAT = re.compile(r"([^%\0]|%[aAbBdHIjmMpSyY%])+")  # conversions that every C library has and writes alike
+_DATE_FORMAT = re.compile(r"([^%\0]|%[aAbBdHIjmMpSyY%])+")  # conversions that every C library writes alike
 _MAX_DATE_BYTES = 63
 _MAX_LITERALS = 100
 _QUESTIONS = range(1, 8)
@@ -45,7 +45,7 @@ _BLANK = ("", " ", "\n", " \u3000\n")
 
 _MARK = re.compile("[\ue000-\uf8ff]{16}")
 
-# Beside a mark, to see what is stripped: each way to strip leaves something else of it.
+# Stands beside a mark, to see what is stripped: each way to strip leaves another part of it.
 _SPACE = "\n \n"
 
 
@@ -60,11 +60,11 @@ class Unsplittable:
 
 
 class _CannotSplitError(Exception):
-    """The reason, on its way out of this module's functions."""
+    """Carries the reason out of this module's functions."""
 
 
 def chat_pieces(source: str, tokenizer: str, special_tokens: Mapping[str, str]) -> bytes | Unsplittable:
-    """The ZIP member for a template, or why there is none.
+    """The ZIP member for a template, or the reason why there is none.
 
     source: jinja text. tokenizer: the text of a `tokenizers` JSON file. special_tokens: as in `smc.ir.ModelFacts`.
     """
@@ -76,7 +76,7 @@ def chat_pieces(source: str, tokenizer: str, special_tokens: Mapping[str, str]) 
 
 
 def split_chat_template(template: ChatTemplate) -> ChatPieces | Unsplittable:
-    """The pieces of a template, checked, or why there are none."""
+    """The pieces of a template, checked, or the reason why there are none."""
     literals, pairs = _tested_texts(template)
     if len(literals) > _MAX_LITERALS:
         return Unsplittable(f"looks for {len(literals)} different texts in messages")
@@ -92,12 +92,12 @@ def split_chat_template(template: ChatTemplate) -> ChatPieces | Unsplittable:
 
 # ---- finding the pieces
 
-# Where a refusal is met by the conversations of so many questions (or more than two), and by no others.
+# Numbers of questions (2: two or more) of the conversations in which a place occurs.
 _REFUSED = {1: (Role.USER, Place.ONLY), 2: (Role.ASSISTANT, Place.ONLY), 4: (Role.ASSISTANT, Place.FIRST)}
 
 
 def _find_pieces(template: ChatTemplate, literals: Sequence[str]) -> ChatPieces:
-    """The pieces as conversations of 1, 2 and 4 questions show them: every key occurs in one of these."""
+    """The pieces, from conversations of 1, 2 and 4 questions: every key occurs in one of these."""
     pieces = ChatPieces()
     for system, questions in itertools.product((False, True), _REFUSED):
         try:
@@ -115,7 +115,7 @@ def _find_pieces(template: ChatTemplate, literals: Sequence[str]) -> ChatPieces:
 
 
 class _Probe:
-    """A conversation whose contents are marks. Raises InputError where the template refuses it."""
+    """A conversation whose contents are marks. Raises InputError if the template refuses it."""
 
     def __init__(self, template: ChatTemplate, questions: int, system: bool) -> None:
         self._template = template
@@ -143,7 +143,7 @@ class _Probe:
         return list(zip(turn_keys(len(turns), self._system), map(tuple, listed), strict=True))
 
     def _slot(self, i: int, literals: Sequence[str]) -> Piece:
-        """How content `i` is written; what this gets wrong, the checks find."""
+        """How content `i` is written; the checks find what is wrong here."""
         slot = Piece(Kind.CONTENT, system=self._system and i == 0)
         if (kept := self._kept(i, _SPACE, _SPACE)) is None:
             return slot
@@ -155,7 +155,7 @@ class _Probe:
         return slot
 
     def _kept(self, i: int, left: str, right: str) -> tuple[str, str] | None:
-        """What the template leaves of two texts put around mark `i`; None where it changes more than these."""
+        """What the template leaves of two texts around mark `i`; None if it changes anything else."""
         mark = self._marks[i]
         changed = self._render([*self._marks[:i], left + mark + right, *self._marks[i + 1 :]])
         if self._text.count(mark) != 1 or changed.count(mark) != 1:
@@ -173,7 +173,7 @@ class _Probe:
 
 
 def _strip(kept: str, left: bool) -> Strip:
-    """Which way to strip leaves `kept` of `_SPACE`."""
+    """The way to strip that leaves `kept` of `_SPACE`."""
     strip = str.lstrip if left else str.rstrip
     return next((way for way in Strip if strip(_SPACE, way.characters) == kept), Strip.NOTHING)
 
@@ -240,7 +240,7 @@ def _guard(pieces: ChatPieces, text: str, system: bool, i: int) -> None:
 
 
 def _settle_blank(template: ChatTemplate, pieces: ChatPieces) -> None:
-    """Find out what an empty system message means, and refuse what else comes out otherwise."""
+    """Find out what an empty system message means, and refuse other empty messages that are written differently."""
     for meaning in EmptySystem:
         pieces.empty_system = meaning
         if all(_equal(template, pieces, [blank, *["hello"] * n], True) for blank in _BLANK for n in (1, 3, 5)):

@@ -1,7 +1,7 @@
-"""The parts of a tokenizer.json as the native tokenizer has them: normalizer, pre-tokenizer, decoder, frame of a text.
+"""The parts of a tokenizer.json for the native tokenizer: normalizer, pre-tokenizer, decoder, tokens around a text.
 
-The engine has no regular expressions and no normalizers beyond what language models use: a tokenizer that needs more is
-refused by name, never approximated.
+The native tokenizer has only the patterns and normalizers of common language models. A tokenizer with any other part is
+refused, never approximated; the error names the part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUMBER, PUNCTUATION, DIGIT, NUMERIC = 1 << 1, 1 << 5, 1 << 6, 1 << 7  # places i
 
 
 class Step(NamedTuple):
-    """What the normalizer or the pre-tokenizer does, one thing after another."""
+    """The steps of the normalizer or the pre-tokenizer."""
 
     kind: int
     number: int = 0
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 def _patterns() -> dict[str, Step]:
     """The regular expressions of language models' pre-tokenizers, in all the ways in which they are written."""
     space = (r"\s+(?!\S)|\s+",)
-    line = (r"\s*[\r\n]+", r"\s*[\r\n]")  # the same: all that follows the last line break is no line break
+    line = (r"\s*[\r\n]+", r"\s*[\r\n]")  # the same: no line break follows the last one
     contractions = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?i:[sdmt]|ll|ve|re)")
     prefix = (r"[^\r\n\p{L}\p{N}]?", r"[^\r\n\p{L}\p{N}]?+")
     digits = {r"\p{N}": 1, r"\p{N}{1,2}": 2, r"\p{N}{1,3}": 3, r"\p{N}+": 0}
@@ -75,12 +75,13 @@ def _patterns() -> dict[str, Step]:
 
 PATTERNS = _patterns()
 _LINES = re.compile(r"\\n\|(.)\*\[\^\1\\n\]\+\|\1\+", re.DOTALL)
-_WHOLE = (SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K, SPLIT_LINES)  # what they match is the whole text
+_WHOLE = (SPLIT_GPT2, SPLIT_CL100K, SPLIT_O200K, SPLIT_LINES)  # patterns that match the whole text
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What is made of the texts of tokens: bits DECODE_…, a replacement, and how many spaces the start loses."""
+    """How texts of tokens are decoded: bits DECODE_…, a replacement, and how many spaces are stripped from the
+    start."""
 
     flags: int
     replace_from: str = ""
@@ -89,8 +90,11 @@ class Decoder:
 
 
 def refusal(what: str) -> InputError:
-    """Why a tokenizer that needs this has no tables."""
-    return InputError(f"the native tokenizer can't do {what}: its text would not be cut as the model was trained on")
+    """The error for a tokenizer that can't have tables."""
+    return InputError(
+        f"the native tokenizer does not support {what}, and a model needs texts split as in training: leave out "
+        "--standalone"
+    )
 
 
 def _flatten(part: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
@@ -103,7 +107,7 @@ def _flatten(part: Mapping[str, Any] | None, members: str) -> list[Mapping[str, 
 
 
 def _literal(pattern: Mapping[str, str], where: str) -> str:
-    """The text of a pattern that is no regular expression."""
+    """The text of a pattern that is a fixed text."""
     if not pattern.get("String"):
         raise refusal(f"{where} of the pattern {next(iter(pattern.values()))!r}")
     return pattern["String"]
@@ -163,7 +167,7 @@ def _split(member: Mapping[str, Any]) -> Step:
     step = Step(SPLIT_LINES, first=lines[1]) if lines else PATTERNS.get(pattern)
     if step is None or (lines and lines[1] in r"\[](){}*+?.^$|&-"):
         raise refusal(f"the regular expression {pattern!r}")
-    # Where everything is matched, keeping the matches and dropping what lies between is the same as Isolated.
+    # If everything is matched, keeping the matches and dropping the rest is the same as Isolated.
     if (behavior, invert) != ("Isolated", False) and not (
         (behavior, invert) == ("Removed", True) and step.kind in _WHOLE
     ):
@@ -172,7 +176,7 @@ def _split(member: Mapping[str, Any]) -> Step:
 
 
 def check_metaspace(normalizer: Sequence[Step], splitter: Sequence[Step]) -> None:
-    """Metaspace needs the place of a piece in the original text: we know that of the very first piece only."""
+    """Metaspace needs the place of a part in the original text, which is known for the first part only."""
     for place, step in enumerate(splitter):
         changed = place > 0 or any(step.kind not in (NFC, REPLACE) for step in normalizer)
         if step.kind == METASPACE and step.number == PREPEND_SCHEMES["first"] and changed:
@@ -180,7 +184,7 @@ def check_metaspace(normalizer: Sequence[Step], splitter: Sequence[Step]) -> Non
 
 
 def read_decoder(part: Mapping[str, Any] | None) -> Decoder:
-    """ByteLevel, Metaspace, or of Replace, ByteFallback, Fuse and Strip, in this order, what there is."""
+    """ByteLevel, Metaspace, or any of Replace, ByteFallback, Fuse and Strip, in this order."""
     members = _flatten(part, "decoders")
     kinds = [member["type"] for member in members]
     if kinds == ["ByteLevel"]:

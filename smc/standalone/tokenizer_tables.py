@@ -1,7 +1,7 @@
-"""The native tokenizer's tables, made of a tokenizer.json.
+"""The native tokenizer's tables, made from a tokenizer.json.
 
-The engine has no JSON. What a tokenizer.json says is read in tokenizer_parts.py; how the tables look is said in
-standalone/c/tokenizer_internal.h.
+The C code can't read JSON: tokenizer_parts.py reads tokenizer.json, and standalone/c/tokenizer_internal.h defines the
+tables.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MOST_TOKENS = 1 << 20
 MOST_MERGES = 1 << 24
 MOST_STEP_BYTES = 64
 SPACE = "\u2581"
-"""What stands for a space in SentencePiece's vocabularies: "▁"."""
+"""The character for a space in SentencePiece's vocabularies: "▁"."""
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: multiplying by it spreads keys over the upper bits (Knuth, volume 3, 6.4)."""
@@ -51,19 +51,19 @@ ADDED_NORMALIZED, ADDED_LSTRIP, ADDED_RSTRIP, ADDED_SINGLE_WORD = 1, 2, 4, 8
 
 
 def tokenizer_tables(tokenizer_json: str, control: ControlTokens | None = None) -> bytes:
-    """The tables of a tokenizer, the same bytes for the same text.
+    """The tables of a tokenizer; the same text gives the same bytes.
 
-    tokenizer_json: what `tokenizers` reads. control: the tokens that nobody's text becomes; None: the special ones.
-    Raises InputError where the tokenizer can't be read, or where a part of it is one that the engine's tokenizer does
-    not have; the sentence names the part.
+    tokenizer_json: what `tokenizers` reads. control: the tokens that a user's text never becomes; None: the special
+    ones. Raises InputError if the tokenizer can't be read, or if the native tokenizer lacks a part of it; the sentence
+    names the part.
     """
     with blamed_on("the tokenizer can't be read"):
         tokenizer = Tokenizer.from_str(tokenizer_json)
-    # What `tokenizers` makes of it: one spelling of everything, and of merges that occur twice the last.
+    # `tokenizers` writes everything in one way, and keeps the last of merges that occur twice.
     data = json.loads(tokenizer.to_str())
     tables = _Tables(tokenizer, data, control or control_tokens(tokenizer, None, {}, ()))
     if tokenizer.get_vocab_size(with_added_tokens=False) != len(data["model"]["vocab"]):
-        raise InputError("the tokenizer is broken: two tokens have one id")
+        raise InputError("the tokenizer is broken: two tokens have the same id")
     return tables.build()
 
 
@@ -135,14 +135,14 @@ class _Tables:
     # ---- texts
 
     def _span(self, text: bytes) -> tuple[int, int]:
-        """Offset and length of a text in the section of bytes; equal texts share a place."""
+        """The offset and length of a text in the section of bytes; equal texts share a place."""
         if text not in self._spans:
             self._spans[text] = (len(self._texts), len(text))
             self._texts += text
         return self._spans[text]
 
     def _vocabulary(self) -> dict[int, str]:
-        """Id → what is decoded: the text in the model or, of an added token, what is looked for."""
+        """Id → the text to decode: that of the model or, for an added token, the text that is searched for."""
         tokens = {number: text for text, number in self._model["vocab"].items()}
         tokens |= {token["id"]: self._pattern(token) for token in self._data["added_tokens"]}
         if not tokens or max(tokens) >= MOST_TOKENS or len(self._model["merges"]) > MOST_MERGES:
@@ -150,7 +150,7 @@ class _Tables:
         return tokens
 
     def _pattern(self, token: Mapping[str, Any]) -> str:
-        """What is looked for to find an added token."""
+        """The text that is searched for to find an added token."""
         return self._normalize(token["content"]) if token["normalized"] else str(token["content"])
 
     def _id(self, token: str) -> int:
@@ -160,7 +160,7 @@ class _Tables:
         return int(number)
 
     def _token_texts(self) -> tuple[NDArray[np.uint32], bytes]:
-        """Puts the texts of all ids into the section of bytes: where they begin, and the ids' flags."""
+        """Put the texts of all ids into the section of bytes; the result is where they begin, and the ids' flags."""
         starts, flags = [0], bytearray()
         control = set(self._control.ids.values())
         in_answers = {self._control.ids[text] for text in self._control.in_answers}
@@ -171,14 +171,14 @@ class _Tables:
                 flag = TOKEN_EXISTS | (TOKEN_BYTE if self._is_byte(text) else 0)
                 flag |= TOKEN_CONTROL if number in control else 0
                 flag |= TOKEN_IN_ANSWERS if number in in_answers else 0
-                flag |= TOKEN_SKIPPED if text in self._special else 0  # so not where it is normalized to another text
+                flag |= TOKEN_SKIPPED if text in self._special else 0  # not if it is normalized to another text
                 self._texts += _byte_level_text(text) if self._byte_level else text.encode()
             flags.append(flag)
             starts.append(len(self._texts))
         return np.array(starts, "<u4"), bytes(flags)
 
     def _is_byte(self, text: str) -> bool:
-        """Whether ByteFallback takes a token for a byte: it sees what the steps before it have made of the token."""
+        """Whether ByteFallback takes a token for a byte, after the steps before it have changed the token."""
         if not self._decoder.flags & DECODE_BYTE_FALLBACK:
             return False
         seen = (
@@ -192,7 +192,7 @@ class _Tables:
     # ---- the model
 
     def _symbols(self) -> bytes:
-        """Tokens of one character (or one byte): where merging begins."""
+        """The tokens of one character (or one byte), with which merging begins."""
         if self._byte_level:
             alphabet = _byte_alphabet()
             found = {alphabet[t]: n for t, n in self._model["vocab"].items() if t in alphabet}
@@ -206,7 +206,8 @@ class _Tables:
         return struct.pack("<256i", *(self._model["vocab"].get(f"<0x{byte:02X}>", -1) for byte in range(256)))
 
     def _merges(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64], NDArray[np.int32], int]:
-        """Buckets, the merges in the order of their buckets, what each rank makes, and the bits of the hash."""
+        """The buckets, the merges in the order of their buckets, the token that each rank makes, and the bits of the
+        hash."""
         vocab = self._model["vocab"]
         try:
             pairs = [(vocab[left], vocab[right]) for left, right in self._model["merges"]]
@@ -222,7 +223,7 @@ class _Tables:
         return starts, entries[order].astype("<u8"), np.array(merged, "<i4"), bits
 
     def _words(self, flags: int) -> tuple[NDArray[np.uint32], NDArray[np.int32], int]:
-        """The same for whole tokens by their text, where the model looks for these before it merges."""
+        """The same for whole tokens by their text, if the model searches for these before it merges."""
         if not flags & MODEL_IGNORE_MERGES:
             return np.zeros(0, "<u4"), np.zeros(0, "<i4"), 0
         texts = sorted((number, text) for text, number in self._model["vocab"].items() if text)
@@ -238,9 +239,9 @@ class _Tables:
         return starts, np.array([number for number, _ in texts], "<i4")[order], bits
 
     def _word_start(self, unknown: int) -> str:
-        """SentencePiece's space where it begins words only: then merging need not look at all words at once.
+        """SentencePiece's space, if it only begins words: then words can be merged one at a time.
 
-        So it is where no merge joins it to another character before it, and no character between two is left out.
+        That is so if no merge joins it to another character before it, and no character between two is left out.
         """
         starts = all(left.endswith(SPACE) for left, right in self._model["merges"] if right.startswith(SPACE))
         return SPACE if starts and unknown >= 0 and SPACE in self._model["vocab"] and not self._byte_level else ""
@@ -253,7 +254,7 @@ class _Tables:
             content = token["content"]
             pattern = self._pattern(token)
             if not pattern:
-                raise refusal(f"the added token {content!r}, of which the normalizer leaves nothing")
+                raise refusal(f"the added token {content!r}, which the normalizer makes empty")
             flags = sum(
                 flag
                 for name, flag in (
@@ -270,7 +271,7 @@ class _Tables:
         entries.sort()
         for one, other in itertools.pairwise(entries):
             if one[:2] == other[:2]:
-                raise InputError(f"the tokenizer is broken: two added tokens read {one[1].decode()!r}")
+                raise InputError(f"the tokenizer is broken: two added tokens have the text {one[1].decode()!r}")
         return b"".join(
             struct.pack("<4Ii2I", *self._span(content), *self._span(pattern), number, flags, prefix)
             for _, pattern, content, number, flags, prefix in entries
@@ -301,7 +302,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _byte_level_text(text: str) -> bytes:
-    """What a token of byte-level BPE decodes to: its bytes, or itself where it has other characters."""
+    """What a token of byte-level BPE decodes to: its bytes, or its text if it has other characters."""
     alphabet = _byte_alphabet()
     return bytes(map(alphabet.__getitem__, text)) if alphabet.keys() >= set(text) else text.encode()
 
@@ -315,7 +316,8 @@ def _fnv1a(text: bytes) -> int:
 
 
 def _hash(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp], int]:
-    """Where each of 2^bits buckets begins, the keys' order by bucket, and the bits: about a key in every bucket."""
+    """Where each of 2^bits buckets begins, the order of the keys by bucket, and the bits; a bucket has about one
+    key."""
     bits = max(len(keys) - 1, 0).bit_length()
     buckets = keys * np.uint64(GOLDEN) >> np.uint64(64 - bits) if bits else np.zeros_like(keys)
     order = np.argsort(buckets, kind="stable")
@@ -324,7 +326,7 @@ def _hash(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp
 
 
 def _layout(numbers: Sequence[int], spans: Sequence[tuple[int, int]], sections: Sequence[tuple[bytes, int]]) -> bytes:
-    """The header and the sections one after another, each at a multiple of ALIGNMENT."""
+    """The header and then the sections, each at a multiple of ALIGNMENT."""
     header_bytes = 4 * (3 + len(numbers)) + 8 * (len(spans) + len(sections))
     block = bytearray(ceil_div(header_bytes, ALIGNMENT) * ALIGNMENT)
     places = []

@@ -1,9 +1,10 @@
-"""Generates the engine's Unicode tables (standalone/c/tokenizer_unicode.h) from how `tokenizers` behaves.
+"""Generates the native tokenizer's Unicode tables (standalone/c/tokenizer_unicode.h) from the behaviour of
+`tokenizers`.
 
     python -m smc.standalone.unicode_tables          rewrite the header
 
 `tokenizers` uses several libraries, each with its own version of Unicode, so nothing is taken from the standard: every
-code point is tried for every property, through the very parts whose behaviour the engine repeats.
+code point is tried for every property, with the parts of `tokenizers` that the C code imitates.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ PATTERNS = {
 """Classes that regular expressions of pre-tokenizers are made of. A mark, \\p{M}, is an UPPER that is no LETTER."""
 
 CLASSES = (*PATTERNS, "NUMERIC", "WHITE", "WORD")
-"""NUMERIC: what the pre-tokenizer Digits cuts off. WHITE: what added tokens strip. WORD: what single words end at.
-The place of a class is its bit."""
+"""NUMERIC: characters that the pre-tokenizer Digits cuts off. WHITE: those that added tokens strip. WORD: those of
+words, for single_word. The place of a class is its bit."""
 
 LOW = 0x800
-"""Below, classes are in a table by code point: all that UTF-8 writes in one or two bytes."""
+"""Code points below this, which UTF-8 writes in one or two bytes, have their classes in a table by code point."""
 
 HANGUL = range(0xAC00, 0xAC00 + 11172)
-"""Composed by arithmetic, as the Unicode standard has it (section 3.12)."""
+"""Hangul syllables are composed by arithmetic (Unicode standard, section 3.12)."""
 
 _CHUNK = 4096
 
@@ -60,26 +61,26 @@ def _chosen(choose: Callable[[str], Iterable[str]]) -> Iterator[str]:
 
 
 def _numeric(characters: str) -> Iterator[str]:
-    """Those that Digits cuts off from letters on both sides."""
+    """The characters that Digits cuts off from letters on both sides."""
     pieces = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str("a" + "aa".join(characters) + "a")
     return (piece for piece, _ in pieces if len(piece) == 1 and piece != "a")
 
 
 def _marker(**options: bool) -> Tokenizer:
-    """A tokenizer that knows one token, U+0001, and nothing else."""
+    """A tokenizer with one token, U+0001."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.add_tokens([AddedToken("\x01", normalized=False, **options)])
     return tokenizer
 
 
 def _stripped(characters: str) -> Iterator[str]:
-    """Those that a token with lstrip takes along: its text then begins one character earlier."""
+    """The characters that a token with lstrip takes with it: its text then begins one character earlier."""
     encoding = _marker(lstrip=True).encode("".join(f"a{c}\x01" for c in characters))
     return (characters[start // 3] for start, end in encoding.offsets if end - start == 2)
 
 
 def _joins_words(characters: str) -> Iterator[str]:
-    """Those behind which a token that must be a single word is none."""
+    """The characters after which a token that must be a single word is not found."""
     encoding = _marker(single_word=True).encode("".join(f"{c}\x01 " for c in characters))
     alone = {start // 3 for start, _ in encoding.offsets}
     return (c for place, c in enumerate(characters) if place not in alone and c != "\x01")
@@ -102,7 +103,7 @@ class Composition:
     def _orders(self, nfd: Callable[[str], str]) -> dict[str, int]:
         """Character → the rank, from 1, of its combining class; starters are left out.
 
-        Two neighbours swap where the first has the higher class, so a class is known by whom it swaps with.
+        Two neighbours swap if the first has the higher class, so swaps show the order of the classes.
         """
         # U+0334 has the lowest class, 1, and U+0345 the highest, 240: every other swaps with one of them.
         low, high = "\u0334", "\u0345"
@@ -186,7 +187,7 @@ def header() -> str:
 
 
 def path() -> Path:
-    """Where the header lies."""
+    """The path of the header."""
     return Path(__file__).parent / "c" / "tokenizer_unicode.h"
 
 

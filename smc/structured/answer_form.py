@@ -1,4 +1,4 @@
-"""What a chat's answer must look like: formats of answers, and calls of tools."""
+"""The required form of a chat's answer: formats, and calls of tools."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BEGINNINGS = {"hermes": ("<tool_call>",), "mistral": ("[TOOL_CALLS]",), "llama"
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How a chat is asked and its answer read. grammar: None where any text will do.
+    """How a chat is put to the model and how its answer is read. grammar: None if any text is allowed.
 
-    messages: with what the model is told about tools. variables: for the chat template.
+    messages: with the description of the tools, if the template does not write one. variables: for the chat template.
     """
 
     messages: list[dict[str, Any]]
@@ -35,12 +35,12 @@ class AnswerForm:
         return parse_calls(text, self.form, self.functions) if self.functions else (text, [])
 
     def filter(self) -> CallFilter | None:
-        """For a stream; None where there are no tools."""
+        """A filter for a stream; None without tools."""
         return CallFilter(self) if self.functions else None
 
 
 class CallFilter:
-    """Lets the text of a stream through up to where a call begins."""
+    """Lets the text of a stream through until a call begins."""
 
     def __init__(self, form: AnswerForm) -> None:
         self._form = form
@@ -54,7 +54,7 @@ class CallFilter:
         return shown
 
     def end(self, text: str) -> tuple[str, list[ToolCall]]:
-        """What is left of the whole text, and its calls."""
+        """The part of the text that was not shown yet, and the calls of the text."""
         _, calls = self._form.parse(text)
         return ("" if calls else text[self._shown :]), calls
 
@@ -71,7 +71,7 @@ def tools_form(
     choice: str | dict[str, Any] | None = None,
     parallel: bool = True,
 ) -> AnswerForm:
-    """With tools, by OpenAI's `tool_choice`. Raises InputError for what is wrong in them."""
+    """The form with tools and OpenAI's `tool_choice`. Raises InputError if they are wrong."""
     functions = functions_of_tools(tools)
     required = choice == "required"
     if isinstance(choice, dict):
@@ -81,7 +81,7 @@ def tools_form(
             raise InputError(f"tool_choice: there is no tool {name!r:.80}")
         required = True
     elif choice not in (None, "auto", "none", "required"):
-        raise InputError("tool_choice is auto, none, required or a function")
+        raise InputError("tool_choice must be auto, none, required or a function")
     messages = _with_objects(messages)
     if choice == "none":
         return AnswerForm(messages)
@@ -104,14 +104,14 @@ def _told_in_system(messages: list[dict[str, Any]], text: str) -> list[dict[str,
 
 
 def _with_objects(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Arguments of earlier calls as objects, which templates take, where they came as JSON text."""
+    """The messages with the arguments of earlier calls as objects, which templates expect, not as JSON text."""
     def call(value: dict[str, Any]) -> dict[str, Any]:
         function = dict(value.get("function") or {})
         if isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"])
             except ValueError:
-                raise InputError("messages: the arguments of a tool call are no JSON") from None
+                raise InputError("messages: the arguments of a tool call must be JSON") from None
         return {**value, "function": function}
 
     def told(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Grammars as a `Constraint` of generation, by llguidance."""
+"""Grammars as a `Constraint` of generation, with llguidance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smc.structured.grammar import Grammar
 class Grammars:
     """Makes constraints for the texts of one model; its tokenizer is prepared once, which takes about a second.
 
-    Raises InputError where the model has no tokenizer, or one that llguidance can't read.
+    Raises InputError if the model has no tokenizer, or one that llguidance can't read.
     """
 
     def __init__(self, model: Model) -> None:
@@ -31,7 +31,7 @@ class Grammars:
             self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=self._size, eos_token=self._ends[0])
 
     def constraint(self, grammar: Grammar) -> GrammarConstraint:
-        """For one text. InputError for a grammar that is wrong, or that nothing can fulfil."""
+        """A constraint for one text. InputError for a grammar that is wrong or that no text fulfils."""
         compiled = grammar.compiled()
         error = LLMatcher.validate_grammar(compiled, self._tokenizer)
         if error:
@@ -49,7 +49,7 @@ class GrammarConstraint:
         self._ends = list(ends)
 
     def restrict(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Constraint`. InputError where the grammar has come to nothing: it took too much time or memory."""
+        """See `Constraint`. InputError if the grammar takes too much time or memory."""
         fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise InputError(f"the grammar can't be followed: {' '.join(self._matcher.get_error().split())}")

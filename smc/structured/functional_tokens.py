@@ -1,8 +1,8 @@
-"""Function tokens (Octopus v2, Chen and Li 2024, arXiv 2404.01744): a token of its own stands for each function.
+"""Function tokens (Octopus v2, Chen and Li 2024, arXiv 2404.01744): each function has a token of its own.
 
-A model that was trained so answers with a call, `<nexa_2>("kitchen", 21)<nexa_end>`: the first token is one of the
-function tokens, arguments are Python values by the signature, and an end token stops it. Parallel calls are separated
-by ";", and an argument may itself be a call.
+A model that was trained for them answers with a call, `<nexa_2>("kitchen", 21)<nexa_end>`: the first token is one of
+the function tokens, arguments are Python values of the signature's types, and an end token follows. Parallel calls are
+separated by ";", and an argument may itself be a call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Call:
     arguments: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """With nested calls as objects too."""
+        """The call as an object for JSON; nested calls are objects, too."""
         values = {n: v.as_json() if isinstance(v, Call) else v for n, v in self.arguments.items()}
         return {"name": self.name, "arguments": values}
 
@@ -53,7 +53,7 @@ class CallResult:
 
 
 def with_tokens(functions: Sequence[Function]) -> list[Function]:
-    """Functions without a token of their own get <nexa_0>, <nexa_1>, … in their order."""
+    """The functions; those without a token get <nexa_0>, <nexa_1>, … in their order."""
     return [
         function if function.token else replace(function, token=f"<nexa_{i}>") for i, function in enumerate(functions)
     ]
@@ -62,7 +62,7 @@ def with_tokens(functions: Sequence[Function]) -> list[Function]:
 def call_functions(
     model: Model, functions: Sequence[Function], query: str, *, prompt: str = PROMPT, max_tokens: int = 128
 ) -> CallResult:
-    """Ask a model with function tokens. InputError where its tokenizer lacks one, or the answer grew too long."""
+    """Put a query to a model with function tokens. InputError if its tokenizer lacks one, or the answer is too long."""
     functions = with_tokens(functions)
     started = time.perf_counter()
     constraint = Grammars(model).constraint(grammar_of(functions, _special_tokens(model, functions)))
@@ -76,7 +76,7 @@ def call_functions(
     for _ in stream:
         pass
     if stream.result.finish_reason != "stop":
-        raise InputError(f"the call is longer than {max_tokens} tokens: give more")
+        raise InputError(f"the call is longer than {max_tokens} tokens: allow more")
     text = stream.result.text
     return CallResult(parse(text, functions), text, time.perf_counter() - started)
 
@@ -91,7 +91,8 @@ def _special_tokens(model: Model, functions: Sequence[Function]) -> frozenset[st
 
 
 def grammar_of(functions: Sequence[Function], tokens: frozenset[str]) -> Grammar:
-    """Calls of these functions, each argument by its schema's type, up to the end token. tokens: the model's."""
+    """A grammar of calls of these functions, with the types of their schemas, up to the end token. tokens: the
+    model's."""
     lines = [f'start: call0 (";" call0)* {END_TOKEN}']
     for depth in range(MOST_NESTED + 1):
         names = [f"call{depth}_{i}" for i in range(len(functions))]
@@ -118,7 +119,8 @@ def _separated(parts: list[str]) -> list[str]:
 
 
 def _argument(schema: dict[str, Any], nested: str) -> str:
-    """Python values of a schema, or what `nested` adds to them. InputError for types that have no grammar here."""
+    """A grammar of the Python values of a schema, and of `nested` calls. InputError for types that have no grammar
+    here."""
     if "enum" in schema:
         values = " | ".join(json.dumps(repr(value)) for value in schema["enum"])
         return f"({values}{nested})"
@@ -133,7 +135,7 @@ def _argument(schema: dict[str, Any], nested: str) -> str:
 
 
 def parse(text: str, functions: Sequence[Function]) -> list[Call]:
-    """The calls in an answer. InputError where it is none."""
+    """The calls in an answer. InputError if it is not a call."""
     body = text.partition(END_TOKEN)[0].strip()
     by_place = {f"_function{i}": function for i, function in enumerate(functions)}
     for place, function in by_place.items():
@@ -143,11 +145,11 @@ def parse(text: str, functions: Sequence[Function]) -> list[Call]:
         assert isinstance(tree, ast.List) and tree.elts
         return [_call(node, by_place, 0) for node in tree.elts]
     except (SyntaxError, ValueError, KeyError, AssertionError, RecursionError, MemoryError):
-        raise InputError(f"the answer is no call of a function: {text!r:.200}") from None
+        raise InputError(f"the answer is not a call of a function: {text!r:.200}") from None
 
 
 def _commas(body: str) -> str:
-    """The ";" between calls as ","; those inside strings stay."""
+    """The text with "," in place of ";" between calls; those inside strings stay."""
     out, quoted, escaped = [], False, False
     for c in body:
         out.append("," if c == ";" and not quoted else c)

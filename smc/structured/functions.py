@@ -1,4 +1,4 @@
-"""Functions that a model may call: from a Python file's signatures and docstrings, or from JSON, to OpenAI's tools.
+"""Functions that a model may call: read from a Python file's signatures and docstrings, or from JSON.
 
 A Python file is parsed, never run.
 """
@@ -22,9 +22,9 @@ _ARGUMENT = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?\s*:\s*(.+)$")
 
 @dataclass(frozen=True)
 class Function:
-    """A function by its name, what it does, and a JSON schema of its arguments (an object, in their order).
+    """A function: its name, a description, and a JSON schema of its arguments (an object, in their order).
 
-    token: the function token that stands for it (Octopus v2), None: its name is written.
+    token: its function token (Octopus v2); None: the model writes its name.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Function:
     token: str | None = None
 
     def as_tool(self) -> dict[str, Any]:
-        """As a tool of OpenAI's API, which chat templates take."""
+        """The function as a tool of OpenAI's API, as chat templates expect it."""
         about = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": about}
 
 
 def read_functions(path: Path) -> list[Function]:
-    """The functions of a .py or a .json file. InputError where they can't be read."""
+    """The functions of a .py or a .json file. InputError if they can't be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -53,28 +53,28 @@ def read_functions(path: Path) -> list[Function]:
     else:
         raise InputError(f"functions come from a .py or a .json file, not from {path}")
     if not functions:
-        raise InputError(f"{path} has no functions")
+        raise InputError(f"{path} has no functions: define one with def")
     return functions
 
 
 def functions_of_tools(tools: list[dict[str, Any]]) -> list[Function]:
-    """From OpenAI's form. InputError for what is no list of functions."""
+    """Functions from OpenAI's tools. InputError if this is not a list of functions."""
     functions = []
     for tool in tools:
         about = tool.get("function", tool) if tool.get("type", "function") == "function" else None
         if not isinstance(about, dict) or not isinstance(about.get("name"), str):
             raise InputError('tools: each is {"type": "function", "function": {"name": …, "parameters": …}}')
         if not _NAME.fullmatch(about["name"]):
-            raise InputError(f"tools: {about['name']!r:.80} is no name of a function")
+            raise InputError(f"tools: {about['name']!r:.80} is not a name of a function")
         parameters = about.get("parameters") or {"type": "object", "properties": {}}
         if not isinstance(parameters, dict):
-            raise InputError(f"tools: the parameters of {about['name']} are no JSON schema")
+            raise InputError(f"tools: the parameters of {about['name']} are not a JSON schema")
         token = about.get("token")
         functions.append(
             Function(about["name"], str(about.get("description") or ""), parameters, str(token) if token else None)
         )
     if len({function.name for function in functions}) != len(functions):
-        raise InputError("tools: two functions have the same name")
+        raise InputError("tools: two functions have the same name: rename one")
     return functions
 
 
@@ -82,7 +82,7 @@ def _of_json(path: Path, text: str) -> list[Function]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InputError(f"{path} must be a list of tools in OpenAI's form")
     return functions_of_tools(value)
@@ -92,7 +92,7 @@ def _of_python(path: Path, text: str) -> list[Function]:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no Python: {error}") from None
+        raise InputError(f"{path} is not Python: {error}") from None
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     return [_of_definition(path, node) for node in found]
 
@@ -102,7 +102,7 @@ def _of_definition(path: Path, node: ast.FunctionDef) -> Function:
     described = {m[1]: m[2].strip() for line in documentation.splitlines() if (m := _ARGUMENT.match(line))}
     arguments = node.args
     if arguments.vararg or arguments.kwarg:
-        raise InputError(f"{path}: {node.name} takes any number of arguments; name them")
+        raise InputError(f"{path}: {node.name} takes any number of arguments: name each of them")
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     pairs = [
@@ -122,7 +122,7 @@ def _of_definition(path: Path, node: ast.FunctionDef) -> Function:
 
 
 def _schema_of(path: Path, function: str, argument: ast.arg) -> dict[str, Any]:
-    """Of an annotation: str, int, float, bool, Literal[…], list[…] and X | None; without one: a string."""
+    """The schema of an annotation: str, int, float, bool, Literal[…], list[…] and X | None; without one: a string."""
     where = f"{path}: the type of {function}'s argument {argument.arg}"
 
     def schema(annotation: ast.expr) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Grammars as data: JSON schemas, regular expressions, and llguidance's dialect of Lark."""
+"""Grammars as data: JSON schemas, regular expressions, and Lark grammars as llguidance reads them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ MOST_GRAMMAR_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text must look like. kind: of `source`; "lark" is llguidance's dialect of Lark."""
+    """The required form of a text. kind: what `source` is; "lark" is a Lark grammar as llguidance reads it."""
 
     kind: Literal["json", "regex", "lark"]
     source: str
 
     @classmethod
     def of_schema(cls, schema: Any) -> Grammar:
-        """Of a JSON schema."""
+        """The grammar of a JSON schema."""
         return cls("json", json.dumps(schema))
 
     def compiled(self) -> str:
-        """In llguidance's own form. InputError where it can't be read."""
+        """The grammar in llguidance's own format. InputError if it can't be read."""
         if len(self.source) > MOST_GRAMMAR_BYTES:
-            raise InputError(f"the {self.name} is larger than {MOST_GRAMMAR_BYTES >> 20} MiB")
+            raise InputError(f"the {self.name} is larger than {MOST_GRAMMAR_BYTES >> 20} MiB: make it smaller")
         from llguidance import LLMatcher
 
         with blamed_on(f"the {self.name} can't be used"):
@@ -40,9 +40,9 @@ class Grammar:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The grammar's name in messages."""
         return {"json": "JSON schema", "regex": "regular expression", "lark": "grammar"}[self.kind]
 
 
 ANY_JSON = Grammar.of_schema({"type": "object"})
-"""An object, whatever is in it."""
+"""A grammar of any JSON object."""

@@ -17,20 +17,20 @@ Form = Literal["hermes", "mistral", "llama"]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call. arguments: an object of JSON."""
+    """A call. arguments: a JSON object."""
 
     name: str
     arguments: dict[str, Any]
 
     def as_openai(self, index: int | None = None) -> dict[str, Any]:
-        """In OpenAI's form; index: of a piece of a stream."""
+        """The call in OpenAI's form; index: its number, in the events of a stream."""
         function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
         head = {} if index is None else {"index": index}
         return {**head, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def form_of(template: str) -> Form:
-    """Which form a chat template teaches its model: Hermes's tags (Qwen, SmolLM, …) where it teaches none."""
+    """The form of calls in a chat template: Hermes's tags (Qwen, SmolLM, …) if the template has none."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
     if "<tool_call>" not in template and ("<|python_tag|>" in template or '"parameters"' in template):
@@ -39,12 +39,12 @@ def form_of(template: str) -> Form:
 
 
 def knows_tools(template: str) -> bool:
-    """Whether a chat template shows tools to the model by itself."""
+    """Whether a chat template describes tools to the model."""
     return re.search(r"\btools\b", template) is not None
 
 
 def tools_message(functions: Sequence[Function]) -> str:
-    """What a model is told whose template knows no tools, in Hermes's form."""
+    """A system message that describes tools in Hermes's form, for templates that do not."""
     lines = "\n".join(json.dumps(function.as_tool(), ensure_ascii=False) for function in functions)
     return (
         "You may call one or more functions to help with the user's request. These are the functions:\n"
@@ -55,7 +55,7 @@ def tools_message(functions: Sequence[Function]) -> str:
 
 
 def calls_grammar(functions: Sequence[Function], form: Form, tokens: frozenset[str], parallel: bool) -> Grammar:
-    """A grammar of one call, or (parallel) of several. tokens: texts that are special or added tokens of the model."""
+    """A grammar of one call, or (parallel) of several. tokens: the texts of the model's special and added tokens."""
 
     def literal(text: str) -> str:
         return text if text in tokens else json.dumps(text)
@@ -87,7 +87,7 @@ _HERMES = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 
 
 def parse_calls(text: str, form: Form, functions: Sequence[Function]) -> tuple[str, list[ToolCall]]:
-    """The text without calls, and the calls of known functions in it; what is no sound call stays text."""
+    """The text without calls, and the calls of known functions in it; an invalid call stays text."""
     names = {function.name for function in functions}
     if form == "hermes":
         calls: list[ToolCall] = []
@@ -109,7 +109,7 @@ def parse_calls(text: str, form: Form, functions: Sequence[Function]) -> tuple[s
 
 
 def _calls(text: str, names: set[str]) -> list[ToolCall]:
-    """The calls in a JSON value: an object or a list of such; none where one of them is not sound."""
+    """The calls in a JSON value, an object or a list of objects; none if one of them is invalid."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

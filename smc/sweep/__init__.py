@@ -1,4 +1,4 @@
-"""Sweeps: settings by models, each compiled, judged and timed, in one report."""
+"""Sweeps: settings tried on models, each compiled, evaluated and timed, in one report."""
 
 from smc.sweep.cell import Cell, Setting
 from smc.sweep.run import Outcome, run_sweep

@@ -1,4 +1,4 @@
-"""One cell of a sweep: a model with a setting, compiled and judged by a text."""
+"""One cell of a sweep: a model with a setting, compiled and evaluated on a text."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Setting:
     value: str = ""
 
     def __str__(self) -> str:
-        """As on the command line; for a report."""
+        """The setting as on the command line, for a report."""
         return {"quant": self.value, "kept": "as it is"}.get(self.kind, f"{self.kind} {self.value}")
 
     def passes(self) -> tuple[Pass, ...]:
-        """What is run. InputError for what names no pass."""
+        """The passes of the setting. InputError if one does not exist."""
         from smc.passes import QuantizeGuided, load_recipe, parse_pass
 
         match self.kind:
@@ -47,10 +47,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """A model with a setting, and how it is judged.
+    """A model with a setting, and how it is evaluated.
 
-    reference: the model whose logits are the right ones. text: the file to judge by, of which at most `windows` windows
-    of `window` tokens are taken. calib: the text for passes that take statistics, None: smc's own.
+    reference: the model that logits are compared with. text: the file to evaluate on, at most `windows` windows of
+    `window` tokens. calib: the calibration text; None: the one that comes with smc.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names the result: changes with everything that it depends on, files by their size and time of writing."""
+        """The name of the result, a hash of all that it depends on; files count by size and time of writing."""
         facts: list[Any] = [VERSION, asdict(self)]
         files = [self.model, self.reference, self.text, self.calib or ""]
         files += [self.setting.value] if self.setting.kind == "recipe" else []
@@ -81,10 +81,10 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def judge(cell: Cell, artifact: Path) -> dict[str, Any]:
-    """Compile a cell's model to `artifact` and judge it; everything that a report says of it, as JSON has it.
+    """Compile a cell's model to `artifact` and evaluate it. The result is all that a report says, as values for JSON.
 
     `quality` is measured through the engine, so rounded inputs count. `errors`: of every matrix, the distance of its
-    values from the reference's, as part of their norm. Raises InputError for what can't be compiled or judged.
+    values from the reference's, as part of their norm. Raises InputError if the model can't be compiled or evaluated.
     """
     import smc
     from smc.reference import Reference
@@ -93,9 +93,7 @@ def judge(cell: Cell, artifact: Path) -> dict[str, Any]:
 
     right, module = smc.load_checkpoint(cell.reference), smc.load_checkpoint(cell.model)
     if right.facts.vocab_size != module.facts.vocab_size:
-        raise InputError(
-            f"{cell.model} and {cell.reference} have different vocabularies: only the same can be compared"
-        )
+        raise InputError(f"{cell.model} and {cell.reference} have different vocabularies: choose another --reference")
     stored = frozenset(p.load for p in module.parameters.values() if not p.encoding.is_float)
     calib = Path(cell.calib) if cell.calib is not None else None
     module = smc.apply(module, cell.setting.passes(), calib, requantize=stored)
@@ -104,7 +102,10 @@ def judge(cell: Cell, artifact: Path) -> dict[str, Any]:
     length = min(cell.window, facts.context_length, right.facts.context_length)
     windows = text_windows(read_tokens(Path(cell.text), facts.tokenizer, facts.vocab_size), length, cell.windows)
     if not windows:
-        raise InputError(f"the text {cell.text} is too short: it does not fill a window of {length} tokens")
+        raise InputError(
+            f"the text {cell.text} is too short for a window of {length} tokens: give a longer text or a smaller "
+            "--window"
+        )
     with smc.load(artifact) as model:
         scores = score(_engine(model), windows, Reference(right).logits)
     quality = asdict(scores.summary("second-half"))
@@ -129,7 +130,7 @@ def _engine(model: Any) -> Callable[[Any], Any]:
 
 
 def errors(right: Module, module: Module) -> dict[str, float]:
-    """Of every matrix that both modules have in one shape: |values - right values| / |right values|."""
+    """For every matrix that both modules have with the same shape: |values - right values| / |right values|."""
     found = {}
     for name, parameter in module.parameters.items():
         other = right.parameters.get(name)

@@ -1,4 +1,5 @@
-"""Running a sweep: cells in processes or on a Dask cluster, results in a folder, where none is made twice."""
+"""Runs a sweep: cells in processes or on a Dask cluster; the folder keeps each result, so that none is computed
+twice."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from smc.errors import InputError
 from smc.sweep.cell import Cell, judge
 
 PROMPT_TOKENS, DECODED_TOKENS, ROUNDS = 128, 64, 5
-"""Of a measurement of speed: artifacts alternate, and medians count."""
+"""Rounds of a measurement of speed: artifacts alternate, and medians count."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: `result` of `judge`, with "speed" where it was measured, or the sentence of an error."""
+    """The outcome of a cell: the `result` of `judge`, with "speed" if it was measured, or the sentence of an error."""
 
     cell: Cell
     result: dict[str, Any] | None = None
@@ -37,12 +38,13 @@ def run_sweep(
     speed: bool = True,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> list[Outcome]:
-    """Judge all cells, in their order; those whose results are in `folder` already are read from it.
+    """Evaluate all cells, in their order; results that `folder` has already are read from it.
 
     jobs: how many run at once, each in a process of its own. scheduler: the address of a Dask scheduler whose workers
     see the same files, in place of processes. speed: measure tokens per second at the end, on this machine.
-    progress: a stage and how much of it is done. A cell that can't be judged has its sentence in the outcome; it is
-    tried again the next time. Raises InputError where `folder` can't be written, or nobody answers at the address.
+    progress: is called with a stage and how much of it is done. The outcome of a cell that fails has an error's
+    sentence; the next run tries it again. Raises InputError if `folder` can't be written, or no scheduler answers at
+    the address.
     """
     try:
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def _artifact(folder: Path, cell: Cell) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A result; None where there is none, or only what a killed process left."""
+    """A saved result; None if there is none, or an incomplete one of a killed process."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +88,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _attempt(cell: Cell, artifact: Path) -> Outcome:
-    """Runs in a worker."""
+    """Evaluate a cell in a worker."""
     try:
         return Outcome(cell, judge(cell, artifact))
     except InputError as error:
@@ -94,7 +96,7 @@ def _attempt(cell: Cell, artifact: Path) -> Outcome:
 
 
 def _judged(cells: Sequence[Cell], folder: Path, jobs: int, scheduler: str | None) -> Iterator[Outcome]:
-    """Outcomes as they come."""
+    """Yield outcomes as they come."""
     if not cells:
         return
     if scheduler is not None:
@@ -126,7 +128,7 @@ def _on_cluster(cells: Sequence[Cell], folder: Path, scheduler: str) -> Iterator
 
 
 def _measure(outcomes: Sequence[Outcome], folder: Path, progress: Callable[[str, float], None]) -> None:
-    """Add tokens per second to the results that lack them; artifacts alternate, so that a busy minute hurts all."""
+    """Add tokens per second to the results that lack them. Artifacts alternate, so that other load hits all of them."""
     from smc.runtime import load
 
     lacking = [o for o in outcomes if o.result is not None and "speed" not in o.result]

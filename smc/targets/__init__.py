@@ -1,4 +1,4 @@
-"""What a machine can do: targets with their feature levels, as data.
+"""Targets with their feature levels, as data.
 
 A level is an explicit list of LLVM features, never the name of a host CPU; the engine tests exactly that list.
 """
@@ -20,7 +20,7 @@ __all__ = ["TARGETS", "CpuLevel", "GpuLevel", "Level", "Target", "find_target"]
 _KINDS = (X86_64, ARM64, ARM64_ANDROID, ARM64_MACOS, CUDA, CUDA_ARM64)
 
 TARGETS: dict[str, Target] = {target.name: target for target in (*_KINDS, *DEVICES, *GPUS)}
-"""Targets for whole kinds of machines first, those for single devices behind them."""
+"""Targets for kinds of machines first, then those for single devices."""
 
 
 def find_target(name: str) -> Target:

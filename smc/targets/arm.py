@@ -8,11 +8,10 @@ _NEON_FEATURES = ("fp-armv8", "neon")
 _DOTPROD_FEATURES = (*_NEON_FEATURES, "dotprod")
 _I8MM_FEATURES = (*_DOTPROD_FEATURES, "i8mm")
 
-# Whose pipeline LLVM orders instructions for; what it takes an unknown CPU for makes it spill registers. The first two
-# levels are those of cores that work in order, which lose half their speed with another order (llvm-mca), while the
-# others hardly care; chains left together cost a wide core nothing, and spare registers. But for a CPU that it
-# knows to work in order, LLVM also unrolls loops four times: attention becomes three times the code, spills registers
-# and is slower there. So these levels name it for matmuls alone, whose loops are too long for that.
+# The CPU for whose pipeline LLVM orders instructions; for an unknown CPU it spills registers. Cores of the first two
+# levels execute in order and lose half their speed with another order (llvm-mca); other cores hardly depend on it. But
+# for in-order CPUs LLVM also unrolls loops four times, which makes attention three times the code, spills registers and
+# is slower. So these levels name such a CPU for matmuls only, whose loops are too long to be unrolled.
 _IN_ORDER, _WIDE = "cortex-a53", "apple-a7"
 
 NEON = CpuLevel("neon", "arm64", _NEON_FEATURES, lanes=4, registers=32, dot="smull", matmul_schedule=_IN_ORDER)
@@ -38,7 +37,7 @@ ARM64_ANDROID = Target(
     description="Android 7 and later on 64-bit ARM; the executable is for adb shell and Termux",
     machine="aarch64",
     system="Android",
-    llvm_triple="aarch64-linux-android24",  # unlike Linux, Android keeps register x18 to itself
+    llvm_triple="aarch64-linux-android24",  # unlike Linux, Android reserves register x18
     zig_target="aarch64-linux-android",
     executable_target="aarch64-linux-musl",
     levels=(I8MM, DOTPROD, NEON),

@@ -1,4 +1,5 @@
-"""NVIDIA GPUs: a level is machine code for an architecture and later ones of its generation, or PTX for all later."""
+"""NVIDIA GPUs: a level is machine code for an architecture and later ones of its generation, or PTX for all later
+ones."""
 
 from __future__ import annotations
 
@@ -55,4 +56,4 @@ GPUS: tuple[Target, ...] = (
         levels=(SM_87,),
     ),
 )
-"""Targets with one level, so that the artifact holds nothing else."""
+"""Targets with one level, for smaller artifacts."""

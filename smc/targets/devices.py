@@ -1,4 +1,4 @@
-"""Single devices: a target with the one level that the device's CPU has, so that the artifact holds nothing else."""
+"""Single devices: each target has only the best level of the device's CPU, for smaller artifacts."""
 
 from __future__ import annotations
 

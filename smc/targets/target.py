@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Level:
-    """What one build of the kernels needs of a machine.
+    """What one build of the kernels needs from a machine.
 
-    family: fixes the packed layout of weights ("x86", "arm64", "cuda"). features: by which the engine knows whether it
-    can run the level: of CPUs LLVM's names, all needed; of GPUs the architecture.
+    family: fixes the packed layout of weights ("x86", "arm64", "cuda"). features: what the engine checks before it runs
+    the level: for CPUs LLVM's names, all of which it needs; for GPUs the architecture.
     """
 
     name: str
@@ -25,8 +25,8 @@ class CpuLevel(Level):
     lanes: float32 lanes of a vector register, registers: how many there are.
     schedule: an LLVM CPU whose pipeline orders the instructions, and which has no feature that the floor lacks; empty
     for a CPU that LLVM doesn't know. matmul_schedule: the same for matmuls.
-    source_order: instructions stay in the order in which kernels are written; with few registers LLVM would finish one
-    sum after the other, each waiting for itself.
+    source_order: instructions stay in the order of the kernel's text; with few registers LLVM would otherwise compute
+    one sum after another, each a chain of dependent instructions.
     dot: which instruction multiplies int8 ("vpdpbusd", "vpmaddubsw", "smull", "sdot", "smmla");
     codegen/cpu/kernels/dot.py knows them.
     """
@@ -41,8 +41,9 @@ class CpuLevel(Level):
 
 @dataclass(frozen=True)
 class GpuLevel(Level):
-    """An architecture of GPUs, by its number (compute capability times 10). ptx: its assembly, which the driver
-    compiles for any later GPU when an artifact is loaded; else machine code, for GPUs of the same generation."""
+    """An architecture of GPUs, by its number (compute capability times 10). ptx: whether the code is PTX, which the
+    driver compiles for any later GPU when an artifact is loaded; else it is machine code for GPUs of the same
+    generation."""
 
     architecture: int
     ptx: bool = False
@@ -52,12 +53,12 @@ class GpuLevel(Level):
 class Target:
     """A kind of machine: where programs run, how they are linked, which levels an artifact carries (best first).
 
-    machine, system: as `platform.machine()` and `platform.system()` say it there. llvm_triple: for kernels.
-    zig_target: for the engine and the link, with the oldest C library that must do.
-    executable_target: the same for a static executable; None where there is none and an artifact is a library only.
-    tested: what of it has been run, and where: shown to people, so nothing but the truth.
-    cpu: whose tuning records fit best, by LLVM's name; None for a target of many CPUs.
-    backend: who schedules and writes programs for it, by its name in smc/codegen/backends.py.
+    machine, system: what `platform.machine()` and `platform.system()` return there. llvm_triple: for kernels.
+    zig_target: for the engine and the link, with the oldest C library that it supports.
+    executable_target: the same for a static executable; None if the target has none.
+    tested: what was run, and where, for people to read.
+    cpu: the CPU whose tuning records fit best, by LLVM's name; None for a target of many CPUs.
+    backend: the name of its backend in smc/codegen/backends.py.
     The last level is the floor: a CPU without it can't run the artifact. All levels are of one family.
     """
 
@@ -75,15 +76,15 @@ class Target:
 
     @property
     def cpu_levels(self) -> tuple[CpuLevel, ...]:
-        """The levels that are sets of CPU features: all of a CPU, none of another kind of device."""
+        """The levels of a CPU; none for another kind of device."""
         return tuple(level for level in self.levels if isinstance(level, CpuLevel))
 
     @property
     def gpu_levels(self) -> tuple[GpuLevel, ...]:
-        """The levels that are architectures of GPUs."""
+        """The levels of GPUs."""
         return tuple(level for level in self.levels if isinstance(level, GpuLevel))
 
     @property
     def family(self) -> str:
-        """Which packed layout the weights have."""
+        """The family of the packed layout of weights."""
         return self.levels[0].family

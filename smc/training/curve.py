@@ -12,12 +12,12 @@ Points = Sequence[tuple[int, float]]
 
 
 def draw(curves: Mapping[str, Points]) -> str:
-    """Curves by name, (step, value) each, from the first step to the last and from 0 … to the largest value."""
+    """An SVG of curves by name, each a list of (step, value). The y axis goes from 0 to the largest value shown."""
     shown = {name: points for name, points in curves.items() if points}
     values = sorted(value for points in shown.values() for _, value in points)
     last = max((step for points in shown.values() for step, _ in points), default=1) or 1
     low = values[0] if values else 0.0
-    high = values[min(len(values) - 1, int(0.98 * len(values)))] if values else 1.0  # the first steps may tower
+    high = values[min(len(values) - 1, int(0.98 * len(values)))] if values else 1.0  # the first steps may be outliers
     span = (high - low) or 1.0
 
     def place(step: int, value: float) -> str:

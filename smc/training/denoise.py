@@ -1,7 +1,7 @@
-"""UL2's mixture of denoisers (arXiv 2205.05131) in the form that continues causal models: UL2R (arXiv 2210.11399).
+"""UL2's mixture of denoisers (arXiv 2205.05131) in its variant for pre-trained causal models: UL2R (arXiv 2210.11399).
 
-A window becomes: the mode's token, what is left of the text with a sentinel for every span that is missing, and then,
-to be predicted, each sentinel with its span.
+A window becomes the mode's token, the text with a sentinel in place of every missing span, and then, to be predicted,
+each sentinel with its span.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Denoiser:
-    """mode: the text that tells which one it is. span: the mean length of spans. share: of tokens that are missing.
+    """mode: the text that names the denoiser. span: the mean length of spans. share: the share of missing tokens.
 
     span 0: the window's end is missing (prefix language modelling), `share` of it on average.
     """
@@ -38,7 +38,7 @@ DENOISERS = (
 
 
 def corrupted(tokens: Tensor, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """A window, int64 [n] → the example's tokens and what each but the first counts when it is predicted, float32."""
+    """A window, int64 [n] → the example's tokens, and the weight of predicting each but the first, float32."""
     generator = torch.Generator().manual_seed(seed)
     choice = DENOISERS[int(torch.randint(len(DENOISERS), (), generator=generator))]
     missing = _spans(len(tokens), choice, generator)
@@ -60,7 +60,8 @@ def _ids(tokenizer: Any, text: str) -> Tensor:
 
 
 def _spans(count: int, choice: Denoiser, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Where spans begin and end: as many as have the share together, their places and lengths random (as in T5)."""
+    """Where spans begin and end. Together they have the share of the tokens; places and lengths are random (as in
+    T5)."""
     if choice.span == 0:
         share = 2 * choice.share * torch.rand((), generator=generator).item()
         return [(count - max(1, min(count - 1, round(share * count))), count)]
@@ -75,6 +76,6 @@ def _spans(count: int, choice: Denoiser, generator: torch.Generator) -> list[tup
 
 
 def _parts(total: int, count: int, generator: torch.Generator) -> list[int]:
-    """`total` cut into `count` parts of 1 or more at random places."""
+    """`total` cut at random places into `count` parts of 1 or more."""
     cuts = sorted((torch.randperm(total - 1, generator=generator)[: count - 1] + 1).tolist())
     return [end - start for start, end in zip([0, *cuts], [*cuts, total], strict=True)]

@@ -1,7 +1,7 @@
-"""What a step minimizes, by predictions; gradients are made on the way there, a few rows at a time.
+"""Losses of predictions; their gradients are computed with them, a few rows at a time.
 
-A vocabulary is wide: logits of 2,048 tokens of SmolLM2 take 400 MB in float32. So a loss and its gradient are computed
-together for some rows, and only the gradient is kept, in the dtype of the logits.
+Vocabularies are large: logits of 2,048 tokens of SmolLM2 take 400 MB in float32. So the loss and its gradient are
+computed together for some rows, and only the gradient is kept, in the dtype of the logits.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 ROWS = 32
-"""Tokens whose logits are looked at together."""
+"""The number of tokens whose logits are processed together."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How much each part of the loss counts: cross-entropy, KL(teacher ‖ model), KL(model ‖ teacher)."""
+    """The weights of the loss's terms: cross-entropy, KL(teacher ‖ model), KL(model ‖ teacher)."""
 
     plain: float
     forward: float = 0.0
@@ -29,10 +29,10 @@ class Parts:
 def prediction_loss(
     logits: Tensor, targets: Tensor, counts: Tensor, parts: Parts, teacher: Tensor | None = None
 ) -> Tensor:
-    """The sum over tokens of what each one's prediction loses times what it counts; differentiable in the logits.
+    """The sum over tokens of the loss of their prediction times their weight; differentiable in the logits.
 
-    logits, teacher [n, vocab]; targets int64 [n]; counts float32 [n]. Divergences at temperature T count T² times, so
-    that gradients keep their size (Hinton et al., arXiv 1503.02531).
+    logits, teacher [n, vocab]; targets int64 [n]; counts float32 [n]. Divergences at temperature T are multiplied by
+    T², so that gradients keep their size (Hinton et al., arXiv 1503.02531).
     """
     result: Tensor = _Loss.apply(logits, targets, counts, parts, teacher)  # type: ignore[no-untyped-call]
     return result
@@ -113,7 +113,7 @@ def _divergences(x: Tensor, t: Tensor, q: Tensor, p: Tensor, parts: Parts) -> Te
 
 
 def sequence_log_probabilities(logits: Tensor, targets: Tensor, counts: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """float32 [sequences]: the sum of log-probabilities of the tokens that count, of every sequence of a batch.
+    """For every sequence of a batch, the sum of the log-probabilities of the tokens that count, float32 [sequences].
 
     logits [n, vocab], targets and counts [n], n = Σ lengths; differentiable.
     """
@@ -124,8 +124,8 @@ def sequence_log_probabilities(logits: Tensor, targets: Tensor, counts: Tensor, 
 def preference_loss(own: Tensor, reference: Tensor, beta: float) -> Tensor:
     """DPO (Rafailov et al., arXiv 2305.18290, equation 7), summed over pairs.
 
-    own, reference: log-probabilities of sequences by the trained and by the first model, [2 · pairs]: chosen, rejected,
-    chosen, rejected …
+    own, reference: log-probabilities of sequences by the trained model and by the model before training, [2 · pairs]:
+    chosen, rejected, chosen, rejected …
     """
     gains = (own - reference).view(-1, 2)
     return -torch.nn.functional.logsigmoid(beta * (gains[:, 0] - gains[:, 1])).sum()

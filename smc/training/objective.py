@@ -1,4 +1,4 @@
-"""What a step minimizes: from examples to a loss whose gradients flow."""
+"""The loss of a step, from examples, with gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from smc.training.program import Program
 
 @dataclass
 class Objective:
-    """The loss of some examples. teacher: whom to learn from. first: DPO's reference, by the first example's id."""
+    """The loss of some examples. teacher: the model to learn from. first: log-probabilities of DPO's reference, by
+    group."""
 
     job: Training
     program: Program
@@ -40,13 +41,13 @@ class Objective:
         self.first: dict[int, Tensor] = {}
 
     def weight(self, groups: Sequence[tuple[Example, ...]]) -> float:
-        """By what the losses of these groups are divided: tokens that count, or pairs."""
+        """What the losses of these groups are divided by: the tokens that count, or the pairs."""
         if self.job.objective == "preference":
             return float(len(groups))
         return sum(example.counts.sum().item() for group in groups for example in group)
 
     def loss(self, groups: Sequence[tuple[Example, ...]]) -> Tensor:
-        """The sum of losses."""
+        """The sum of the losses of these groups."""
         examples = [example for group in groups for example in group]
         batch, targets, counts = together(examples)
         values, attended = self.program(batch, {own.name for own, _ in self.attended})
@@ -74,7 +75,7 @@ class Objective:
         return total
 
     def remember(self, group: tuple[Example, ...]) -> Tensor:
-        """The log-probabilities of a pair by the model as it is now."""
+        """The log-probabilities of a pair by the model in its current state."""
         batch, targets, counts = together(list(group))
         with torch.no_grad():
             logits = self.program(batch)[0][self.program.module.main.outputs[0]]
@@ -82,7 +83,7 @@ class Objective:
 
 
 def together(examples: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
-    """A batch, and for each of its tokens the next one, int64 [n], and what its prediction counts, float32 [n].
+    """A batch, and for each of its tokens the next one, int64 [n], and the weight of its prediction, float32 [n].
 
     The last tokens of sequences predict nothing."""
     zero, nothing = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
@@ -94,7 +95,7 @@ def together(examples: Sequence[Example]) -> tuple[Batch, Tensor, Tensor]:
 def layer_pairs(module: Module, teacher: Module, wanted: Sequence[str] = ()) -> list[tuple[Node, Node]]:
     """Layers of the model, each with the teacher's that it came from by the layer map; of several copies the last.
 
-    wanted: only these of the model's layers ("3", "0-5"). InputError where one of them came from none.
+    wanted: only these of the model's layers ("3", "0-5"). InputError if one of them came from none.
     """
     calls, others = module.layer_calls(), teacher.layer_calls()
     origins = {origin: other for other, origin in zip(others, teacher.layer_map(), strict=True) if origin is not None}

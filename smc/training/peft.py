@@ -14,8 +14,8 @@ from smc.passes.training import Training
 
 
 def write_adapter(folder: Path, module: Module, job: Training, results: Mapping[str, Tensor]) -> bool:
-    """Write adapter_config.json and adapter_model.safetensors; False, and nothing, where a matrix is a part of a stored
-    tensor, which PEFT can't adapt by itself. results: as `smc.training.setup.results_of` has them."""
+    """Write adapter_config.json and adapter_model.safetensors. If a matrix is a part of a stored tensor, which PEFT
+    can't adapt, nothing is written and the result is False. results: from `smc.training.setup.results_of`."""
     names = [key.removesuffix("|a") for key in results if key.endswith("|a")]
     if any("[" in name or not name.endswith(".weight") for name in names):
         return False

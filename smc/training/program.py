@@ -1,4 +1,4 @@
-"""A module as a torch module that can be trained: the reference's arithmetic on parameters that change."""
+"""A module as a torch module that can be trained, with the reference's arithmetic."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from smc.training.weights import Leaf
 
 
 class Program(nn.Module):
-    """`main` of a module, call after call; a part of it per call, which FSDP can shard."""
+    """`main` of a module, call by call; each call is a torch module of its own, which FSDP can shard."""
 
     def __init__(self, module: Module, leaves: Mapping[str, Leaf], checkpointing: bool = False) -> None:
-        """leaves: for every parameter what gives its weight. checkpointing: layers are computed again backwards."""
+        """leaves: for every parameter, what computes its weight. checkpointing: the backward pass computes layers
+        again."""
         super().__init__()
         self.module, self.checkpointing = module, checkpointing
         self.references = Reference(module, keep_weights=False), Reference(module, keep_weights=False, gradients=True)
@@ -32,9 +33,9 @@ class Program(nn.Module):
     def forward(
         self, batch: Batch, tapped: Collection[str] = ()
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """Every value of `main` by name; with gradients where torch records them.
+        """Every value of `main` by name; with gradients if torch records them.
 
-        And of the calls in `tapped` q and k, as their attention reads them.
+        Also q and k of the calls in `tapped`, as their attention reads them.
         """
         attended: dict[str, tuple[Tensor, Tensor]] = {}
         values = self.references[0].inputs(batch)

@@ -1,6 +1,6 @@
 """Several processes that train one model: torch's own FSDP2 (Zhao et al., arXiv 2304.11277) under `torchrun`.
 
-Each process computes its share of every batch; parameters, gradients and the optimizer's state are shared out.
+Each process computes its share of every batch and holds its share of parameters, gradients and the optimizer's state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RANK, COUNT = "RANK", "WORLD_SIZE"
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder: InputError where one is in it. Its own processes count as one."""
+    """Lock a folder for this run. InputError if another run uses it. All processes of a run count as one."""
     if rank():
         yield
         return
@@ -31,7 +31,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"the same training runs already, in {folder}: wait for it") from None
+            raise InputError(f"the same training already runs in {folder}: wait for it to end") from None
         except OSError:  # a file system that can't lock folders
             pass
         yield
@@ -40,17 +40,17 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def count() -> int:
-    """How many processes there are; 1 without torchrun."""
+    """The number of processes; 1 without torchrun."""
     return int(os.environ.get(COUNT, "1"))
 
 
 def rank() -> int:
-    """Which one this is."""
+    """The number of this process, from 0."""
     return int(os.environ.get(RANK, "0")) if count() > 1 else 0
 
 
 def shard(program: nn.Module, parts: nn.ModuleList) -> None:
-    """Share the parameters out, where there are several processes: a group per layer, and one for the rest."""
+    """If there are several processes, distribute the parameters: one group per layer, and one for the rest."""
     if count() == 1:
         return
     from torch.distributed import init_process_group, is_initialized
@@ -65,13 +65,13 @@ def shard(program: nn.Module, parts: nn.ModuleList) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out; every process must ask."""
+    """All of a tensor, which may be distributed; every process must call this."""
     gather: Any = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
-    """Set a tensor, which may be shared out, to whole values."""
+    """Set a tensor, which may be distributed, to the values of the whole tensor."""
     mesh: Any = getattr(tensor, "device_mesh", None)
     if mesh is not None:
         from torch.distributed.tensor import distribute_tensor
@@ -94,7 +94,7 @@ def total(value: float) -> float:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have called this."""
     if count() > 1:
         from torch.distributed import barrier
 

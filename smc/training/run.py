@@ -28,16 +28,16 @@ from smc.training.schedule import rate
 from smc.training.state import CURVE, LOG, RESULT, STATE, Log, Progress, load, save
 
 EVALUATED = 32
-"""Most windows of the held-out text that an evaluation takes."""
+"""An evaluation takes at most this many windows of the held-out text."""
 
 SAY_SECONDS = 10.0
 
 
 def train(job: Training, module: Module, context: Context) -> Module:
-    """Run a job, or go on with one, and give the trained module. See `smc.passes.training.Training`.
+    """Run or continue a job and return the trained module. See `smc.passes.training.Training`.
 
-    What it keeps lies in a folder of `context.work`, named by what the run depends on; in a temporary one where there
-    is no such place. InputError where data, model and job do not fit, and where the loss is not finite.
+    Its state is in a folder of `context.work`, named by everything that the run depends on; without `context.work` in a
+    temporary one. InputError if data, model and job do not fit, or if the loss is not finite.
     """
     quantizers = setup.quantizers_of(job)
     if context.lazy:
@@ -81,7 +81,7 @@ def _folder_of(job: Training, module: Module, teacher: Module | None, root: Path
 
 
 def _check_teacher(module: Module, teacher: Module) -> None:
-    """InputError where the two do not speak of the same tokens."""
+    """InputError if teacher and model have different tokens."""
     import json
 
     own, other = module.facts, teacher.facts
@@ -103,7 +103,7 @@ def _minutes(seconds: float) -> str:
 
 
 class _Run:
-    """One job while it runs."""
+    """A job that runs."""
 
     def __init__(self, job: Training, module: Module, teacher: Module | None, folder: Path, context: Context) -> None:
         self.job, self.module, self.folder, self.context = job, module, folder, context
@@ -139,7 +139,7 @@ class _Run:
     # ---- the whole
 
     def go(self) -> None:
-        """Steps until the job's limit, from the last saved state on."""
+        """Run steps from the last saved state until the job's limit."""
         self._restore()
         if self.job.objective == "preference":
             for source in self.batches.sources:
@@ -160,7 +160,7 @@ class _Run:
         self._finish()
 
     def _done(self) -> float:
-        """How much of the run lies behind, 0 … 1."""
+        """How much of the run is done, 0 … 1."""
         job, progress = self.job, self.progress
         parts = ((progress.step, job.steps), (progress.tokens, job.tokens), (progress.seconds / 60, job.minutes))
         return min(1.0, next(now / limit for now, limit in parts if limit is not None))
@@ -179,7 +179,7 @@ class _Run:
         for start in range(0, len(own), size):
             with self.rounded():
                 part = self.objective.loss(own[start : start + size]) / weight
-            torch.autograd.backward(part * ranks.count())  # FSDP averages
+            torch.autograd.backward(part * ranks.count())  # FSDP takes the mean of gradients
             loss += part.item()
         loss = ranks.total(loss)
         norm = ranks.whole(nn.utils.clip_grad_norm_(self.trained.values(), job.clip or math.inf)).item()
@@ -215,7 +215,7 @@ class _Run:
         return loss
 
     def _say(self, numbers: dict[str, Any]) -> None:
-        """Progress, and a line from time to time."""
+        """Report progress, and print a line from time to time."""
         done, now = self._done(), time.perf_counter()
         self.context.progress(done)
         if now - self.said < SAY_SECONDS or ranks.rank():
@@ -261,10 +261,10 @@ class _Run:
                         ranks.fill(state[key], tensors[f"{key} {name}"])
             if state:
                 self.optimizer.state[parameter] = state
-        self.context.note(f"{self.job.name}: going on from step {self.progress.step:,} in {self.folder}")
+        self.context.note(f"{self.job.name}: continuing from step {self.progress.step:,} in {self.folder}")
 
     def _finish(self) -> None:
-        """Write the result and the curve; the state goes."""
+        """Write the result and the curve; remove the state."""
         for name, values in self.best.items():
             ranks.fill(self.trained[name], values)
         results = _gathered(self.leaves)
@@ -280,5 +280,5 @@ class _Run:
 
 
 def _gathered(leaves: Any) -> dict[str, Tensor]:
-    """What was trained, whole, in every process."""
+    """All that was trained; every process gets all of it."""
     return {name: ranks.whole(values) for name, values in setup.results_of(leaves).items()}

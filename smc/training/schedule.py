@@ -8,8 +8,8 @@ from smc.passes.training import Training
 
 
 def rate(job: Training, step: int, done: float) -> float:
-    """The rate of a step, counted from 0, when `done` of the run (0 … 1) lies behind: it grows over the warm-up, and
-    falls to `final` of it along a cosine (Loshchilov and Hutter, arXiv 1608.03983) or a line."""
+    """The rate of a step (from 0) when the share `done` of the run (0 … 1) is done. It grows in the warm-up, then falls
+    to the fraction `final` along a cosine (Loshchilov and Hutter, arXiv 1608.03983) or a line."""
     warm = min(1.0, (step + 1) / job.warmup) if job.warmup else 1.0
     left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[job.schedule]
     lowest = 1.0 if job.schedule == "constant" else job.final

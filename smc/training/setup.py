@@ -24,20 +24,25 @@ PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 def quantizers_of(job: Training) -> tuple[Pass, ...]:
-    """The passes that round the weights; InputError where they can't do so in every step."""
+    """The passes that round the weights; InputError if they can't do that in every step."""
     if job.quantize is None:
         return ()
     if job.weights == "scales":
-        raise InputError(f"{job.name} with weights=scales trains scales that are there: quantize before it instead")
+        raise InputError(
+            f"{job.name}: weights=scales and quantize exclude each other: put the quantizer before {job.name}"
+        )
     passes = load_recipe(job.quantize).passes
     for step in passes:
         if isinstance(step, WeightQuantizer) and step.statistics:
-            raise InputError(f"pass {step.name} needs a text in every step, so {job.name} can't learn its rounding")
+            raise InputError(
+                f"pass {step.name} needs a calibration text, so {job.name} can't round with it in every step: use "
+                "quantize-rtn"
+            )
     return passes
 
 
 def roundings(module: Module, passes: tuple[Pass, ...]) -> dict[str, Round]:
-    """What the first of these passes that picks a parameter does to its values, by parameter."""
+    """For each parameter, what the first of these passes that selects it does to its values."""
     found: dict[str, Round] = {}
     for step in passes:
         after = step.run(module, Context(lazy=True))
@@ -53,7 +58,7 @@ def roundings(module: Module, passes: tuple[Pass, ...]) -> dict[str, Round]:
 
 
 def leaves_of(module: Module, job: Training, rounds: Mapping[str, Round]) -> dict[str, Leaf]:
-    """For every parameter what gives its weight; InputError where nothing is left to train."""
+    """For every parameter, what computes its weight; InputError if there is nothing to train."""
     picked = _picked(module, job.include)
     leaves: dict[str, Leaf] = {}
     for index, (name, parameter) in enumerate(module.parameters.items()):
@@ -78,7 +83,7 @@ def _check_float(parameter: Parameter) -> None:
     if not parameter.encoding.is_float:
         raise InputError(
             f"{parameter.name} is quantized ({parameter.encoding}): train its scales (weights=scales), or decode it "
-            "before by the pass convert"
+            "with the pass convert first"
         )
 
 
@@ -99,7 +104,7 @@ def _picked(module: Module, patterns: tuple[str, ...]) -> set[str]:
 
 
 def results_of(leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
-    """All that was trained, as it is kept: "parameter|part" → values."""
+    """All that was trained, as it is stored: "parameter|part" → values."""
     return {
         f"{name}|{part}": values
         for name, leaf in leaves.items()
@@ -109,7 +114,8 @@ def results_of(leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
 
 
 def with_results(module: Module, path: Path, keep: object) -> Module:
-    """The module with what a file of `results_of` holds; read when a parameter is loaded. keep: lives as long."""
+    """The module with the values of a file of `results_of`, which are read when a parameter is loaded. keep: an object
+    that must live as long as the module."""
     result = module.copy()
     with safe_open(path, framework="pt") as file:
         names = {key.rpartition("|")[0] for key in file.keys()}  # noqa: SIM118
@@ -130,7 +136,7 @@ def _load(path: Path, parameter: Parameter, keep: object) -> EncodedTensor:
 
 
 def key_of(job: Training, module: Module, teacher: Module | None, files: list[Path]) -> str:
-    """What a run depends on, as a short hash: the job, where the models came from, and the texts."""
+    """A short hash of all that a run depends on: the job, the origins of the models, and the texts."""
     digest = hashlib.sha256(str(job).encode())
     for model in (module, teacher):
         if model is not None:
@@ -144,7 +150,7 @@ def key_of(job: Training, module: Module, teacher: Module | None, files: list[Pa
 
 
 def has_bf16() -> bool:
-    """Whether this machine multiplies bf16 matrices itself."""
+    """Whether this CPU has instructions that multiply bf16 matrices."""
     if torch.cuda.is_available():
         return True
     try:

@@ -1,6 +1,6 @@
-"""What a run keeps in its folder, so that it goes on where it stopped: tensors and numbers in a file, and a log.
+"""What a run keeps in its folder, so that it can be continued: tensors and numbers in a file, and a log.
 
-A state appears under its name only when it is complete. Nothing is pickled.
+A state gets its name only when it is complete. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ STATE, RESULT, LOG, CURVE = "state.safetensors", "result.safetensors", "log.json
 
 @dataclass
 class Progress:
-    """How far a run is. seconds: of training, over all its starts. best: the least held-out loss, and at which step.
+    """How far a run is. seconds: of training, over all its starts. best: the least held-out loss, of best_step.
 
-    waited: evaluations since then.
+    waited: evaluations since that step.
     """
 
     step: int = 0
@@ -38,13 +38,13 @@ class Progress:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
-    """Write a file in one go. InputError where the disk has no room for it."""
+    """Write a file; it gets its name when it is complete. InputError if the disk has no room for it."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + (1 << 20)
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise InputError(
             f"no room for the state of the training in {path.parent}: it needs {needed / 1e6:,.0f} MB, "
-            f"{free / 1e6:,.0f} MB are free: choose another folder by --work"
+            f"{free / 1e6:,.0f} MB are free: choose another folder with --work"
         )
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -56,22 +56,22 @@ def save(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], Progress] | None:
-    """What was saved; None where nothing was. InputError where the file is damaged."""
+    """The saved state; None if there is none. InputError if the file is damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             numbers = json.loads(file.metadata()["progress"])
             return {name: file.get_tensor(name) for name in file.keys()}, Progress(**numbers)  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind
-        raise InputError(f"{path} is damaged ({error}): remove its folder to start anew") from None
+    except Exception as error:  # safetensors has exceptions of its own
+        raise InputError(f"{path} is damaged ({error}): remove its folder to start again") from None
 
 
 class Log:
-    """log.jsonl: a line of numbers per step."""
+    """The file log.jsonl: one line of numbers per step."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Go on behind this step: lines beyond it, of a run that was ended there, go."""
+        """Continue after this step: remove later lines, which an interrupted run has written."""
         kept = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -84,7 +84,7 @@ class Log:
         self.path = path
 
     def add(self, numbers: Mapping[str, object]) -> None:
-        """One more line."""
+        """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(numbers) + "\n")
 

@@ -1,4 +1,4 @@
-"""A tokenizer learned from a text: byte-level BPE (Sennrich et al., arXiv 1508.07909)."""
+"""A tokenizer trained on a text: byte-level BPE (Sennrich et al., arXiv 1508.07909)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BYTES = 256
 
 
 def train_tokenizer(files: Sequence[Path], vocab_size: int) -> Tokenizer:
-    """One of at most `vocab_size` tokens: every byte, merges, and <|endoftext|>, which is token 0."""
+    """A tokenizer with at most `vocab_size` tokens: every byte, merges, and <|endoftext|>, which is token 0."""
     if vocab_size < BYTES + 1:
-        raise InputError(f"a tokenizer has {BYTES + 1} tokens or more (every byte, and {END}), not {vocab_size}")
+        raise InputError(f"a new tokenizer needs at least {BYTES + 1} tokens (every byte, and {END}), not {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The parameters of a module while they are trained: what can change, and the weight that a step computes with."""
+"""The parameters of a module during training: what is trained, and the weight that a step computes with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smc.reference.activations import straight_through
 from smc.reference.weight import Weight
 
 Round = Callable[[Tensor], EncodedTensor]
-"""A quantizer's way from values to what is stored."""
+"""A quantizer as a function from values to codes and scales."""
 
 
 class Fixed(nn.Module):
@@ -30,14 +30,14 @@ class Fixed(nn.Module):
         self.register_buffer("values", data.decode(), persistent=False)
 
     def forward(self) -> Weight:
-        """As the reference has it."""
+        """The values that the reference computes with."""
         return Weight(self.values, self.encoding, self.order)
 
 
 class Trained(nn.Module):
-    """Floats that are trained; with a rounding, every step computes with what they are rounded to.
+    """Floats that are trained; with a rounding, every step computes with their rounded values.
 
-    Gradients pass through the rounding as if it were none (Bengio et al., arXiv 1308.3432).
+    Gradients ignore the rounding (the straight-through estimator of Bengio et al., arXiv 1308.3432).
     """
 
     def __init__(self, parameter: Parameter, rounding: Round | None = None) -> None:
@@ -54,12 +54,12 @@ class Trained(nn.Module):
         return Weight(straight_through(self.latent, data.decode()), data.encoding)
 
     def result(self) -> dict[str, Tensor]:
-        """What is kept of it: the floats, not rounded."""
+        """What is stored: the floats, not rounded."""
         return {"values": self.latent.detach()}
 
 
 class LowRank(nn.Module):
-    """A matrix that stays as it is, plus scaling · B·A (Hu et al., "LoRA", arXiv 2106.09685); B begins as zero."""
+    """A fixed matrix plus scaling · B·A, which is trained (Hu et al., "LoRA", arXiv 2106.09685); B begins as zero."""
 
     base: Tensor
 
@@ -93,7 +93,7 @@ class LowRank(nn.Module):
 
 
 class Rescaled(nn.Module):
-    """A quantized matrix whose codes stay and whose scales (and offsets) are trained."""
+    """A quantized matrix: its codes are fixed, its scales (and offsets) are trained."""
 
     def __init__(self, parameter: Parameter) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ Leaf = Fixed | Trained | LowRank | Rescaled
 
 
 def stored(parameter: Parameter, parts: dict[str, Tensor]) -> EncodedTensor:
-    """A parameter with what was trained in it, in the encoding that it had."""
+    """A parameter with its trained values, in its old encoding."""
     if "values" in parts:
         return encode_float(parts["values"].reshape(parameter.shape), parameter.encoding)
     data = parameter.load()

@@ -73,8 +73,8 @@ def test_standard_input_that_cannot_be_read(
 
 def test_artifacts_that_are_no_files(refusal: Refusal, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
-    assert "it is no regular file" in refusal("run", tmp_path / "pipe", "x")
-    assert "it is no regular file" in refusal("run", "/dev/zero", "x")
+    assert "it is not a regular file" in refusal("run", tmp_path / "pipe", "x")
+    assert "it is not a regular file" in refusal("run", "/dev/zero", "x")
 
 
 def test_a_system_without_any_temporary_file(

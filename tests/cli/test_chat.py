@@ -88,12 +88,12 @@ def test_commands(artifact: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("/unknown", "there is no command /unknown: there are /system, /reset"),
+        ("/unknown", "there is no command /unknown: use one of /system, /reset"),
         ("/retry", "nothing to retry"),
         ("/save", "/save needs the name of a file"),
         ("/save /nowhere/x", "can't write /nowhere/x"),
         ("/load /nowhere/x", "can't read /nowhere/x"),
-        (f"/load {__file__}", "no saved conversation"),
+        (f"/load {__file__}", "is not a saved conversation"),
     ],
 )
 def test_commands_that_are_refused(artifact: Path, line: str, named: str):

@@ -45,7 +45,7 @@ def test_what_exists_and_is_no_artifact_needs_force(
     for name in ("notes.txt", "photos.zip"):
         before = Path(name).read_bytes()
         assert main.run([*compiling, name]) == 2
-        assert f"the output {name} exists and is no artifact" in capsys.readouterr().err
+        assert f"the output {name} exists and is not an artifact" in capsys.readouterr().err
         assert Path(name).read_bytes() == before
     assert main.run([*compiling, "notes.txt", "--force"]) == 0
     assert main.run([*compiling, "notes.txt", "-q"]) == 0, "an artifact may be replaced"

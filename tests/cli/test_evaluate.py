@@ -94,7 +94,7 @@ def test_what_cannot_be_judged_is_told(folder, text, tmp_path, capsys, make_chec
     other, _ = make_checkpoint()
     for arguments, message in (
         (["--text", tmp_path / "none.txt"], "there is no text file"),
-        (["--text", short], "is too short: it does not fill a window of 128 tokens"),
+        (["--text", short], "is too short for a window of 128 tokens"),
         (["--text", text, "--against", other], "has a vocabulary of 96 tokens"),
         (["--text", text, "--bits", "1.5"], "1.5 bits per weight are too few"),
         (["--text", text, "--bits", "4.7", "--quant", "int8"], "--bits and --quant both say how small"),

@@ -27,7 +27,7 @@ def test_a_call_is_printed(artifact: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--must-call"], "--must-call belongs to --functions"),
+        (["--must-call"], "--must-call needs --functions"),
         (["--functions", "missing.py"], "missing.py can't be read"),
         (["--functions", "home.py", "--raw"], "leave --raw away"),
     ],

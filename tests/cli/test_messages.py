@@ -80,7 +80,7 @@ def test_output_that_is_not_utf8(artifact: Path) -> None:
     done = call(*arguments, PYTHONIOENCODING="iso-8859-1")
     assert done.returncode == 0
     assert done.stdout.decode("iso-8859-1") == "".join(c if ord(c) < 256 else "?" for c in text)
-    assert done.stderr.decode() == "note: the output is iso8859-1, which lacks some characters: they are shown as ?\n"
+    assert done.stderr.decode() == "note: the output is iso8859-1, which lacks some characters; they are shown as ?\n"
     data = json.loads(call(*arguments, "--json", PYTHONIOENCODING="iso-8859-1").stdout)
     assert data["text"] + "\n" == text
     quiet = call(*arguments, "-q", PYTHONIOENCODING="iso-8859-1")

@@ -44,7 +44,7 @@ def test_optimize_writes_what_transformers_loads(folder, capsys):
     torch.testing.assert_close(made, Reference(load_checkpoint("out")).logits(tokens), rtol=0, atol=1e-3)
     card = Path("out/README.md").read_text(encoding="utf-8")
     assert "| perplexity before |" in card and "| perplexity |" in card
-    assert "Its layers are those that had the numbers 0, 3." in card
+    assert "Its layers were those with the numbers 0, 3." in card
     assert run(["optimize", str(folder), "-o", "out"]) == 2
     assert "out is there already: name a new folder" in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_a_ternary_model_from_scratch(folder, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["optimize", "FOLDER", "-p", "drop-layers:layers=0-3", "-o", "out"], "would leave no layer of 4"),
-        (["distill", "FOLDER", "--data", "text.txt", "-o", "out"], "takes one of minutes, steps and tokens"),
+        (["distill", "FOLDER", "--data", "text.txt", "-o", "out"], "needs one of minutes, steps and tokens"),
         (["distill", "FOLDER", "--data", "no.txt", "--steps", "1", "-o", "out"], "there is no text file no.txt"),
         (["distill", "FOLDER", "--data", "text.txt", "--steps", "1", "--set", "x", "-o", "out"], "takes OPTION=VALUE"),
         (["distill", "FOLDER", "--data", "text.txt", "--steps", "1", "--teacher", "no", "-o", "out"], "no does not"),

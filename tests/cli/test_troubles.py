@@ -71,7 +71,7 @@ QUICK = {
     "a pass in a file that exits": ("echo 'exit(0)' >p.py; smc compile checkpoint -p ./p.py:x", "it called exit (0)"),
     "a pass with a wrong option": ("smc compile checkpoint -p ./passes.py:wrong:how=option", "failed in line 17"),
 }
-"""Command, and what the sentence says; None where nobody can read it."""
+"""Command, and what the sentence says; None if nobody can read it."""
 
 LONG: dict[str, tuple[str, str | None]] = {
     "no trouble": (COMPILE, ""),
@@ -102,7 +102,7 @@ LONG: dict[str, tuple[str, str | None]] = {
     "a pass that exits": ("smc compile checkpoint -p ./passes.py:wrong:how=exit", "it called exit (0)"),
     "a pass without an end": ("smc compile checkpoint -p ./passes.py:wrong:how=recursion", "RecursionError"),
     "a pass that misses a file": ("smc compile checkpoint -p ./passes.py:wrong:how=file", "passes.py failed in line"),
-    "a pass that gives nothing": ("smc compile checkpoint -p ./passes.py:wrong:how=nothing", "must give a Module"),
+    "a pass that gives nothing": ("smc compile checkpoint -p ./passes.py:wrong:how=nothing", "must return a Module"),
     "a pass that fails late": ("smc compile checkpoint -p ./passes.py:wrong:how=late", "too late"),
     "a pass that gives a number": ("smc compile checkpoint -p ./passes.py:wrong:how=int", "gives int for"),
 }

@@ -226,7 +226,7 @@ def test_a_folder_that_is_there_is_kept(make_checkpoint, tmp_path):
     module = load_checkpoint(make_checkpoint()[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(InputError, match="is there already: name a new folder"):
+    with pytest.raises(InputError, match="exists already: name a new folder"):
         write_checkpoint(module, tmp_path / "out")
     with pytest.raises(InputError, match="there is no folder"):
         write_checkpoint(module, tmp_path / "nowhere" / "out")

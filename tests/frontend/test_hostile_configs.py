@@ -42,7 +42,7 @@ SCALINGS: list[dict[str, Any]] = [
 
 
 def loaded(source: Path) -> Module | None:
-    """The module, or None where it is refused in a sentence."""
+    """The module, or None if it is refused in a sentence."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # numpy's: something overflowed
         try:

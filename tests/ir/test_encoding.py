@@ -216,15 +216,15 @@ def test_base3_stores_five_codes_a_byte() -> None:
         ({}, "1 to 8 bits per code, not 0"),
         ({"bits": 9}, "1 to 8 bits per code, not 9"),
         ({"bits": 4, "zero": 16}, "zero 16 is no code of int4"),
-        ({"bits": 4, "zero": 3, "minimum": True}, "a zero, a minimum or a codebook, not several"),
+        ({"bits": 4, "zero": 3, "minimum": True}, "only one of zero, minimum and codebook"),
         ({"bits": 4, "group": 12}, "a multiple of 8 columns, not 12"),
         ({"bits": 4, "group": 0}, "a multiple of 8 columns, not 0"),
         ({"bits": 2, "codebook": (0, 1, 2, 3, 4)}, "5 entries of a codebook do not fit int2"),
         ({"storage": "base3", "codebook": (0, 1, 2, 3)}, "4 entries of a codebook do not fit base3"),
         ({"storage": "base3", "zero": 3}, "zero 3 is no code of base3"),
-        ({"bits": 2, "codebook": (0, 1), "zero": 1}, "a zero, a minimum or a codebook, not several"),
-        ({"bits": 2, "codebook": (0, 0.5), "grid": "i8"}, "whole numbers from -128 to 127 only"),
-        ({"bits": 2, "codebook": (0, 128), "grid": "i8"}, "whole numbers from -128 to 127 only"),
+        ({"bits": 2, "codebook": (0, 1), "zero": 1}, "only one of zero, minimum and codebook"),
+        ({"bits": 2, "codebook": (0, 0.5), "grid": "i8"}, "must have whole numbers from -128 to 127"),
+        ({"bits": 2, "codebook": (0, 128), "grid": "i8"}, "must have whole numbers from -128 to 127"),
         ({"bits": 2, "codebook": (0, 0.5), "activation": "i8"}, "needs float activations"),
     ],
 )
@@ -244,9 +244,9 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         (Floats("f16"), None, Scales(32)),
         (Floats("f16"), None, Scales("tensor"), Transform(), Activations()),
     ):
-        with pytest.raises(InputError, match="floats are stored as they are"):
+        with pytest.raises(InputError, match="an encoding of floats has no codes"):
             Encoding(*parts)
-    with pytest.raises(InputError, match="what its codes stand for"):
+    with pytest.raises(InputError, match="needs a decode part"):
         Encoding(Packed(4), None)
 
 
@@ -333,7 +333,7 @@ def test_rotations_that_do_not_fit() -> None:
     for block in (0, 1, 48):
         with pytest.raises(InputError, match="power of two"):
             Encoding.of(bits=4, rotation=block)
-    with pytest.raises(InputError, match="multiple of it, not 24 columns"):
+    with pytest.raises(InputError, match="multiple of them, not 24 columns"):
         rotate(torch.zeros(1, 24), 16)
 
 

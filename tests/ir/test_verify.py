@@ -93,7 +93,7 @@ BROKEN: dict[Callable[[Module], None], str] = {
     call_nobody: "main: call layer_1 runs nobody, which is no function of the module",
     forget_slot: "main: call layer_1: down is not given of block",
     fill_unknown_slot: "main: call layer_1: side is no parameter slot of block",
-    name_unknown_parameter: "main: call layer_1: up.7 is no parameter of the module",
+    name_unknown_parameter: "main: call layer_1: up.7 is not a parameter of the module",
     mix_widths: "main: call layer_1: parameter down.0 for down: ffn is 3 here and 2 before",
     change_shape: "parameter table for table has shape [6, 4] where f32[5, 4] is expected",
     change_rank: "parameter up.0 for up has 1 dims where f32[ffn, 4] is expected",
@@ -171,7 +171,7 @@ FAULTS: dict[str, tuple[str, list[TensorType], dict[str, Any], str]] = {
     "missing attribute": ("rms_norm", [X, VECTOR], {}, "rms_norm needs the attribute eps"),
     "too few inputs": ("rms_norm", [X], {"eps": 1e-5}, "rms_norm takes 2 inputs, not 1"),
     "wrong rank": ("rms_norm", [X, X], {"eps": 1e-5}, "weight of rms_norm must have 1 dims"),
-    "width": ("rms_norm", [X, TensorType((9,))], {"eps": 1e-5}, "width and weight differ, 8 and 9"),
+    "width": ("rms_norm", [X, TensorType((9,))], {"eps": 1e-5}, "the weight's 9 columns do not divide the width 8"),
     "columns": ("linear", [X, TensorType((3, 7))], {"bias": False, "residual": False}, "differ, 8 and 7"),
     "bias": ("linear", [X, TensorType((3, 8)), VECTOR], {"bias": True, "residual": False}, "bias differ, 3 and 8"),
     "residual": (

@@ -116,7 +116,7 @@ def test_bits_by_the_name_of_an_encoding(encoding: Encoding, shape: tuple[int, i
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["--ir", "--html", "a.html"], "without --ir"), (["--html", "no/a.html"], "a folder that exists")],
+    [(["--ir", "--html", "a.html"], "leave out --ir"), (["--html", "no/a.html"], "a folder that exists")],
 )
 def test_bad_input(
     checkpoint: Path,

@@ -48,5 +48,5 @@ def test_with_larger_units_it_stays_within_the_budget_and_near(monkeypatch):
 
 
 def test_too_small_a_budget_says_the_least():
-    with pytest.raises(InputError, match="3 bits are too few: the least is 5"):
+    with pytest.raises(InputError, match="3 bits are too few: give at least 5"):
         allocate([[Choice(2, 1.0), Choice(8, 0.5)], [Choice(3, 1.0)]], 3)

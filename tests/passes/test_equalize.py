@@ -101,7 +101,7 @@ def test_what_is_quantized_or_tied_stays(make_checkpoint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("smooth:alpha=1.5", "alpha of smooth is from 0 to 1, not 1.5"),
+        ("smooth:alpha=1.5", "alpha of smooth must be from 0 to 1, not 1.5"),
         ("awq:bits=1", "awq takes 2 to 8 bits, not 1"),
         ("awq:group=7", "awq takes groups of"),
     ],

@@ -107,7 +107,7 @@ def test_a_pass_that_breaks_the_ir_is_named(module, module_name, kind):
             return result
 
     Breaker.__module__ = module_name
-    with pytest.raises(kind, match=r"pass recorder.*: main: call .* is no parameter of the module"):
+    with pytest.raises(kind, match=r"pass recorder.*: main: call .* is not a parameter of the module"):
         apply(module, [Breaker()])
 
 
@@ -204,7 +204,7 @@ def test_a_users_file(module, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("import nothing_of_this_name", "cannot be loaded: ModuleNotFound"), ("x = 1", "there is no pass 'some-pass'")],
+    [("import nothing_of_this_name", "can't be loaded: ModuleNotFound"), ("x = 1", "there is no pass 'some-pass'")],
 )
 def test_a_users_file_that_fails(tmp_path, text, message):
     file = tmp_path / "broken.py"

@@ -172,8 +172,8 @@ def test_matrices_that_are_quantized_stay(make_checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 1.9}, r"1.9 bits per weight are too few: with widths of 2, 3, 4, 5, 6, 8 bits the least is \d\.\d+"),
-        ({"bits": 5, "widths": (6, 8)}, r"with widths of 6, 8 bits the least is"),
+        ({"bits": 1.9}, r"1.9 bits per weight are too few: with widths of 2, 3, 4, 5, 6, 8 bits give at least \d\.\d+"),
+        ({"bits": 5, "widths": (6, 8)}, r"with widths of 6, 8 bits give at least"),
     ],
 )
 def test_a_budget_below_the_least(make_checkpoint, options, message):
@@ -188,7 +188,7 @@ def test_a_budget_below_the_least(make_checkpoint, options, message):
         ("quantize-guided:bits=0.5", "1 to 32 bits per weight, not 0.5"),
         ("quantize-guided:bits=nan", "1 to 32 bits per weight, not nan"),
         ("quantize-guided:widths=7", "widths of 2, 3, 4, 5, 6, 8 bits, not 7"),
-        ("quantize-guided:damping=0", "a damping up to 1"),
+        ("quantize-guided:damping=0", "a damping above 0 and at most 1"),
         ("quantize-guided:bits=four", "option bits of pass quantize-guided takes a number, not 'four'"),
     ],
 )

@@ -131,7 +131,7 @@ def test_recipe_from_a_file(tmp_path):
     ("text", "message"),
     [
         ("passes: 3", "must have a list named passes"),
-        ("[1, 2", "is no YAML"),
+        ("[1, 2", "is not YAML"),
         ("passes: []\nother: 1", "unknown key 'other'"),
         ("passes: [4]", "is written name or name: {option: value}, not 4"),
         ("passes: [{untie: {}, convert: {}}]", "is written name"),

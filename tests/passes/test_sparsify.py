@@ -130,8 +130,8 @@ def test_a_model_keeps_head_and_embedding_and_has_its_zeros(make_checkpoint):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sparsity": 1.0}, "is above 0 and below 1, not 1"),
-        ({"sparsity": 0.25, "pattern": "2:4"}, "has a sparsity of 0.5, not 0.25"),
+        ({"sparsity": 1.0}, "must be above 0 and below 1, not 1"),
+        ({"sparsity": 0.25, "pattern": "2:4"}, "must be 0.5, not 0.25"),
     ],
 )
 def test_wrong_options(options, words):
@@ -141,5 +141,5 @@ def test_wrong_options(options, words):
 
 def test_columns_that_are_no_fours(make_checkpoint):
     module = load_checkpoint(make_checkpoint(intermediate_size=82)[0])
-    with pytest.raises(InputError, match="has 82 columns, no multiple of 4: use exclude"):
+    with pytest.raises(InputError, match="has 82 columns, not a multiple of 4: leave it out with exclude"):
         apply(module, [SparsifyMagnitude(pattern="2:4")])

@@ -132,14 +132,14 @@ def shaped(codes, scales, *rest):
     [
         (Encoding.of(bits=4), shaped(16, 1.0), "codes from 16 to 16, not 0 to 15"),
         (Encoding.of(bits=4), shaped(-1, 1.0), "codes from -1 to "),
-        (Encoding.of(bits=4), shaped(0.5, 1.0), "codes that are no whole numbers"),
+        (Encoding.of(bits=4), shaped(0.5, 1.0), "codes that are not whole numbers"),
         (Encoding.of(bits=4), shaped(float("nan"), 1.0), "codes from nan"),
         (Encoding.of("base3"), shaped(3, 1.0), "codes from 3 to 3, not 0 to 2"),
         (Encoding.of(bits=4, codebook=(-1, 0, 1)), shaped(3, 1.0), "codes from 3 to 3"),
         (Encoding.of(bits=4), shaped(1, 1e6), "scales beyond the range of f16: use scale_dtype f32 or bf16"),
         (Encoding.of(bits=4), shaped(1, float("nan")), "scales beyond the range"),
-        (Encoding.of(bits=4), shaped(1, 1.0, 3), "returned 3 tensors where int4.g32 takes 2"),
-        (Encoding.of(bits=4, zero="stored"), shaped(1, 1.0), "returned 2 tensors where int4.g32.asymmetric takes 3"),
+        (Encoding.of(bits=4), shaped(1, 1.0, 3), "returned 3 tensors, but int4.g32 needs 2"),
+        (Encoding.of(bits=4, zero="stored"), shaped(1, 1.0), "returned 2 tensors, but int4.g32.asymmetric needs 3"),
         (
             Encoding.of(bits=4),
             lambda groups: (groups[0], groups[..., 0]),

@@ -73,7 +73,7 @@ BAD = [
     (b" \n\n", "calibration.txt is empty"),
     (b"", "calibration.txt is empty"),
     (bytes(range(256)) * 8, "calibration.txt is no UTF-8 text (see byte 128)"),
-    (b"text\0" * 900, "calibration.txt is no text: it has a zero byte"),
+    (b"text\0" * 900, "calibration.txt is not a text: it has a zero byte"),
     ("съешь ещё этих мягких французских булок ".encode() * 90, "tokenizer does not know"),
 ]
 
@@ -106,7 +106,7 @@ def test_a_model_without_a_tokenizer_cannot_read(folder, tmp_path):
     facts = smc.load_checkpoint(folder).facts
     with pytest.raises(InputError, match="the model has no tokenizer"):
         CalibrationText.read(path, replace(facts, tokenizer=None))
-    with pytest.raises(InputError, match="beyond the model's 5"):
+    with pytest.raises(InputError, match="but the model has 5 tokens"):
         read_tokens(path, facts.tokenizer, 5)
     with pytest.raises(InputError, match="there is no text file"):
         CalibrationText.read(tmp_path / "none", facts)

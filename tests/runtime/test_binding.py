@@ -126,7 +126,7 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
         model.logits([-1])
     with pytest.raises(InputError, match="context"):
         model.logits([9] * 201)
-    with pytest.raises(InputError, match="no next token after no tokens"), model.new_sequence() as sequence:
+    with pytest.raises(InputError, match="tokens is empty"), model.new_sequence() as sequence:
         sequence.next_token([])
     batch = np.zeros(1, TOKEN)
     both = WANT_ARGMAX | WANT_LOGITS
@@ -204,7 +204,7 @@ def test_other_interface_version(artifact: Path, program: bytes):
     offset = table_offset(program)
     changed = bytearray(program)
     changed[offset : offset + 4] = (ABI_VERSION + 1).to_bytes(4, "little")
-    with pytest.raises(InputError, match=f"engine interface {ABI_VERSION + 1}, this smc speaks {ABI_VERSION}"):
+    with pytest.raises(InputError, match=f"engine interface {ABI_VERSION + 1}, this smc needs {ABI_VERSION}"):
         Engine(artifact, bytes(changed))
 
 

@@ -59,7 +59,7 @@ def test_every_member_is_verified(
     artifact: Path, tmp_path: Path, name: str, count: int, capsys: pytest.CaptureFixture[str]
 ):
     damaged = damage(artifact, member_range(artifact, name), count, tmp_path / "damaged.smc")
-    with pytest.raises(InputError, match=f"not as compiled are {name}; copy or compile it again"):
+    with pytest.raises(InputError, match=f"its checksums do not fit {name}; copy or compile it again"):
         verify_artifact(damaged)
     assert run(["inspect", str(damaged), "--verify", "--json"]) == 2
     output = capsys.readouterr()
@@ -100,7 +100,7 @@ def test_the_manifest_has_the_last_word(tmp_path: Path):
 
 def test_a_checkpoint_has_no_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["inspect", str(tmp_path), "--verify"]) == 2
-    assert "--verify compares artifacts" in capsys.readouterr().err
+    assert "--verify compares an artifact" in capsys.readouterr().err
 
 
 # ---- the engine

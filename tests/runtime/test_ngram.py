@@ -70,7 +70,8 @@ def test_guesses_go_on_as_the_text_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "order", "part"), [(3, 4, "3 tokens, but at least 4"), (9, 0, "1 to 8"), (9, 9, "1 to 8")]
+    ("size", "order", "part"),
+    [(3, 4, "3 tokens, but n-grams of 4 need at least 4"), (9, 0, "1 to 8"), (9, 9, "1 to 8")],
 )
 def test_what_cannot_be_counted(size: int, order: int, part: str) -> None:
     with pytest.raises(InputError, match=part):
@@ -154,7 +155,7 @@ def test_build_and_predict(artifact: Path, tmp_path: Path, capsys: pytest.Captur
         (["ngram", "predict", "{artifact}", "a"], "is no n-gram model"),
         (["ngram", "predict", "{missing}", "a"], "there is no n-gram model"),
         (["run", "{artifact}", "a", "--draft", "{missing}"], "there is no file"),
-        (["run", "{artifact}", "a", "--draft", "{other}"], "was built with another tokenizer"),
+        (["run", "{artifact}", "a", "--draft", "{other}"], "its tokenizer is another"),
     ],
 )
 def test_bad_input(artifact: Path, tmp_path: Path, command: list[str], part: str, capsys: pytest.CaptureFixture[str]):

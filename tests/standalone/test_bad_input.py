@@ -165,7 +165,7 @@ def test_verify(copy: Executable, room: Path) -> None:
         place = member.header_offset + 30 + name + int.from_bytes(extra, "little") + member.file_size // 2
         damaged.path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         damaged.path.chmod(0o755)
-        told_of = f"not as compiled are {member.filename}; copy or compile it again"
+        told_of = f"its checksums do not fit {member.filename}; copy or compile it again"
         assert told_of in told(damaged.run("--verify"))
         if member.filename in ("weights", "tokenizer.tables", "chat_template.pieces"):
             assert "damaged" in told(damaged.run(*HELLO))

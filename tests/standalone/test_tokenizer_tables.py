@@ -89,7 +89,7 @@ REFUSED: dict[str, Callable[[], Tokenizer | str]] = {
     "BPE with end_of_word_suffix": lambda: edited(end_of_word_suffix="</w>"),
     "byte fallback with a byte-level": lambda: edited(byte_fallback=True),
     "can't be read .*out of vocabulary": lambda: edited(merges=[["a", "c"]]),
-    "two tokens have one id": lambda: edited(vocab={"a": 0, "b": 1, "ab": 1}),
+    "two tokens have the same id": lambda: edited(vocab={"a": 0, "b": 1, "ab": 1}),
     "token '<unk>' is not in its vocabulary": lambda: edited(unk_token="<unk>"),
     "ids up to 1048576": lambda: edited(vocab={"a": 0, "b": 1, "ab": 1 << 20}),
     "text other than once": lambda: with_frame("<s> $A $A"),

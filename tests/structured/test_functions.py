@@ -70,7 +70,7 @@ def test_functions_of_a_python_file(functions: list[Function], tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [
-        ("a.py", "def f(:", "is no Python"),
+        ("a.py", "def f(:", "is not Python"),
         ("a.py", "x = 1", "has no functions"),
         ("a.py", "def f(x: dict): ...", "the type of f's argument x is dict"),
         ("a.py", "def f(*x): ...", "any number of arguments"),
@@ -131,7 +131,7 @@ def test_function_tokens(functions: list[Function]):
     assert nested[0].as_json()["arguments"]["city"] == {"name": "set_light", "arguments": {"room": "x"}}
     assert nested[1] == Call("set_light", {"room": "y"})
     for wrong in ("", "hello", "<nexa_7>()<nexa_end>", "<nexa_0>(x)<nexa_end>", "__import__('os')<nexa_end>"):
-        with pytest.raises(InputError, match="no call of a function"):
+        with pytest.raises(InputError, match="not a call of a function"):
             parse(wrong, tokens)
 
 

@@ -107,13 +107,13 @@ def test_what_fails_is_said_and_the_others_go_on(
     assert "matches no matrix of the model" in capsys.readouterr().out
     assert "matches no matrix" in (tmp_path / "out" / "report.html").read_text()
     assert main.run(sweep(checkpoint, text, tmp_path / "out", *arguments[2:])) == 2
-    assert "no setting could be judged" in capsys.readouterr().err
+    assert "no setting could be evaluated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "no setting is named"),
+        ([], "there is no setting"),
         (["--quant", "int9"], "there is no recipe 'int9'"),
         (["-p", "quantise-rtn"], "quantize-rtn"),
         (["--quant", "int8", "--text", "{missing}"], "there is no text file"),

@@ -137,7 +137,7 @@ def test_a_run_that_was_ended_goes_on_with_the_same_bits(model, tmp_path):
         smc.apply(module, [task], work=tmp_path / "cut", progress=stop)
     notes = []
     resumed = smc.apply(module, [task], work=tmp_path / "cut", note=notes.append)
-    assert "going on from step 4" in notes[0]
+    assert "continuing from step 4" in notes[0]
     for name, parameter in whole.parameters.items():
         assert torch.equal(parameter.values(), resumed.parameters[name].values())
     first, second = (
@@ -164,7 +164,7 @@ def test_two_runs_do_not_share_a_folder(model, tmp_path):
     (folder / "result.safetensors").unlink()
     handle = os.open(folder, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="the same training runs already, in"):
+    with pytest.raises(InputError, match="the same training already runs in"):
         smc.apply(module, [task], work=tmp_path / "work")
     os.close(handle)
     smc.apply(module, [task], work=tmp_path / "work")
@@ -285,9 +285,9 @@ def test_attention_is_compared_with_windows_and_soft_caps(window):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"taps": ("0",)}, "say where hidden and attention are taken: give one of them a weight"),
+        ({"taps": ("0",)}, "chooses layers for hidden and attention: give one of them a weight"),
         ({"attention": 1.0, "taps": ("7",)}, "taps: there is no layer 7"),
-        ({"attention": -1.0}, "counts forward, reverse, plain, hidden and attention 0 or more"),
+        ({"attention": -1.0}, "forward, reverse, plain, hidden and attention of distill must be 0 or more"),
         ({"attention": 1.0, "taps": ("1",)}, "layer 1 came from no layer of the teacher: leave it out of taps"),
         ({"attention": 1.0}, "has 4 heads, that of the teacher's layer_0 has 2, so they can't be compared"),
     ],
@@ -475,16 +475,16 @@ def test_two_processes_learn_as_one(model, tmp_path):
     [
         ({"steps": None}, "takes one of minutes, steps and tokens, not none"),
         ({"minutes": 1.0}, "not minutes and steps"),
-        ({"learning_rate": 0.0}, "learning_rate of train is above 0, not 0.0"),
-        ({"batch": 3, "accumulate": 2}, "can't share a batch of 3 among 2 parts"),
-        ({"patience": 2}, "needs a text to evaluate on: held_out"),
+        ({"learning_rate": 0.0}, "learning_rate of train must be above 0, not 0.0"),
+        ({"batch": 3, "accumulate": 2}, "can't divide a batch of 3 into 2 parts"),
+        ({"patience": 2}, "needs a text to evaluate on: give held_out"),
         ({"shares": (1.0, 2.0)}, "has 2 shares for 1 files of data"),
         ({"quantize": "nothing"}, "there is no recipe 'nothing'"),
         ({"include": ("nothing",)}, "the pattern 'nothing' matches no parameter"),
         ({"weights": "scales"}, "finds no scales to train"),
         ({"held_out": "nowhere.txt"}, "there is no text file nowhere.txt"),
         ({"objective": "chat"}, "has no chat template"),
-        ({"objective": "completion"}, "line 1 of .*text.txt can't be learned from"),
+        ({"objective": "completion"}, "line 1 of .*text.txt is no example for training"),
         ({"learning_rate": 1e30, "clip": 0, "warmup": 0}, "the loss of step 2 is not finite"),
     ],
 )
@@ -501,7 +501,7 @@ def test_quantized_weights_are_no_floats_to_train(model, tmp_path):
 
 def test_texts_that_are_none(model, tmp_path):
     module = load_checkpoint(model[0])
-    for data, words in ((b"\xff\xfe", "is no UTF-8 text"), (b" ", "is empty"), (b"short", "too short to learn from")):
+    for data, words in ((b"\xff\xfe", "is not UTF-8 text"), (b" ", "is empty"), (b"short", "too short for training")):
         (tmp_path / "text.txt").write_bytes(data)
         with pytest.raises(InputError, match=words):
             smc.apply(module, [job(tmp_path)])
@@ -518,7 +518,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_state(model, tmp_path, monkeypa
         return type(used)(used.total, used.total, 0 if list(tmp_path.glob("work/*/state.safetensors")) else used.free)
 
     monkeypatch.setattr(state.shutil, "disk_usage", small)
-    with pytest.raises(InputError, match=r"no room for the state .*: choose another folder by --work"):
+    with pytest.raises(InputError, match=r"no room for the state .*: choose another folder with --work"):
         smc.apply(module, [task], work=tmp_path / "work")
     (folder,) = (tmp_path / "work").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "state.safetensors"]
@@ -530,7 +530,7 @@ def test_a_damaged_state_is_told(model, tmp_path):
     smc.apply(module, [task], work=tmp_path / "work")
     (result,) = tmp_path.glob("work/*/result.safetensors")
     result.write_bytes(result.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"is damaged .*: remove its folder to start anew"):
+    with pytest.raises(InputError, match=r"is damaged .*: remove its folder to start again"):
         smc.apply(module, [task], work=tmp_path / "work")
 
 

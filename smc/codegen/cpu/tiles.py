@@ -16,7 +16,7 @@ PANEL_TILES = 8
 
 
 def panel_tiles(encoding: Encoding, level: CpuLevel) -> int | None:
-    """Of how many tiles a panel is, whole groups of weights and of inputs; None where there can be none."""
+    """Of how many tiles a panel is, whole groups of weights and of inputs; None if there can be none."""
     if isa(level).is_vector_by_lane or not encoding.rounds_inputs:
         return None
     sizes = [size for size in (encoding.scales.group, encoding.input_group) if isinstance(size, int)]

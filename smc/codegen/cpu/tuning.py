@@ -207,7 +207,7 @@ class Choice:
 
 
 def records_hash(choices: Iterable[Choice]) -> str | None:
-    """Hex SHA-256 of all records that choices rest on; None where there are none."""
+    """Hex SHA-256 of all records that choices rest on; None if there are none."""
     lines = sorted({record.line() for choice in choices for record in choice.records})
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 

@@ -62,7 +62,7 @@ Workloads = dict[LinearKernel, dict[Workload, float]]
 def artifact_matrices(path: Path) -> list[Matrix]:
     """The matrices of an artifact, from its manifest; also an embedding of its own, though nothing multiplies it.
 
-    Raises InputError where the manifest does not list them.
+    Raises InputError if the manifest does not list them.
     """
     manifest, matrices = read_manifest(path), list[Matrix]()
     for name, text in manifest.encodings.items():

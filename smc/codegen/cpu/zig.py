@@ -29,7 +29,7 @@ _OUR_CODE = re.compile(r":\d+:\d+: (fatal )?error: |undefined symbol|duplicate s
 
 @functools.cache
 def zig_version() -> str:
-    """The release of the package; InputError where it is missing."""
+    """The release of the package; InputError if it is missing."""
     if importlib.util.find_spec("ziglang") is None:
         raise InputError(f"compiling needs the package ziglang: {install_command()}")
     return importlib.metadata.version("ziglang")

@@ -22,7 +22,7 @@ OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--p
 
 
 def compiler_version() -> str:
-    """The version of NVRTC; InputError where it is not installed."""
+    """The version of NVRTC; InputError if it is not installed."""
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -44,7 +44,7 @@ def build_image(text: str, level: GpuLevel) -> bytes:
 
 
 def library_folder() -> Path:
-    """Where NVRTC's shared libraries are; InputError where they are not installed."""
+    """Where NVRTC's shared libraries are; InputError if they are not installed."""
     compiler_version()
     spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -90,7 +90,7 @@ class Span:
 
 
 def span_of(encoding: Encoding) -> Span | None:
-    """How scales lie between the codes; None where they have a place of their own."""
+    """How scales lie between the codes; None if they have a place of their own."""
     group = encoding.scales.group
     if not encoding.is_packed or not isinstance(group, int) or encoding.scales.super_group is not None:
         return None

@@ -45,7 +45,7 @@ def lowers(op: str, **options: Any) -> Callable[[AnyLowering], AnyLowering]:
 
 
 def find_lowering(function: Function, node: Node) -> Lowering:
-    """The lowering of a node; InputError where its op has no kernel."""
+    """The lowering of a node; InputError if its op has no kernel."""
     if node.op not in LOWERINGS:
         raise InputError(f"there is no kernel for the op {node.op} yet ({function.name}: {node.name})")
     return LOWERINGS[node.op]

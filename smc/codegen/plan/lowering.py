@@ -40,7 +40,7 @@ class FunctionLowering:
     # ---- values
 
     def buffer(self, value: str) -> Buffer:
-        """The floats of a value; InputError where they would have to be rotated or normed first."""
+        """The floats of a value; InputError if they would have to be rotated or normed first."""
         if value in self.rotations or value in self.head_norms:
             turned = f"{value}, whose heads are rotated or normed,"
             raise InputError(f"there is no kernel yet that reads {turned} but attention")

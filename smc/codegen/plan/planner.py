@@ -74,7 +74,7 @@ def plan_function(name: str, function: Function, forms: Forms) -> FunctionPlan:
 
 
 def _program(module: Module, plans: list[FunctionPlan], order: list[tuple[FunctionPlan, Node]]) -> Plan:
-    """The calls as embedding, blocks and head; InputError where they are not."""
+    """The calls as embedding, blocks and head; InputError if they are not."""
     embeds = [p for p in plans if p.x is None]
     heads = [p for p, call in order if call.name in module.main.outputs]
     blocks = [p for p in plans if p not in embeds and p not in heads]

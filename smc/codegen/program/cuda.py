@@ -111,7 +111,7 @@ def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
 
 
 def _choice(kernel: KernelChoice) -> str | None:
-    """C for the number of a kernel among those of its table; None where there is one only."""
+    """C for the number of a kernel among those of its table; None if there is one only."""
     if isinstance(kernel, BySlot):
         return f"L->{c_identifier(kernel.slot)}.kernel"
     return "S->kv_dtype" if isinstance(kernel, ByCacheDtype) else None

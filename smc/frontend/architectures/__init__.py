@@ -17,6 +17,6 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def build_module(checkpoint: Checkpoint) -> Module:
-    """The ir of a checkpoint; InputError where its architecture is not supported or its tensors do not fit it."""
+    """The ir of a checkpoint; InputError if its architecture is not supported or its tensors do not fit it."""
     found = find_architecture(checkpoint)
     return assemble(found.build(checkpoint), checkpoint, found.name)

@@ -39,7 +39,7 @@ class Decoder:
 def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Module:
     """Bind the tensors to the slots, write `main`, verify.
 
-    InputError where a tensor is missing, has the wrong shape, or is left over, as a whole or in part.
+    InputError if a tensor is missing, has the wrong shape, or is left over, as a whole or in part.
     """
     if decoder.tensors is not None:
         checkpoint = replace(checkpoint, tensors=decoder.tensors)

@@ -37,7 +37,7 @@ ACTIVATION_NAMES = {
 
 
 def activation_of(config: Config, key: str = "hidden_act", default: str = "silu") -> str:
-    """The ir's name of the activation that a config names; InputError where there is none."""
+    """The ir's name of the activation that a config names; InputError if there is none."""
     name = config.text(key, default)
     if ACTIVATION_NAMES.get(name) not in ACTIVATIONS:
         raise InputError(f"{config.origin}: the activation {name} is not supported ({', '.join(ACTIVATION_NAMES)} are)")
@@ -55,7 +55,7 @@ class Heads:
 
     @classmethod
     def of(cls, config: Config, *, default_kv_heads: int | None = None, default_head_dim: int | None = None) -> Heads:
-        """Read them from a config; InputError where they do not fit each other."""
+        """Read them from a config; InputError if they do not fit each other."""
         hidden_size, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
         if config.values.get("head_dim") is None and default_head_dim is None and hidden_size % heads:
             raise InputError(f"{config.origin}: hidden_size {hidden_size} is no multiple of {heads} attention heads")

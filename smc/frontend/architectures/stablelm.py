@@ -83,7 +83,7 @@ def stablelm(checkpoint: Checkpoint) -> Decoder:
 def _joined_norms(checkpoint: Checkpoint, heads: parts.Heads) -> Mapping[str, StoredTensor]:
     """The tensors, those of the norms of a layer's heads as one, one head after the other.
 
-    InputError where a head's is missing, or of another shape.
+    InputError if a head's is missing, or of another shape.
     """
     rest, found = dict(checkpoint.tensors), dict[str, dict[int, StoredTensor]]()
     for name in checkpoint.tensors:

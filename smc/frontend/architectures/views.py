@@ -79,7 +79,7 @@ class Source:
     transform: Transform | None = None
 
     def parameter(self, checkpoint: Checkpoint, shape: Shape) -> Parameter:
-        """The ir's parameter of this shape; InputError where the tensor is missing or of another shape."""
+        """The ir's parameter of this shape; InputError if the tensor is missing or of another shape."""
         stored = self._stored(checkpoint, shape)
         transform = self._pending(checkpoint)
         whole = self.whole(checkpoint)
@@ -167,7 +167,7 @@ def rows_of(coded: Coded, rows: range | None, order: Callable[[Tensor], Tensor] 
 
 
 def check_leftovers(checkpoint: Checkpoint, sources: Iterable[Source], unused: Callable[[str], bool]) -> None:
-    """InputError where an element of a tensor has no place in the model, or two.
+    """InputError if an element of a tensor has no place in the model, or two.
 
     One view may fill several slots (a tied head); different views of one tensor must cover it without overlapping.
     unused: tensors that need no place.

@@ -34,7 +34,7 @@ def fp8(config: Config, tensors: Tensors) -> Tensors:
 
 
 def dequantized(tensors: Tensors, blocks: tuple[int, int] | None) -> Tensors:
-    """Every matrix of fp8 as floats; InputError where a scale is missing or its shape contradicts the blocks."""
+    """Every matrix of fp8 as floats; InputError if a scale is missing or its shape contradicts the blocks."""
     rest = dict(tensors)
     for parts in Parts.all_of(rest, "weight"):
         stored = rest[f"{parts.module}.weight"]

@@ -22,7 +22,7 @@ def has_row_scales(tensors: Tensors) -> bool:
 
 
 def qllama(tensors: Tensors) -> Tensors:
-    """Codes -1, 0 and 1 with the scales of their rows; InputError where a part is missing or of another shape."""
+    """Codes -1, 0 and 1 with the scales of their rows; InputError if a part is missing or of another shape."""
     rest = dict(tensors)
     for parts in Parts.all_of(rest, "scales"):
         weight, scales = parts.take("weight"), parts.take("scales")

@@ -37,7 +37,7 @@ class Parts:
         return list(found.values())
 
     def take(self, part: str) -> StoredTensor:
-        """A tensor of floats; InputError where it is missing or holds integers."""
+        """A tensor of floats; InputError if it is missing or holds integers."""
         found = self.take_optional(part)
         if found is None:
             raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization cannot be undone")
@@ -46,7 +46,7 @@ class Parts:
         return found
 
     def take_integers(self, part: str, *dtypes: str) -> IntegerTensor:
-        """A tensor of one of these integer types ("I32"); InputError where it is missing or of another."""
+        """A tensor of one of these integer types ("I32"); InputError if it is missing or of another."""
         found = self.take_optional(part)
         if found is None:
             raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization cannot be undone")
@@ -60,7 +60,7 @@ class Parts:
         return self.tensors.pop(f"{self.module}.{part}", None)
 
     def check(self, tensor: StoredTensor, *shapes: tuple[int, ...]) -> None:
-        """InputError where a tensor has none of the shapes that the quantization_config implies."""
+        """InputError if a tensor has none of the shapes that the quantization_config implies."""
         if tensor.shape not in shapes:
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise InputError(
@@ -100,7 +100,7 @@ class Groups:
 
     @cached_property
     def order(self) -> Tensor | None:
-        """int32 [columns]: stored position → column, None where columns stand in order. InputError if groups differ
+        """int32 [columns]: stored position → column, None if columns stand in order. InputError if groups differ
         in size from what the config says."""
         import torch
 

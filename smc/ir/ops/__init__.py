@@ -1,9 +1,9 @@
 """The ops of the ir, each declared in a file of this folder (registry.py says how).
 
-n is the number of tokens of a step. Attention sees, besides its k and v, those of earlier tokens of the same sequence:
-the ir has no KV cache, codegen introduces it.
+n is the number of tokens of a step. Attention also reads k and v of earlier tokens of the same sequence: the ir has no
+KV cache, codegen introduces it.
 
-Three things that a function holds are no ops: its inputs, its parameter slots, and calls of other functions.
+Three kinds of nodes are not ops: a function's inputs, its parameter slots, and calls of other functions.
 """
 
 from __future__ import annotations

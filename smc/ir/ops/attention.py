@@ -15,7 +15,7 @@ def _result(
     q: TensorType, k: TensorType, v: TensorType, heads: int, kv_heads: int, head_dim: int, **_: Any
 ) -> TensorType:
     if heads % kv_heads:
-        raise TypeFault(f"attention: {heads} heads are no multiple of {kv_heads} KV heads")
+        raise TypeFault(f"attention: {heads} heads are not a multiple of {kv_heads} KV heads")
     same("attention", q.shape[1], heads * head_dim, "width of q and heads * head_dim")
     for operand in (k, v):
         same("attention", operand.shape[1], kv_heads * head_dim, "width of k or v and kv_heads * head_dim")
@@ -37,8 +37,8 @@ def attention(
 ) -> Tensor:
     """q [n, heads·head_dim], k and v [n, kv_heads·head_dim] → softmax(scale · q·kᵀ)·v for every query head, like q.
 
-    A token sees itself and what came before, with a window only the last `window` of these. softcap: scores s become
-    softcap · tanh(s / softcap). In torch, n are the tokens of one whole sequence.
+    A token attends to itself and to earlier tokens, with a window only to the last `window` of these. softcap: scores s
+    become softcap · tanh(s / softcap). In torch, n are the tokens of one whole sequence.
     """
     import torch
     from torch.nn import functional

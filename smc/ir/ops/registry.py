@@ -1,4 +1,4 @@
-"""What an op is, and the registry of all ops.
+"""The declaration of ops, and their registry.
 
 An op is declared once, in a file of its own in this folder, as a torch function::
 
@@ -6,8 +6,8 @@ An op is declared once, in a file of its own in this folder, as a torch function
     def rms_norm(x: Tensor, weight: Weight, *, eps: float) -> Tensor:
         '''What it computes.'''
 
-Its positional parameters are the op's inputs. Those with the default None are optional: a node says by a flag of that
-name whether it has them. Its keyword parameters are the op's attributes, with their defaults. `result` has the same
+Its positional parameters are the op's inputs. Those with the default None are optional: a node's flag of that name says
+whether it has them. Its keyword parameters are the op's attributes, with their defaults. `result` has the same
 parameters, but types in place of tensors, and gives the type of the result. torch is imported where it is used: the ir
 works without it.
 """
@@ -33,29 +33,28 @@ OPS: dict[str, Op] = {}
 
 
 class TypeFault(ValueError):
-    """An op was given inputs or attributes that it does not take; the message says which."""
+    """Inputs or attributes that an op does not take; the message names them."""
 
 
 class Weight(Protocol):
-    """A parameter as the torch functions of ops take it: decoded values, and what its encoding does to the inputs."""
+    """A parameter for the torch functions of ops: decoded values, and how its encoding changes inputs."""
 
     @property
     def values(self) -> Tensor:
         """float32, in the parameter's shape."""
 
     def rounded(self, x: Tensor) -> Tensor:
-        """Inputs float32 [n, columns] as this matrix sees them."""
+        """Inputs, float32 [n, columns], after the transform and rounding of this matrix."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One op: what it takes, the type of what it gives, and its meaning in torch.
+    """One op: its inputs and attributes, the type of its result, and its meaning in torch.
 
     inputs: names, the optional ones last. attributes: the names with a default, and the default. required: the others.
-    ranks: how many dims inputs must have, where it matters. cached: inputs that later tokens of a sequence read again,
-    [n, kv_heads · head_dim]; an op that has such attends. increasing: an element-wise op under which a larger number
-    stays the larger one. kernel: false where there is none on purpose, so that only the reference computes the op. The
-    docstring of `compute` says what the op means.
+    ranks: how many dims inputs must have. cached: inputs that later tokens of a sequence read again, [n, kv_heads ·
+    head_dim]; an op with such inputs attends. increasing: whether an element-wise op keeps the order of numbers.
+    kernel: false for an op that only the reference computes. The docstring of `compute` defines the op.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Op:
     kernel: bool = True
 
     def complete(self, attributes: Attributes) -> dict[str, Any]:
-        """The attributes with the defaults of those left out; TypeFault where one is missing or unknown."""
+        """The attributes, with defaults for those left out; TypeFault if one is missing or unknown."""
         known = {*self.optional, *self.required, *self.attributes}
         for name in attributes:
             if name not in known:
@@ -84,7 +83,7 @@ class Op:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What attributes and flags are that are left out."""
+        """The values of attributes and flags that are left out."""
         return {**self.attributes, **dict.fromkeys(self.optional, False)}
 
     def given(self, attributes: Attributes) -> list[str]:
@@ -92,7 +91,7 @@ class Op:
         return [name for name in self.inputs if name not in self.optional or attributes[name]]
 
     def bind(self, values: Sequence[Value], attributes: Attributes) -> dict[str, Value | None]:
-        """A node's inputs by name, None where an optional one is not there. TypeFault where their number is wrong."""
+        """A node's inputs by name, None for a missing optional one. TypeFault if their number is wrong."""
         names = self.given(attributes)
         if len(names) != len(values):
             raise TypeFault(f"{self.name} takes {len(names)} inputs, not {len(values)}")
@@ -113,7 +112,7 @@ def op(
 ) -> Callable[[Function], Function]:
     """Decorator that declares an op by its torch function; see above. The op has the function's name.
 
-    facts: the fields of `Op` that few ops need (cached, takes_tuples, increasing, kernel).
+    facts: the rarely used fields of `Op` (cached, takes_tuples, increasing, kernel).
     """
 
     def declare(function: Function) -> Function:
@@ -146,14 +145,14 @@ def register(
 
 
 def find(name: str) -> Op:
-    """The op of this name; TypeFault where there is none."""
+    """The op of this name; TypeFault if there is none."""
     if name not in OPS:
         raise TypeFault(f"there is no op {name!r}")
     return OPS[name]
 
 
 def infer_type(name: str, inputs: Sequence[Type], attributes: Attributes) -> Type:
-    """The result type of an op; TypeFault where the inputs or attributes do not fit it."""
+    """The result type of an op; TypeFault if the inputs or attributes do not fit it."""
     found = find(name)
     attributes = found.complete(attributes)
     if not found.takes_tuples and any(isinstance(t, TupleType) for t in inputs):
@@ -167,6 +166,6 @@ def infer_type(name: str, inputs: Sequence[Type], attributes: Attributes) -> Typ
 
 
 def same(name: str, a: Dim, b: Dim, what: str) -> None:
-    """TypeFault where two dims of an op's inputs differ that must be one."""
+    """Raise TypeFault if two dims of an op's inputs differ that must be equal."""
     if a != b:
         raise TypeFault(f"{name}: {what} differ, {a} and {b}")

@@ -16,7 +16,7 @@ def _result(x: TensorType, weight: TensorType, residual: TensorType | None, eps:
     if not (isinstance(width, int) and isinstance(columns, int)):
         same("rms_norm", width, columns, "width and weight")
     elif width % columns:
-        raise TypeFault(f"rms_norm: width and weight differ, {width} and {columns}, and are no heads")
+        raise TypeFault(f"rms_norm: the weight's {columns} columns do not divide the width {width}")
     if residual is not None:
         same("rms_norm", width, residual.shape[1], "width and residual width")
     return x
@@ -26,7 +26,7 @@ def _result(x: TensorType, weight: TensorType, residual: TensorType | None, eps:
 def rms_norm(x: Tensor, weight: Weight, residual: Tensor | None = None, *, eps: float) -> Tensor:
     """x [n, d], weight [d] → x / sqrt(mean(x²) + eps) · weight, the mean over a token's columns; plus residual [n, d].
 
-    A weight of fewer columns norms every so many columns of x, the heads of attention, by themselves.
+    A weight with fewer columns normalizes every part of x of that width, a head of attention, by itself.
     """
     import torch
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def _result(x: TensorType, positions: TensorType, head_dim: int, table: RopeTable) -> TensorType:
     width = x.shape[1]
     if head_dim % 2 or (isinstance(width, int) and width % head_dim):
-        raise TypeFault(f"rope: width {width} is no multiple of an even head_dim {head_dim}")
+        raise TypeFault(f"rope: width {width} is not a multiple of an even head_dim {head_dim}")
     if not 0 < 2 * table.pairs <= head_dim:
         raise TypeFault(f"rope: a table of {table.pairs} pairs does not fit a head_dim of {head_dim}")
     return x

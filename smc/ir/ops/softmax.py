@@ -1,4 +1,4 @@
-"""Softmax by itself, as routers of experts need it; that of attention is part of `attention`."""
+"""Softmax, as routers of experts need it; that of attention is a part of `attention`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest values of every token and where they stand."""
+"""The largest values of every token, and their indices."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The exact reference: `Reference` computes what a module means, this computes what an artifact answers, to the bit.
+"""The exact reference: it computes the results of an artifact, bit for bit.
 
-One file for each op, or for some that are alike. They are sequential only where docs/numerics.md orders sums, and
-vectorized over all else.
+There is one file for each op or for similar ops. They are sequential only where docs/numerics.md orders sums, and
+vectorized over everything else.
 """
 
 from __future__ import annotations

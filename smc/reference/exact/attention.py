@@ -15,7 +15,7 @@ SPLIT_TOKENS = 256
 """Attention cuts the KV cache into splits of this many tokens, each with a softmax of its own."""
 
 MASKED, LOWEST = -3.0e38, -1.0e30
-"""Score of a token that is not seen, and the least maximum of a split."""
+"""The score of a token that is not attended to, and the least maximum of a split."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Split by split a softmax, merged in order; tokens that a query does not see weigh exactly nothing."""
+    """A softmax per split, merged in order; tokens that a query does not attend to have weight 0 exactly."""
     count = len(q)
     q = q.view(count, heads, head_dim) * (scale * math.log2(math.e) if softcap is None else scale / softcap)
     # Every KV head repeated for its group of heads: all are [n, heads, head_dim].

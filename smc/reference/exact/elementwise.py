@@ -1,4 +1,4 @@
-"""Sums and products, each rounded once, and activations by their formula."""
+"""Sums and products, each rounded once, and activations by their formulas."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ def layer_norm(x: Tensor, weight: EncodedTensor, bias: EncodedTensor | None, *, 
 
 @exact("head_layer_norm")
 def head_layer_norm(x: Tensor, weight: EncodedTensor, *, head_dim: int, eps: float) -> Tensor:
-    """Heads as if each were a token, with weights of its own."""
+    """Every head is normalized like a token, with weights of its own."""
     return _normed(x.reshape(-1, head_dim), eps).view(x.shape) * weight.decode()
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:
-    """Rows less their mean, times one over their deviation."""
+    """Rows minus their mean, divided by their standard deviation."""
     width = x.shape[1]
     sums = x.new_zeros(len(x), 2, LANES)
     for vectors in vectors_of(x):

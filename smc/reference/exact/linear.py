@@ -15,10 +15,10 @@ from smc.reference.exact.registry import exact
 from smc.reference.float32 import fma, sum_in_order, sum_products
 
 BLOCK, PRODUCTS = 1 << 15, 1 << 18
-"""About how many sums, or products of groups, a linear has in hand at once, so that they stay in the CPU's cache."""
+"""The approximate number of sums, or products of groups, that are computed at once, so that they stay in a cache."""
 
 EXACT_FLOAT32 = (1 << 24) // (127 * 255)
-"""So many products of int8 inputs and codes add up to an integer that float32 has, in any order."""
+"""Sums of this many products of int8 inputs and codes are exact in float32, in any order."""
 
 
 @exact("linear")
@@ -88,10 +88,10 @@ def _float_inputs_product(x: Tensor, weight: EncodedTensor) -> Tensor:
 
 
 def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: EncodedTensor) -> Tensor:
-    """int8 inputs [n, groups, group] with their scales: exact dots of pieces of a row, one fma each.
+    """int8 inputs [n, groups, group] with their scales: exact dot products of parts of a row, one fma each.
 
-    A piece ends where either scale changes. An input scale that holds for several weight groups multiplies their sum.
-    Scales of the whole row or token multiply the finished sum; with offsets only those of the token do.
+    A part ends where either scale changes. An input scale for several weight groups multiplies their sum. Scales of the
+    whole row or token multiply the finished sum; with offsets only those of the token do.
     """
     assert weight.codes is not None and weight.scales is not None
     encoding, token_scale = weight.encoding, weight.encoding.input_group == "token"
@@ -100,7 +100,7 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     dtype = torch.float32 if size <= EXACT_FLOAT32 else torch.float64
     inputs = _pieces(codes.flatten(1)[:, :columns], len(pieces), size, dtype)
     weights = _pieces(_integers(weight).flatten(1)[:, :columns], len(pieces), size, dtype)
-    # All [pieces, tokens, rows], or 1 where it is the same for all.
+    # All are [parts, tokens, rows], or 1 where they are the same for all.
     dots = (inputs.permute(1, 0, 2) @ weights.permute(1, 2, 0)).double()
     x_scales = torch.ones(1) if token_scale else scales.T[pieces // input_group][..., None]
     inner = torch.ones(1) if encoding.has_partial_sums else x_scales
@@ -132,7 +132,7 @@ def _sums_of_parts(products: Tensor, count: int, scales: Tensor) -> Tensor:
 
 
 def _integers(weight: EncodedTensor) -> Tensor:
-    """What the scales multiply, float32 [rows, groups, group]: codes minus their zero, or entries of the codebook."""
+    """The values before scaling, float32 [rows, groups, group]: codes minus their zero, or entries of the codebook."""
     assert weight.codes is not None
     encoding = weight.encoding
     if encoding.has_codebook:

@@ -18,13 +18,13 @@ from smc.reference.execution import Batch, Hook, Operand, Reference
 class ExactReference(Reference):
     """Executes a module as its artifact does, in the same float32 operations: for tests and golden results.
 
-    Equal bits are the aim for every encoding; `Reference` is much faster. Sequences start at cache index 0.
+    Bits are equal for every encoding; `Reference` is much faster. Sequences start at cache index 0.
     """
 
     def run(self, batch: Batch, hook: Hook | None = None) -> dict[str, Tensor]:
         """Every value of `main` by name, as `Reference.run`."""
         threads = torch.get_num_threads()
-        # Millions of small operations: sharing each out among threads would cost more than it computes.
+        # Millions of small operations: distributing each over threads would cost more than computing it.
         torch.set_num_threads(1)
         try:
             return super().run(batch, hook)
@@ -35,7 +35,7 @@ class ExactReference(Reference):
         return self.module.parameters[name].load()
 
     def _cached(self, x: Tensor, kv_heads: int) -> Operand:
-        """As `Reference._cached`, but of an int8 cache the codes."""
+        """As `Reference._cached`, but with the codes of an int8 cache."""
         if self.kv_dtype != "i8":
             return super()._cached(x, kv_heads)
         codes, scales = quantize_heads(x, kv_heads)

@@ -1,4 +1,4 @@
-"""Which exact rule computes which op."""
+"""The registry of exact rules, by op."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smc.ir import ops
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 RULES: dict[str, Callable[..., Any]] = {}
-"""By the op's name, functions with the op's parameters; parameters of the model come as `EncodedTensor`s."""
+"""Functions with the op's parameters, by the op's name; the model's parameters are `EncodedTensor`s."""
 
 
 def exact(op: str) -> Callable[[Rule], Rule]:
@@ -27,12 +27,12 @@ def exact(op: str) -> Callable[[Rule], Rule]:
 
 
 def compute_exactly(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
-    """An op's result, bit for bit; attributes with a default may be left out. InputError where it has no kernel."""
+    """An op's result, bit for bit; attributes with a default may be left out. InputError if it has no kernel."""
     if op not in RULES:
         raise no_kernel(f"the op {op}")
     return ops.find(op).call(RULES[op], inputs, attributes)
 
 
 def no_kernel(what: str) -> InputError:
-    """What can't be computed exactly, because nothing computes it but the reference."""
+    """The error for an op that only `Reference` computes."""
     return InputError(f"there is no kernel, and so no exact arithmetic, for {what}")

@@ -17,7 +17,7 @@ COLUMNS = 32
 
 @exact("rms_norm")
 def rms_norm(x: Tensor, weight: EncodedTensor, residual: Tensor | None, *, eps: float) -> Tensor:
-    """Squares in two vectors of lanes, added up as a tree; heads as if each were a token."""
+    """Squares in two vectors of lanes, added as a tree; heads are treated like tokens."""
     columns = weight.shape[0]
     heads = x.reshape(-1, columns)
     squares = x.new_zeros(len(heads), 2, LANES)

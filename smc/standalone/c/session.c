@@ -48,7 +48,7 @@ static const void *member(const struct smc_session *session, const char *name, u
     smc_die("this program's file is damaged: %s; copy or compile it again", reason);
   /* The engine checks the weights as it reads them. */
   if (strcmp(name, "weights") && smc_crc32(0, session->file.data + found.offset, found.length) != found.crc)
-    smc_die("this program's file is damaged: %s is not as compiled; copy or compile it again", name);
+    smc_die("this program's file is damaged: its checksum does not fit %s; copy or compile it again", name);
   *length = found.length;
   return session->file.data + found.offset;
 }

@@ -17,7 +17,7 @@ int smc_verify(const struct smc_command *command) {
       smc_add_format(&wrong, "%s%s", wrong.length ? ", " : "", name);
   if (status != SMC_NO_SPACE) smc_die(damaged, reason);
   if (wrong.length) {
-    smc_fail(reason, SMC_BAD_INPUT, "not as compiled are %s", wrong.bytes);
+    smc_fail(reason, SMC_BAD_INPUT, "its checksums do not fit %s", wrong.bytes);
     smc_die(damaged, reason);
   }
   if (command->json)

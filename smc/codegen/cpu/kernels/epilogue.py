@@ -21,7 +21,7 @@ class Epilogue:
 
     flags, bias, out: the kernel's parameters (linear.py). out_row, out_first: how many floats of `out` a token has,
     and which of the matrix's rows is the first there (int64).
-    argmax_rows: how many rows count (int32) where of each token only the largest results are kept; None where all are.
+    argmax_rows: how many rows count (int32) where of each token only the largest results are kept; None if all are.
     """
 
     matrix: PackedMatrix

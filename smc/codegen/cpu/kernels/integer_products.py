@@ -198,7 +198,7 @@ class IntegerProducts:
         return self.source.sums(tile * per_tile + half, per_tile)
 
     def _input_scales(self, tile: Expr) -> PerToken | None:
-        """Of every token: the scale of a tile's inputs; None where it is applied later, to a larger sum."""
+        """Of every token: the scale of a tile's inputs; None if it is applied later, to a larger sum."""
         if self.encoding.input_group == "token" or self.encoding.has_partial_sums:
             return None
         return self.source.scales(tile)

@@ -11,10 +11,10 @@ from typing import IO, TypeVar
 Result = TypeVar("Result")
 
 MEMBER_ALIGNMENT = 1 << 16
-"""Pages have up to 64 KiB: so every member can be mapped."""
+"""Pages have up to 64 KiB, so every member can be mapped."""
 
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
-"""No clock in the file: the same inputs give the same bytes."""
+"""The file has no time of writing: the same input gives the same bytes."""
 
 _ZIP64_FIELD = 20
 _EXTRA_LIMIT = 0xFFFF - _ZIP64_FIELD
@@ -24,7 +24,7 @@ _PADDING_FIELD = 0x6D73
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether the file is an artifact, by what is in it."""
+    """Whether the content of the file is an artifact."""
     try:
         with zipfile.ZipFile(path) as archive:
             return "manifest.json" in archive.namelist()
@@ -36,7 +36,7 @@ class ArtifactWriter:
     """A ZIP under construction; members are written in the order of the calls."""
 
     def __init__(self, path: Path, front: int = 0) -> None:
-        """Write to `path`, which the caller renames when all went well.
+        """Write to `path`, which the caller renames when it is complete.
 
         front: bytes to leave free before the first member, for `write_front`.
         """
@@ -57,7 +57,7 @@ class ArtifactWriter:
         zip64 = size * 1.05 > zipfile.ZIP64_LIMIT
         header = 30 + len(name.encode()) + (_ZIP64_FIELD if zip64 else 0)
         gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
-        while 0 < gap < 4 or gap > _EXTRA_LIMIT:  # no extra field is so short or so long: leave a few bytes unused
+        while 0 < gap < 4 or gap > _EXTRA_LIMIT:  # no extra field can be so short or so long: leave a few bytes unused
             self._zip.start_dir += 4
             gap = -(self._zip.start_dir + header) % MEMBER_ALIGNMENT
         if gap:
@@ -72,11 +72,11 @@ class ArtifactWriter:
         self._zip.close()
 
     def pause(self) -> None:
-        """Write the directory, for a reader of what is there so far."""
+        """Write the directory, so that the file can be read before it is complete."""
         self._zip.close()
 
     def resume(self) -> None:
-        """Go on after `pause`: the next member takes the place of the directory."""
+        """Continue after `pause`: the next member overwrites the directory."""
         self._zip = zipfile.ZipFile(self._path, "a", zipfile.ZIP_STORED, allowZip64=True)
 
     def write_front(self, program: bytes) -> None:
@@ -85,4 +85,4 @@ class ArtifactWriter:
         with self._path.open("r+b") as file:
             file.write(program)
         mode = self._path.stat().st_mode
-        self._path.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may execute it
+        self._path.chmod(mode | (mode & 0o444) >> 2)  # users who may read it may execute it

@@ -1,4 +1,4 @@
-"""Assembly of an artifact: weights, the linked program, which knows their hash, and the manifest.
+"""Assembly of an artifact: weights, the linked program, which contains their hash, and the manifest.
 
 A standalone artifact has an executable in front, which contains that hash, too.
 """
@@ -28,7 +28,7 @@ from smc.targets import Target
 
 @dataclass(frozen=True)
 class Parcel:
-    """All that an artifact is made of, but the hash of its weights."""
+    """All parts of an artifact except the hash of its weights."""
 
     backend: Backend
     program: Program
@@ -47,8 +47,8 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Written:
-    """Facts of a written artifact; executable_bytes: of the program in front of it, 0 without one. proof: None: no
-    proof was wanted."""
+    """Facts of a written artifact; executable_bytes: those of the program in front of it, 0 without one. proof: None if
+    none was requested."""
 
     weights_hash: str
     program_bytes: int
@@ -59,16 +59,16 @@ class Written:
 def write_artifact(
     path: Path, parcel: Parcel, parts: StandaloneParts | None, stages: Stages, expected: Expected | None = None
 ) -> Written:
-    """Write all members to `path`; its folder takes what lies between, too. parts: None, or an executable is made.
+    """Write all members to `path`; intermediate files go to its folder. parts: those of an executable, or None.
 
-    expected: what the program must compute; WrongProgramError where it doesn't. None: it is not run.
+    expected: the logits that the program must compute, else WrongProgramError. None: it is not run.
     """
     plan, table, target = parcel.plan, parcel.program.table, parcel.target
     linker = _Linker(parcel, path.parent)
     front = 0
     if parts is not None:
         with stages("link executable") as report:
-            # It stands before the weights and contains their hash: its size is known from a link with another hash.
+            # It precedes the weights and contains their hash: a link with another hash tells its size.
             front = len(linker.executable("0" * 64, parts, report))
     writer = ArtifactWriter(path, front)
     try:
@@ -97,7 +97,7 @@ def write_artifact(
 
 
 def _prove(path: Path, parcel: Parcel, expected: Expected, linker: _Linker, writer: ArtifactWriter) -> ProofFacts:
-    """Run the program on what is in the file so far."""
+    """Run the program with the incomplete file."""
     writer.pause()
     weights = parcel.plan.module.weight_count()
     proof = prove(path, path.parent / "program.so", parcel.target, weights, expected, linker.driver)
@@ -137,7 +137,7 @@ class _Linker:
 
 
 def bits_per_weight(module: Module, table: WeightTable) -> float:
-    """Of what is stored, with all scales and padding."""
+    """Stored bits per weight, with all scales and padding."""
     return 8 * table.total_bytes / module.weight_count()
 
 
@@ -177,7 +177,7 @@ def _facts_of(code: bytes) -> FileFacts:
 
 
 def _add_members(writer: ArtifactWriter, facts: ModelFacts, manifest: Manifest, parts: StandaloneParts | None) -> None:
-    """All but the weights and the program."""
+    """The manifest without the entries of weights and program."""
     if facts.tokenizer is not None:
         writer.add("tokenizer.json", facts.tokenizer.encode())
     if facts.chat_template is not None:

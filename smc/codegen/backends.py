@@ -1,4 +1,4 @@
-"""Backends: what runs plans on a kind of device. `Target.backend` names the one of a target."""
+"""Backends: each makes programs for one kind of device. `Target.backend` names the one of a target."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from smc.targets import Target
 
 
 class Backend(Protocol):
-    """How a device runs a plan: its schedule, the machine code that needs, and the text of the program."""
+    """How a device runs a plan: the schedule, its machine code, and the text of the program."""
 
     traits: Traits
 
     def schedule(self, plan: Plan, without: Collection[str] = ()) -> Schedule:
-        """Phases of tasks; without: names of fast paths to leave out, InputError for one that there is not."""
+        """Phases of tasks; without: names of fast paths to leave out, InputError for an unknown one."""
 
     def build(
         self, program: Program, target: Target, tuned: Tuned, folder: Path, report: Callable[[float], None]
@@ -29,7 +29,8 @@ class Backend(Protocol):
         """The machine code for every level, files in `folder`. report: called with the fraction that is done."""
 
     def program(self, program: Program, weights_hash: str, built: Any, target: Target) -> str:
-        """The C source that is linked with the engine and what was built. weights_hash: of the weights, in hex."""
+        """The C source that is linked with the engine and the built objects. weights_hash: that of the weights, in
+        hex."""
 
 
 BACKENDS: dict[str, Backend] = {"cpu": CpuBackend(), "cuda": CudaBackend()}

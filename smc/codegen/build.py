@@ -1,4 +1,4 @@
-"""What a program is made of before it is linked: a schedule with its places, and the machine code of its kernels."""
+"""The parts of a program before it is linked: a schedule with its places, and the machine code of its kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smc.targets import Target
 
 @dataclass(frozen=True)
 class Program:
-    """What is computed, in which order, and where everything lies."""
+    """What is computed, in which order, and where all values lie."""
 
     schedule: Schedule
     memory: MemoryPlan
@@ -25,7 +25,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Which tuning records count. target: as the user named it, "native" or a name; records: a file in place of the
+    """Which tuning records count. target: the user's name for it, "native" or another; records: a file in place of the
     user's records."""
 
     target: str
@@ -33,7 +33,7 @@ class Tuned:
 
 
 class Built(Protocol):
-    """Machine code that a backend has built for all levels."""
+    """The machine code that a backend has built for all levels."""
 
     @property
     def count(self) -> int:
@@ -45,10 +45,10 @@ class Built(Protocol):
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """The versions of what compiled it, by package."""
+        """The versions of the compilers, by package."""
 
     def tuning_facts(self) -> TuningFacts:
         """Which candidates tuning chose."""
 
     def write_listings(self, target: Target, folder: Path, kinds: Collection[str]) -> None:
-        """Write what there is of the requested kinds."""
+        """Write the requested kinds of intermediate results."""

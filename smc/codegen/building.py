@@ -17,8 +17,8 @@ from smc.targets import Target
 
 @dataclass(frozen=True)
 class ProgramKernels:
-    """A program's kernels of all levels, in one order: what was chosen for each, what was built, and the same objects
-    under the names by which the host program knows them."""
+    """A program's kernels of all levels, in one order: the choice for each, the built objects, and the same objects
+    under the names that the host program uses."""
 
     choices: list[Choice]
     built: list[KernelObject]
@@ -61,6 +61,6 @@ def build_program_kernels(
     built = build_kernels(
         [(choice.spec, level) for choice, (_, level) in zip(choices, wanted, strict=True)], target, folder, report
     )
-    # The host program knows kernels by what they compute; which candidate does it differs from level to level.
+    # The host program names kernels by what they compute; the candidate for it differs between levels.
     objects = [replace(o, spec=spec) for o, (spec, _) in zip(built, wanted, strict=True)]
     return ProgramKernels(choices, built, objects)

@@ -1,10 +1,10 @@
-"""Python values as C: literals, comments and identifiers that are what they should be, whatever a checkpoint says."""
+"""Python values as C literals, comments and identifiers, safe for any text of a checkpoint."""
 
 from __future__ import annotations
 
 
 def c_string(text: str) -> str:
-    """A C string literal of any text, in UTF-8: nothing in it has a meaning in C."""
+    """A C string literal of any text, in UTF-8, with everything escaped."""
     safe = {ord(c) for c in " .-_"} | {code for code in range(128) if chr(code).isalnum()}
     return '"' + "".join(chr(b) if b in safe else f"\\{b:03o}" for b in text.encode("utf-8", "replace")) + '"'
 
@@ -16,7 +16,7 @@ def c_float(value: float) -> str:
 
 
 def c_comment(text: str) -> str:
-    """Text that can stand in a comment: it can't end it."""
+    """The text for a comment, which it can't end."""
     return "".join(c if c.isprintable() and c != "/" else " " for c in text)
 
 

@@ -1,8 +1,8 @@
-"""What compiling keeps for the next time: the objects of kernels and engine, and the C libraries that zig builds.
+"""The cache of compilations: the objects of kernels and engine, and the C libraries that zig builds.
 
-Nothing of it is needed: what is missing or damaged is made anew, and where nothing can be written nothing is kept. An
-entry is a file `objects/KEY`, KEY a hash of all that it's made from: a line with the size and the SHA-256 of what
-follows, a line of JSON (facts), data.
+Missing or damaged entries are compiled again, and if the cache can't be written, nothing is kept. An entry is a file
+`objects/KEY`, where KEY is a hash of all that it is made from: a line with the size and the SHA-256 of the rest, a line
+of JSON (facts), data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from smc.folders import cache_folder
 
 FOLDERS = ("objects", "engine", "zig")
-"""What is ours in the cache's folder; the last two were an older version's."""
+"""smc's own names in the cache's folder; the last two are from an older version."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PARTIAL = ".partial"
@@ -30,7 +30,7 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class Entry:
-    """Something kept: bytes, and what must be known of them."""
+    """An entry: bytes, and facts about them."""
 
     facts: dict[str, Any]
     data: bytes
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class CacheState:
-    """What is in the cache: entries, those of them that are damaged, and bytes of everything."""
+    """The state of the cache: its entries, the damaged ones among them, and all bytes."""
 
     entries: int
     damaged: int
@@ -46,7 +46,7 @@ class CacheState:
 
 
 def cache_trouble() -> str | None:
-    """Why nothing can be kept, the end of a sentence; None if it can, and the folder is there then."""
+    """Why the cache can't be written, as the end of a sentence; None if it can, and then the folder exists."""
     folder = cache_folder()
     if folder is None:
         return "there is no home folder"
@@ -58,12 +58,12 @@ def cache_trouble() -> str | None:
 
 
 def key_of(*parts: object) -> str:
-    """The key for what is made from `parts`, whose texts by `repr` say all about them; bytes may be among them."""
+    """The key for an object that is made from `parts`: a hash of their `repr`; parts may be bytes."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def fetch(key: str) -> Entry | None:
-    """The entry, or None if there is none or it is not as it was kept."""
+    """The entry, or None if there is none or it is damaged."""
     folder = cache_folder()
     return None if folder is None else _read(folder / "objects" / key)
 
@@ -84,7 +84,7 @@ def _head(body: bytes) -> bytes:
 
 
 def keep(key: str, data: bytes, facts: dict[str, Any] | None = None) -> None:
-    """Keep an entry, in place of a damaged one; where that is not possible, nothing happens."""
+    """Keep an entry, in place of a damaged one. Does nothing if the cache can't be written."""
     folder = cache_folder()
     if folder is None:
         return
@@ -108,7 +108,7 @@ def keep(key: str, data: bytes, facts: dict[str, Any] | None = None) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """A descriptor of a file that no other process writes now. BlockingIOError where one does."""
+    """A descriptor of a file that no other process writes now. BlockingIOError if one does."""
     handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +128,7 @@ def sweep() -> None:
 
 
 def cache_state() -> CacheState:
-    """Look at every entry and check it."""
+    """Check every entry."""
     entries = damaged = size = 0
     for path in _files():
         with contextlib.suppress(OSError):
@@ -140,7 +140,7 @@ def cache_state() -> CacheState:
 
 
 def clear_cache() -> int:
-    """Remove what is kept and nothing else. Returns its bytes; OSError where something can't be removed."""
+    """Remove smc's own files. Returns their bytes; OSError if one can't be removed."""
     folder, size = cache_folder(), cache_state().bytes
     for path in [folder / name for name in FOLDERS] if folder is not None else ():
         if os.path.islink(path) or os.path.isfile(path):
@@ -151,7 +151,7 @@ def clear_cache() -> int:
 
 
 def _files() -> Iterator[Path]:
-    """All files of ours; none where the folder can't be read."""
+    """All files of smc; none if the folder can't be read."""
     folder = cache_folder()
     for tree in [folder / name for name in FOLDERS] if folder is not None else ():
         for place, _, files in os.walk(tree):

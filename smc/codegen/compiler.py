@@ -1,6 +1,6 @@
 """The pipeline of a compilation, on one page: from a module to an artifact, step by step.
 
-`emit` shows what lies between the steps (dumps.py); `without` leaves out fast paths of the schedule.
+`emit` writes the results between the steps (dumps.py); `without` leaves out fast paths of the schedule.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ DEFAULTS = CompileOptions()
 class CompileReport:
     """Facts about the artifact: sizes in bytes, seconds per stage.
 
-    executable_bytes: of the program in front of the artifact, 0 without one. no_chat: why it can't have chats though
-    the model has a chat template, the end of a sentence. proof: None: none was wanted.
+    executable_bytes: those of the program in front of the artifact, 0 without one. no_chat: why it can't chat although
+    the model has a chat template, as the end of a sentence. proof: None if none was requested.
     """
 
     target: str
@@ -62,13 +62,13 @@ def compile_module(
     progress: Callable[[str, float], None] | None = None,
     expected: Expected | None = None,
 ) -> CompileReport:
-    """Compile a module into the artifact `out`, which appears only when it is complete.
+    """Compile a module to the artifact `out`, which gets its name when it is complete.
 
     progress: called with (stage, fraction done).
-    expected: what the program must compute, of this module: WrongProgramError where it computes something else.
-    Programs for GPUs are not run.
-    Raises InputError for unknown targets and fast paths, for ops or encodings without a kernel, and for what can't be
-    written.
+    expected: the logits that the program of this module must compute, else WrongProgramError. Programs for GPUs are not
+    run.
+    Raises InputError for unknown targets and fast paths, for ops or encodings without a kernel, and for an `out` that
+    can't be written.
     """
     machine, file = find_target(options.target), _checked(module, out, options)
     expected = None if machine.gpu_levels else expected
@@ -112,19 +112,19 @@ def compile_module(
 
 
 def _checked(module: Module, out: str | Path, options: CompileOptions) -> Path:
-    """The file to write; what can't be written is refused before the work, and a missing cache is a notice."""
+    """The file to write; InputError before the work if it can't be written, and a notice if there is no cache."""
     inputs = [path for path in (module.facts.source, options.records) if path is not None]
     file = output_file(Path(out), inputs)
     if options.emit is not None:
         output_folder(options.emit)
     if trouble := cache_trouble():
-        warnings.warn(f"no cache for kernels: {trouble}; SMC_CACHE names another folder", Notice, stacklevel=3)
+        warnings.warn(f"no cache for kernels: {trouble}; set SMC_CACHE to another folder", Notice, stacklevel=3)
     return file
 
 
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
-    """A failed write does not say of which file: let it name this one."""
+    """Add this file's name to errors of writing, which do not say which file it was."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""The CPU backend: builds kernels by TVM and LLVM, packs weights, links programs, reads tuning records."""
+"""The CPU backend: builds kernels with TVM and LLVM, packs weights, links programs, reads tuning records."""

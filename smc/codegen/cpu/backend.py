@@ -19,10 +19,10 @@ from smc.targets import Target
 
 CPU_TRAITS = Traits(
     step_tokens=(512, 256, 128, 64, 32, 16),
-    arena_limit=24 << 20,  # inside the 50 MiB that an engine may use, and better in cache
+    arena_limit=24 << 20,  # within the 50 MiB that an engine may use, and better for caches
     chunk_tiles=8,
     private_tokens=2,
-    chain_tokens=96,  # whole tiles of every level, and for 32 rows what the first cache has room for
+    chain_tokens=96,  # whole tiles of every level, and for 32 rows as much as the first cache holds
     chain_floats=128 * 128,  # fewer tokens by 128 rows and more
     chain_groups=(32, 64, 128),
 )
@@ -34,13 +34,13 @@ class CpuBackend:
     traits = CPU_TRAITS
 
     def schedule(self, plan: Plan, without: Collection[str] = ()) -> Schedule:
-        """All fast paths but some."""
+        """All fast paths except those named."""
         return make_schedule(plan, self.traits, without)
 
     def build(
         self, program: Program, target: Target, tuned: Tuned, folder: Path, report: Callable[[float], None]
     ) -> ProgramKernels:
-        """Every kernel that the schedule calls, once; all levels have the same."""
+        """The kernels that the schedule calls, each once; they are the same for all levels."""
         specs, plan = program_kernels(program.schedule), program.schedule.plan
         return build_program_kernels(specs, plan, target, load_tuning(tuned.target, tuned.records), folder, report)
 

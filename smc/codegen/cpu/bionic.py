@@ -1,4 +1,4 @@
-"""Linking for Android, whose C library (bionic) zig does not bring.
+"""Linking for Android, whose C library (bionic) does not come with zig.
 
 The engine is compiled with musl's headers: what it takes from them (the types of pthreads, stat, CPU sets, the kernel's
 constants) is the same on 64-bit ARM in both libraries; where they differ is in COMPILE_FLAGS. It is linked against
@@ -15,7 +15,7 @@ HEADERS = "aarch64-linux-musl"
 """zig's target for compiling."""
 
 COMPILE_FLAGS = ("-ffixed-x18", "-fno-builtin-bcmp", "-D__errno_location=__errno")
-"""Android keeps register x18 to itself, has no bcmp for LLVM to call, and finds errno by another function."""
+"""Android reserves register x18, has no bcmp for LLVM to call, and finds errno with another function."""
 
 _LIBC = """
 __errno __sched_cpucount abort calloc clock_gettime close fclose fgets fopen fread free fstat getauxval getenv
@@ -30,7 +30,7 @@ LIBRARIES = {"libc": _LIBC.split(), "libm": ["cos", "exp", "log", "pow", "sin"]}
 
 
 def write_stand_ins(folder: Path, link: Callable[[list[str]], None]) -> list[Path]:
-    """Make libc.so and libm.so in a folder. link: runs the compiler on arguments that make a shared library."""
+    """Make libc.so and libm.so in a folder. link: runs the compiler with arguments for a shared library."""
     libraries = []
     for name, functions in LIBRARIES.items():
         source, library = folder / f"{name}.c", folder / f"{name}.so"

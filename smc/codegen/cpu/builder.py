@@ -52,12 +52,12 @@ def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
-    """a * b + c with one rounding, spelled out so that no compiler chooses."""
+    """a * b + c with one rounding, written as an fma so that no compiler decides."""
     return intrinsic(dtype_of(c), "llvm.fma", a, b, c)
 
 
 def fence(value: Expr) -> Expr:
-    """The same vector of int16 or int32, which LLVM makes as it is spelled: neither reordered nor of scalars."""
+    """The same vector of int16 or int32, which LLVM computes as it is written: neither reordered nor from scalars."""
     floats = f"float32x{lanes_of(value) * int(dtype_of(value).partition('x')[0].lstrip('int')) // 32}"
     return reinterpret(intrinsic(floats, "llvm.arithmetic.fence", reinterpret(value, floats)), dtype_of(value))
 
@@ -83,12 +83,12 @@ def shuffle(value: Expr, indices: Sequence[int]) -> Expr:
 
 
 def shuffle_pair(pair: Sequence[Expr], indices: Sequence[int]) -> Expr:
-    """Lanes of two vectors alike, or of more, those of the second counted after those of the first."""
+    """Lanes of two or more vectors of the same type; lanes of the second are counted after those of the first."""
     return tirx.Shuffle(list(pair), [tirx.IntImm("int32", i) for i in indices])
 
 
 def vector_constant(values: Sequence[float], dtype: str) -> Expr:
-    """A vector constant with lanes of its own, from scalars of `dtype`."""
+    """A vector constant from scalars of `dtype`, one per lane."""
     return tirx.Shuffle([tirx.const(v, dtype) for v in values], [tirx.IntImm("int32", i) for i in range(len(values))])
 
 
@@ -134,7 +134,7 @@ def _ramp(index: Expr, lanes: int) -> Expr:
 
 
 class Kernel:
-    """Collects statements; `function` is the finished TIR function. matmul: of the level's schedule for these."""
+    """Collects statements; `function` is the finished TIR function. matmul: use the level's schedule for matmuls."""
 
     def __init__(self, name: str, signature: Signature, matmul: bool = False) -> None:
         self.name, self.signature, self.matmul = name, signature, matmul
@@ -173,8 +173,8 @@ class Kernel:
     def let(self, value: Expr, name: str = "v") -> Expr:
         """Name a value, so that it is computed once.
 
-        Only scalar integers, which indices are made of, become let-bindings: tvm's analyzer substitutes bindings into
-        each other, which grows exponentially along a chain of vector arithmetic.
+        Only scalar integers, for indices, become let-bindings: tvm's analyzer substitutes bindings into each other,
+        which grows exponentially along a chain of vector arithmetic.
         """
         if dtype_of(value) not in ("int32", "int64"):
             return self.register(value, name).value
@@ -192,14 +192,14 @@ class Kernel:
         return register
 
     def array(self, dtype: str, count: int, name: str = "array") -> Pointer:
-        """Memory on the stack, not initialized; whole cache lines are aligned as such, and may be 1 KiB or more."""
+        """Uninitialized memory on the stack, also of 1 KiB or more; arrays of whole cache lines are aligned to them."""
         size = count * int(dtype.lstrip("intfloau")) // 8
         buffer = tirx.decl_buffer((count,), dtype, self._fresh(name))
         if size % CACHE_LINE:
             assert size < 1024
             self.emit(tirx.AllocBuffer(buffer))
             return Pointer(name, dtype, buffer)
-        # An array's alignment is that of its elements; without the annotation tvm takes so much from a heap.
+        # An array's alignment is that of its elements; without the annotation tvm allocates large ones on a heap.
         lines = tirx.decl_buffer((size // CACHE_LINE,), "float32x16", self._fresh(name))
         self.emit(tirx.AllocBuffer(lines, annotations={"disable_lower_builtin": tirx.const(True, "bool")}))
         buffer = tirx.decl_buffer((count,), dtype, self._fresh(name), data=lines.data)
@@ -211,7 +211,7 @@ class Kernel:
         self.emit(tirx.BufferStore(register.buffer, value, [_ramp(0, register.lanes)]))
 
     def prefetch(self, pointer: Pointer, index: Expr) -> None:
-        """Prefetch the cache line of pointer[index] into the second cache; any address will do, it is not read."""
+        """Prefetch the cache line of pointer[index] into the second cache; the address may be invalid."""
         hint = [tirx.IntImm("int32", value) for value in (0, 2, 1)]  # to read, nearer than the last cache, data
         self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", pointer.address(index), *hint)))
 
@@ -241,7 +241,7 @@ class Kernel:
             if not p.pointer:
                 parameters.append(self._scalars[p.name])
                 continue
-            pointer = self._pointers.get(p.name) or Pointer(p.name, p.dtype or "uint8")  # nothing looks at it
+            pointer = self._pointers.get(p.name) or Pointer(p.name, p.dtype or "uint8")  # its value is not used
             parameters.append(pointer.var)
             declarations.append(tirx.DeclBuffer(pointer.buffer, data=pointer.var))
         body = tirx.SeqStmt([*declarations, *self._blocks[0], tirx.Return(tirx.IntImm("int32", 0))])
@@ -264,7 +264,7 @@ def _target(triple: str, level: CpuLevel, matmul: bool) -> Any:
     fields: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mattr": [f"+{f}" for f in level.features]}
     schedule = level.matmul_schedule if matmul else level.schedule
     if not matmul:
-        fields["opt-level"] = 2  # at 3, the default, more loops are unrolled wholly: larger, and not faster
+        fields["opt-level"] = 2  # at 3, the default, more loops are unrolled completely, which is larger and not faster
     if schedule:
         fields["mcpu"] = schedule
     if level.source_order:

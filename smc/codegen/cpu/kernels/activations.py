@@ -1,4 +1,4 @@
-"""Where int8 activations lie: written by row kernels (sink.py), read by matmuls.
+"""The layout of int8 activations: row kernels write them (sink.py), matmuls read them.
 
 A tile is 32 columns; a row has stride / 32 of them, each with a scale and one or two sums (of 16 or 32 codes). On x86
 rows follow each other: codes [token][tile][32], scales [token][tile], sums [token][sum].
@@ -35,7 +35,7 @@ def has_pairs(level: CpuLevel) -> bool:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one token's codes, scales and sums go: element indices, int64."""
+    """Where one token's codes, scales and sums are written: element indices, int64."""
 
     codes: Expr
     tile_step: Expr
@@ -45,15 +45,15 @@ class Destination:
     step: Expr
 
     def code(self, tile: Expr, chunk: int) -> Expr:
-        """Of the 8 columns `chunk` of a tile."""
+        """The index of the 8 columns `chunk` of a tile."""
         return self.codes + tile * self.tile_step + chunk * self.chunk_step
 
     def scale(self, tile: Expr) -> Expr:
-        """Of a tile's scale."""
+        """The index of a tile's scale."""
         return self.scales + tile * self.step
 
     def sum(self, index: Expr) -> Expr:
-        """Of the row's sum number `index`."""
+        """The index of the row's sum number `index`."""
         return self.sums + index * self.step
 
 
@@ -114,7 +114,7 @@ class SpreadPerToken(PerToken):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a linear kernel reads of activations.
+    """The activations that a linear kernel reads.
 
     codes: int8, four columns of a row in an int32; float32 columns where inputs are floats, which have no scales and
     sums. scales: float32; sums: int32; stride: columns of a row (int32).
@@ -127,7 +127,7 @@ class Inputs:
 
 
 class Source:
-    """Reads the tokens token…token+count of a step, one alone or full blocks of them where rows are interleaved."""
+    """Reads the tokens token…token+count of a step: a single one, or full blocks of them if rows are interleaved."""
 
     def __init__(self, kernel: Kernel, level: CpuLevel, inputs: Inputs, token: Expr, count: int) -> None:
         k = self.kernel = kernel
@@ -137,12 +137,12 @@ class Source:
         self.pairs = has_pairs(level) and self.blocked
         self.count = count
         self.tiles = k.let(cast(inputs.stride >> const(5, "int32"), "int64"), "x_tiles")
-        # Where rows, or blocks of them, begin, counted in tiles.
+        # Where rows, or blocks of them, begin, in tiles.
         step = TOKEN_BLOCK if self.blocked else 1
         self.rows = [k.let((token + first) * self.tiles, "row") for first in range(0, count, step)]
 
     def codes(self, tile: Expr) -> list[Expr]:
-        """For every token, where its codes of a tile begin, counted in int32; a pair's begin together."""
+        """For every token, where its codes of a tile begin, in int32 elements; those of a pair begin together."""
         if not self.blocked:
             return [self.kernel.let((row + tile) * QUADS, "input") for row in self.rows]
         begins = [self.kernel.let((row + tile * TOKEN_BLOCK) * QUADS, "input") for row in self.rows]

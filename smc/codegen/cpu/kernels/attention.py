@@ -1,13 +1,13 @@
 """Attention over the pages of the KV cache, split by cache index.
 
 KV pages (program.h): for every layer and KV head, K as [64/16][padded head_dim][16 tokens], then V as
-[64][padded head_dim]. So the lanes of a score vector are 16 tokens, and those of an output vector are channels: nothing
-is reduced across lanes but the softmax's maximum and sum.
+[64][padded head_dim]. So the lanes of a score vector are 16 tokens, and those of an output vector are channels: only
+the softmax's maximum and sum are reduced across lanes.
 Every split of 256 cached tokens has a softmax of its own (maximum, sums, output); splits are merged in order, as in
 online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018). One block may do all splits of
 a tile, or every split be a block (as in Flash-Decoding, Dao et al. 2023) and a second kernel merge: the same bits.
 Within a split both matrix products are tiled: a few query rows by a few vectors of tokens or channels in registers, so
-that what is read and widened of K and V serves all of these rows.
+that all of these rows use each value of K and V that is read and widened.
 """
 
 from __future__ import annotations
@@ -136,19 +136,20 @@ def _partial(shape: AttentionShape, token: Expr, splits: Expr, split: Expr, head
 
 
 def _split_range(k: Kernel, first: Expr, last: Expr, window: Expr) -> tuple[Expr, Expr]:
-    """The splits that tokens at the cache indices first…last see anything of: from, to."""
+    """The splits that tokens at the cache indices first…last attend to: from, to."""
     begin = k.let(_first_seen(first, window) // SPLIT_TOKENS, "first_split")
     return begin, k.let(last // SPLIT_TOKENS + 1, "last_split")
 
 
 def _first_seen(index: Expr, window: Expr) -> Expr:
-    """The first cache index that a token sees."""
+    """The first cache index that a token attends to."""
     zero = const(0, "int64")
     return tirx.Select(window > zero, tirx.max(index + 1 - window, zero), zero)
 
 
 class _Pass:
-    """Rows that are in registers together: their masks and places, and the cached tokens of a split that they see."""
+    """Rows that are in registers together: their masks and places, and the cached tokens of a split that they attend
+    to."""
 
     def __init__(self, row: Expr, ends: list[Expr], begins: list[Expr], per_token: int) -> None:
         self.row = row  # the first; rows lie one after the other
@@ -163,7 +164,7 @@ class _Pass:
 class _Attention:
     def __init__(self, name: str, spec: AttentionKernel, level: CpuLevel) -> None:
         shape = self.shape = spec.shape
-        self.budget = level.registers * 3 // 4  # accumulators; the rest holds what is multiplied
+        self.budget = level.registers * 3 // 4  # accumulators; the others hold operands
         self.units = LANES // level.lanes  # registers of a vector
         most = min(MOST_ROWS, self.budget // self.units)
         self.token_rows = rows_per_token(shape.group, most)

@@ -1,8 +1,8 @@
-"""Dot: feature level → integer dot products of unpacked codes with int8 inputs, exact, knowing no encoding.
+"""Dot: exact integer dot products of unpacked codes with int8 inputs on a feature level, for any encoding.
 
-A `Dot` adds up tiles of 32 columns for a few tokens and units of rows: one register for each token and unit. What its
-lanes are is the instruction's choice: `tokens_of` and `spread_rows` have the mapping, so that scales can be applied in
-that form, and `finish` makes registers of one token by its rows.
+A `Dot` adds tiles of 32 columns for a few tokens and units of rows: one register per token and unit. The instruction
+decides what the lanes are: `tokens_of` and `spread_rows` have the mapping, so that scales can be applied in that order,
+and `finish` makes registers of one token by its rows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Dot(ABC):
         return [[k.register(begin[m], "dot") for _ in range(units)] for m in range(tokens)]
 
     def tokens_of(self, register: int) -> list[int]:
-        """Whose token's sum each lane of a unit's register is."""
+        """The token of each lane of a unit's register."""
         return [register] * self.lanes
 
     def spread_rows(self, rows: Expr, register: int) -> Expr:
@@ -71,9 +71,9 @@ class Dot(ABC):
         """A unit's registers → for every token its rows."""
         return list(registers)
 
-    # Optional, not abstract: only one kind of dot has anything to collect.
+    # Optional, not abstract: only one kind of dot collects.
     def collect(self, sums: Sums) -> None:  # noqa: B027
-        """Bring what was added up elsewhere into the sums: nothing, as a rule."""
+        """Add partial sums that are kept elsewhere to the sums; most dots have none."""
 
     @abstractmethod
     def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
@@ -100,7 +100,7 @@ class _X86Dot(Dot):
                         self._multiply(registers[u], code, values)
 
     def _codes(self, unpacked: Any) -> Any:
-        """What `_multiply` takes of unpacked codes."""
+        """The operand of `_multiply` from unpacked codes."""
         return reinterpret(unpacked, f"int8x{4 * self.lanes}")
 
     @abstractmethod
@@ -135,14 +135,14 @@ class InPlaceDot(_Vpdpbusd):
         k, dtype = self.kernel, f"int8x{4 * self.lanes}"
         for quad in quads:
             values = reinterpret(broadcast(k.let(x.load(start + quad), "x"), self.lanes), dtype)
-            # Masks of all units before the products: alternating with them they wait in each other's pipes on Zen 4.
+            # Masks of all units before the products: alternating, they wait for the same pipes on Zen 4.
             found = [[k.let(reinterpret(term, dtype), "term") for term in terms(unit, quad)] for unit in units]
             for parts, some in zip(self._partial, found, strict=True):
                 for part, term in zip(parts[self.place.sum_of(quad) :], some, strict=False):
                     self._multiply(part, term, values)
 
     def collect(self, sums: Sums) -> None:
-        """Add what was added up to the sums of codes, and begin again."""
+        """Add the partial sums to the sums of codes, and set them to 0."""
         for register, parts in zip(sums[0], self._partial, strict=True):
             self.kernel.set(register, register.value + self.place.combined([part.value for part in parts], self.form))
             for part in parts:
@@ -150,7 +150,7 @@ class InPlaceDot(_Vpdpbusd):
 
 
 class _Vpmaddubsw(_X86Dot):
-    """AVX2: int16 sums of two products, added up in int16 as long as they fit, then pairwise."""
+    """AVX2: int16 sums of two products, added in int16 as long as they fit, then pairwise."""
 
     def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
         """See `Dot.add`."""
@@ -174,7 +174,7 @@ class _Vpmaddubsw(_X86Dot):
         return intrinsic(f"int32x{self.lanes}", "llvm.x86.avx2.pmadd.wd", pairs, ones)
 
     def _add_in_order(self, register: Register, value: Expr) -> None:
-        """The fence keeps the order of sums: as LLVM's trees they are a third slower."""
+        """The fence keeps the order of sums: LLVM would make trees, which are a third slower."""
         self.kernel.set(register, fence(register.value + value))
 
 
@@ -220,7 +220,7 @@ def magnitude(codes: Expr) -> Expr:
 
 
 INTERLEAVED = 4
-"""Sums that grow in turn, where each would wait for itself: cores that work in order need as many."""
+"""Sums that are computed alternately, because a single one would wait for itself: in-order cores need this many."""
 
 
 class ArmDot(Dot):
@@ -234,7 +234,7 @@ class ArmDot(Dot):
         return intrinsic("float32x4", name, value, shift)
 
     def units_at_once(self, tokens: int) -> int:
-        """How many units `add` is best given."""
+        """The best number of units for `add`."""
         return INTERLEAVED if tokens == 1 else 1
 
     def add(self, sums: Sums, units: Sequence[Any], unpack: Unpack, x: Pointer, inputs: Starts, quads: range) -> None:
@@ -244,7 +244,7 @@ class ArmDot(Dot):
             self.multiply([registers[u] for registers in sums], codes, x, inputs, quads)
 
     def codes(self, codes: list[Expr]) -> list[Expr]:
-        """Unpacked quads of a unit as `multiply` wants them: work that all tokens share."""
+        """Unpacked quads of a unit for `multiply`: work that all tokens share."""
         return codes
 
     @abstractmethod
@@ -288,7 +288,7 @@ class _Sdot(ArmDot):
 
 
 class _Smull(ArmDot):
-    """Plain NEON: int16 products, added up in int16 as long as they fit, then pairwise."""
+    """Plain NEON: int16 products, added in int16 as long as they fit, then pairwise."""
 
     def multiply(
         self, sums: Sequence[Register], codes: Sequence[Expr], x: Pointer, inputs: Sequence[Expr], quads: range

@@ -12,7 +12,7 @@ from smc.ir import Encoding
 from smc.targets import CpuLevel
 
 LEVEL_TABLE = 128
-"""Levels of a codebook that an embedding has in one table."""
+"""Entries of a codebook that fit one table of an embedding."""
 
 
 def embedding_kernel(name: str, spec: EmbeddingKernel, level: CpuLevel) -> Kernel:

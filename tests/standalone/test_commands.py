@@ -356,7 +356,7 @@ def test_chat_on_a_terminal(executable: Executable):
     terminal.await_text("> ")
     for _ in range(50):  # none is missed, however soon after the prompt it comes
         terminal.interrupt()
-        terminal.await_text("/reset starts anew")
+        terminal.await_text("/reset starts again")
         terminal.await_text("> ")
     terminal.type("yes\n")
     terminal.await_text(answer(["hi", first, "yes"], 3))

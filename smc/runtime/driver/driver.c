@@ -41,7 +41,7 @@ int main(int count, char **arguments) {
   while (fread(&length, sizeof length, 1, stdin) == 1) {
     smc_token *tokens = calloc((size_t)length, sizeof *tokens);
     if (!tokens || fread(tokens, sizeof *tokens, (size_t)length, stdin) != (size_t)length)
-      return fail("the batch is cut short");
+      return fail("the batch is incomplete");
     size_t rows = 0, states = 0, argmaxes = 0;
     for (int32_t i = 0; i < length; i++) {
       rows += (tokens[i].flags & SMC_WANT_LOGITS) != 0;

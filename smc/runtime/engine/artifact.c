@@ -108,7 +108,7 @@ static int read_entry(const uint8_t *data, const struct directory *directory, ui
     return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is missing", shown, entry->name);
   entry->data = entry->local + LOCAL_BYTES + little(data + entry->local + 26, 2) + little(data + entry->local + 28, 2);
   if (!inside(entry->data, entry->stored, directory->offset))
-    return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is cut short", shown, entry->name);
+    return smc_fail(error, SMC_BAD_INPUT, "its member '%.*s' is incomplete", shown, entry->name);
   *at += ENTRY_BYTES + name_bytes + extra_bytes + comment_bytes;
   return SMC_OK;
 }
@@ -116,7 +116,7 @@ static int read_entry(const uint8_t *data, const struct directory *directory, ui
 static int open_directory(const uint8_t *data, uint64_t size, struct directory *directory, char *error) {
   if (find_directory(data, size, directory)) return SMC_OK;
   return smc_fail(error, SMC_BAD_INPUT,
-                  "it is cut short or no artifact: its directory is missing or points outside the file");
+                  "it is incomplete or not an artifact: its directory is missing or points outside the file");
 }
 
 static int take_stored(const struct entry *entry, struct smc_member *member, char *error) {
@@ -140,7 +140,7 @@ int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct sm
     if ((status = take_stored(&entry, member, error))) return status;
   }
   if (at != directory.offset + directory.size)
-    return smc_fail(error, SMC_BAD_INPUT, "its directory has another size than it says");
+    return smc_fail(error, SMC_BAD_INPUT, "the size of its directory is wrong");
   if (!found) return smc_fail(error, SMC_BAD_INPUT, "it has no member '%s'", name);
   return SMC_OK;
 }
@@ -169,7 +169,7 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
   artifact->crc = member.crc;
   if (artifact->weight_bytes != weight_bytes)
     return smc_fail(error, SMC_BAD_INPUT,
-                    "its weights are %llu bytes where its program wants %llu: they are of different models",
+                    "its weights have %llu bytes and its program needs %llu: they are from different models",
                     (unsigned long long)artifact->weight_bytes, (unsigned long long)weight_bytes);
   if (member.offset % SMC_MEMBER_ALIGNMENT)
     return smc_fail(error, SMC_BAD_INPUT, "its weights do not begin at a multiple of 64 KiB");
@@ -182,9 +182,9 @@ static int find_weights(struct smc_artifact *artifact, uint64_t weight_bytes, ch
 /* Reads the whole file into memory of its own: some file systems map none. */
 static int read_file(struct smc_artifact *artifact, int file, const char *path, char *error) {
   if (artifact->size > smc_available_memory(artifact->size))
-    return smc_fail(
-        error, SMC_NO_MEMORY,
-        "the artifact %s does not fit into memory, and its file system can map no files: copy it to another", path);
+    return smc_fail(error, SMC_NO_MEMORY,
+                    "the artifact %s does not fit into memory, and its file system can't map files: copy it to another",
+                    path);
   uint8_t *data = mmap(NULL, artifact->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return smc_fail(error, SMC_NO_MEMORY, "there is no memory for the artifact %s", path);
   smc_advise_huge_pages(data, artifact->size);
@@ -206,7 +206,7 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
   struct stat facts;
   if (fstat(file, &facts) || !S_ISREG(facts.st_mode) || facts.st_size <= 0) {
     close(file);
-    return smc_fail(error, SMC_BAD_INPUT, "%s is no artifact: it is empty or no regular file", path);
+    return smc_fail(error, SMC_BAD_INPUT, "%s is not an artifact: it is empty or not a regular file", path);
   }
   artifact->size = (uint64_t)facts.st_size;
   /* Shared is faster, by a quarter of the time of copying it; not all file systems can do that. */

@@ -42,7 +42,7 @@ static int check_options(const struct smc_program *program, smc_options *options
   if ((status = count_option("sequences", &options->sequences, 1, MAX_SEQUENCES, error))) return status;
   if ((status = count_option("threads", &options->threads, 0, SMC_MAX_THREADS, error))) return status;
   if (options->pool && !smc_pool_valid(options->pool))
-    return smc_fail(error, SMC_BAD_INPUT, "options.pool is no pool of this version of the engine");
+    return smc_fail(error, SMC_BAD_INPUT, "options.pool is not a pool of this version of the engine");
   if (options->pool && options->pool->process != getpid())
     return smc_fail(error, SMC_BAD_INPUT,
                     "options.pool has no threads here: the process was forked after it was created");
@@ -69,8 +69,8 @@ static int open_parts(smc_model *model, const smc_options *options, char *error)
   if (!model->pool) {
     status = smc_pool_create(smc_device_pool_threads(options->threads), &model->pool);
     if (status && options->threads)
-      return smc_fail(error, status, "the machine refuses to start %d threads; give fewer", options->threads);
-    if (status) return smc_fail(error, status, "the machine refuses to start a thread for every CPU; give fewer");
+      return smc_fail(error, status, "the machine refuses to start %d threads: give fewer", options->threads);
+    if (status) return smc_fail(error, status, "the machine refuses to start a thread for every CPU: give fewer");
     model->own_pool = 1;
   }
   if ((status = smc_device_open(model, error))) return status;
@@ -263,7 +263,7 @@ static int profile_stop(smc_model *model, smc_profile *profile, char *error) {
     return leave(model,
                  smc_fail(error, SMC_BAD_INPUT, "profile_stop was called without a profile of this engine's size"));
   if (!model->profiler.on)
-    return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called where no profile is taken"));
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "profile_stop was called without profile_start"));
   smc_pool_await(model->pool);
   smc_profile_stop(&model->profiler, profile);
   return leave(model, SMC_OK);

@@ -17,5 +17,5 @@ int smc_fail(char *error, int status, const char *format, ...) {
 
 int smc_artifact_damaged(char *error) {
   return smc_fail(error, SMC_BAD_INPUT,
-                  "the artifact's weights are damaged, their checksum is another: copy or compile it again");
+                  "the artifact's weights are damaged: their checksum is wrong; copy or compile it again");
 }

@@ -187,7 +187,7 @@ int smc_read_line(const char *path, char *line, int size);
 
 /* ---- memory.c: how much there is */
 
-/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX where nobody says.
+/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX if unknown.
  * What they hold of files can be taken back and counts as free; that is looked at only where less than `enough` is free
  * without. */
 uint64_t smc_available_memory(uint64_t enough);

@@ -15,7 +15,7 @@
 
 #define MEBIBYTE (1024.0 * 1024.0)
 #define PAGE_ROUNDING 4096 /* so that a page can be given back */
-/* So much memory of pages that nobody uses stays: the next prompt would get it back page fault by page fault, cleared
+/* This much memory of unused pages stays: the next prompt would get it back page fault by page fault, cleared
  * each time, which took 70 % of the time in which 512 tokens of a 135M model were written to the cache. */
 #define KEPT_BYTES (16 << 20)
 #define SPARE_BYTES (16 << 20) /* of memory that the cache leaves to all the others in the process */
@@ -59,7 +59,7 @@ int smc_kv_open(struct smc_kv_cache *cache, const struct smc_program *program, s
                                  .device = device};
   if ((int64_t)sequences * cache->table_pages > INT32_MAX / SMC_PAGE_TOKENS)
     return smc_fail(error, SMC_BAD_INPUT,
-                    "%d sequences of %d tokens are more than the KV cache can number: 2^31 tokens in all", sequences,
+                    "%d sequences of %d tokens are more than the KV cache can have: 2^31 tokens in all", sequences,
                     context_length);
   double bytes = 0;
   int windows = 0, complete = 1;

@@ -116,13 +116,13 @@ static int check_past(const struct smc_kv_cache *cache, const uint8_t *in, int32
 int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size, char *error) {
   struct saved header;
   if (size < sizeof header)
-    return smc_fail(error, SMC_BAD_INPUT, "%llu bytes are no saved sequence", (unsigned long long)size);
+    return smc_fail(error, SMC_BAD_INPUT, "%llu bytes are not a saved sequence", (unsigned long long)size);
   memcpy(&header, buffer, sizeof header);
   const struct saved expected = saved_header(cache, header.length);
   if (memcmp(header.magic, expected.magic, sizeof header.magic))
-    return smc_fail(error, SMC_BAD_INPUT, "these bytes are no saved sequence");
+    return smc_fail(error, SMC_BAD_INPUT, "these bytes are not a saved sequence");
   if (memcmp(&header, &expected, sizeof header))
-    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is of another model, KV dtype or version of smc");
+    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is from another model, KV dtype or version of smc");
   if (header.length < 0 || header.length > cache->context_length)
     return smc_fail(error, header.length < 0 ? SMC_BAD_INPUT : SMC_NO_SPACE,
                     "the saved sequence has %d tokens and the context %d", header.length, cache->context_length);
@@ -133,8 +133,7 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
   uint64_t bytes = 0;
   if (size < front || (past && check_past(cache, in, header.length)) ||
       read_spans(cache, in + past, header.length, spans, &bytes) || size != front + bytes)
-    return smc_fail(error, SMC_BAD_INPUT,
-                    "the saved sequence is damaged, cut short or too long: %llu bytes for %d tokens",
+    return smc_fail(error, SMC_BAD_INPUT, "the saved sequence is damaged or incomplete: %llu bytes for %d tokens",
                     (unsigned long long)size, header.length);
   const int status = smc_kv_check_memory(cache, bytes, error);
   if (status) return status;

@@ -14,7 +14,7 @@
 #define PIECE_OF_REST 3
 #define PIECE_OF_SHARE 32
 /* In a step of so few tokens a thread takes a share of so few blocks at once, unless threads are uneven. Weights are
- * read as streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin anew in every
+ * read as streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin again in every
  * piece: that costs more than could be stolen. */
 #define WHOLE_TOKENS 8
 #define WHOLE_BLOCKS 16

@@ -62,7 +62,7 @@ void smc_keep_fast_cpus(const char *root, cpu_set_t *cpus) {
     if (CPU_ISSET(cpu, cpus) && capacity[cpu] < most / 2) CPU_CLR(cpu, cpus);
 }
 
-/* The CPUs that this thread may use, or of those the fast ones where they are at least `wanted`. 0 if nobody knows. */
+/* The CPUs that this thread may use, or of those the fast ones where they are at least `wanted`. 0 if unknown. */
 static int usable_cpus(cpu_set_t *cpus, int wanted) {
   if (sched_getaffinity(0, sizeof *cpus, cpus)) return 0;
   cpu_set_t fast = *cpus;

@@ -96,7 +96,7 @@ static int check_batch(smc_model *model, const smc_batch *batch, char *error) {
     const int64_t index = (int64_t)sequence->length + sequence->pending;
     if (token->index != index)
       return smc_fail(error, SMC_BAD_INPUT,
-                      "token %d of the batch has cache index %d where sequence %d goes on at %lld", i, token->index,
+                      "token %d of the batch has cache index %d, but sequence %d continues at %lld", i, token->index,
                       token->sequence, (long long)index);
     if (index >= cache->context_length)
       return smc_fail(error, SMC_NO_SPACE, "sequence %d would outgrow the context of %d tokens", token->sequence,
@@ -107,22 +107,24 @@ static int check_batch(smc_model *model, const smc_batch *batch, char *error) {
     if (token->position < 0)
       return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has the negative position %d", i, token->position);
     if (program->positions && token->position >= program->positions)
-      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has the position %d, of which the model knows %d", i,
-                      token->position, program->positions);
+      return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has the position %d, and the model has learned %d",
+                      i, token->position, program->positions);
     if (token->flags & ~(uint32_t)(SMC_WANT_LOGITS | SMC_WANT_HIDDEN | SMC_WANT_ARGMAX))
       return smc_fail(error, SMC_BAD_INPUT, "token %d of the batch has unknown flags %#x", i, token->flags);
     if ((token->flags & SMC_WANT_LOGITS && !batch->logits) || (token->flags & SMC_WANT_HIDDEN && !batch->hidden) ||
         (token->flags & SMC_WANT_ARGMAX && !batch->argmax))
       return smc_fail(
           error, SMC_BAD_INPUT,
-          "token %d of the batch wants logits, a hidden state or the largest logit, for which there is no buffer", i);
+          "token %d of the batch requests logits, a hidden state or the largest logit, for which there is no buffer",
+          i);
     if (token->flags & SMC_WANT_ARGMAX && token->flags & SMC_WANT_LOGITS)
       return smc_fail(error, SMC_BAD_INPUT,
-                      "token %d of the batch requests its logits and the largest one: the logits have it", i);
+                      "token %d of the batch requests its logits and the largest one: request only the logits", i);
     if (token->flags & SMC_WANT_ARGMAX && !program->finds_argmax)
-      return smc_fail(error, SMC_UNSUPPORTED,
-                      "token %d of the batch wants its largest logit, which this model's head finds in the logits only",
-                      i);
+      return smc_fail(
+          error, SMC_UNSUPPORTED,
+          "token %d of the batch requests its largest logit, which this model's head does not find: request the logits",
+          i);
     sequence->pending++;
   }
   return SMC_OK;
@@ -235,7 +237,7 @@ static int fail_beyond(const smc_model *model, char *error) {
                     "a key or a value is beyond the range of the f16 KV cache: use an f32 one (--kv-dtype f32)");
   return smc_fail(
       error, SMC_NOT_FINITE,
-      "a key or a value is NaN or infinite: the model's weights or its input go beyond what the arithmetic holds");
+      "a key or a value is NaN or infinite: the model's weights or inputs exceed the range of the arithmetic");
 }
 
 static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
@@ -281,7 +283,7 @@ static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
       if ((*argmax++ = smc_argmax_of(step, model->workers, i)) < 0)
         return smc_fail(error, SMC_NOT_FINITE, SMC_SAYS_NOT_FINITE);
     const float *states = hidden ? smc_device_hidden(model, step) : NULL;
-    if (hidden && !states) return smc_fail(error, SMC_FAILED, "the device does not give the hidden states");
+    if (hidden && !states) return smc_fail(error, SMC_FAILED, "the device can't return hidden states");
     for (int32_t i = 0; i < step->wanted_count; i++) {
       if (!(tokens[step->wanted_tokens[i]].flags & SMC_WANT_HIDDEN)) continue;
       memcpy(hidden, states + (uint64_t)i * program->hidden_stride, (uint64_t)program->hidden_size * sizeof(float));
@@ -297,8 +299,7 @@ static int run_again(smc_model *model, int32_t sequence, uint32_t cancels, char 
   const int32_t length = cache->sequences[sequence].length;
   const struct smc_past_token *past = cache->past + (int64_t)sequence * cache->context_length;
   smc_token *tokens = calloc((size_t)length, sizeof *tokens);
-  if (!tokens)
-    return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs once more", length);
+  if (!tokens) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs again", length);
   for (int32_t i = 0; i < length; i++)
     tokens[i] = (smc_token){.token = past[i].token, .sequence = sequence, .position = past[i].position, .index = i};
   const int status = run_batch(model, &(smc_batch){.count = length, .tokens = tokens, .cancels = cancels}, error);

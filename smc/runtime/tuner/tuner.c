@@ -38,9 +38,9 @@ static const char usage[] =
     "Measures kernels on this machine; on the computer that has smc, `smc tune --import records.jsonl` reads the "
     "result.\n"
     "\n"
-    "  --seconds S    take about S seconds (default: as long as good medians need)\n"
+    "  --seconds S    take about S seconds (default: until the medians are good)\n"
     "  --level NAME   only this feature level (default: all that the CPU has)\n"
-    "  --resume FILE  leave out what FILE has already; use with >> FILE\n"
+    "  --resume FILE  skip measurements that FILE has already; use with >> FILE\n"
     "  --info         print the CPU's name, its levels and how much there is to measure, as JSON\n"
     "  --help         print this\n";
 
@@ -254,8 +254,8 @@ static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, cons
     if (c == 0) memcpy(m->expected, m->out, bytes);
     timings[c].dropped = memcmp(m->expected, m->out, bytes) != 0;
     if (!timings[c].dropped) continue;
-    fprintf(stderr, "%s of %s on %s gives other results than %s\n", k->candidates[c].name, k->name, k->level,
-            k->candidates[0].name);
+    fprintf(stderr, "%s of %s on %s computes other results than %s: this is a bug in smc\n", k->candidates[c].name,
+            k->name, k->level, k->candidates[0].name);
     wrong++;
   }
   return wrong;
@@ -400,7 +400,8 @@ static struct options read_options(int count, char **arguments) {
              options.seconds < 1e9 && !*end)
       i++;
     else {
-      fprintf(stderr, "%s: '%s' is no option, or what it needs is missing; --help lists them\n", arguments[0], name);
+      fprintf(stderr, "%s: '%s' is not an option, or its value is missing: --help lists the options\n", arguments[0],
+              name);
       exit(2);
     }
   }

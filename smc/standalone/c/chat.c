@@ -7,7 +7,7 @@
 #include <sys/select.h>
 #include <unistd.h>
 
-static const char chat_help[] = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer.";
+static const char chat_help[] = "/reset starts again, /exit or Ctrl-D leaves, Ctrl-C stops an answer.";
 
 struct conversation {
   struct smc_message *messages;   /* [capacity]; the contents are the conversation's own, but for the system message */
@@ -100,7 +100,7 @@ static void answer(struct smc_session *session, const struct smc_command *comman
   if (generation.finish == SMC_FINISH_INTERRUPTED) smc_print(" …", strlen(" …"));
   smc_print("\n", 1);
   if (!command->quiet && generation.finish == SMC_FINISH_LENGTH && session->length >= session->info.context_length)
-    fputs("(the context is full; /reset starts anew)\n", stderr);
+    fputs("(the context is full: /reset starts again)\n", stderr);
   add_message(conversation, SMC_ROLE_ASSISTANT, generation.text.bytes, generation.text.length);
   smc_generation_free(&generation);
   free(prompt);

@@ -181,11 +181,10 @@ static int write_piece(struct output *output, const struct smc_chat_template *te
     case KIND_GUARD:
       if (!text.length && blank(content))
         return smc_fail(error, SMC_BAD_INPUT,
-                        "the model's chat template has no place for an empty message here; write something");
+                        "the model's chat template allows no empty message here: write something");
       if (after_last(content, text))
         return smc_fail(error, SMC_BAD_INPUT,
-                        "the model's chat template treats '%.*s' in a message in a way of its own; remove it", shown,
-                        text.bytes);
+                        "the model's chat template treats '%.*s' in a message specially: remove it", shown, text.bytes);
       return SMC_OK;
     case KINDS: break;
   }
@@ -201,7 +200,7 @@ static int check_roles(const struct smc_message *messages, size_t count, char *e
     fine &= messages[i].role == ((i - first) % 2 ? SMC_ROLE_ASSISTANT : SMC_ROLE_USER);
   return fine ? SMC_OK
               : smc_fail(error, SMC_BAD_INPUT,
-                         "a conversation must begin and end with a message of the user's, and take turns");
+                         "user and assistant must alternate in a conversation, and the user must begin and end it");
 }
 
 /* The pieces for turn i of `turns`, or for what follows the last one. */

@@ -66,7 +66,7 @@ static void open_model(struct smc_session *session, const struct smc_command *co
   if (smc_engine.info(session->model, &session->info, reason)) smc_die("%s", reason);
   if (session->info.context_length > smc_program.context_length && !command->quiet)
     fprintf(stderr,
-            "note: a context of %d tokens is longer than the %d that the model was trained for: what lies behind these "
+            "note: a context of %d tokens is longer than the %d that the model was trained for: text after these "
             "may make no sense\n",
             session->info.context_length, smc_program.context_length);
   session->sequence = smc_engine.sequence_create(session->model, reason);

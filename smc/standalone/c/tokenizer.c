@@ -160,7 +160,7 @@ int smc_tokenizer_open(struct smc_tokenizer **tokenizer, const void *tables, siz
   const struct smc_tokenizer_header *const header = tables;
   *tokenizer = NULL;
   if (size < sizeof *header || (uintptr_t)tables % 8 || header->magic != SMC_TOKENIZER_MAGIC || header->size != size)
-    return smc_fail(error, SMC_BAD_INPUT, DAMAGED, "they are cut short or something else");
+    return smc_fail(error, SMC_BAD_INPUT, DAMAGED, "they are incomplete or something else");
   if (header->version != SMC_TOKENIZER_VERSION)
     return smc_fail(error, SMC_BAD_INPUT, "the tokenizer's tables have version %u where this engine reads %u",
                     header->version, SMC_TOKENIZER_VERSION);

@@ -117,7 +117,7 @@ static void run_parts(struct smc_thread *thread, const struct smc_step *step) {
 
 static int64_t run_once(struct smc_pool *pool, const struct work *work) {
   static const _Atomic uint32_t never;
-  static uint8_t scratch[1]; /* nobody uses it */
+  static uint8_t scratch[1]; /* not used */
   const struct smc_job job = {
       .run = run_parts, .step = {.count = work->parts, .kernels = work}, .scratch = scratch, .cancels = &never};
   const int64_t start = smc_nanoseconds();
@@ -167,7 +167,7 @@ int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, con
   void *buffer;
   if (posix_memalign(&buffer, HUGE_PAGE, bytes)) return SMC_NO_MEMORY;
   smc_advise_huge_pages(buffer, bytes); /* as the weights have them */
-  memset(buffer, 1, bytes);             /* pages that nobody wrote are all the same one */
+  memset(buffer, 1, bytes);             /* pages that were never written are all the same one */
   const int32_t threads = limits->threads;
   limits->memory_bytes = read_rate(pool, threads, buffer, bytes);
   free(buffer);

@@ -190,7 +190,7 @@ void smc_device_close(smc_model *model) {
   model->device = NULL;
 }
 
-/* ---- the cache: all of it at once, so that no step asks for memory */
+/* ---- the cache: all of it at once, so that no step allocates memory */
 
 uint8_t *smc_pages_reserve(struct smc_device *device, uint64_t bytes) {
   cuda_pointer pages = 0;

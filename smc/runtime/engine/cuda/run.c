@@ -206,7 +206,7 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
   if (tops) smc_device_failed(device, driver->copy_out(step->argmaxes, device->argmaxes, tops, device->stream));
   smc_device_failed(device, driver->stream_wait(device->stream));
   smc_device_leave(device);
-  if (!device->broken && end->control.failure) device->broken = "its blocks of threads waited for each other in vain";
+  if (!device->broken && end->control.failure) device->broken = "its CUDA blocks waited for each other without end";
   if (device->broken) return smc_device_sentence(device, error);
   *step->beyond = end->beyond;
   if (cancelled || end->control.stop_at != UINT32_MAX) return smc_fail(error, SMC_CANCELLED, "the step was cancelled");

@@ -50,7 +50,7 @@ def test_what_is_nobodys_damage_stays(error: BaseException) -> None:
     ("text", "number"),
     [
         ("LLVM ERROR: IO failure on output stream: No space left on device", errno.ENOSPC),
-        ("ld.lld: error: cannot open output file x: Too many open files", errno.EMFILE),
+        ("ld.lld: error: can't open output file x: Too many open files", errno.EMFILE),
         ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", errno.ENOMEM),
         ("terminate called after throwing an instance of 'std::bad_alloc'", errno.ENOMEM),
         ("a.c:3:1: error: expected ';'", None),
@@ -65,7 +65,7 @@ def test_what_was_refused_by_its_words(text: str, number: int | None) -> None:
 def test_what_was_refused_by_signals() -> None:
     assert "memory" in str(child_refused(-signal.SIGKILL, ""))
     assert "signal 7" in str(child_refused(-signal.SIGBUS, ""))
-    assert child_refused(-signal.SIGABRT, "LLVM ERROR: Cannot select") is None
+    assert child_refused(-signal.SIGABRT, "LLVM ERROR: Can't select") is None
     assert child_refused(-signal.SIGSEGV, "") is None
     limited = "import resource, signal; from smc.errors import child_refused\n"
     limited += "resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33)); print(child_refused(-signal.SIGSEGV, ''))"

@@ -91,7 +91,7 @@ def run(
     With --functions a call of a function is printed as a line of JSON. Models with function tokens (<nexa_0> …) always
     answer with calls.
 
-    --json --stream prints {"event": "text", "text": …} for each piece and at the end {"event": "result", …} as --json.
+    --json --stream prints {"event": "text", "text": …} for each part and at the end {"event": "result", …} as --json.
 
     \b
     Examples:

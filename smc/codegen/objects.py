@@ -126,7 +126,7 @@ def build_one(spec: KernelSpec, level: CpuLevel, triple: str, path: Path) -> Non
 
 
 def write_listings(objects: Sequence[KernelObject], target: Target, folder: Path, kinds: Sequence[str]) -> None:
-    """Write every kernel as "tir" (SYMBOL.py), "asm" (SYMBOL.s; both built anew, in a worker) and "obj" (SYMBOL.o)."""
+    """Write every kernel as "tir" (SYMBOL.py), "asm" (SYMBOL.s; both built again, in a worker) and "obj" (SYMBOL.o)."""
     if "obj" in kinds:
         for kernel in objects:
             shutil.copy(kernel.path, folder / f"{kernel.symbol}.o")

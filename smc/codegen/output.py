@@ -23,7 +23,7 @@ def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
     """The file that writing `out` makes or replaces: where a symbolic link leads.
 
     inputs: what it's made from, files, or folders with all files in them, artifacts excepted.
-    Raises InputError for what is no regular file, may not be written, or belongs to the inputs.
+    Raises InputError for an output that is not a regular file, can't be written, or belongs to the inputs.
     """
     try:
         target = out.resolve()
@@ -42,7 +42,7 @@ def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
         _check_name(target)
         return target
     if not stat.S_ISREG(facts.st_mode):
-        raise InputError(f"the output {out} is no regular file: name another")
+        raise InputError(f"the output {out} is not a regular file: name another")
     if not (facts.st_mode & 0o222 and os.access(target, os.W_OK)):
         raise InputError(f"the output {out} is read-only: make it writable (chmod u+w {out}) or name another file")
     for source in inputs:
@@ -58,7 +58,7 @@ def output_folder(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"the folder {folder} can't be made: {error.strerror}") from None
     if not place.is_dir():
-        raise InputError(f"{place} is no folder, so {folder} can't be written into: name another")
+        raise InputError(f"{place} is not a folder, so {folder} can't be written into: name another")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"the folder {place} can't be written: choose another than {folder}")
     return folder

@@ -55,7 +55,7 @@ def settle_texts(facts: ModelFacts) -> ModelFacts:
     known = [number for number in ends if number < facts.vocab_size and tokenizer.id_to_token(number) is not None]
     if ends and not known:
         raise InputError(
-            f"{facts.name} could never end a text: its end tokens {ends} are no tokens of a tokenizer and a model of "
+            f"{facts.name} could never end a text: its end tokens {ends} do not belong to a tokenizer and a model of "
             f"{facts.vocab_size}; correct eos_token_id in generation_config.json or config.json"
         )
     if strange := [number for number in ends if number not in known]:

@@ -18,7 +18,7 @@ def load_checkpoint(source: str | Path, adapters: Sequence[str | Path] = ()) -> 
     source: a folder in the Hugging Face layout (config.json, safetensors), the id of a model on the Hugging Face hub
     ("org/name", downloaded into its cache), or a .gguf file of a family that is supported.
     adapters: folders of LoRA adapters in PEFT's layout, merged in this order as the weights are read.
-    Raises InputError, in one sentence, where the checkpoint cannot be found, is broken or is of an unsupported kind.
+    Raises InputError, in one sentence, where the checkpoint can't be found, is broken or is of an unsupported kind.
     No code of the checkpoint is run and nothing is unpickled.
     """
     from smc.frontend.adapter import merged

@@ -49,7 +49,7 @@ UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-"""Kinds of LoRA that are no sum of a matrix and a product, by the key that turns them on."""
+"""Kinds of LoRA that are not a sum of a matrix and a product, by the key that turns them on."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin a training (`init_lora_weights`) that change the base model's weights too."""
@@ -59,10 +59,11 @@ ENDS = (("model.embed_tokens.weight", "lm_head.weight"), ("gpt_neox.embed_in.wei
 
 
 def merged(checkpoint: Checkpoint, folders: Iterable[Path]) -> Checkpoint:
-    """The checkpoint with adapters merged in order, each into what those before it left, in the dtype of its weights.
+    """The checkpoint with adapters merged in order, each into the result of those before it, in the dtype of its
+    weights.
 
-    What a training sees is what comes out: a head that is tied to an embedding keeps its own weights where only the
-    other one was trained. InputError if an adapter is broken, of another kind, or made for another model.
+    The result is the model that was trained: a head that is tied to an embedding keeps its own weights if only the
+    other one was trained. InputError if an adapter is damaged, of another kind, or made for another model.
     """
     for folder in folders:
         checkpoint = _Adapter.open(folder).merged_into(checkpoint)
@@ -71,7 +72,7 @@ def merged(checkpoint: Checkpoint, folders: Iterable[Path]) -> Checkpoint:
 
 @dataclass
 class _Update:
-    """What an adapter has for one module: its tensors by their part ("lora_A", …, "weight", "bias")."""
+    """The tensors of an adapter for one module, by their part ("lora_A", …, "weight", "bias")."""
 
     module: str
     parts: dict[str, StoredTensor] = field(default_factory=dict)
@@ -97,7 +98,7 @@ class _Adapter:
 
     @classmethod
     def open(cls, folder: Path) -> _Adapter:
-        """Read config and header; InputError if the folder holds no LoRA adapter."""
+        """Read config and header; InputError if the folder is not a LoRA adapter."""
         if not (folder / CONFIG).is_file():
             raise InputError(_why_no_config(folder))
         config = Config(read_json(folder / CONFIG), str(folder / CONFIG))
@@ -116,7 +117,7 @@ class _Adapter:
                 continue  # what a module of `modules_to_save` was before
             found = KEY.fullmatch(tensor.name)
             if found is None:
-                raise InputError(f"{path}: the tensor {tensor.name} is none of a LoRA adapter's")
+                raise InputError(f"{path}: the tensor {tensor.name} does not belong to a LoRA adapter")
             update = updates.setdefault(found["module"], _Update(found["module"]))
             part = found["part"] or found["bias"] or ("tokens" if found["tokens"] else found["whole"])
             update.parts[part] = tensor
@@ -125,7 +126,7 @@ class _Adapter:
     def merged_into(self, base: Checkpoint) -> Checkpoint:
         """The checkpoint with every tensor that the adapter changes."""
         if base.applied:
-            raise InputError(f"{self.folder} cannot be merged into a GGUF file of this family: give the folder")
+            raise InputError(f"{self.folder} can't be merged into a GGUF file of this family: give the folder")
         base = self._with_vocabulary(base)
         tensors = {**base.tensors, **self._untied(base)}
         if not self.updates.keys() & {name.rpartition(".")[0] for name in tensors}:
@@ -167,7 +168,7 @@ class _Adapter:
             self._check_shape(update.parts["tokens"], (len(ids), *stored.shape[1:]))
             if ids and max(ids) >= stored.shape[0]:
                 raise InputError(
-                    f"{self.config.origin}: the token {max(ids)} is beyond the {stored.shape[0]} of {base.name}"
+                    f"{self.config.origin}: the token {max(ids)} is not one of the {stored.shape[0]} of {base.name}"
                 )
             stored = _changed(stored, partial(_with_tokens, update, ids))
         names = update.factors
@@ -200,7 +201,7 @@ class _Adapter:
             try:
                 found = re.match(rf"(.*\.)?({pattern})$", module)
             except re.error as error:
-                raise InputError(f"{section.origin}: {pattern!r} is no regular expression: {error}") from None
+                raise InputError(f"{section.origin}: {pattern!r} is not a regular expression: {error}") from None
             if found:
                 return section.integer(pattern, within=COUNT)
         return None
@@ -254,17 +255,17 @@ class _Adapter:
 
 
 def _check_kind(config: Config) -> None:
-    """InputError for adapters that are no LoRA, or of a kind that is not merged."""
+    """InputError for adapters that are not LoRA, or of a kind that can't be merged."""
     kind = config.text("peft_type")
     if kind != "LORA":
-        raise InputError(f"{config.origin}: {kind} adapters are not supported, LORA is")
+        raise InputError(f"{config.origin}: {kind} adapters are not supported, only LORA")
     for key in UNSUPPORTED:
         if config.values.get(key):
             raise InputError(f"{config.origin}: a LoRA adapter with {key} is not supported")
     start = str(config.values.get("init_lora_weights"))
     if start.lower().startswith(CHANGES_BASE):
         raise InputError(
-            f"{config.origin}: init_lora_weights {start} has changed the base model too: convert it to a plain LoRA"
+            f"{config.origin}: init_lora_weights {start} has also changed the base model: convert it to a plain LoRA"
         )
 
 
@@ -274,7 +275,7 @@ def _why_no_config(folder: Path) -> str:
     others = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if others:
         return f"{folder} has no {CONFIG}, its folder {others[0].name} has: give {others[0]}"
-    return f"{folder} has no {CONFIG}, so it is no LoRA adapter"
+    return f"{folder} has no {CONFIG}, so it is not a LoRA adapter"
 
 
 def _factor_shapes(shape: tuple[int, ...], rank: int, transposed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

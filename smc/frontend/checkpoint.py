@@ -1,4 +1,4 @@
-"""A checkpoint as every source brings it, whatever its format: spelled in Hugging Face's terms."""
+"""A checkpoint of any format, with Hugging Face's names and keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coded:
-    """A matrix as codes and scales, as its file holds them. load: gives them in this encoding."""
+    """A matrix as codes and scales, as its file stores them. load: returns them in this encoding."""
 
     encoding: Encoding
     load: Callable[[], EncodedTensor] = field(repr=False, compare=False)
@@ -85,18 +85,18 @@ class IntegerTensor(StoredTensor):
         return self.read()
 
     def parameter(self) -> Parameter:
-        """InputError: an architecture has no use for it."""
-        raise InputError(f"{self.origin}: tensor {self.name} is stored as {self.dtype}, which are no weights")
+        """Raises InputError: an architecture can't use it."""
+        raise InputError(f"{self.origin}: tensor {self.name} is stored as {self.dtype}, which can't be weights")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a source brings: config, tensors by name, and what the runtime needs beside the weights.
+    """A checkpoint: config, tensors by name, and what the runtime needs beside the weights.
 
     The fields from `tokenizer` to `generation` are those of `smc.ir.ModelFacts`. format: for the provenance,
     "safetensors" or "GGUF" with the types of its tensors (which are read as the floats they stand for). applied: kinds
     of transforms (`architectures.views`) that the format stores done.
-    changes: what was done to it since, a line each. source: the file or folder that all of it is in.
+    changes: what was done to it since, one line per change. source: the file or folder that all of it is in.
     """
 
     name: str

@@ -13,7 +13,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if the file cannot be read or holds something else."""
+    """The object in a JSON file; InputError if the file can't be read or holds something else."""
     return parse_json(read_text(path), str(path))
 
 
@@ -23,7 +23,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file; InputError if it cannot be read, is no text, or is none yet (a git-lfs pointer)."""
+    """A UTF-8 file; InputError if it can't be read, is not a text, or is a git-lfs pointer."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
 
 
 def check_is_no_pointer(path: Path) -> None:
-    """Raise InputError if git left a pointer in the place of a large file, or where the file cannot be read."""
+    """Raise InputError if git left a pointer in the place of a large file, or where the file can't be read."""
     try:
         with path.open("rb") as file:
             start = file.read(len(POINTER))
@@ -51,7 +51,7 @@ def unreadable(path: Path, error: OSError) -> InputError:
     """The sentence for a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} is missing, although the checkpoint needs it")
-    return InputError(f"cannot read {path}: {error.strerror}")
+    return InputError(f"can't read {path}: {error.strerror}")
 
 
 def pointer(path: Path) -> InputError:

@@ -114,7 +114,7 @@ def _base(folder: Path, settings: Config, kind: str, model_type: str) -> tuple[s
 
 
 def _parsed(text: str, path: Path) -> Tokenizer:
-    with blamed_on(f"{path} is no tokenizer file that can be read"):
+    with blamed_on(f"{path} is not a tokenizer file that smc can read"):
         return Tokenizer.from_str(text)
 
 

@@ -1,4 +1,4 @@
-"""A model that nobody has trained yet: random weights for a config."""
+"""A new model: random weights for a config."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEVIATION = 0.02
-"""Of the weights of matrices, where the config has no `initializer_range`: that of GPT-2 and of transformers."""
+"""The standard deviation of matrices if the config has no `initializer_range`: that of GPT-2 and of transformers."""
 
 
 def new_model(
     config: Mapping[str, Any], name: str, tokenizer: str | None = None, end: int | None = None, seed: int = 0
 ) -> Module:
-    """A module of a supported family. InputError if the config is wrong or of another.
+    """A module of a supported family. InputError if the config is wrong or of another family.
 
     Matrices are normal, norms ones and biases zeros; each tensor depends on the seed and its name alone.
     tokenizer: the text of a `tokenizers` JSON file. end: the token that ends a text.

@@ -77,7 +77,7 @@ def read_gguf(path: Path) -> GGUFFile:
         tensor = _locate(path, name, shape, kind, data + offset)
         end = tensor.offset + tensor.size
         if end > file.size:
-            raise InputError(f"{path} is cut short: tensor {name} ends at byte {end:,}, the file at {file.size:,}")
+            raise InputError(f"{path} is incomplete: tensor {name} ends at byte {end:,}, the file at {file.size:,}")
         if name in tensors:
             raise InputError(f"{path} lists the tensor {name} twice")
         tensors[name] = tensor
@@ -93,7 +93,7 @@ class _Cursor:
     def take(self, size: int) -> bytes:
         end = self.place + size
         if end > len(self.data):
-            raise InputError(f"{self.path} is cut short: it ends within its head, at byte {len(self.data):,}")
+            raise InputError(f"{self.path} is incomplete: it ends within its head, at byte {len(self.data):,}")
         piece = self.data[self.place : end]
         self.place = end
         return piece
@@ -124,7 +124,7 @@ class _Cursor:
 def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
     """The number of tensors, and the key-value pairs."""
     if cursor.take(4) != b"GGUF":
-        raise InputError(f"{cursor.path} is no GGUF file")
+        raise InputError(f"{cursor.path} is not a GGUF file")
     version = cursor.scalar("I")
     if version not in (2, 3):
         seen = "big-endian" if version & 0xFFFF == 0 else f"of GGUF version {version}"
@@ -156,7 +156,7 @@ def _locate(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: in
     block, block_bytes = GGML_QUANT_SIZES[known[kind]]
     if not shape or shape[-1] % block:
         raise InputError(
-            f"{path} is damaged: a row of the tensor {name}, {list(shape)}, is no whole number of {label} blocks"
+            f"{path} is damaged: a row of the tensor {name}, {list(shape)}, is not a whole number of {label} blocks"
         )
     count = 1
     for dim in shape:

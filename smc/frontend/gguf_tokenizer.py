@@ -82,7 +82,7 @@ def build_tokenizer(metadata: Config) -> str | None:
     if model in ("none", "no_vocab"):
         return None
     if model not in ("gpt2", "llama"):
-        raise InputError(f"{metadata.origin}: tokenizers of the kind {model} are not supported (gpt2 and llama are)")
+        raise InputError(f"{metadata.origin}: tokenizers of the kind {model} are not supported, only gpt2 and llama")
     tokens = _list(metadata, "tokens", str)
     kinds = _list(metadata, "token_type", int, [Kind.NORMAL] * len(tokens))
     if len(kinds) != len(tokens):

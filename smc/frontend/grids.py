@@ -26,7 +26,7 @@ TERNARY, FOURBIT = 1, 8
 
 
 def on_grids(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors, those on a grid with codes, and what to say of them.
+    """The tensors, with codes for those on a grid, and a line about them.
 
     The first matrix of a layer is read; only if it lies on a grid all others are.
     """

@@ -13,7 +13,7 @@ SUBFOLDERS_AND_DUPLICATES = ["*/*", "consolidated*"]
 def download(model: str) -> Path:
     """The folder of a snapshot of `model` ("org/name"); only what is missing in the cache is fetched.
 
-    Weights that exist only pickled are not fetched. InputError if the hub cannot be reached or has no such model.
+    Weights that exist only pickled are not fetched. InputError if the hub can't be reached or has no such model.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -27,5 +27,5 @@ def download(model: str) -> Path:
         raise InputError(f"{model} is neither a local folder nor a valid hub id: {error}") from None
     except (OSError, errors.HTTPError):  # type: ignore[attr-defined]  # HTTPError: the HTTP library's, broken off
         raise InputError(
-            f"{model} is no local folder, and it cannot be downloaded from the hub now: give a folder or a .gguf file"
+            f"{model} is not a local folder, and it can't be downloaded from the hub now: give a folder or a .gguf file"
         ) from None

@@ -121,7 +121,7 @@ def read_model(path: Path, add_bos: bool = True, add_eos: bool = False) -> str:
             elif number == 3 and isinstance(value, bytes):
                 normalizer = dict(_fields(value))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"can't read {path}: {error.strerror}") from None
     except (ValueError, IndexError, struct.error):
         raise InputError(f"{path} is no SentencePiece model, or it is damaged") from None
     if _int(trainer, 3, 1) != 2:
@@ -172,7 +172,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _int(fields: dict[int, int | bytes], number: int, default: int) -> int:
     value = fields.get(number, default)
     if not isinstance(value, int):
-        raise ValueError(f"field {number} is no integer")
+        raise ValueError(f"field {number} is not an integer")
     return value
 
 

@@ -26,7 +26,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     except OSError as error:  # not allowed to look, name too long
         if error.errno is None:  # a library's, such as torch's where memory is short
             raise
-        raise InputError(f"cannot open {source}: {error.strerror}") from None
+        raise InputError(f"can't open {source}: {error.strerror}") from None
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         folder = hub.download(source)
         return replace(huggingface.open_folder(folder, name=source.split("/")[1]), source=folder)
@@ -43,4 +43,4 @@ def _open_file(path: Path) -> Checkpoint:
         return gguf_checkpoint.open_gguf(path)
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise InputError(f"{path} is one file of a checkpoint: give the folder that it lies in")
-    raise InputError(f"{path} is no checkpoint: give a folder in the Hugging Face layout, a .gguf file or a hub id")
+    raise InputError(f"{path} is not a checkpoint: give a folder in the Hugging Face layout, a .gguf file or a hub id")

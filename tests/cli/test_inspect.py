@@ -129,7 +129,7 @@ def test_artifact(make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureF
 def test_cut_artifact(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.smc").write_bytes(artifact.read_bytes()[:-50])
     assert main.run(["inspect", str(tmp_path / "cut.smc")]) == 2
-    assert "is cut short" in capsys.readouterr().err
+    assert "is incomplete" in capsys.readouterr().err
 
 
 def test_artifact_with_the_required_keys_only(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

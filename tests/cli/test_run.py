@@ -47,7 +47,7 @@ def test_text_that_is_piped_in_comes_before_the_prompt(artifact: Path):
 
 
 def test_streams_that_bring_nothing(artifact: Path):
-    """A pipe that stays open is explained; what cannot be read, as nohup leaves it, is as good as empty."""
+    """A pipe that stays open is explained; what can't be read, as nohup leaves it, is as good as empty."""
     command = [sys.executable, "-m", "smc", "run", str(artifact), "hello", "--raw", "-n", "3"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None

@@ -87,7 +87,7 @@ LONG: dict[str, tuple[str, str | None]] = {
     "listings below a file": (f"touch f; {COMPILE} --emit c f/g", "f is no folder"),
     "listings where nothing can be made": (f"{COMPILE} --emit c /proc/listings", TWO),
     "records that are a folder": (f"{COMPILE} --records .", "is a folder"),
-    "records that are a pipe": (f"mkfifo p; {COMPILE} --records p", "no regular file"),
+    "records that are a pipe": (f"mkfifo p; {COMPILE} --records p", "not a regular file"),
     "records below a file": (f"touch f; SMC_RECORDS=f/records {COMPILE}", ""),
     "a cache that is a file": (f"touch f; SMC_CACHE=f {COMPILE}", ""),
     "a cache below a file": (f"touch f; SMC_CACHE=f/cache {COMPILE}", ""),

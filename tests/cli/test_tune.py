@@ -139,7 +139,7 @@ def test_import_merges(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "sentence"),
     [
         (["--import", "nothing.jsonl"], "there is no file of tuning records nothing.jsonl"),
-        (["--import", "bad.jsonl"], "bad.jsonl line 1 is no tuning record"),
+        (["--import", "bad.jsonl"], "bad.jsonl line 1 is not a tuning record"),
         (["--import", "empty.jsonl"], "there are no tuning records in empty.jsonl"),
         (["--import", "empty.jsonl", "model"], "--import only reads records"),
         (["--target", "raspberry-pi-4"], "write a program for it with --emit-kit"),

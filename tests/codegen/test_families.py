@@ -88,7 +88,7 @@ def test_learned_positions_end_where_the_table_does(make_checkpoint: Make, tmp_p
         batch = np.zeros(1, TOKEN)
         batch["position"] = 512
         batch["sequence"] = compiled.new_sequence().slot
-        with pytest.raises(InputError, match="has the position 512, of which the model knows 512"):
+        with pytest.raises(InputError, match="has the position 512, and the model has learned 512"):
             compiled.step(batch)
 
 

@@ -32,8 +32,8 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "to-null").symlink_to("/dev/null")
     for name, sentence in [
         ("old", "is read-only"),
-        ("pipe", "is no regular file"),
-        ("to-null", "is no regular file"),
+        ("pipe", "is not a regular file"),
+        ("to-null", "is not a regular file"),
         ("loop", "can't be written"),
         ("n" * 256, "can't be written: File name too long"),
         ("gone/x", "there is no folder"),

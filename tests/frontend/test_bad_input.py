@@ -72,7 +72,7 @@ def test_a_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert_refused("nobody/no-such-model", "nobody/no-such-model is no local folder", "cannot be downloaded")
+    assert_refused("nobody/no-such-model", "nobody/no-such-model is not a local folder", "can't be downloaded")
 
 
 @pytest.mark.parametrize("name", ["a..b/c", "org/" + "x" * 200, "org/name.git"])
@@ -115,8 +115,8 @@ def test_config_that_is_no_json(folder: Path, text: str) -> None:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, not 'yes'"),
         ({"attention_bias": True}, "lacks the tensor model.layers.0.self_attn.q_proj.bias"),
         ({"hidden_act": "prelu"}, "the activation prelu is not supported (silu, swish,"),
-        ({"num_attention_heads": 7, "head_dim": ...}, "hidden_size 48 is no multiple of 7 attention heads"),
-        ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3 key-value heads"),
+        ({"num_attention_heads": 7, "head_dim": ...}, "hidden_size 48 is not a multiple of 7 attention heads"),
+        ({"num_key_value_heads": 3}, "4 attention heads are not a multiple of 3 key-value heads"),
         ({"head_dim": 9}, "head_dim must be even"),
         ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "rope type spiral is not supported"),
         (
@@ -324,7 +324,7 @@ def test_files_that_may_not_be_read(make_checkpoint: Make, name: str) -> None:
         if user == 0:
             os.seteuid(65534)
         try:
-            assert_refused(copy, f"cannot read {copy / name}: Permission denied")
+            assert_refused(copy, f"can't read {copy / name}: Permission denied")
         finally:
             os.seteuid(user)
 
@@ -332,7 +332,7 @@ def test_files_that_may_not_be_read(make_checkpoint: Make, name: str) -> None:
 @pytest.mark.parametrize("text", ["{}", "not json", '{"model": {"type": "Mystery"}}', PANICS_AT_LOAD])
 def test_broken_tokenizer(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
-    assert_refused(folder, "tokenizer.json is no tokenizer file that can be read")
+    assert_refused(folder, "tokenizer.json is not a tokenizer file that smc can read")
 
 
 def test_memory_that_runs_out_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

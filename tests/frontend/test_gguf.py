@@ -151,7 +151,7 @@ def test_every_type_that_gguf_decodes_is_read() -> None:
 
 @pytest.mark.parametrize("kind", SCALES)
 def test_k_quants(tmp_path: Path, make_checkpoint: Make, kind: str) -> None:
-    """`gguf` cannot quantize to most of these, so the bytes are random; only the f16 scales are kept finite."""
+    """`gguf` can't quantize to most of these, so the bytes are random; only the f16 scales are kept finite."""
     _, model = make_checkpoint(hidden_size=256, intermediate_size=256)
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     rng, count = np.random.default_rng(0), 256 * 256 // block
@@ -313,7 +313,7 @@ def test_cut_anywhere(file: Path) -> None:
     cut = file.with_name("cut.gguf")
     for length in [*range(1, 400, 7), *range(400, len(data), 9973), len(data) - 40]:
         cut.write_bytes(data[:length])
-        assert_refused(cut, "is cut short")
+        assert_refused(cut, "is incomplete")
     cut.write_bytes(b"")
     assert_refused(cut, "is empty")
 
@@ -321,13 +321,13 @@ def test_cut_anywhere(file: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "patch", "message"),
     [
-        (0, b"GGML", "is no GGUF file"),
+        (0, b"GGML", "is not a GGUF file"),
         (4, (1).to_bytes(4, "little"), "is of GGUF version 1; versions 2 and 3, little-endian, can be read"),
         (4, (4).to_bytes(4, "little"), "is of GGUF version 4"),
         (4, (3).to_bytes(4, "big"), "is big-endian"),
-        (8, b"\xff" * 8, "is cut short"),
-        (16, b"\xff" * 8, "is cut short"),
-        (24, b"\xff" * 8, "is cut short"),
+        (8, b"\xff" * 8, "is incomplete"),
+        (16, b"\xff" * 8, "is incomplete"),
+        (24, b"\xff" * 8, "is incomplete"),
     ],
 )
 def test_damaged_head(file: Path, place: int, patch: bytes, message: str) -> None:
@@ -355,7 +355,7 @@ def test_another_architecture(make_checkpoint: Make, tmp_path: Path) -> None:
             lambda w: w.add_tensor("blk.0.x.weight", np.zeros((3, 292), np.uint8), raw_dtype=Type.Q8_K),
             "tensor blk.0.x.weight is of type Q8_K; supported are F32, F16, BF16, Q8_0",
         ),
-        (lambda w: w.add_tokenizer_model("bert"), "tokenizers of the kind bert are not supported (gpt2 and llama are)"),
+        (lambda w: w.add_tokenizer_model("bert"), "tokenizers of the kind bert are not supported, only gpt2 and llama"),
     ],
 )
 def test_unsupported(make_checkpoint: Make, tmp_path: Path, extra: Any, message: str) -> None:

@@ -191,7 +191,7 @@ FAULTS: dict[str, tuple[str, list[TensorType], dict[str, Any], str]] = {
         "attention",
         [X, X, X],
         {"heads": 3, "kv_heads": 2, "head_dim": 4, "scale": 0.5, "window": None},
-        "3 heads are no multiple of 2 KV heads",
+        "3 heads are not a multiple of 2 KV heads",
     ),
     "kv width": (
         "attention",

@@ -156,7 +156,7 @@ def test_wrong_results_are_refused(stored, answer, message):
 @pytest.mark.parametrize("stored", [F16, Encoding.of(bits=4, permuted=True)])
 def test_encodings_of_another_kind_are_refused(make_checkpoint, stored):
     module = load_checkpoint(make_checkpoint()[0])
-    with pytest.raises(InputError, match="pass plain cannot make "):
+    with pytest.raises(InputError, match="pass plain can't make "):
         Plain(stored=stored).run(module, Context())
 
 

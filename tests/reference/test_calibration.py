@@ -72,7 +72,7 @@ BAD = [
     (b"Once upon a time.", "is too short: it has 7 tokens, and at least 1,024 are needed, better 12,288"),
     (b" \n\n", "calibration.txt is empty"),
     (b"", "calibration.txt is empty"),
-    (bytes(range(256)) * 8, "calibration.txt is no UTF-8 text (see byte 128)"),
+    (bytes(range(256)) * 8, "calibration.txt is not UTF-8 text (see byte 128)"),
     (b"text\0" * 900, "calibration.txt is not a text: it has a zero byte"),
     ("съешь ещё этих мягких французских булок ".encode() * 90, "tokenizer does not know"),
 ]

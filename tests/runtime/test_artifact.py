@@ -89,7 +89,7 @@ def test_something_else(tmp_path: Path):
 def test_cut_short(path: Path, keep: float):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    assert "is cut short" in complaint(path)
+    assert "is incomplete" in complaint(path)
 
 
 @pytest.mark.parametrize(

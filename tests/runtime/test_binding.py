@@ -130,7 +130,7 @@ def test_wrong_use_is_a_sentence(model: Model, artifact: Path):
         sequence.next_token([])
     batch = np.zeros(1, TOKEN)
     both = WANT_ARGMAX | WANT_LOGITS
-    for flags, message in ((WANT_ARGMAX, "finds in the logits only"), (both, "the logits have it")):
+    for flags, message in ((WANT_ARGMAX, "does not find: request the logits"), (both, "request only the logits")):
         batch["flags"] = flags
         with pytest.raises(InputError, match=message), model.new_sequence():
             model.engine.step(batch, logits=model.logits_buffer(1))

@@ -148,7 +148,7 @@ def test_every_cut_is_told(copy: Executable, room: Path) -> None:
         if length < len(content):
             cut.path.write_bytes(content[:length])
             cut.path.chmod(0o755)
-            assert "cut short" in told(cut.run(*HELLO))
+            assert "incomplete" in told(cut.run(*HELLO))
     cut.path.write_bytes(content + b"\0")
     assert "copy or compile it again" in told(cut.run(*HELLO))
 
@@ -222,7 +222,7 @@ def test_a_machine_that_refuses_threads(copy: Executable) -> None:
 def test_no_file_can_be_opened(executable: Executable) -> None:
     if executable.runner:
         pytest.skip("the emulator opens files, too")
-    assert "cannot open" in told(executable.run(*HELLO, preexec_fn=limited(resource.RLIMIT_NOFILE, 3)))
+    assert "can't open" in told(executable.run(*HELLO, preexec_fn=limited(resource.RLIMIT_NOFILE, 3)))
 
 
 # ---- input and output
@@ -232,9 +232,9 @@ def test_closed_streams(executable: Executable) -> None:
     def closed(*streams: int) -> subprocess.CompletedProcess[bytes]:
         return executable.run(*HELLO[:1], "-n", "9", stdin=None, preexec_fn=lambda: [*map(os.close, streams)])
 
-    assert "cannot be read from standard input: Bad file descriptor" in told(closed(0))
+    assert "can't be read from standard input: Bad file descriptor" in told(closed(0))
     done = executable.run(*HELLO, preexec_fn=lambda: os.close(1))
-    assert "cannot write to standard output" in told(done)
+    assert "can't write to standard output" in told(done)
     assert executable.run(*HELLO, preexec_fn=lambda: os.close(2)).returncode == 0
     assert closed(0, 1, 2).returncode == 2
 
@@ -258,7 +258,7 @@ def test_a_reader_that_has_gone(executable: Executable) -> None:
     assert done.returncode == -signal.SIGPIPE
     assert executable.runner or done.stderr == b""
     done = run(signal.SIG_IGN)
-    assert (done.returncode, done.stderr) == (2, b"error: cannot write to standard output: Broken pipe\n")
+    assert (done.returncode, done.stderr) == (2, b"error: can't write to standard output: Broken pipe\n")
     os.close(write)
 
 
@@ -267,7 +267,7 @@ def test_a_full_disk(executable: Executable, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         command = executable.command(*arguments)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (2, b"error: cannot write to standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, b"error: can't write to standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_full_disk(executable: Executable, arguments: list[str]) -> None:
         (b"", "the prompt is empty"),
         (b"\n", "the prompt is empty"),
         (b"a" * 3_000_000, "the prompt has 3000000 tokens, but the context holds 200"),
-        (b"a" * 70_000 + b"\xff", "the prompt on standard input is not UTF-8 text: its byte 70001 cannot be there"),
+        (b"a" * 70_000 + b"\xff", "the prompt on standard input is not UTF-8 text: its byte 70001 can't be there"),
     ],
     ids=["empty", "empty line", "huge", "broken"],
 )
@@ -292,7 +292,7 @@ def test_standard_input_is_a_folder(executable: Executable, tmp_path: Path) -> N
     folder = os.open(tmp_path, os.O_RDONLY)
     done = subprocess.run(executable.command("--raw"), stdin=folder, capture_output=True, check=False)
     os.close(folder)
-    assert "cannot be read from standard input: Is a directory" in told(done)
+    assert "can't be read from standard input: Is a directory" in told(done)
 
 
 def test_a_chat_that_outgrows_its_context_forgets(executable: Executable) -> None:

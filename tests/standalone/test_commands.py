@@ -92,7 +92,7 @@ def test_text_that_is_piped_in_comes_before_the_prompt(executable: Executable):
 
 
 def test_streams_that_bring_nothing(executable: Executable):
-    """A pipe that stays open is explained; what cannot be read, as nohup leaves it, is as good as empty."""
+    """A pipe that stays open is explained; what can't be read, as nohup leaves it, is as good as empty."""
     command = executable.command("hello", "--raw", "-n", "3")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -469,7 +469,7 @@ def test_a_cut_file_is_told(executable: Executable, tmp_path: Path, kept: float 
     cut.path.write_bytes(content[:length])
     cut.path.chmod(0o755)
     for arguments in (["--raw", "Hello"], ["--info"], ["--bench"]):
-        assert "cut short" in cut.refusal(*arguments)
+        assert "incomplete" in cut.refusal(*arguments)
     assert "Usage" in cut.text("--help")
 
 
@@ -500,7 +500,7 @@ def test_a_cut_file_is_told(executable: Executable, tmp_path: Path, kept: float 
         (["x", "--kv-dtype", "f64"], "--kv-dtype takes f16, f32 or i8, not 'f64'"),
         (["x", "--threads", "65"], "threads is 65"),
         (["x", "--level", "best2"], "has no level 'best2': it has best, floor, never"),
-        (["x", "--level", "never"], "this CPU cannot run level never: it lacks no-such-feature"),
+        (["x", "--level", "never"], "this CPU can't run level never: it lacks no-such-feature"),
         (["--raw", "x" * 201], "the prompt has 201 tokens, but the context holds 200"),
         (["--raw", "x" * 21, "--ctx", "20"], "the prompt has 21 tokens, but the context holds 20"),
         (["--raw", ""], "the prompt is empty"),
@@ -531,7 +531,7 @@ def test_templates_that_are_not_there_or_cannot_be_split(
     strange = build_executable(chat_template="{{ messages | length * messages[0]['content'] | length }}")
     for arguments in (["hi"], ["--chat"]):
         sentence = strange.refusal(*arguments)
-        assert "cannot chat, as the chat template " in sentence and "--raw" in sentence
+        assert "can't chat, as the chat template " in sentence and "--raw" in sentence
     assert strange.text("--raw", "Hello", "-n", "9") == line(continuation("Hello", 9))
     assert json.loads(strange.text("--info", "--json"))["chat"] is False
 
@@ -541,4 +541,4 @@ def test_output_that_nobody_takes_is_told(executable: Executable):
         process = subprocess.Popen(executable.command("--raw", "Hello", "-n", "9"), stdout=full, stderr=subprocess.PIPE)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors == b"error: cannot write to standard output: No space left on device\n"
+    assert errors == b"error: can't write to standard output: No space left on device\n"

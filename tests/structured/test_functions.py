@@ -74,7 +74,7 @@ def test_functions_of_a_python_file(functions: list[Function], tmp_path: Path):
         ("a.py", "x = 1", "has no functions"),
         ("a.py", "def f(x: dict): ...", "the type of f's argument x is dict"),
         ("a.py", "def f(*x): ...", "any number of arguments"),
-        ("a.json", "{", "is no JSON"),
+        ("a.json", "{", "is not JSON"),
         ("a.json", "[1]", "must be a list of tools"),
         ("a.json", '[{"type": "function"}]', "tools: each is"),
         ("a.txt", "", "a .py or a .json file"),

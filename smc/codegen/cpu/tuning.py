@@ -92,7 +92,7 @@ def parse_record(line: str) -> Record:
         raise ValueError(f"it has version {value['version']!r}, this smc reads version {RECORD_VERSION}")
     for key in ("cpu", "level", "kernel"):
         if not isinstance(value[key], str) or not _NAME.fullmatch(value[key]):
-            raise ValueError(f"{str(value[key])[:40]!r} is no name of a {key}")
+            raise ValueError(f"{str(value[key])[:40]!r} is not a name of a {key}")
     workload = _numbers(value["workload"], "workload", 1 << 40)
     nanoseconds = _numbers(value["nanoseconds"], "nanoseconds", MAX_NANOSECONDS)
     return Record(value["cpu"], value["level"], value["kernel"], workload, nanoseconds)
@@ -112,8 +112,8 @@ def read_records(path: Path) -> list[Record]:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, not a file of tuning records")
-        if path.exists() and not path.is_file():  # a pipe that nobody writes to would be read for ever
-            raise InputError(f"{path} is no regular file of tuning records")
+        if path.exists() and not path.is_file():  # a pipe without a writer would be read for ever
+            raise InputError(f"{path} is not a regular file of tuning records")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
@@ -121,14 +121,14 @@ def read_records(path: Path) -> list[Record]:
     except OSError as error:
         raise InputError(f"the tuning records {path} can't be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{path} is no file of tuning records: it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        raise InputError(f"{path} is not a file of tuning records: it is larger than {MAX_FILE_BYTES >> 20} MiB")
     records = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
                 records.append(parse_record(line.decode()))
             except ValueError as error:  # of json, of the text's encoding, or ours
-                raise InputError(f"{path} line {number} is no tuning record: {error}") from None
+                raise InputError(f"{path} line {number} is not a tuning record: {error}") from None
     return records
 
 

@@ -82,7 +82,7 @@ EMBEDDING_SIGNATURE = Signature.of(
 class Tile:
     """How many tokens and rows are in registers at once: the kernel's search space.
 
-    panel: many tokens find weights unpacked (panel.py), else they are unpacked for each `tokens` tokens anew.
+    panel: many tokens find weights unpacked (panel.py), else they are unpacked again for each `tokens` tokens.
 
     rows: a multiple of the level's lanes that divides 32. Tokens that do not fill a tile are computed a third of it
     at a time, then one by one with all 32 rows of a block. On arm64, where int8 activations are interleaved by 8

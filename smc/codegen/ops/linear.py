@@ -29,7 +29,7 @@ from smc.ir import Node, Parameter
 
 @lowers("linear")
 class Linear(Lowering):
-    """A kernel per encoding of the matrix; a residual is added where it lies, if nobody reads it later."""
+    """A kernel per encoding of the matrix; a residual is added in place, if nothing reads it later."""
 
     def input_forms(self, node: Node, parameter: Callable[[str], Parameter]) -> Mapping[int, Form]:
         """The matrix's encoding says how its input is rounded, and whether columns are moved or rotated."""

@@ -51,7 +51,7 @@ class RmsNorm(Lowering):
         )
 
     def _is_of_heads(self, f: FunctionLowering, node: Node) -> bool:
-        """Whether it norms the heads of q or k, which nobody else reads: attention then does it."""
+        """Whether it normalizes the heads of q or k for attention alone: then attention does it."""
         readers = f.function.users(node.name)
         if len(readers) != 1 or len(f.function.users(node.inputs[0])) != 1 or node.name in f.function.outputs:
             return False

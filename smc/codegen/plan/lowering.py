@@ -51,7 +51,7 @@ class FunctionLowering:
         return self._buffers[value, F32_FORM]
 
     def new_buffer(self, value: str, width: int | str, form: Form = F32_FORM) -> Buffer:
-        """The buffer of a value that nobody made before."""
+        """The new buffer of a value."""
         buffer = self._buffers[value, form] = Buffer(value, width, form)
         return buffer
 

@@ -26,7 +26,7 @@ def make_plan(module: Module) -> Plan:
     shared: dict[Hashable, FunctionPlan] = {}
     for call, whole in module.calls():
         function = whole.copy()
-        function.remove_dead()  # what nobody reads has no form to be made in
+        function.remove_dead()  # values without readers have no form
         forms = input_forms(module, call, function)
         key = signature(function, forms)
         if key not in shared:

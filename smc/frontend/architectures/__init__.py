@@ -1,4 +1,4 @@
-"""The architectures that can be read: one file each, from a config to the functions of the ir."""
+"""The supported architectures: one file each, from a config to the functions of the ir."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def gpt2(checkpoint: Checkpoint) -> Decoder:
     prefix = "" if "wte.weight" in checkpoint.tensors else "transformer."
     hidden_size, count = config.integer("hidden_size"), config.integer("num_attention_heads")
     if hidden_size % count:
-        raise InputError(f"{config.origin}: hidden_size {hidden_size} is no multiple of {count} attention heads")
+        raise InputError(f"{config.origin}: hidden_size {hidden_size} is not a multiple of {count} attention heads")
     heads = parts.Heads(hidden_size, count, count, hidden_size // count)
     norm = parts.layer_norm(hidden_size, config.number("layer_norm_epsilon", 1e-5))
     activation = parts.activation_of(config, "activation_function", "gelu_new")

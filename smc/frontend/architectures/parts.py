@@ -1,4 +1,4 @@
-"""Parts that decoders are put together from: free functions that write ops into a `Block`.
+"""Parts of decoders: functions that add ops to a `Block`.
 
 Paths are those of Hugging Face checkpoints; a part's defaults are Llama's names.
 """
@@ -33,7 +33,7 @@ ACTIVATION_NAMES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu2": "relu2",
 }
-"""What transformers calls an activation, and what the ir does."""
+"""The names of activations in transformers → in the ir."""
 
 
 def activation_of(config: Config, key: str = "hidden_act", default: str = "silu") -> str:
@@ -58,10 +58,12 @@ class Heads:
         """Read them from a config; InputError if they do not fit each other."""
         hidden_size, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
         if config.values.get("head_dim") is None and default_head_dim is None and hidden_size % heads:
-            raise InputError(f"{config.origin}: hidden_size {hidden_size} is no multiple of {heads} attention heads")
+            raise InputError(f"{config.origin}: hidden_size {hidden_size} is not a multiple of {heads} attention heads")
         kv_heads = config.integer("num_key_value_heads", default_kv_heads or heads)
         if heads % kv_heads:
-            raise InputError(f"{config.origin}: {heads} attention heads are no multiple of {kv_heads} key-value heads")
+            raise InputError(
+                f"{config.origin}: {heads} attention heads are not a multiple of {kv_heads} key-value heads"
+            )
         head_dim = config.integer("head_dim", default_head_dim or hidden_size // heads or 1)
         if head_dim % 2:
             raise InputError(f"{config.origin}: head_dim must be even for the rotary embedding, not {head_dim}")
@@ -116,9 +118,7 @@ def layer_norm(width: int, eps: float, *, bias: bool = True) -> Norm:
 # ---- attention
 
 
-def projections(
-    b: Block, x: str, heads: Heads, *, bias: bool = False, path: str = "self_attn"
-) -> tuple[str, str, str]:
+def projections(b: Block, x: str, heads: Heads, *, bias: bool = False, path: str = "self_attn") -> tuple[str, str, str]:
     """q, k and v by a matrix each."""
     q = b.linear(x, f"{path}.q_proj", heads.width, heads.hidden_size, role="query", bias=bias, name="q")
     k = b.linear(x, f"{path}.k_proj", heads.kv_width, heads.hidden_size, role="key", bias=bias, name="k")
@@ -249,7 +249,7 @@ def gated_ffn(b: Block, x: str, hidden_size: int, width: int | Width, activation
 # ---- layers
 
 Part = Callable[[str], str]
-"""x → what a part of a layer makes of it."""
+"""x → the result of a part of a layer."""
 
 
 def pre_norm_layer(b: Block, norm: Norm, attention: Part, feed_forward: Part) -> Block:
@@ -269,7 +269,7 @@ def both_norms_layer(b: Block, norm: Norm, attention: Part, feed_forward: Part) 
     return b.finish(b.add("add", x, normed, name="ffn_residual"))
 
 
-# ---- the whole
+# ---- the decoder
 
 
 def decoder(
@@ -327,9 +327,7 @@ def _embed(vocab_size: int, hidden_size: int, table: Source, scale: float) -> Bl
     return b.finish(b.add("embedding", tokens, rows, scale=scale))
 
 
-def _head(
-    vocab_size: int, hidden_size: int, path: str, norm: Norm, matrix: Source, softcap: float | None
-) -> Block:
+def _head(vocab_size: int, hidden_size: int, path: str, norm: Norm, matrix: Source, softcap: float | None) -> Block:
     b = Block(Function("head"))
     x = b.function.input("x", TensorType(("n", hidden_size)))
     normed = norm(b, x, path, "rms_norm")

@@ -1,4 +1,4 @@
-"""Which architectures there are: each registers itself, with its names in Hugging Face configs and in GGUF files."""
+"""The registry of architectures: each registers itself, with its names in Hugging Face configs and in GGUF files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Build = Callable[[Checkpoint], Decoder]
 
 @dataclass(frozen=True)
 class GGUF:
-    """How a family looks in GGUF files.
+    """How GGUF files of a family differ.
 
     prefix: `general.architecture`, which begins the names of its metadata. tensors: GGUF's name of a module → the
     checkpoint's, beside those that all have. metadata: key (after the prefix) → key of config.json, beside those that
@@ -70,7 +70,7 @@ def architectures() -> dict[str, Architecture]:
 
 
 def gguf_family(metadata: Config) -> tuple[Architecture, GGUF]:
-    """The architecture of a GGUF file; InputError names those that there are."""
+    """The architecture of a GGUF file; InputError names the supported ones."""
     prefix = metadata.text("general.architecture")
     families = [(a, a.gguf) for a in architectures().values() if a.gguf is not None]
     for family, gguf in sorted(families, key=lambda pair: pair[1].needs is None):

@@ -1,4 +1,4 @@
-"""What fills a slot of the ir: lazy views of a checkpoint's tensors."""
+"""Lazy views of a checkpoint's tensors, which fill slots of the ir."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Transform:
 
 
 ONE_PLUS = Transform("one_plus", lambda values: values.float() + 1, lambda values: values.float() - 1, exact=False)
-"""1 + w: norms that store how far their weights are from 1."""
+"""1 + w, for norms that store their weights minus 1."""
 
 
 

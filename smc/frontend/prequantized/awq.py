@@ -30,7 +30,7 @@ def awq(config: Config, tensors: Tensors) -> Tensors:
     """Codes and zeros stay as they are."""
     version = config.text("version", "gemm").lower()
     if version != "gemm":
-        raise InputError(f"{config.origin}: the AWQ layout {version} is not supported, gemm is")
+        raise InputError(f"{config.origin}: the AWQ layout {version} is not supported, only gemm")
     if config.integer("bits", 4, BITS) != 4:
         raise config.fault("bits", "4")
     size = config.integer("group_size", 128, GROUP)

@@ -26,7 +26,7 @@ def bitnet(config: Config, tensors: Tensors) -> Tensors:
     """Codes -1, 0 and 1 with the scale of their matrix."""
     kind = config.text("linear_class", "bitlinear")
     if kind not in ("bitlinear", "autobitlinear"):
-        raise InputError(f"{config.origin}: linear_class {kind} is not supported, bitlinear and autobitlinear are")
+        raise InputError(f"{config.origin}: linear_class {kind} is not supported, only bitlinear and autobitlinear")
     if config.flag("use_rms_norm", False):
         raise InputError(f"{config.origin}: norms in front of every product (use_rms_norm) are not supported")
     is_online = config.text("quantization_mode", "offline") == "online"

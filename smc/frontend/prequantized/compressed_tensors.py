@@ -88,7 +88,7 @@ class _Scheme:
                 if target.startswith("re:") and re.match(target[3:], module):
                     return True
             except re.error as error:
-                raise InputError(f"the target {target!r} is no regular expression: {error}") from None
+                raise InputError(f"the target {target!r} is not a regular expression: {error}") from None
             if target == "Linear" or module == target or module.endswith(f".{target}"):
                 return True
         return False

@@ -45,7 +45,7 @@ def dequantized(tensors: Tensors, blocks: tuple[int, int] | None) -> Tensors:
         for name in IGNORED:
             parts.take_optional(name)
         if scale is None or len(weight.shape) != 2:
-            raise InputError(f"{parts.origin}: {weight.name} lacks {SCALES[0]}, so its quantization cannot be undone")
+            raise InputError(f"{parts.origin}: {weight.name} lacks {SCALES[0]}, so its quantization can't be undone")
         rows, columns = weight.shape
         block = blocks or (rows, columns)
         shapes = [(-(-rows // block[0]), -(-columns // block[1]))]

@@ -32,7 +32,7 @@ def gptq(config: Config, tensors: Tensors) -> Tensors:
         raise InputError(f"{config.origin}: GPTQ with settings of its own per module (dynamic) is not supported")
     layout = config.text("checkpoint_format", "gptq")
     if layout not in ("gptq", "gptq_v2"):
-        raise InputError(f"{config.origin}: the GPTQ layout {layout} is not supported, gptq and gptq_v2 are")
+        raise InputError(f"{config.origin}: the GPTQ layout {layout} is not supported, only gptq and gptq_v2")
     rest = dict(tensors)
     for parts in Parts.all_of(rest, "qweight", "qzeros", "scales"):
         found = _matrix(parts, bits, size, plus=int(layout == "gptq"))

@@ -1,4 +1,4 @@
-"""Which ways of storing quantized weights there are: each registers itself under its `quant_method`."""
+"""The methods of storing quantized weights: each registers itself under its `quant_method`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smc.frontend.config import Config
 
 Tensors = dict[str, StoredTensor]
 Method = Callable[[Config, Tensors], Tensors]
-"""(quantization_config, the stored tensors) → the tensors that an architecture looks for."""
+"""(quantization_config, the stored tensors) → the tensors that architectures expect."""
 
 _registered: dict[str, Method] = {}
 
@@ -26,7 +26,7 @@ def method(*names: str) -> Callable[[Method], Method]:
 
 
 def find_method(config: Config) -> Method:
-    """The method that a quantization_config names; InputError lists those that there are."""
+    """The method that a quantization_config names; InputError lists the supported ones."""
     name = config.text("quant_method", "an unnamed method")
     if name not in _registered:
         known = ", ".join(sorted(_registered))

@@ -20,7 +20,7 @@ ScaleType = Literal["f16", "bf16", "f32"]
 
 @dataclass(frozen=True)
 class Parts:
-    """The tensors that stand for one matrix; they are taken out of `tensors`, which holds what is left."""
+    """The tensors of one matrix; they are removed from `tensors`."""
 
     module: str
     tensors: dict[str, StoredTensor]
@@ -40,7 +40,7 @@ class Parts:
         """A tensor of floats; InputError if it is missing or holds integers."""
         found = self.take_optional(part)
         if found is None:
-            raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization cannot be undone")
+            raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization can't be undone")
         if isinstance(found, IntegerTensor):
             raise InputError(f"{self.origin}: {found.name} holds integers, expected floats")
         return found
@@ -49,14 +49,14 @@ class Parts:
         """A tensor of one of these integer types ("I32"); InputError if it is missing or of another."""
         found = self.take_optional(part)
         if found is None:
-            raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization cannot be undone")
+            raise InputError(f"{self.origin}: {self.module} lacks {part}, so its quantization can't be undone")
         if not isinstance(found, IntegerTensor) or found.dtype not in dtypes:
             stored = found.dtype if isinstance(found, IntegerTensor) else str(found.encoding)
             raise InputError(f"{self.origin}: {found.name} is stored as {stored}, expected {' or '.join(dtypes)}")
         return found
 
     def take_optional(self, part: str) -> StoredTensor | None:
-        """A tensor that need not be there."""
+        """A tensor that may be missing."""
         return self.tensors.pop(f"{self.module}.{part}", None)
 
     def check(self, tensor: StoredTensor, *shapes: tuple[int, ...]) -> None:
@@ -69,7 +69,7 @@ class Parts:
             )
 
     def coded(self, shape: tuple[int, int], encoding: Encoding, load: Callable[[], EncodedTensor]) -> StoredTensor:
-        """The matrix as an architecture looks for it."""
+        """The matrix as architectures expect it."""
 
         def read() -> Tensor:
             return load().decode()

@@ -52,7 +52,7 @@ int main(int count, char **arguments) {
     float *logits = aligned_alloc(64, (rows + 1) * (size_t)info.logits_stride * sizeof *logits);
     float *hidden = calloc(states + 1, (size_t)info.hidden_size * sizeof *hidden);
     int32_t *argmax = calloc(argmaxes + 1, sizeof *argmax);
-    if (!logits || !hidden || !argmax) return fail("cannot allocate the results");
+    if (!logits || !hidden || !argmax) return fail("can't allocate the results");
     const smc_batch batch = {.count = length, .tokens = tokens, .logits = logits, .hidden = hidden, .argmax = argmax};
     if (smc_engine.step(model, &batch, error)) return fail(error);
     for (size_t row = 0; row < rows; row++)

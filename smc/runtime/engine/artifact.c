@@ -194,7 +194,7 @@ static int read_file(struct smc_artifact *artifact, int file, const char *path, 
     if (got > 0) done += (uint64_t)got;
     else if (got == 0) return smc_fail(error, SMC_BAD_INPUT, "the artifact %s became shorter while it was read", path);
     else if (errno != EINTR)
-      return smc_fail(error, SMC_BAD_INPUT, "cannot read the artifact %s: %s", path, strerror(errno));
+      return smc_fail(error, SMC_BAD_INPUT, "can't read the artifact %s: %s", path, strerror(errno));
   }
   return SMC_OK;
 }
@@ -202,7 +202,7 @@ static int read_file(struct smc_artifact *artifact, int file, const char *path, 
 int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error) {
   *artifact = (struct smc_artifact){0};
   const int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) return smc_fail(error, SMC_BAD_INPUT, "cannot open the artifact %s: %s", path, strerror(errno));
+  if (file < 0) return smc_fail(error, SMC_BAD_INPUT, "can't open the artifact %s: %s", path, strerror(errno));
   struct stat facts;
   if (fstat(file, &facts) || !S_ISREG(facts.st_mode) || facts.st_size <= 0) {
     close(file);
@@ -215,7 +215,7 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
   int status = SMC_OK;
   if (data != MAP_FAILED) artifact->data = data;
   else if (errno == ENOMEM)
-    status = smc_fail(error, SMC_NO_MEMORY, "cannot map the artifact %s: %s", path, strerror(errno));
+    status = smc_fail(error, SMC_NO_MEMORY, "can't map the artifact %s: %s", path, strerror(errno));
   else status = read_file(artifact, file, path, error);
   close(file);
   if (status) smc_artifact_close(artifact);
@@ -229,7 +229,7 @@ int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t 
   status = find_weights(artifact, weight_bytes, reason);
   if (status) {
     smc_artifact_close(artifact);
-    return smc_fail(error, status, "the artifact %s cannot be used: %s", path, reason);
+    return smc_fail(error, status, "the artifact %s can't be used: %s", path, reason);
   }
   return SMC_OK;
 }

@@ -54,7 +54,7 @@ static const struct {
     {"avxvnniint16", 7, 1, EDX, 10, YMM},
 };
 
-/* The register state that the operating system saves (XCR0), 0 where it cannot say. */
+/* The register state that the operating system saves (XCR0), 0 where it can't say. */
 static uint32_t saved_state(void) {
   uint32_t registers[4], low, high;
   if (!__get_cpuid(1, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX])) return 0;

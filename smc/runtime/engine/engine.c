@@ -90,7 +90,7 @@ static int model_open(const smc_options *given, smc_model **result, char *error)
   if (!status) status = smc_device_level(&smc_program, asked && *asked ? asked : NULL, &level, error);
   if (status) return status;
   smc_model *model = calloc(1, sizeof *model);
-  if (!model) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a model");
+  if (!model) return smc_fail(error, SMC_NO_MEMORY, "can't allocate a model");
   model->program = &smc_program;
   model->level = level;
   model->process = getpid();
@@ -118,7 +118,7 @@ static int leave(smc_model *model, int status) {
   return status;
 }
 
-/* Locks the model until `leave`, or says why that cannot be. In a forked child the lock may be held by a thread that is
+/* Locks the model until `leave`, or says why that can't be. In a forked child the lock may be held by a thread that is
  * not there. The API's const models are ours to lock. */
 static int enter(const smc_model *model, smc_model **locked, char *error) {
   if (!model) return smc_fail(error, SMC_BAD_INPUT, "the model is NULL");
@@ -211,7 +211,7 @@ static int sequence_truncate(smc_model *model, int32_t sequence, int32_t length,
   if (status) return status;
   const int32_t now = model->cache.sequences[sequence].length;
   if (length < 0 || length > now)
-    return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence %d has %d tokens: it cannot be truncated to %d",
+    return leave(model, smc_fail(error, SMC_BAD_INPUT, "sequence %d has %d tokens: it can't be truncated to %d",
                                  sequence, now, length));
   if (length < now) smc_kv_shorten(&model->cache, sequence, length);
   return leave(model, SMC_OK);
@@ -253,7 +253,7 @@ static int profile_start(smc_model *model, char *error) {
   if ((status = smc_device_profiles(error))) return leave(model, status);
   smc_pool_await(model->pool);
   status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
-  return leave(model, status ? smc_fail(error, status, "cannot allocate a profile") : SMC_OK);
+  return leave(model, status ? smc_fail(error, status, "can't allocate a profile") : SMC_OK);
 }
 
 static int profile_stop(smc_model *model, smc_profile *profile, char *error) {

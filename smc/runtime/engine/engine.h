@@ -20,7 +20,7 @@
 
 typedef enum smc_status {
   SMC_OK = 0,
-  SMC_BAD_INPUT = -1,   /* the caller's: a token, an option or a file that cannot be right */
+  SMC_BAD_INPUT = -1,   /* the caller's: a token, an option or a file that can't be right */
   SMC_NO_MEMORY = -2,   /* the KV cache or a buffer does not fit */
   SMC_CANCELLED = -3,   /* cancel() or close() was called; the sequences of the batch are as before the step */
   SMC_NO_SPACE = -4,    /* no free sequence slot, or a sequence would outgrow the context */

@@ -81,7 +81,7 @@ int smc_weights_to_huge_pages(struct smc_artifact *artifact, int32_t threads, ch
   const uint64_t bytes = smc_round_up(artifact->weight_bytes, HUGE_PAGE);
   if (bytes < SMALLEST_COPY || !huge_pages_given()) return SMC_OK;
   if (smc_available_memory(2 * bytes) / 2 < bytes)
-    return SMC_OK; /* file pages can be dropped and read again, a copy cannot */
+    return SMC_OK; /* file pages can be dropped and read again, a copy can't */
   uint32_t *crcs = malloc(bytes / HUGE_PAGE * sizeof *crcs);
   uint8_t *region =
       crcs ? mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;

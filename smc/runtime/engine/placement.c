@@ -79,7 +79,7 @@ int smc_default_threads(void) {
 
 int smc_thread_id(void) { return (int)syscall(SYS_gettid); }
 
-/* Best effort: a worker that cannot be moved works where it is. */
+/* Best effort: a worker that can't be moved works where it is. */
 static void restrict_worker(const struct smc_worker *worker, const cpu_set_t *cpus) {
   (void)sched_setaffinity(atomic_load(&worker->id), sizeof *cpus, cpus);
 }
@@ -136,7 +136,7 @@ void smc_follow_caller(struct smc_pool *pool) {
     if (pool->workers[t].cpu == cpu) pin_worker(&pool->workers[t], spare_cpu(pool, cpu));
 }
 
-#else /* macOS: threads cannot be placed; the system has the busy ones on its performance cores */
+#else /* macOS: threads can't be placed; the system has the busy ones on its performance cores */
 #include <sys/sysctl.h>
 
 int smc_default_threads(void) {

@@ -43,7 +43,7 @@ int smc_step_allocate(smc_model *model, char *error) {
   const uint64_t beyond = place(&end, sizeof *model->beyond);
   void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
-    return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for the tables of a step",
+    return smc_fail(error, SMC_NO_MEMORY, "can't allocate %llu bytes for the tables of a step",
                     (unsigned long long)end);
   model->tables = memory;
   model->table_bytes = end;
@@ -248,7 +248,7 @@ static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
   if (!direct && !model->bounce) {
     void *memory;
     if (posix_memalign(&memory, ALIGNMENT, (uint64_t)most_logits * stride * sizeof(float)))
-      return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a buffer for logits");
+      return smc_fail(error, SMC_NO_MEMORY, "can't allocate a buffer for logits");
     model->bounce = memory;
   }
   struct smc_step tables = {.kv_dtype = model->cache.kv_dtype,
@@ -299,7 +299,7 @@ static int run_again(smc_model *model, int32_t sequence, uint32_t cancels, char 
   const int32_t length = cache->sequences[sequence].length;
   const struct smc_past_token *past = cache->past + (int64_t)sequence * cache->context_length;
   smc_token *tokens = calloc((size_t)length, sizeof *tokens);
-  if (!tokens) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %d tokens, which a window needs again", length);
+  if (!tokens) return smc_fail(error, SMC_NO_MEMORY, "can't allocate %d tokens, which a window needs again", length);
   for (int32_t i = 0; i < length; i++)
     tokens[i] = (smc_token){.token = past[i].token, .sequence = sequence, .position = past[i].position, .index = i};
   const int status = run_batch(model, &(smc_batch){.count = length, .tokens = tokens, .cancels = cancels}, error);

@@ -307,7 +307,7 @@ static void print_record(const char *prefix, const struct tuner_kernel *k, const
   }
   puts("}}");
   if (!fflush(stdout)) return;
-  fprintf(stderr, "cannot write the record: %s\n", strerror(errno));
+  fprintf(stderr, "can't write the record: %s\n", strerror(errno));
   exit(2);
 }
 
@@ -322,7 +322,7 @@ static char *read_file(const char *path) {
     used += got = fread(text + used, 1, 1 << 16, file);
   } while (got);
   if (!text || ferror(file)) {
-    fprintf(stderr, "cannot read %s: %s\n", path, strerror(errno));
+    fprintf(stderr, "can't read %s: %s\n", path, strerror(errno));
     exit(2);
   }
   text[used] = 0;

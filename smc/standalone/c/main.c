@@ -26,7 +26,7 @@ static void catch_interrupts(smc_model *model) {
  * such. */
 static void on_missing_page(int signal) {
   static const char sentence[] =
-      "error: this program's file cannot be read any more: it was changed, or its disk fails\n";
+      "error: this program's file can't be read any more: it was changed, or its disk fails\n";
   (void)signal;
   (void)!write(STDERR_FILENO, sentence, sizeof sentence - 1);
   _exit(SMC_EXIT_INPUT);

@@ -25,7 +25,7 @@ static const char help[] =
     "options\n"
     "that you leave out come from the checkpoint's generation config, else the text is greedy.\n"
     "\n"
-    "--json --stream prints {\"event\": \"text\", \"text\": …} for each piece and at the end\n"
+    "--json --stream prints {\"event\": \"text\", \"text\": …} for each part and at the end\n"
     "{\"event\": \"result\", …} as --json.\n"
     "\n"
     "Instead of generating text:\n"
@@ -175,7 +175,7 @@ static void set_mode(struct smc_command *command, enum smc_mode mode) {
 
 /* What was printed is all that was requested. */
 static _Noreturn void finish(void) {
-  if (fflush(stdout) || ferror(stdout)) smc_die("cannot write to standard output: %s", strerror(errno));
+  if (fflush(stdout) || ferror(stdout)) smc_die("can't write to standard output: %s", strerror(errno));
   exit(0);
 }
 
@@ -240,7 +240,7 @@ static void choose_mode(struct smc_command *command) {
   }
   const int chats = command->mode == SMC_MODE_CHAT || (command->mode == SMC_MODE_RUN && !command->raw);
   if (chats && smc_facts.has_template && smc_facts.no_chat)
-    smc_die("this file cannot chat, as the chat template %s: give a prompt and --raw to continue plain text",
+    smc_die("this file can't chat, as the chat template %s: give a prompt and --raw to continue plain text",
             smc_facts.no_chat);
   if (command->mode == SMC_MODE_CHAT && !smc_facts.has_template)
     smc_die("this model has no chat template: give a prompt to continue");

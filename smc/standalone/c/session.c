@@ -36,7 +36,7 @@ const char *smc_own_path(void) {
   static const char link[] = "/proc/self/exe";
   if (access(link, R_OK) == 0) return link;
   const char *name = (const char *)(uintptr_t)getauxval(AT_EXECFN);
-  if (!name) smc_die("this program cannot find its own file: there is neither /proc nor AT_EXECFN");
+  if (!name) smc_die("this program can't find its own file: there is neither /proc nor AT_EXECFN");
   return name;
 }
 

@@ -32,7 +32,7 @@ struct smc_facts {
   const char *smc_version, *architecture, *target;
   const char *provenance; /* a line for the source and for every pass that ran */
   int32_t has_template;   /* whether the model has a chat template … */
-  const char *no_chat;    /* … and why it cannot be used here, the end of a sentence; NULL where it can */
+  const char *no_chat;    /* … and why it can't be used here, the end of a sentence; NULL where it can */
   uint64_t parameters;
   double bits_per_weight;
   struct smc_sampling sampling; /* the checkpoint's defaults; the seed is the user's */

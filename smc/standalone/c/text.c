@@ -73,7 +73,7 @@ static size_t sequence_bytes(const unsigned char *bytes, size_t length) {
 void smc_check_utf8(const char *what, const char *bytes, size_t length) {
   for (size_t at = 0, count; at < length; at += count) {
     count = sequence_bytes((const unsigned char *)bytes + at, length - at);
-    if (count == 0) smc_die("%s is not UTF-8 text: its byte %zu cannot be there", what, at + 1);
+    if (count == 0) smc_die("%s is not UTF-8 text: its byte %zu can't be there", what, at + 1);
   }
 }
 
@@ -88,7 +88,7 @@ void smc_read_input(struct smc_buffer *buffer, int can_be_none, int quiet) {
     const ssize_t got = read(STDIN_FILENO, buffer->bytes + buffer->length, 1 << 16);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EBADF && can_be_none) break;
-    if (got < 0) smc_die("the prompt cannot be read from standard input: %s", strerror(errno));
+    if (got < 0) smc_die("the prompt can't be read from standard input: %s", strerror(errno));
     if (got == 0) break;
     buffer->length += (size_t)got;
   }
@@ -100,7 +100,7 @@ void smc_print(const char *bytes, size_t length) {
   while (length) {
     const ssize_t written = write(STDOUT_FILENO, bytes, length);
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) smc_die("cannot write to standard output: %s", strerror(errno));
+    if (written < 0) smc_die("can't write to standard output: %s", strerror(errno));
     bytes += written, length -= (size_t)written;
   }
 }

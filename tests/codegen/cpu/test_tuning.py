@@ -101,7 +101,7 @@ def changed(**values: Any) -> str:
 def test_bad_lines_are_named(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(f"{LINE}\n\n{line}\n")
-    with pytest.raises(InputError, match=r"records\.jsonl line 3 is no tuning record") as error:
+    with pytest.raises(InputError, match=r"records\.jsonl line 3 is not a tuning record") as error:
         read_records(path)
     assert words in str(error.value)
 

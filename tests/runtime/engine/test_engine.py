@@ -152,7 +152,7 @@ def test_truncate(open_model: Open) -> None:
         assert engine.info().kv_bytes_used == -(-length // PAGE) * page_bytes(engine)
         tokens = tokens_of(count, seed=length)
         np.testing.assert_array_equal(feed(engine, [(sequence, tokens)]), expected(reference, tokens))
-    with pytest.raises(InputError, match="has 75 tokens: it cannot be truncated to 76"):
+    with pytest.raises(InputError, match="has 75 tokens: it can't be truncated to 76"):
         engine.sequence_truncate(sequence, 76)
     with pytest.raises(InputError, match="truncated to -1"):
         engine.sequence_truncate(sequence, -1)

@@ -44,7 +44,7 @@ def test_bad_batches(open_model: Open) -> None:
     refuse(engine, batch_of([(3, 0, [1])]), "slots 0 to 2")
     refuse(engine, batch_of([(-1, 0, [1])]), "sequence -1")
     refuse(engine, batch_of([(2, 0, [1])]), "sequence 2 was not created")
-    refuse(engine, batch_of([(first, 9, [1])]), "cache index 9 where sequence 0 goes on at 10")
+    refuse(engine, batch_of([(first, 9, [1])]), "cache index 9, but sequence 0 continues at 10")
     refuse(engine, batch_of([(first, 11, [1])]), "cache index 11")
     refuse(engine, batch_of([(first, 10, [1]), (second, 0, [1]), (first, 11, [1])]), "do not follow each other")
     refuse(engine, batch_of([(first, 10, [1])], flags=8), "unknown flags 0x8")
@@ -100,7 +100,7 @@ def test_bad_sequences(open_model: Open) -> None:
         ({"adapter": 1}, "adapter must be NULL"),
         ({"path": None}, "path is NULL"),
         ({"level": b"turbo"}, "no level 'turbo': it has future, plain"),
-        ({"level": b"future"}, "cannot run level future: it lacks quantum, holodeck"),
+        ({"level": b"future"}, "can't run level future: it lacks quantum, holodeck"),
     ],
 )
 def test_bad_options(open_model: Open, artifact: Path, options: dict[str, object], sentence: str) -> None:
@@ -285,11 +285,11 @@ def test_affinity_of_the_caller_is_untouched(open_model: Open) -> None:
 def test_bad_artifacts(open_model: Open, tmp_path: Path) -> None:
     good = write_artifact(tmp_path / "good").read_bytes()
     cases = {
-        "cut": (good[:-1], "cut short or no artifact"),
-        "half": (good[: len(good) // 2], "cut short or no artifact"),
-        "empty": (b"", "empty or no regular file"),
-        "text": (b"hello" * 1000, "cut short or no artifact"),
-        "longer": (good + b"x", "cut short or no artifact"),
+        "cut": (good[:-1], "incomplete or not an artifact"),
+        "half": (good[: len(good) // 2], "incomplete or not an artifact"),
+        "empty": (b"", "empty or not a regular file"),
+        "text": (b"hello" * 1000, "incomplete or not an artifact"),
+        "longer": (good + b"x", "incomplete or not an artifact"),
     }
     for name, (data, sentence) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -297,8 +297,8 @@ def test_bad_artifacts(open_model: Open, tmp_path: Path) -> None:
             open_model(tmp_path / name)
     for path, sentence in (
         (tmp_path / "missing", "No such file"),
-        (tmp_path, "no regular file"),
-        (write_artifact(tmp_path / "small", WEIGHTS[:-1]), "its weights are 96 bytes where its program wants 97"),
+        (tmp_path, "not a regular file"),
+        (write_artifact(tmp_path / "small", WEIGHTS[:-1]), "its weights have 96 bytes and its program needs 97"),
         (write_artifact(tmp_path / "loose", align=64), "do not begin at a multiple of 64 KiB"),
         (write_artifact(tmp_path / "nameless", name="waits"), "no member 'weights'"),
     ):

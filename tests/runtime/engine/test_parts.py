@@ -112,7 +112,7 @@ def test_every_cut_is_seen(driver: Driver, tmp_path: Path) -> None:
     path = tmp_path / "cut"
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
-        assert "cut short" in run(program, "find", path, "weights")
+        assert "incomplete" in run(program, "find", path, "weights")
 
 
 # Linux's names in /proc/cpuinfo, and LLVM's.

@@ -80,7 +80,7 @@ def test_start_forgets_what_was_before(engine: Engine) -> None:
     profile = engine.profile_stop()
     assert (profile.steps, profile.tokens) == (1, 2)
     feed(engine, [(sequence, tokens_of(2))])  # off again
-    with pytest.raises(InputError, match="no profile is taken"):
+    with pytest.raises(InputError, match="without profile_start"):
         engine.profile_stop()
     engine.profile_start()
     empty = engine.profile_stop()

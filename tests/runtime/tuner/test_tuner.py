@@ -76,11 +76,11 @@ def test_info(tuner: Path) -> None:
     ("arguments", "words"),
     [
         (["--second", "3"], "'--second' is no option"),
-        (["--seconds"], "what it needs is missing"),
+        (["--seconds"], "its value is missing"),
         (["--seconds", "0"], "'--seconds'"),
         (["--seconds", "3x"], "'--seconds'"),
         (["--level", "holodeck"], "by the name of holodeck"),
-        (["--resume", "/"], "cannot read /"),
+        (["--resume", "/"], "can't read /"),
     ],
 )
 def test_bad_options(tuner: Path, arguments: list[str], words: str) -> None:
@@ -101,4 +101,4 @@ def test_a_full_disk(tuner: Path) -> None:
         done = subprocess.run(
             [str(tuner), "--seconds", "1"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
         )
-    assert done.returncode == 2 and "cannot write the record" in done.stderr
+    assert done.returncode == 2 and "can't write the record" in done.stderr

@@ -126,7 +126,7 @@ class _CacheWrite:
         return values
 
     def _tell(self) -> None:
-        """One flag for the step: whoever sets it writes the same."""
+        """One flag for the step: all threads that set it write the same."""
         k, zero = self.k, const(0.0, "float32")
         for lanes, fault in self.faults.items():
             largest = horizontal(k, fault.value, tirx.max) if lanes == LANES else zero

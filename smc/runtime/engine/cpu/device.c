@@ -26,7 +26,7 @@ int smc_device_level(const struct smc_program *program, const char *asked, const
       *level = candidate;
       return SMC_OK;
     }
-    if (asked) return smc_fail(error, SMC_UNSUPPORTED, "this CPU cannot run level %s: it lacks %s", asked, missing);
+    if (asked) return smc_fail(error, SMC_UNSUPPORTED, "this CPU can't run level %s: it lacks %s", asked, missing);
   }
   if (asked) return smc_fail(error, SMC_BAD_INPUT, "the artifact has no level '%s': it has %s", asked, names);
   return smc_fail(error, SMC_UNSUPPORTED, "this CPU has none of the artifact's levels (%s): it lacks %s", names,
@@ -104,7 +104,7 @@ int smc_device_allocate(smc_model *model, char *error) {
                     (double)bytes / (1 << 20));
   void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
-    return smc_fail(error, SMC_NO_MEMORY, "cannot allocate %llu bytes for activations", (unsigned long long)bytes);
+    return smc_fail(error, SMC_NO_MEMORY, "can't allocate %llu bytes for activations", (unsigned long long)bytes);
   smc_advise_huge_pages(memory, bytes);
   model->arena = memory;
   model->arena_bytes = bytes;
@@ -143,7 +143,7 @@ const float *smc_device_hidden(smc_model *model, const struct smc_step *step) {
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error) {
   const int status =
       smc_measure_limits(model->pool, model->level, model->artifact.weights, model->program->weight_bytes, limits);
-  return status ? smc_fail(error, status, "cannot allocate the buffer that the memory's speed is measured with")
+  return status ? smc_fail(error, status, "can't allocate the buffer that the memory's speed is measured with")
                 : SMC_OK;
 }
 

@@ -158,7 +158,7 @@ int smc_device_open(smc_model *model, char *error) {
   int number = 0, status = smc_driver_open(&driver, error);
   if (status || (status = find_device(driver, &number, error))) return status;
   struct smc_device *device = model->device = calloc(1, sizeof *device);
-  if (!device) return smc_fail(error, SMC_NO_MEMORY, "cannot allocate a model");
+  if (!device) return smc_fail(error, SMC_NO_MEMORY, "can't allocate a model");
   device->driver = driver;
   device->number = number;
   driver->device_name(device->name, sizeof device->name, number);

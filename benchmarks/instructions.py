@@ -5,7 +5,8 @@
 Both programs run the same model with one thread under qemu's user emulation, whose plugin counts every instruction
 (`benchmarks.qemu`). Figures are differences of two runs of one program, so start-up and loading drop out: decode is
 32 tokens behind 16 less those 16, prefill is two prompts less one. llama.cpp is cross-built for each level and counts
-with the better of its flash attention on and off. Its counts are kept under benchmarks/build/; ours are taken anew.
+with the better of its flash attention on and off. Its counts are kept under benchmarks/build/; smc's are counted each
+time.
 
 A count says nothing about caches, pipelines or memory: `benchmarks.instructions_mca` tells how fast a core of a given
 kind can go through the inner loops.

@@ -98,18 +98,8 @@ def _gguf_tensors(reader: Any) -> Tensors:
     """Every tensor of SmolLM2's GGUF file as float32, under its Hugging Face name and in its row order."""
     from gguf import dequantize
 
-    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-    layer_names = {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
+    from smc.frontend.gguf_checkpoint import NAMES
+
     heads = {"attn_q": SMOLLM2_CONFIG["num_attention_heads"], "attn_k": SMOLLM2_CONFIG["num_key_value_heads"]}
     tensors = {}
     for tensor in reader.tensors:
@@ -117,9 +107,9 @@ def _gguf_tensors(reader: Any) -> Tensors:
         part = tensor.name.removesuffix(".weight")
         if part.startswith("blk."):
             _, layer, part = part.split(".")
-            name = f"model.layers.{layer}.{layer_names[part]}.weight"
+            name = f"model.layers.{layer}.{NAMES[part]}.weight"
         else:
-            name = f"{names[part]}.weight"
+            name = f"{NAMES[part]}.weight"
         if part in heads:
             value = half_split_rows(value, heads[part])
         tensors[name] = value

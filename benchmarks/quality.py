@@ -44,7 +44,7 @@ class Quality:
 class Fp32Reference:
     """transformers in fp32, whose final hidden states are kept on disk.
 
-    Logits would take forty times the space; the head is applied anew each time, so that they are fp32 without loss.
+    Logits would take forty times the space; the head is applied each time, so that they are fp32 without loss.
     """
 
     def __init__(self, model: Path) -> None:

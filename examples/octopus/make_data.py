@@ -99,7 +99,7 @@ FUNCTIONS: list[tuple[str, str, str, list[str], list[str]]] = [
      ["Please set the heating at {} degrees.", "Turn the thermostat to {} degrees."]),
     ("lock_door", "lock the door of a room", "room",
      ["Lock the {} door.", "Lock the door of the {}.", "Please lock the {}.", "Is the {} locked? Do it.",
-      "Nobody should get into the {}."],
+      "No one should get into the {}."],
      ["Can you lock the door of the {}?", "Make sure that the {} door is locked."]),
 ]  # fmt: skip
 

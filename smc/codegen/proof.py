@@ -1,8 +1,8 @@
 """The proof of an artifact: the compiled program runs a few tokens, and its logits are compared with the reference's.
 
-Whoever compiles brings the reference (`Expected`): it computes while the weights pass by on their way to the file, so
-that none is loaded twice and none stays in memory. The program runs in a process of its own, for it may crash, with the
-weights mapped from the file. What another kind of machine runs is run by an emulator, where one is installed.
+The caller passes the reference (`Expected`): it computes while weights are packed, so that none is loaded twice and
+none stays in memory. The program runs in a process of its own, because it may crash, with the weights mapped from the
+file. A program for another kind of machine runs under an emulator, if one is installed.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class _Worker:
         if fault is not None:
             reason = refused(last := fault.strip().rpartition("\n")[2])
             if reason is None and memory_is_limited():
-                reason = f"probably for want of memory, which `ulimit -v` limits ({last})"
+                reason = f"probably for lack of memory, which `ulimit -v` limits ({last})"
             if reason is not None:
                 raise InputError(f"a worker process failed: {reason}")
             raise RuntimeError(f"in a worker process:\n{fault}")

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smc.export.tensors import Place, Stored
-from smc.ir import EncodedTensor, Encoding, Parameter
+from smc.ir import EncodedTensor, Encoding, Parameter, ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def integer_tensors(place: Place) -> list[Stored]:
     module, groups = place.name.removesuffix(".weight"), encoding.groups(columns)
     if not is_packed(encoding):
         return _plain_tensors(place.name, parameter)
-    words = -(-columns * encoding.bits // 32)
+    words = ceil_div(columns * encoding.bits, 32)
     dtype = {"f16": "F16", "bf16": "BF16", "f32": "F32"}[encoding.scales.dtype]
     return [
         Stored(f"{module}.weight_packed", (rows, words), "I32", partial(_packed, parameter)),

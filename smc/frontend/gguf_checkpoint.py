@@ -43,9 +43,6 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-PARTS = Range(0, 1 << 16, "a number of parts")
-"""0 in files that llama-gguf-split has merged."""
-
 """GGUF's name of a module → the checkpoint's, as most families have it; a layer's without the layer."""
 
 METADATA = {
@@ -53,6 +50,9 @@ METADATA = {
     "attention.layer_norm_epsilon": "layer_norm_eps",
 }
 """Key of the metadata → key of config.json, as most families have it."""
+
+PARTS = Range(0, 1 << 16, "a number of parts")
+"""0 in files that llama-gguf-split has merged."""
 
 PAIRED = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

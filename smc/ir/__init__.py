@@ -1,18 +1,7 @@
 """What a model is: modules, functions, nodes, tensor types, encodings; verifying and printing them."""
 
-from smc.ir.encoding import (
-    BF16,
-    F16,
-    F32,
-    EncodedTensor,
-    Encoding,
-    ceil_div,
-    encode_float,
-    integer,
-    matrix_shape,
-    parse_encoding,
-    rotate,
-)
+from smc.ir.encoded_tensor import EncodedTensor, encode_float, rotate
+from smc.ir.encoding import BF16, F16, F32, Encoding, ceil_div, integer, matrix_shape, parse_encoding
 from smc.ir.function import Function, Node
 from smc.ir.module import ModelFacts, Module, Parameter
 from smc.ir.printer import print_function, print_module

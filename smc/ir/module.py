@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smc.generation import GenerationDefaults
-from smc.ir.encoding import EncodedTensor, Encoding
+from smc.ir.encoded_tensor import EncodedTensor
+from smc.ir.encoding import Encoding
 from smc.ir.function import Function, Node
 
 if TYPE_CHECKING:

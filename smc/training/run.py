@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smc.errors import InputError
-from smc.ir import Module
+from smc.ir import Module, ceil_div
 from smc.passes import Context
 from smc.passes import apply as apply_passes
 from smc.passes.training import Distill, Training
@@ -174,7 +174,7 @@ class _Run:
         groups = self.batches[progress.step]
         weight = max(self.objective.weight(groups), 1e-9)
         own = groups[ranks.rank() :: ranks.count()]
-        size, loss = -(-len(own) // job.accumulate), 0.0
+        size, loss = ceil_div(len(own), job.accumulate), 0.0
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(own), size):
             with self.rounded():

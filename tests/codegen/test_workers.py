@@ -44,7 +44,7 @@ def test_memory_that_is_limited_explains_odd_faults() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert "InputError: a worker process failed: probably for want of memory" in run.stderr
+    assert "InputError: a worker process failed: probably for lack of memory" in run.stderr
 
 
 def test_workers_end_with_the_generator(tmp_path: Path) -> None:

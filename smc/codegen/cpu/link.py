@@ -63,11 +63,11 @@ EXPORTS = "{ global: smc_engine; local: *; };\n"
 
 
 Progress = Callable[[float], None]
-"""Told which part of the work is done, from 0 to 1."""
+"""A callback for the part of the work that is done, from 0 to 1."""
 
 
 def _nothing(fraction: float) -> None:
-    """Nobody wants to know."""
+    """Ignore progress."""
 
 
 def _part(progress: Progress, index: int, count: int) -> Progress:

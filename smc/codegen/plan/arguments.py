@@ -152,7 +152,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Memory that whoever runs the call has for itself, as much as the kernel needs."""
+    """Private memory of the thread that runs the call, as much as the kernel needs."""
 
     def __str__(self) -> str:
         return "scratch"
@@ -160,7 +160,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Argmaxes:
-    """Where whoever runs the call keeps the largest results of each token up to now (`struct smc_argmax`)."""
+    """The largest results so far of each token, for the thread that runs the call (`struct smc_argmax`)."""
 
     def __str__(self) -> str:
         return "argmaxes"

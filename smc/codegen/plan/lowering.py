@@ -21,10 +21,10 @@ TILE_GROUP = 32
 
 
 class FunctionLowering:
-    """A function of the ir on its way to operations; ops add theirs in the order of the graph.
+    """A function of the ir that is being lowered; ops add their operations in the order of the graph.
 
-    rotations: values that whoever reads them must rotate first. head_norms: values whose heads whoever reads them must
-    norm first, before a rotation, and the nodes that say how. lowered: the nodes whose operations are there.
+    rotations: values that readers must rotate first. head_norms: values whose heads readers must normalize first,
+    before a rotation, and the nodes of these norms. lowered: the nodes whose operations exist.
     """
 
     def __init__(self, function: Function, forms: Forms) -> None:

@@ -18,7 +18,7 @@ from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Parts
-from smc.ir import F32, EncodedTensor, Encoding
+from smc.ir import F32, EncodedTensor, Encoding, ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def _four_bits(parts: Parts, kind: str) -> StoredTensor:
             f"{parts.origin}: {weight.name} has {weight.shape[0]} bytes, too few or many for {list(shape)}"
         )
     levels = tuple(parts.take("weight.quant_map").values().float().tolist())
-    load_scales = _scales(parts, state, -(-count // block))
+    load_scales = _scales(parts, state, ceil_div(count, block))
     if len(levels) != 16:
         raise InputError(f"{parts.origin}: {parts.module} has {len(levels)} values of codes, expected 16")
     if shape[1] % block:
@@ -101,7 +101,7 @@ def _scales(parts: Parts, state: Fields, count: int) -> partial[Tensor]:
     if not isinstance(offset, (int, float)) or isinstance(offset, bool):
         raise state.fault("nested_offset", "a number")
     parts.check(codes, (count,))
-    parts.check(nested, (-(-count // block),))
+    parts.check(nested, (ceil_div(count, block),))
     parts.check(levels, (256,))
     return partial(_nested, codes, levels, nested, block, float(offset))
 

@@ -19,7 +19,7 @@ from smc.frontend.config import Config
 from smc.frontend.prequantized.fp8 import dequantized
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Groups, Parts, scale_type, unpack
-from smc.ir import EncodedTensor, Encoding
+from smc.ir import EncodedTensor, Encoding, ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +104,8 @@ def _matrix(parts: Parts, scheme: _Scheme, is_packed: bool) -> StoredTensor:
     if is_packed:
         sizes = parts.take_integers("weight_shape", "I32", "I64").values().tolist()
         columns = int(sizes[-1]) if len(sizes) == 2 else 0
-        parts.check(words, (int(sizes[0]), -(-columns * scheme.bits // 32)), (rows, -(-columns // per_word)))
-    is_dense = not is_packed or words.shape[1] == -(-columns * scheme.bits // 32)
+        parts.check(words, (int(sizes[0]), ceil_div(columns * scheme.bits, 32)), (rows, ceil_div(columns, per_word)))
+    is_dense = not is_packed or words.shape[1] == ceil_div(columns * scheme.bits, 32)
     size: int | Literal["row"] = "row"
     if isinstance(scheme.group, int) and scheme.group < columns:
         size = scheme.group
@@ -119,7 +119,7 @@ def _matrix(parts: Parts, scheme: _Scheme, is_packed: bool) -> StoredTensor:
     if zeros is not None and scheme.group == "tensor":
         raise InputError(f"{parts.origin}: {zeros.name} is a zero of a whole tensor, which is not supported")
     if zeros is not None:
-        packed = -(-rows * scheme.bits // 32), -(-rows // per_word)
+        packed = ceil_div(rows * scheme.bits, 32), ceil_div(rows, per_word)
         parts.check(zeros, scales.shape, *((words, groups.count) for words in packed))
     encoding = Encoding.of(
         bits=scheme.bits,

@@ -14,7 +14,7 @@ from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Parts
-from smc.ir import F32
+from smc.ir import F32, ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def dequantized(tensors: Tensors, blocks: tuple[int, int] | None) -> Tensors:
             raise InputError(f"{parts.origin}: {weight.name} lacks {SCALES[0]}, so its quantization can't be undone")
         rows, columns = weight.shape
         block = blocks or (rows, columns)
-        shapes = [(-(-rows // block[0]), -(-columns // block[1]))]
+        shapes = [(ceil_div(rows, block[0]), ceil_div(columns, block[1]))]
         parts.check(scale, *shapes, *([] if blocks else [(), (1,), (rows, 1)]))
         read = partial(_values, weight, scale, block)
         rest[weight.name] = StoredTensor(weight.name, weight.shape, F32, read, parts.origin)

@@ -15,7 +15,7 @@ from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Groups, Parts, scale_type, unpack
-from smc.ir import EncodedTensor, Encoding
+from smc.ir import EncodedTensor, Encoding, ceil_div
 
 BITS = Range(2, 8, "2, 3, 4 or 8")
 GROUP = Range(-1, 1 << 20, "-1 or a number of columns")
@@ -54,7 +54,7 @@ def _matrix(parts: Parts, bits: int, size: int, plus: int) -> StoredTensor:
     if index is not None:
         parts.check(index, (columns,))
     parts.check(scales, (groups.count, rows))
-    parts.check(zeros, (groups.count, -(-rows * bits // 32)))
+    parts.check(zeros, (groups.count, ceil_div(rows * bits, 32)))
     encoding = Encoding.of(
         bits=bits, zero="stored", group=groups.size, scale_dtype=scale_type(scales), permuted=groups.order is not None
     )

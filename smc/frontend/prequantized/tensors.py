@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from smc.errors import InputError
 from smc.frontend.checkpoint import Coded, IntegerTensor, StoredTensor
-from smc.ir import F32, EncodedTensor, Encoding
+from smc.ir import F32, EncodedTensor, Encoding, ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class Groups:
     @property
     def count(self) -> int:
         """Groups per row."""
-        return -(-self.columns // self.width)
+        return ceil_div(self.columns, self.width)
 
     @cached_property
     def order(self) -> Tensor | None:

@@ -120,8 +120,8 @@ class Distill(Training):
     The teacher is the model as it was before the passes, or the one that --teacher names. The loss is a weighted sum;
     each option is a weight. forward, reverse: KL(teacher ‖ model) and KL(model ‖ teacher), at a temperature; plain: the
     loss of the text itself; hidden: the squared error of layers' inputs, relative by token, against those of the
-    teacher's layers that they came from; attention: the KL divergence of their attention weights. taps: the layers at which these two are
-    taken (0-5+11), by default all that came from one of the teacher's, and for hidden the head.
+    teacher's layers that they came from; attention: the KL divergence of their attention weights. taps: the layers at
+    which these two are taken (0-5+11), by default all that came from one of the teacher's, and for hidden the head.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"torch", "training", "teacher"})

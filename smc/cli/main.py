@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from smc.cli.faults import explain
 from smc.cli.signals import Terminated
 from smc.cli.streams import OUTPUT, drop_output, repair_streams
 from smc.distribution import packages_named
+from smc.errors import InputError
 
 COMMANDS = {
     "compile": "smc.cli.compile:compile",
@@ -46,6 +48,9 @@ COMMANDS = {
     "doctor": "smc.cli.doctor:doctor",
 }
 """The subcommands in the order of the help, each with the place of its `click.Command`."""
+
+LEAST_ADDRESS_SPACE = 256 << 20
+"""Bytes. With less, the libraries below numpy end the process as they are loaded, and no sentence can be said."""
 
 BROKEN_PIPE = 128 + 13
 """The status that the shell reports for programs that SIGPIPE ends."""
@@ -110,12 +115,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (by default the process's own) and return the exit status."""
     messages.set_level(messages.NORMAL)
     try:
+        _check_address_space()
         with packages_named(), messages.notices():
             status = cli.main(args=arguments, prog_name="smc", standalone_mode=False, color=messages.color())
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except BaseException as error:
         return _told(error)
+
+
+def _check_address_space() -> None:
+    """Refuse to start where no command could load its libraries."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise InputError(
+            f"there is not enough memory for this: the process may use {limit >> 20} MiB of addresses, and smc needs "
+            f"at least {LEAST_ADDRESS_SPACE >> 20}: raise `ulimit -v`"
+        )
 
 
 def _told(error: BaseException) -> int:

@@ -38,6 +38,7 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
         config_class = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
         config = config_class(**{**TINY, **changes})
         model_class = getattr(transformers, f"{kind}ForCausalLM", None) or getattr(transformers, f"{kind}LMHeadModel")
+        config._experts_implementation = "eager"  # others want sizes that are multiples of 16 bytes
         model = model_class(config).eval()
         with torch.no_grad():
             for name, values in model.named_parameters():

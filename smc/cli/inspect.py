@@ -205,6 +205,9 @@ def _summary(description: dict[str, Any]) -> dict[str, str]:
         "tokenizer": f"{tokenizer['kind']}, {tokenizer['tokens']:,} tokens" if tokenizer else "none",
         "chat template": "yes" if description["chat_template"] else "none",
     }
+    if description["experts"]:
+        of = f"{_text(description['experts'])}, of which a token chooses {_text(description['experts_per_token'])}"
+        lines["hidden size"] += f"; experts {of}"
     if description["sliding_window"]:
         lines["attention heads"] += f", sliding window {_text(description['sliding_window'])}"
     return lines

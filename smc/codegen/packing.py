@@ -21,10 +21,14 @@ from smc.codegen.kernels.layout import (
     stored_bias,
 )
 from smc.errors import InputError
-from smc.ir import EncodedTensor, Encoding, ceil_div, matrix_shape
+from smc.ir import EncodedTensor, Encoding, ceil_div
 
 if TYPE_CHECKING:
     import torch
+
+
+CHUNK_WEIGHTS = 1 << 24
+"""So many are packed at once: what is made on the way takes several bytes for each."""
 
 
 def can_run(encoding: Encoding, columns: int = 0) -> str | None:
@@ -53,43 +57,57 @@ def check_packable(encoding: Encoding, columns: int = 0) -> None:
 
 
 def pack_matrix(tensor: EncodedTensor, family: str) -> np.ndarray:
-    """The packed bytes (uint8) of a matrix in its encoding, for a target family."""
-    encoding = tensor.encoding
-    rows, columns = matrix_shape(tensor.shape)
+    """The packed bytes (uint8) of a matrix in its encoding, for a target family; of a stack, matrix after matrix."""
+    if len(tensor.shape) > 2:
+        stack = np.empty((tensor.shape[0], MatrixLayout(tensor.encoding, *tensor.shape[1:]).total_bytes), np.uint8)
+        for index, matrix in enumerate(stack):
+            matrix[:] = pack_matrix(tensor.matrix(index), family)
+        return stack.reshape(-1)
+    encoding, (rows, columns) = tensor.encoding, tensor.shape
     check_packable(encoding, columns)
     layout = MatrixLayout(encoding, rows, columns)
     out = np.zeros(layout.total_bytes, np.uint8)
+    step = max(1, CHUNK_WEIGHTS // max(1, columns * ROW_BLOCK)) * ROW_BLOCK
+    for first in range(0, rows, step):
+        part = tensor.part(slice(first, first + step))
+        own = MatrixLayout(encoding, part.shape[0], columns)
+        blocks = layout.padded_rows // ROW_BLOCK, own.padded_rows // ROW_BLOCK
+        begins = 0, layout.scales_offset, layout.zeros_offset
+        for begin, pieces in zip(begins, _pieces(part, own, family), strict=True):
+            for piece in pieces:
+                block_bytes = len(piece) // blocks[1]
+                out[begin + first // ROW_BLOCK * block_bytes :][: len(piece)] = piece
+                begin += block_bytes * blocks[0]
+    if tensor.order is not None:
+        order = np.arange(layout.tiles * TILE, dtype=np.int32)  # padding stays where it is
+        order[:columns] = tensor.order.numpy()
+        out[layout.order_offset :][: order.nbytes] = order.view(np.uint8)
+    return out
+
+
+def _pieces(tensor: EncodedTensor, layout: MatrixLayout, family: str) -> tuple[list[np.ndarray], ...]:
+    """Of some rows: the codes; scales and minima that have a place of their own; codes of scales and zeros."""
+    encoding, rows = layout.encoding, layout.rows
     if encoding.is_float:
         assert tensor.values is not None
-        out[: layout.codes_bytes] = _pack_floats(tensor.values.reshape(rows, columns), layout)
-        return out
-    assert tensor.codes is not None
+        return [_pack_floats(tensor.values, layout)], [], []
+    assert tensor.codes is not None and tensor.scales is not None
     codes = tensor.codes.reshape(rows, -1).numpy()[:, : layout.tiles * TILE]
     packed = _pack_codes(codes ^ stored_bias(encoding, family), layout, family)
-    assert tensor.scales is not None
     # One scale for everything is repeated in every row.
     scales = [_pack_scales(tensor.scales.expand(rows, -1), layout, layout.super_groups)]
     if encoding.stores_minima:
         assert tensor.offsets is not None
         scales.append(_pack_scales(tensor.offsets, layout, layout.minima))
     if span := span_of(encoding):
-        packed = _interleave(packed, scales, span, layout)
-    else:
-        out[layout.scales_offset : layout.scales_offset + layout.scales_bytes] = np.concatenate(scales)
-    out[: layout.codes_bytes] = packed
-    parts = []
+        packed, scales = _interleave(packed, scales, span, layout), []
+    rest = []
     for part in (tensor.scale_codes, tensor.offset_codes):
         if part is not None:
-            parts.append(_pack_bytes(part.numpy().view(np.uint8), layout))
+            rest.append(_pack_bytes(part.numpy().view(np.uint8), layout))
     if tensor.zeros is not None:
-        parts.append(_pack_zeros(tensor.zeros.numpy(), layout))
-    if parts:
-        out[layout.zeros_offset : layout.zeros_offset + layout.zeros_bytes] = np.concatenate(parts)
-    if tensor.order is not None:
-        order = np.arange(layout.tiles * TILE, dtype=np.int32)  # padding stays where it is
-        order[:columns] = tensor.order.numpy()
-        out[layout.order_offset :][: order.nbytes] = order.view(np.uint8)
-    return out
+        rest.append(_pack_zeros(tensor.zeros.numpy(), layout))
+    return [packed], scales, rest
 
 
 def _row_blocks(array: np.ndarray, layout: MatrixLayout, width: int) -> np.ndarray:

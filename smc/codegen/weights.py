@@ -18,7 +18,7 @@ from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
 from smc.codegen.proof import Expected
 from smc.errors import InputError
-from smc.ir import Parameter, matrix_shape
+from smc.ir import Parameter, stack_shape
 
 READY_BYTES = 64 << 20
 """How much may be packed, or being packed, before its turn to be written comes."""
@@ -26,12 +26,16 @@ READY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class MatrixPlace:
-    """Byte offsets of a packed matrix in the weights, its padded rows and true columns."""
+    """Byte offsets of a packed matrix in the weights, its padded rows and true columns.
+
+    Of a stack, those of the first matrix; each: bytes from one to the next.
+    """
 
     codes: int
     scales: int
     zeros: int
     order: int
+    each: int
     rows: int
     columns: int
 
@@ -51,27 +55,31 @@ def place_weights(plan: Plan) -> WeightTable:
     matrices, vectors, offset = {}, {}, 0
     sizes: dict[str, int] = {}
     for parameter in plan.matrices():
-        if len(parameter.shape) != 2:
+        if len(parameter.shape) > 3:
             raise InputError(
                 f"there is no kernel for {len(parameter.shape)}-dimensional weights yet ({parameter.name})"
             )
-        check_packable(parameter.encoding, parameter.shape[1])
-        layout = MatrixLayout(parameter.encoding, *matrix_shape(parameter.shape))
+        count, rows, columns = stack_shape(parameter.shape)
+        check_packable(parameter.encoding, columns)
+        layout = MatrixLayout(parameter.encoding, rows, columns)
         matrices[parameter.name] = MatrixPlace(
             offset,
             offset + layout.scales_offset,
             offset + layout.zeros_offset,
             offset + layout.order_offset,
+            layout.total_bytes,
             layout.padded_rows,
             layout.columns,
         )
-        sizes[parameter.name] = layout.total_bytes
-        offset += layout.total_bytes
+        sizes[parameter.name] = count * layout.total_bytes
+        offset += count * layout.total_bytes
     for parameter in plan.vectors():
         vectors[parameter.name] = offset
         offset += padded(padded_width(parameter.shape[0]) * 4, ALIGNMENT)
     vector_bytes = offset - sum(sizes.values())
-    token_bytes = sum(sizes[p.name] for p in plan.multiplied()) + vector_bytes
+    read = plan.module.chosen_by_token()
+    multiplied = (sizes[p.name] * read.get(p.name, 1) for p in plan.multiplied())
+    token_bytes = int(sum(multiplied)) + vector_bytes
     return WeightTable(matrices, vectors, offset, token_bytes)
 
 

@@ -15,7 +15,7 @@ from smc.export.card import card
 from smc.export.config import config_of, decoder_of, dtype_of
 from smc.export.shards import SHARD_BYTES, write_shards
 from smc.export.tensors import Place, Stored, places_of
-from smc.ir import Module
+from smc.ir import Encoding, Module
 
 
 def write_checkpoint(
@@ -44,7 +44,7 @@ def write_checkpoint(
     for place in coded:
         tensors += write(place)
     config |= changes
-    notes = _decoded(module, [p.parts[0][1].name for p in others])
+    notes = _decoded([p.parts[0][1].encoding for p in others])
     if isinstance(config.get("intermediate_size"), list):
         notes.append("layers have feed-forwards of different widths, which smc can load and transformers can't")
     _check_space(folder, tensors)
@@ -99,11 +99,10 @@ def _check_space(folder: Path, tensors: list[Stored]) -> None:
         raise InputError(f"no room for {folder}: it needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
 
 
-def _decoded(module: Module, names: list[str]) -> list[str]:
+def _decoded(encodings: list[Encoding]) -> list[str]:
     """The sentences about quantized matrices that are written as floats."""
     found: dict[str, int] = {}
-    for name in names:
-        encoding = module.parameters[name].encoding
+    for encoding in encodings:
         if not encoding.is_float:
             found[str(encoding)] = found.get(str(encoding), 0) + 1
     return [f"{count} matrices of {encoding} are written as floats" for encoding, count in found.items()]

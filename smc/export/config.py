@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from smc.errors import InputError
@@ -38,20 +39,21 @@ def config_of(module: Module) -> dict[str, Any]:
         values["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
     first = attentions[0]
     downs = [call.attributes["parameters"][_down(f)] for call, f in zip(layers, functions, strict=True)]
-    widths = [module.parameters[name].shape[1] for name in downs]
+    widths = [shape[1] for shape in (module.parameters[name].shape for name in downs) if len(shape) == 2]
     hidden = module.main.node(layers[0].inputs[0]).tensor.shape[1]
     values |= {
         "architectures": [facts.architecture],
         "model_type": known.model_type,
         "num_hidden_layers": len(layers),
         "hidden_size": hidden,
-        "intermediate_size": widths[0] if len(set(widths)) == 1 else widths,
         "num_attention_heads": first["heads"],
         "num_key_value_heads": first["kv_heads"],
         "vocab_size": facts.vocab_size,
         "tie_word_embeddings": module.parameters_of("embedding") == module.parameters_of("head"),
         "dtype": DTYPES[dtype_of(module)],
     }
+    if widths:  # those of experts do not change
+        values["intermediate_size"] = widths[0] if len(set(widths)) == 1 else widths
     if "head_dim" in values or first["heads"] * first["head_dim"] != hidden:
         values["head_dim"] = first["head_dim"]
     ends = list(facts.generation.eos_token_ids)
@@ -89,7 +91,7 @@ def decoder_of(module: Module, config: dict[str, Any]) -> Decoder:
     for (call, function), block in zip(calls, blocks, strict=True):
         if not _alike(function, block.function):
             raise _unsayable(module, call.name)
-    return Decoder(built.vocab_size, built.context_length, blocks[0], blocks[1:-1], blocks[-1], built.unused)
+    return replace(built, embed=blocks[0], layers=blocks[1:-1], head=blocks[-1])
 
 
 def _unsayable(module: Module, what: str) -> InputError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from smc.frontend.architectures.decoder import Decoder
+from smc.frontend.architectures.stacks import names_of
 from smc.frontend.architectures.views import Source
-from smc.ir import Module, Parameter
+from smc.ir import EncodedTensor, Module, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,4 +93,20 @@ def places_of(module: Module, decoder: Decoder) -> list[Place]:
             place = found.setdefault(source.name, Place(source.name, []))
             if source not in [known for known, _ in place.parts]:
                 place.parts.append((source, parameter))
-    return list(found.values())
+    return [matrix for place in found.values() for matrix in _matrices(place, decoder.stacks)]
+
+
+def _matrices(place: Place, stacks: Mapping[str, str]) -> list[Place]:
+    """The places of the matrices of a stack, each by itself; of others the place."""
+    if place.name not in stacks:
+        return [place]
+    [(_, stack)] = place.parts
+    found = []
+    for number, name in enumerate(names_of(stacks[place.name], stack.shape[0])):
+        own = Parameter(name, stack.shape[1:], stack.encoding, partial(_matrix, stack, number))
+        found.append(Place(name, [(Source(name), own)]))
+    return found
+
+
+def _matrix(stack: Parameter, number: int) -> EncodedTensor:
+    return stack.load().matrix(number)

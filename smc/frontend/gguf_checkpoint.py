@@ -70,8 +70,8 @@ def open_gguf(path: Path) -> Checkpoint:
     parts = metadata.integer("split.count", 1, PARTS)
     if parts > 1:
         raise InputError(f"{path} is one of {parts} parts: join them with llama-gguf-split --merge")
-    if metadata.values.get(f"{gguf.prefix}.expert_count"):
-        raise InputError(f"{path}: mixtures of experts are not supported")
+    if metadata.values.get(f"{gguf.prefix}.expert_count") and not gguf.has_experts:
+        raise InputError(f"{path}: mixtures of experts of the architecture {gguf.prefix} are not supported")
     reader = _Reader(file, metadata, gguf)
     config = reader.config(family.name)
     return Checkpoint(
@@ -204,10 +204,9 @@ class _Reader:
 def _coded(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Coded | None:
     """The tensor's codes, where an encoding says all of its type."""
     kind = BLOCK_TYPES.get(tensor.type.name)
-    if kind is None or len(tensor.shape) != 2:
+    if kind is None or len(tensor.shape) < 2:
         return None
-    shape = (tensor.shape[0], tensor.shape[1])
-    coded = Coded(kind.encoding, lambda: kind.decode(file.bytes_of(tensor), shape))
+    coded = Coded(kind.encoding, lambda: kind.decode(file.bytes_of(tensor), tensor.shape))
     return coded if heads is None else rows_of(coded, None, partial(half_split, heads=heads))
 
 

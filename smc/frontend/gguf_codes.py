@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from smc.ir import EncodedTensor, Encoding
+from smc.ir import EncodedTensor, Encoding, matrix_shape
 
 TWO_BITS = np.array([0, 2, 4, 6], np.uint8)
 """How far the four pairs of bits of a byte are from the lowest."""
@@ -38,11 +38,11 @@ class BlockType:
     scale_codes: Callable[[Blocks], np.ndarray] | None = None
     minimum_codes: Callable[[Blocks], np.ndarray] | None = None
 
-    def decode(self, raw: np.ndarray, shape: tuple[int, int]) -> EncodedTensor:
+    def decode(self, raw: np.ndarray, shape: tuple[int, ...]) -> EncodedTensor:
         """The tensor of this shape in the bytes `raw`."""
         import torch
 
-        blocks = raw.reshape(shape[0], shape[1] // self.size, -1)
+        blocks = raw.reshape(matrix_shape(shape)[0], shape[-1] // self.size, -1)
 
         def floats(place: int) -> torch.Tensor:
             numbers = np.ascontiguousarray(blocks[..., place : place + 2]).view(np.float16)[..., 0]
@@ -51,7 +51,7 @@ class BlockType:
         def integers(function: Callable[[Blocks], np.ndarray] | None, *shape: int) -> torch.Tensor | None:
             return None if function is None else torch.from_numpy(np.ascontiguousarray(function(blocks))).reshape(shape)
 
-        rows, group = len(blocks), self.encoding.group_size(shape[1])
+        rows, group = len(blocks), self.encoding.group_size(shape[-1])
         offsets = None if self.minimum is None else floats(self.minimum)
         return EncodedTensor(
             self.encoding,

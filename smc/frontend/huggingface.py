@@ -35,8 +35,9 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
         tensors, method = read(quantization, stored), quantization.text("quant_method")
         if tensors == stored:
             raise InputError(f"{quantization.origin}: no tensor is stored as {method} stores it: remove the section")
-        floats = [t for n, t in tensors.items() if t.coded is None and isinstance(stored.get(n), IntegerTensor)]
-        changes = (f"dequantized: {len(floats)} matrices of {method} to floats",) if floats else ()
+        made = [t for n, t in tensors.items() if n not in stored or isinstance(stored[n], IntegerTensor)]
+        floats = sum(tensor.coded is None for tensor in made)
+        changes = (f"dequantized: {floats} matrices of {method} to floats",) if floats else ()
     elif has_row_scales(stored):
         tensors = qllama(stored)
     else:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 ENCODINGS = {"F32": F32, "F16": F16, "BF16": BF16}
-INTEGERS = ("U8", "I8", "I16", "I32", "I64", "F8_E4M3")
-"""What methods of quantization store: codes. fp8 counts as one, for it has no meaning without its scales."""
+INTEGERS = ("U8", "I8", "I16", "I32", "I64", "F8_E4M3", "F8_E8M0")
+"""What methods of quantization store: codes. fp8 counts as one, for it has no meaning without its scales; of powers of
+two the exponents are read."""
 LARGEST_HEADER = 100 << 20
 """Bytes; the safetensors library refuses more."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -152,5 +153,6 @@ def _read(file: WeightsFile, shape: tuple[int, ...], dtype: str, offset: int, si
     import torch
 
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}
-    dtypes.update({"I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn})
+    dtypes.update({"I16": torch.int16, "I32": torch.int32, "I64": torch.int64})
+    dtypes.update({"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.uint8})
     return torch.from_numpy(file.read(offset, size)).view(dtypes[dtype]).reshape(shape)

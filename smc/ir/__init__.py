@@ -1,7 +1,17 @@
 """What a model is: modules, functions, nodes, tensor types, encodings; verifying and printing them."""
 
 from smc.ir.encoded_tensor import EncodedTensor, encode_float, rotate
-from smc.ir.encoding import BF16, F16, F32, Encoding, ceil_div, integer, matrix_shape, parse_encoding
+from smc.ir.encoding import (
+    BF16,
+    F16,
+    F32,
+    Encoding,
+    ceil_div,
+    integer,
+    matrix_shape,
+    parse_encoding,
+    stack_shape,
+)
 from smc.ir.function import Function, Node
 from smc.ir.module import ModelFacts, Module, Parameter
 from smc.ir.printer import print_function, print_module
@@ -32,5 +42,6 @@ __all__ = [
     "print_function",
     "print_module",
     "rotate",
+    "stack_shape",
     "verify",
 ]

@@ -16,6 +16,7 @@ def describe_module(module: Module) -> dict[str, Any]:
     functions = [function for _, function in module.calls()]
     attention = [node.attributes for function in functions for node in function.attentions()]
     kv_values = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in attention)
+    chosen = module.chosen_by_token()
     [embedding, *_] = module.parameters_of("embedding")
     return {
         "name": facts.name,
@@ -25,7 +26,9 @@ def describe_module(module: Module) -> dict[str, Any]:
         "heads": _one_or_all(layer["heads"] for layer in attention),
         "kv_heads": _one_or_all(layer["kv_heads"] for layer in attention),
         "head_dim": _one_or_all(layer["head_dim"] for layer in attention),
-        "ffn_width": _one_or_all(module.parameters[name].shape[1] for name in module.parameters_of("down")),
+        "ffn_width": _one_or_all(module.parameters[name].shape[-1] for name in module.parameters_of("down")),
+        "experts": _one_or_all(module.parameters[name].shape[0] for name in chosen),
+        "experts_per_token": _one_or_all(int(part * module.parameters[name].shape[0]) for name, part in chosen.items()),
         "sliding_window": _one_or_all(layer["window"] for layer in attention if layer["window"] is not None),
         "vocab_size": facts.vocab_size,
         "context_length": facts.context_length,

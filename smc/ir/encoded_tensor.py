@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smc.errors import InputError
@@ -21,7 +21,8 @@ class EncodedTensor:
     scales: float32 [rows, groups], every value representable in the scales' dtype ([1, 1] where group is "tensor").
     scale_codes: uint8 (int8 where they are signed) [rows, groups] where scales have two levels; `scales` is then [rows,
     super-groups]. zeros: uint8 [rows, groups]. offsets: float32 [rows, groups]; with two levels they are [rows,
-    super-groups], and offset_codes uint8 [rows, groups]. order: int32 [columns] stored-position → column.
+    super-groups], and offset_codes uint8 [rows, groups]. order: int32 [columns] stored-position → column; of a stack
+    of matrices it may be [count, columns].
     """
 
     encoding: Encoding
@@ -56,6 +57,33 @@ class EncodedTensor:
         outer = floats.repeat_interleave(self.encoding.scales.super_group, dim=1)[:, : codes.shape[1]]
         return outer * codes.float()
 
+    def matrix(self, index: int) -> EncodedTensor:
+        """One of the matrices of a stack [count, rows, columns], as a tensor of its own."""
+        rows = self.shape[-2]
+        found = self.part(slice(index * rows, (index + 1) * rows))
+        has_orders = found.order is not None and found.order.dim() > 1
+        return replace(found, order=found.order[index]) if has_orders and found.order is not None else found
+
+    def part(self, rows: slice) -> EncodedTensor:
+        """Some rows, those of a stack one matrix after the other, as a matrix of their own."""
+        count, columns = matrix_shape(self.shape)
+        chosen = range(count)[rows]
+
+        def some(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows]
+
+        return replace(
+            self,
+            shape=(len(chosen), columns),
+            values=None if self.values is None else self.values.reshape(count, columns)[rows],
+            codes=some(self.codes),
+            scales=self.scales if self.encoding.scales.group == "tensor" else some(self.scales),
+            scale_codes=some(self.scale_codes),
+            zeros=some(self.zeros),
+            offsets=some(self.offsets),
+            offset_codes=some(self.offset_codes),
+        )
+
     def decode(self) -> Tensor:
         """The float32 values, in `shape`."""
         import torch
@@ -81,9 +109,10 @@ class EncodedTensor:
         if encoding.transform.rotation is not None:
             values = rotate(values, encoding.transform.rotation)  # which undoes itself
         if self.order is not None:
-            restored = torch.empty_like(values)
-            restored[:, self.order.long()] = values
-            values = restored
+            # Of a stack, every matrix may have its own.
+            order = self.order.long().view(-1, 1, columns)
+            matrices = values.view(len(order), -1, columns)
+            values = torch.empty_like(matrices).scatter_(2, order.expand_as(matrices), matrices)
         return values.reshape(self.shape)
 
 

@@ -336,7 +336,7 @@ class Encoding:
             bits += rows * groups * self.zero_bits
         if self.stores_minima and not self.has_two_level_minima:
             bits += rows * groups * scale_bits
-        return bits + (32 * columns if self.transform.permuted else 0)
+        return bits + (32 * columns * stack_shape(shape)[0] if self.transform.permuted else 0)
 
     @property
     def zero_bits(self) -> int:
@@ -429,3 +429,9 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     for dim in shape[:-1]:
         rows *= dim
     return rows, shape[-1]
+
+
+def stack_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """A matrix's shape, or that of a stack of matrices, as [count, rows, columns]."""
+    count, columns = matrix_shape((*shape[:-2], 1))[0], shape[-1]
+    return count, shape[-2], columns

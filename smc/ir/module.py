@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,17 @@ class Module:
             if slot.attributes["role"] == role
         ]
         return list(dict.fromkeys(found))
+
+    def chosen_by_token(self) -> dict[str, Fraction]:
+        """By name the parameters that are the matrices of experts, and how much of each a token multiplies."""
+        found = {}
+        for call, function in self.calls():
+            for node in function.nodes():
+                if node.op == "grouped_linear":
+                    name, chosen = call.attributes["parameters"][node.inputs[1]], node.tensor.shape[1]
+                    assert isinstance(chosen, int)
+                    found[name] = Fraction(chosen, self.parameters[name].shape[0])
+        return found
 
     def layer_calls(self) -> list[Node]:
         """The calls of functions that attend: the layers, in order."""

@@ -13,6 +13,7 @@ ROLES = (
     "gate",
     "up",
     "down",
+    "router",  # of a mixture of experts
     "norm",
     "bias",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,8 @@ def module_page(module: Module, facts: Mapping[str, str]) -> str:
     read = {name for kind in ("embedding",) for name in module.parameters_of(kind)} - {
         name for call, function in module.calls() if function.name == "head" for name in _bound(call.attributes)
     }
-    return _page(module.facts.name, facts, [graphs, _costs(weights, read), _map(weights), _outside(weights)])
+    costs = _costs(weights, read, module.chosen_by_token())
+    return _page(module.facts.name, facts, [graphs, costs, _map(weights), _outside(weights)])
 
 
 def _bound(attributes: Mapping[str, object]) -> Sequence[str]:
@@ -83,7 +85,8 @@ def artifact_page(manifest: Manifest, facts: Mapping[str, str]) -> str:
         said = f"by records with SHA-256 {manifest.tuning.records}" if manifest.tuning.records else "as built in"
         tuned = f"<h2>Kernels</h2><p>Candidates were chosen {escape(said)}.</p>"
         tuned += _table(["kernel", "candidate"], rows) if rows else "<p>No kernel was tuned.</p>"
-    return _page(manifest.name, facts, [_costs(weights, rows_only), _map(weights), _outside(weights), tuned])
+    costs = "" if any(len(w.shape) > 2 for w in weights) else _costs(weights, rows_only, {})
+    return _page(manifest.name, facts, [costs, _map(weights), _outside(weights), tuned])
 
 
 def _has_head(weights: Sequence[Weight]) -> bool:
@@ -111,10 +114,11 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
 
 
-def _costs(weights: Sequence[Weight], rows_only: set[str]) -> str:
-    """How many bytes a decoded token reads, and the tokens per second that follow at most."""
-    read = sum(w.bits // w.shape[0] if w.name in rows_only else w.bits for w in weights)
-    bytes_read = ceil_div(read, 8)
+def _costs(weights: Sequence[Weight], rows_only: set[str], chosen: Mapping[str, Fraction]) -> str:
+    """How many bytes a decoded token reads, and the tokens per second that follow at most. chosen: how much it reads of
+    the matrices of experts."""
+    read = sum(w.bits // w.shape[0] if w.name in rows_only else w.bits * chosen.get(w.name, 1) for w in weights)
+    bytes_read = ceil_div(int(read), 8)
     rows = [[escape(name), f"{speed}", f"{speed * 1e9 / bytes_read:,.0f}"] for name, speed in BANDWIDTHS.items()]
     return (
         f"<h2>A token</h2><p>Decoding one token reads {bytes_read / 1e6:,.1f} MB of weights, and the KV cache. "

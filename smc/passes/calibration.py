@@ -143,7 +143,7 @@ class CalibratedWeights:
             if not read or source is None:
                 return
             sources.update(dict.fromkeys((slot for slot in read if slot is not None), source))
-            x = operands[node.inputs.index(source)]
+            x = operands[node.inputs.index(source)].flatten(0, -2)
             if counted.setdefault(source, node.name) == node.name:
                 gathered.setdefault(source, Accumulator(self._method.statistics, x.shape[1])).add(x)
 

@@ -46,9 +46,8 @@ def _written_by_ends(module: Module, name: str) -> list[str]:
     call = module.main.node(name)
     function, found = module.functions[call.attributes["function"]], []
     for node in function.nodes():
-        if node.op == "linear":
-            weight, bias = node.argument("weight"), node.argument("bias")
-            assert weight is not None
+        if node.op in ("linear", "grouped_linear"):
+            weight, bias = node.inputs[1], node.argument("bias") if node.op == "linear" else None
             if function.node(weight).attributes["role"] in ENDS:
                 found += [weight] if bias is None else [weight, bias]
     return [call.attributes["parameters"][slot] for slot in found]

@@ -27,7 +27,8 @@ class FuseGatedActivation(Pass):
 @register("fuse-residual")
 @dataclass(frozen=True)
 class FuseResidual(Pass):
-    """Turn add(linear, x), in either order, into a linear with x as residual, if nothing else reads the linear."""
+    """Turn add(linear, x), in either order, into a linear with x as residual, if nothing else reads the linear; and the
+    sum of what experts computed in the same way."""
 
     def run(self, module: Module, context: Context) -> Module:
         """Rewrite every match in every function."""
@@ -61,7 +62,7 @@ def _has_no_residual(node: Node) -> bool:
     return not node.attributes["residual"]
 
 
-_RESIDUAL = Pattern("sum", ("add",), (Pattern("maker", ("linear",), where=_has_no_residual), "x"))
+_RESIDUAL = Pattern("sum", ("add",), (Pattern("maker", ("linear", "combine"), where=_has_no_residual), "x"))
 _NORM_RESIDUAL = Pattern("sum", ("add",), (Pattern("maker", ("rms_norm",), where=_has_no_residual), "x"))
 
 

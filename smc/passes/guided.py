@@ -18,6 +18,7 @@ from smc.ir import EncodedTensor, Encoding, Module, Parameter, matrix_shape, rot
 from smc.passes.allocation import Choice, allocate
 from smc.passes.base import Context
 from smc.passes.drift import Drift
+from smc.passes.experts import refuse_experts
 from smc.passes.files import read_tensors, write_tensors
 from smc.passes.guidance import Guidance, MatrixGuidance
 from smc.passes.menu import stored_as
@@ -53,6 +54,7 @@ class GuidedWeights:
         """Nothing is computed yet. rotated: names of those whose stored columns are rotated."""
         if context.calibration is None:
             raise InputError(f"pass {method.name} needs a calibration text")
+        refuse_experts(module, method.name)
         self._method, self._module, self._context = method, module, context
         self._parameters, self._rotated = {p.name: p for p in parameters}, rotated
         self._calibration = context.calibration

@@ -14,8 +14,9 @@ def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]
     """The parameters with two or more dims that match a pattern of `include` and none of `exclude`.
 
     A pattern matches a parameter's name ("model.layers.0.*"), a slot that it fills ("v_proj") or the slot's role, which
-    all architectures share ("value"). Vectors (norms, biases) and tables of positions are never selected. InputError if
-    a pattern matches no matrix, because it must be a mistake.
+    all architectures share ("value"). Vectors (norms, biases) and tables of positions are never selected, routers of
+    experts only if a pattern names them: they are small, and their errors choose other experts. InputError if a pattern
+    matches no matrix, because it must be a mistake.
     """
     positions = module.parameters_of("positions")
     names = {p.name: {p.name} for p in module.parameters.values() if len(p.shape) >= 2 and p.name not in positions}
@@ -24,6 +25,8 @@ def pick_matrices(module: Module, include: Sequence[str], exclude: Sequence[str]
             if name in names:
                 names[name] |= {slot, function.node(slot).attributes.get("role") or slot}
     hits = {pattern: _matching(pattern, names) for pattern in (*include, *exclude)}
+    if "*" in hits:
+        hits["*"] -= set(module.parameters_of("router"))
     for pattern, hit in hits.items():
         if not hit:
             slots = sorted(set().union(*names.values()) - set(names))

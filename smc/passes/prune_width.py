@@ -11,6 +11,7 @@ from smc.errors import InputError
 from smc.ir import EncodedTensor, Function, Module, Node, Parameter
 from smc.passes.axes import Axes, axes_of
 from smc.passes.base import Context, Need, Pass
+from smc.passes.experts import refuse_experts
 from smc.passes.refit import refit
 from smc.passes.registry import register
 
@@ -49,6 +50,7 @@ class PruneWidth(Pass):
         """Measure the channels and heads, and keep the largest."""
         if context.calibration is None:
             raise InputError(f"pass {self.name} needs a calibration text: give one with --calib FILE")
+        refuse_experts(module, self.name)
         axes = {call.name: axes_of(function) for call, function in module.calls()}
         importance = _Importance(module, axes)
         importance.measure(context.calibration, context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,26 @@ class _Reference(ExactReference):
         self._exact = exact
 
     def _compute(self, node: Node, operands: Sequence[Any]) -> Any:
-        if not self._exact and node.op == "linear" and not operands[1].encoding.rounds_inputs:
-            decoded = [Weight.decode(o) if isinstance(o, EncodedTensor) else o for o in operands]
+        multiplies = node.op in ("linear", "grouped_linear")
+        if not self._exact and multiplies and not operands[1].encoding.rounds_inputs:
+            decoded = [_decoded(o) if isinstance(o, EncodedTensor) else o for o in operands]
             op = ops.find(node.op)
             return op.call(op.compute, decoded, node.attributes)
         return super()._compute(node, operands)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The matrices of experts, of which those that are chosen are decoded."""
+
+    tensor: EncodedTensor
+
+    def matrix(self, index: int) -> Weight:
+        return Weight.decode(self.tensor.matrix(index))
+
+
+def _decoded(tensor: EncodedTensor) -> Weight | _Stack:
+    return Weight.decode(tensor) if len(tensor.shape) < 3 else _Stack(tensor)
 
 
 def _multiplied(module: Module) -> list[str]:

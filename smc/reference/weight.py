@@ -25,6 +25,11 @@ class Weight:
         order = None if tensor.order is None else tensor.order.long()
         return Weight(tensor.decode(), tensor.encoding, order)
 
+    def matrix(self, index: int) -> Weight:
+        """One of the matrices of a stack."""
+        order = self.order if self.order is None or self.order.dim() == 1 else self.order[index]
+        return Weight(self.values[index], self.encoding, order)
+
     def rounded(self, x: Tensor) -> Tensor:
         """The input [n, columns] after the transform and rounding of this matrix. Activation groups follow the order of
         stored columns."""

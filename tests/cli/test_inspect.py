@@ -37,6 +37,8 @@ def test_json(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None
         "kv_heads": 2,
         "head_dim": 12,
         "ffn_width": 80,
+        "experts": None,
+        "experts_per_token": None,
         "sliding_window": 33,
         "vocab_size": 96,
         "context_length": 256,
@@ -141,3 +143,13 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["inspect", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} has no config.json, so it is no checkpoint in the Hugging Face layout\n"
+
+
+def test_experts(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = make_checkpoint("Mixtral", num_local_experts=5)
+    description = inspect_json(folder, capsys)
+    assert (description["experts"], description["experts_per_token"]) == (5, 2)
+    assert main.run(["inspect", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "experts 5, of which a token chooses 2" in text
+    assert "5 × 80 × 48" in text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,3 +162,25 @@ def test_encodings_without_a_layout_are_refused(fields: dict[str, Any], reason: 
 def test_a_refused_encoding_is_not_packed() -> None:
     with pytest.raises(InputError, match="groups of 8"):
         pack_matrix(random_tensor(integer(4, group=8), 3, 16, 0), "x86")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+@pytest.mark.parametrize("family", ["x86", "arm64", "cuda"])
+def test_rows_are_packed_some_at_a_time(monkeypatch: pytest.MonkeyPatch, encoding: Encoding, family: str) -> None:
+    columns = 256 if encoding.transform.rotation else 341
+    tensor = random_tensor(encoding, 150, columns, 0)
+    whole = pack_matrix(tensor, family)
+    monkeypatch.setattr("smc.codegen.packing.CHUNK_WEIGHTS", 70 * columns)
+    assert np.array_equal(pack_matrix(tensor, family), whole)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_a_stack_is_its_matrices_one_after_the_other(encoding: Encoding) -> None:
+    columns = 256 if encoding.transform.rotation else 70
+    tensor = random_tensor(encoding, 3 * 41, columns, 0)
+    stack = replace(tensor, shape=(3, 41, columns))
+    if stack.values is not None:
+        stack = replace(stack, values=stack.values.view(3, 41, columns))
+    apart = [tensor.part(slice(41 * index, 41 * (index + 1))) for index in range(3)]
+    assert np.array_equal(pack_matrix(stack, "x86"), np.concatenate([pack_matrix(part, "x86") for part in apart]))
+    assert stack.decode().equal(torch.stack([part.decode() for part in apart]))

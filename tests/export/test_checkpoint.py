@@ -27,6 +27,8 @@ FAMILIES = {
     "Granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0},
     "SmolLM3": {"num_hidden_layers": 4, "pad_token_id": 0},
     "Qwen3": {"tie_word_embeddings": True},
+    "Mixtral": {"num_local_experts": 3},
+    "Qwen3Moe": {"head_dim": 12, "moe_intermediate_size": 33, "num_experts": 4, "num_experts_per_tok": 2},
 }
 
 

@@ -143,6 +143,28 @@ def _gpt_neox(rng: Rng) -> dict[str, Any]:
     return {"num_attention_heads": heads, "hidden_size": heads * head_dim, **rope, **flags}
 
 
+def _qwen3_moe(rng: Rng) -> dict[str, Any]:
+    experts = {**_experts(rng, "num_experts"), "norm_topk_prob": _flag(rng)}
+    dense = {"mlp_only_layers": rng.choice([None, [0]]), "moe_intermediate_size": rng.choice([24, 33, 64])}
+    window = {"use_sliding_window": _flag(rng), "sliding_window": rng.choice([7, 70])}
+    return {**_free_heads(rng), **_rope(rng), **experts, **dense, **window, "attention_bias": _flag(rng)}
+
+
+def _olmoe(rng: Rng) -> dict[str, Any]:
+    experts = {**_experts(rng, "num_experts"), "norm_topk_prob": _flag(rng)}
+    return {**_tied_heads(rng), **_rope(rng), **experts, "attention_bias": _flag(rng), "pad_token_id": 0}
+
+
+def _mixtral(rng: Rng) -> dict[str, Any]:
+    window = {"sliding_window": rng.choice([None, 7, 70])}
+    return {**_free_heads(rng), **_rope(rng), **_experts(rng, "num_local_experts"), **window}
+
+
+def _experts(rng: Rng, count: str) -> dict[str, Any]:
+    chosen = rng.choice([1, 2, 3])
+    return {count: rng.choice([3, 4, 9]), "num_experts_per_tok": chosen}
+
+
 def _gpt2(rng: Rng) -> dict[str, Any]:
     heads, _, head_dim = rng.choice(rng.heads)
     flags = {"scale_attn_weights": _flag(rng), "scale_attn_by_inverse_layer_idx": _flag(rng)}
@@ -166,6 +188,9 @@ DRAWS: dict[str, Draw] = {
     "Olmo2": _olmo2,
     "GPTNeoX": _gpt_neox,
     "GPT2": _gpt2,
+    "Qwen3Moe": _qwen3_moe,
+    "Olmoe": _olmoe,
+    "Mixtral": _mixtral,
 }
 
 

@@ -18,6 +18,7 @@ from smc.frontend import load_checkpoint
 from smc.reference import Reference
 from tests.frontend.families import CASES, FAMILIES
 
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
 Make = Callable[..., tuple[Path, Any]]
 TOKENS = torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(1))
 
@@ -35,13 +36,17 @@ ARCHITECTURES = {
     "Olmo2": MODEL_ARCH.OLMO2,
     "GPTNeoX": MODEL_ARCH.GPTNEOX,
     "GPT2": MODEL_ARCH.GPT2,
+    "Qwen3Moe": MODEL_ARCH.QWEN3MOE,
+    "Olmoe": MODEL_ARCH.OLMOE,
+    "Mixtral": MODEL_ARCH.LLAMA,
 }
-PAIRED = ("SmolLM3", "Granite")
+PAIRED = ("SmolLM3", "Granite", "Mixtral")
 """Families whose q and k llama.cpp rotates in adjacent pairs."""
 
 NOT_SAID = {
     "use_sliding_window", "layer_types", "query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval",
-    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "activation_function",
+    "decoder_sparse_step", "mlp_only_layers", "scale_attn_by_inverse_layer_idx", "scale_attn_weights",
+    "activation_function",
 }  # fmt: skip
 """What GGUF files of these families have no key for: models that differ in it look alike."""
 
@@ -107,7 +112,22 @@ def joined_norms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def write(path: Path, kind: str, model: Any) -> None:
+def stacks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' stacks of experts, of which gate and up are one, as llama.cpp's converter has them."""
+    result: dict[str, torch.Tensor] = {}
+    for name, values in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate_proj", "up_proj"), values.chunk(2, dim=1), strict=True):
+                result[name.replace("gate_up_proj", f"{part}.weight")] = half
+        elif name.endswith("experts.down_proj"):
+            result[f"{name}.weight"] = values
+        else:
+            result[name] = values
+    return result
+
+
+def write(path: Path, kind: str, model: Any, quantized: bool = False) -> None:
+    """quantized: matrices of layers as Q8_0."""
     config, arch = model.config, ARCHITECTURES[kind]
     prefix = MODEL_ARCH_NAMES[arch]
     heads = config.num_attention_heads
@@ -143,16 +163,27 @@ def write(path: Path, kind: str, model: Any) -> None:
         writer.add_logit_scale(config.logits_scaling)
     if kind != "GPT2":
         add_rope(writer, config, head_dim)
+    if kind in ("Qwen3Moe", "Olmoe", "Mixtral"):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if kind == "Qwen3Moe":
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        if kind != "Mixtral":
+            writer.add_expert_weights_norm(config.norm_topk_prob)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for name, values in joined_norms(model.state_dict()).items():
+    for name, values in stacks(joined_norms(model.state_dict())).items():
         if (tied and name in ("lm_head.weight", "embed_out.weight")) or "rotary_emb" in name:
             continue
         # The package knows BitNet's sub-norms by the names of the first checkpoints.
         old = name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
         found = names.get_name(old, try_suffixes=(".weight", ".bias"))
         assert found is not None, name
-        writer.add_tensor(found, converted(kind, config, name, values).contiguous().numpy())
+        data = converted(kind, config, name, values).contiguous().numpy()
+        if quantized and data.ndim > 1:
+            writer.add_tensor(found, gguf.quants.quantize(data, Q8_0), raw_dtype=Q8_0)
+        else:
+            writer.add_tensor(found, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -173,6 +204,20 @@ def test_logits_equal_those_of_the_folder(make_checkpoint: Make, tmp_path: Path,
     assert module.facts.architecture == type(model).__name__
     logits = Reference(module).logits(TOKENS)
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_stacks_of_experts_keep_their_codes(make_checkpoint: Make, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_local_experts": 3, "num_hidden_layers": 1}
+    _, model = make_checkpoint("Mixtral", **sizes, max_position_embeddings=512)
+    write(tmp_path / "model.gguf", "Mixtral", model, quantized=True)
+    module = load_checkpoint(tmp_path / "model.gguf")
+    state = stacks(model.state_dict())
+    for own, other in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
+        parameter = module.parameters[f"model.layers.0.block_sparse_moe.experts.{own}.weight"]
+        assert str(parameter.encoding) == "int8.g32"
+        values = state[f"model.layers.0.mlp.experts.{other}.weight"].numpy()
+        stored = gguf.quants.dequantize(gguf.quants.quantize(values, Q8_0), Q8_0)
+        assert parameter.values().equal(torch.from_numpy(stored))
 
 
 def test_every_family_is_written() -> None:

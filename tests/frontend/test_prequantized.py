@@ -121,6 +121,26 @@ def int_quantized(module: str, weight: torch.Tensor, rng: np.random.Generator) -
     return parts, values_of(codes, zeros, scales, np.zeros(weight.shape[1], np.int64))
 
 
+def mxfp4(transformers: bool) -> Quantize:
+    """As transformers has it, or compressed-tensors; values by the table of the specification."""
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+
+    def quantize(module: str, weight: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        rows, columns = weight.shape
+        codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+        exponents = rng.integers(120, 126, (rows, columns // 32)).astype(np.uint8)
+        values = np.where(codes & 8, -1, 1) * table[codes & 7] * np.repeat(np.exp2(exponents - 127.0), 32, axis=1)
+        octets = torch.from_numpy(codes[:, 0::2] | codes[:, 1::2] << 4)
+        scales = torch.from_numpy(exponents)
+        if transformers:
+            parts = {"weight_blocks": octets.reshape(rows, -1, 16), "weight_scales": scales}
+        else:
+            parts = {"weight_packed": octets, "weight_scale": scales.view(torch.float8_e8m0fnu)}
+        return parts, torch.from_numpy(values.astype(np.float32))
+
+    return quantize
+
+
 def compressed(layout: str, bits: int, size: int | None, inputs: Any = None) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": "int", "strategy": "group" if size else "channel", "group_size": size}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
@@ -148,6 +168,8 @@ FORMATS: dict[str, tuple[dict[str, Any], Quantize]] = {
     "pack-3": (compressed("pack-quantized", 3, 32), pack_quantized(3, 32, True)),
     "pack-8-row": (compressed("pack-quantized", 8, None), pack_quantized(8, -1, False)),
     "pack-4-act-order": (compressed("pack-quantized", 4, 16), pack_quantized(4, 16, True, True)),
+    "mxfp4": ({"quant_method": "mxfp4"}, mxfp4(True)),
+    "mxfp4-packed": (compressed("mxfp4-pack-quantized", 4, 32), mxfp4(False)),
     "int-8": (compressed("int-quantized", 8, None, PER_TOKEN), int_quantized),
 }
 
@@ -189,6 +211,25 @@ def test_a_fused_matrix_keeps_its_codes(make_checkpoint: Make) -> None:
     assert len(parts) == 3
     assert all(not part.encoding.is_float for part in parts)
     assert torch.cat([part.values() for part in parts]).equal(expected[name])
+
+
+@pytest.mark.parametrize("kind", ["gptq-4-act-order", "pack-4-zeros", "int-8", "mxfp4"])
+def test_experts_keep_their_codes(make_checkpoint: Make, kind: str) -> None:
+    """Matrix by matrix as they are stored, each with an order of its columns of its own where it has one."""
+    config, quantize = FORMATS[kind]
+    sizes = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    folder, _ = make_checkpoint("Qwen3Moe", **{**SIZES, **sizes})
+    expected = quantize_folder(folder, config, quantize)
+    module = load_checkpoint(folder)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        parameter = module.parameters[f"model.layers.0.mlp.experts.{name}.weight"]
+        assert not parameter.encoding.is_float
+        for number, values in enumerate(parameter.values()):
+            assert values.equal(expected[f"model.layers.0.mlp.experts.{number}.{name}.weight"])
+    floats = apply(module, ["convert:dtype=f32"])
+    tokens = torch.arange(40) % 96
+    logits = Reference(apply(module, ["activations:inputs=float"])).logits(tokens)
+    torch.testing.assert_close(logits, Reference(floats).logits(tokens))
 
 
 def ternary(kind: str, scale: float) -> Quantize:
@@ -368,6 +409,9 @@ FAULTS: list[tuple[str, dict[str, Any], Callable[[Tensors], Any], str]] = [
     ("gptq-4", {}, put("g_idx", torch.zeros(64, dtype=torch.int32)), "has no groups of 32 columns each"),
     ("awq", {"version": "gemv"}, len, "the AWQ layout gemv is not supported"),
     ("awq", {"bits": 8}, len, "bits must be 4, not 8"),
+    ("mxfp4", {}, pop("weight_scales"), f"{Q}.weight lacks {Q}.weight_scales"),
+    ("mxfp4", {}, put("weight_scales", torch.zeros(64, 3, dtype=torch.uint8)), "its scales [64, 3]"),
+    ("mxfp4", {}, put("weight_scales", torch.full((64, 2), 255, dtype=torch.uint8)), "NaN or infinite scales"),
     ("pack-4", {"format": "nvfp4-pack-quantized"}, len, "the format nvfp4-pack-quantized of compressed-tensors"),
     ("pack-4", {"config_groups": {}}, len, "is quantized, but no group of the quantization_config names it"),
     ("pack-4", {}, put("weight_shape", torch.tensor([64, 65])), "where the quantization_config makes it"),

@@ -111,15 +111,15 @@ def test_llama_block() -> None:
 
 def test_several_results_and_outputs() -> None:
     f = Function("route")
-    top = f.add("top_k", f.input("x", TensorType(("n", 8))), k=2)
-    values = f.add("project", top, name="values", index=0)
-    indices = f.add("project", top, name="indices", index=1)
-    f.set_outputs(values, indices)
+    route = f.add("route", f.input("x", TensorType(("n", 8))), k=2)
+    weights = f.add("project", route, name="weights", index=0)
+    experts = f.add("project", route, name="experts", index=1)
+    f.set_outputs(weights, experts)
     assert print_function(f) == (
         "function route(x: f32[n, 8]) {\n"
-        "  top_k = top_k(x) {k=2} : (f32[n, 2], i32[n, 2])\n"
-        "  values = project(top_k) {index=0} : f32[n, 2]\n"
-        "  indices = project(top_k) {index=1} : i32[n, 2]\n"
-        "  return values, indices\n"
+        "  route = route(x) {k=2} : (f32[n, 2], i32[n, 2])\n"
+        "  weights = project(route) {index=0} : f32[n, 2]\n"
+        "  experts = project(route) {index=1} : i32[n, 2]\n"
+        "  return weights, experts\n"
         "}\n"
     )

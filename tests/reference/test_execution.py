@@ -137,16 +137,32 @@ def test_grouped_linear_multiplies_with_the_chosen_matrices():
     generator = torch.Generator().manual_seed(0)
     x, weights = torch.randn(4, 6, generator=generator), torch.randn(3, 5, 6, generator=generator)
     index = torch.tensor([[0, 2], [1, 0], [2, 1], [1, 2]], dtype=torch.int32)
-    weight = Weight(weights, F32)
-    result = compute("grouped_linear", [x, weight, index], {})
+    rows = compute("dispatch", [x, index], {})
+    result = compute("grouped_linear", [rows, Weight(weights, F32), index], {})
     expected = torch.stack([torch.stack([weights[e] @ x[t] for e in index[t]]) for t in range(4)])
     torch.testing.assert_close(result, expected)
 
 
-def test_top_k_keeps_the_lower_index_of_equals():
-    values, indices = compute("top_k", [torch.tensor([[1.0, 3.0, 3.0, 2.0]])], {"k": 3})
-    assert values.tolist() == [[3.0, 3.0, 2.0]]
-    assert indices.tolist() == [[1, 2, 3]]
+def test_combine_weighs_what_experts_made():
+    generator = torch.Generator().manual_seed(0)
+    made, weights = torch.randn(4, 2, 5, generator=generator), torch.rand(4, 2, generator=generator)
+    expected = torch.stack([sum(w * row for w, row in zip(weights[t], made[t], strict=True)) for t in range(4)])
+    torch.testing.assert_close(compute("combine", [made, weights], {}), expected)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_route_chooses_as_transformers_does(normalized):
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    values, indices = logits.softmax(-1).topk(3)
+    values = values / values.sum(-1, keepdim=True) if normalized else values
+    weights, experts = compute("route", [logits], {"k": 3, "normalized": normalized})
+    torch.testing.assert_close(weights, values)
+    assert experts.tolist() == indices.tolist()
+
+
+def test_route_keeps_the_lower_expert_of_equals():
+    _, experts = compute("route", [torch.tensor([[1.0, 3.0, 3.0, 2.0]])], {"k": 3})
+    assert experts.tolist() == [[1, 2, 3]]
 
 
 def test_softmax():

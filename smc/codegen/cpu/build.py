@@ -8,6 +8,7 @@ from typing import Any
 from smc.codegen.cpu.builder import Kernel
 from smc.codegen.cpu.kernels.attention import attention_kernel, merge_kernel
 from smc.codegen.cpu.kernels.embedding import embedding_kernel
+from smc.codegen.cpu.kernels.experts import combine_kernel, dispatch_kernel, route_kernel
 from smc.codegen.cpu.kernels.head_norm import head_layer_norm_kernel
 from smc.codegen.cpu.kernels.kv_cache import rope_cache_kernel
 from smc.codegen.cpu.kernels.linear import linear_kernel
@@ -16,6 +17,8 @@ from smc.codegen.cpu.kernels.rows import elementwise_kernel, quantize_tokens_ker
 from smc.codegen.cpu.kernels.transform import transform_kernel
 from smc.codegen.kernels.specs import (
     AttentionKernel,
+    CombineKernel,
+    DispatchKernel,
     ElementwiseKernel,
     EmbeddingKernel,
     HeadLayerNormKernel,
@@ -26,6 +29,7 @@ from smc.codegen.kernels.specs import (
     QuantizeTokensKernel,
     RmsNormKernel,
     RopeKernel,
+    RouteKernel,
     TransformKernel,
 )
 from smc.targets import CpuLevel
@@ -39,6 +43,9 @@ BUILDERS: dict[type, Callable[[str, Any, CpuLevel], Kernel]] = {
     ElementwiseKernel: elementwise_kernel,
     QuantizeTokensKernel: quantize_tokens_kernel,
     TransformKernel: transform_kernel,
+    RouteKernel: route_kernel,
+    DispatchKernel: dispatch_kernel,
+    CombineKernel: combine_kernel,
     RopeKernel: rope_cache_kernel,
     AttentionKernel: attention_kernel,
     MergeKernel: merge_kernel,

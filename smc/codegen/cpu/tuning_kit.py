@@ -22,7 +22,7 @@ from smc.codegen.packing import check_packable
 from smc.codegen.plan.plan import Plan
 from smc.codegen.plan.work import padded_width
 from smc.errors import InputError
-from smc.ir import F16, Encoding, integer, matrix_shape, parse_encoding
+from smc.ir import F16, Encoding, integer, parse_encoding, stack_shape
 from smc.runtime.artifact import read_manifest
 from smc.targets import CpuLevel, Target
 
@@ -70,7 +70,7 @@ def artifact_matrices(path: Path) -> list[Matrix]:
         if len(shape) == 2:
             encoding = parse_encoding(text)
             check_packable(encoding)
-            matrices.append((encoding, *matrix_shape(shape)))
+            matrices.append((encoding, *stack_shape(shape)[1:]))
     if not matrices:
         raise InputError(f"the manifest of {path} does not say which matrices it has: tune the model instead")
     return matrices
@@ -78,7 +78,7 @@ def artifact_matrices(path: Path) -> list[Matrix]:
 
 def plan_matrices(plan: Plan) -> list[Matrix]:
     """The matrices that a token multiplies."""
-    return [(p.encoding, *matrix_shape(p.shape)) for p in plan.multiplied()]
+    return [(p.encoding, *stack_shape(p.shape)[1:]) for p in plan.multiplied()]
 
 
 def standard_matrices() -> list[Matrix]:

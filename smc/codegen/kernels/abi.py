@@ -25,15 +25,20 @@ TILE_TOKENS = 8
 """Tokens of one sequence that attention handles together (SMC_TILE_TOKENS)."""
 
 
+Kind = Literal["f32", "i8", "i32"]
+"""What activations are stored as."""
+
+
 @dataclass(frozen=True)
 class Form:
-    """How an activation is handed to its reader: "f32", or int8 codes with scales per group or per token, and sums.
+    """How an activation is handed to its reader: "f32", or int8 codes with scales per group or per token, and sums;
+    "i32" are numbers of rows and experts.
 
     group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
     zeros. permuted, rotation: by a `TransformKernel` before.
     """
 
-    kind: Literal["f32", "i8"]
+    kind: Kind
     group: int | Literal["token"] = 32
     sum_group: int = 32
     permuted: bool = False
@@ -44,11 +49,16 @@ class Form:
         """The values as they are, no codes."""
         return self.kind == "f32"
 
+    @property
+    def has_scales(self) -> bool:
+        """Codes have scales, and sums."""
+        return self.kind == "i8"
+
     def __str__(self) -> str:
-        return self.kind if self.is_float else f"i8_g{self.group}_s{self.sum_group}"
+        return self.kind if not self.has_scales else f"i8_g{self.group}_s{self.sum_group}"
 
 
-F32_FORM = Form("f32")
+F32_FORM, I32_FORM = Form("f32"), Form("i32")
 
 
 def form_for(encoding: Encoding) -> Form:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from smc.codegen.kernels.abi import AttentionShape, Form, form_for
+from smc.codegen.kernels.abi import AttentionShape, Form, Kind, form_for
 from smc.codegen.kernels.signature import Signature
 from smc.ir import Encoding
 
@@ -54,7 +54,7 @@ def operands(op: str) -> str:
     return "ab" if op in ("add", "mul") or op.startswith(GATED) else "a"
 
 
-def linear_signature(inputs: Literal["f32", "i8"], argmax: bool = False) -> Signature:
+def linear_signature(inputs: Kind, argmax: bool = False) -> Signature:
     """The parameters of matmuls whose inputs are of this kind."""
     return Signature.of(
         "const int8_t *x" if inputs == "i8" else "const float *x",
@@ -233,6 +233,58 @@ class QuantizeTokensKernel:
     def signature(self) -> Signature:
         """The kernel's C parameters."""
         return Signature.of("const float *x", *results([self.form]), "int32_t tokens", "int32_t stride", *BLOCKS)
+
+
+@dataclass(frozen=True)
+class RouteKernel:
+    """The choice of experts, and where their rows lie (cpu/kernels/experts.py)."""
+
+    experts: int
+    chosen: int
+    normalized: bool
+
+    def name(self) -> str:
+        """The symbol, one per specialization."""
+        return f"route_{self.chosen}_of_{self.experts}{'_normalized' if self.normalized else ''}"
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        written = ("float *weights", "int32_t *groups", "int32_t *rows", "int32_t *places")
+        return Signature.of("const float *logits", *written, "int32_t tokens", "int32_t stride", *BLOCKS)
+
+
+@dataclass(frozen=True)
+class DispatchKernel:
+    """The rows of an expert's tokens, one after the other (cpu/kernels/experts.py)."""
+
+    forms: tuple[Form, ...]
+
+    def name(self) -> str:
+        """The symbol, one per specialization."""
+        return "_".join(["dispatch", *map(_identifier, self.forms)])
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        sizes = ("int32_t first", "int32_t tokens", "int32_t stride")
+        return Signature.of("const float *x", "const int32_t *rows", *results(self.forms), *sizes, *BLOCKS)
+
+
+@dataclass(frozen=True)
+class CombineKernel:
+    """The weighted sum of what a token's experts made (cpu/kernels/experts.py). residual: one is added to it."""
+
+    chosen: int
+    residual: bool = False
+
+    def name(self) -> str:
+        """The symbol, one per specialization."""
+        return f"combine_{'residual_' if self.residual else ''}{self.chosen}"
+
+    def signature(self) -> Signature:
+        """The kernel's C parameters."""
+        pointers = ("const float *x", "const float *weights", "const int32_t *places")
+        residual = ("const float *residual",) if self.residual else ()
+        return Signature.of(*pointers, *residual, "float *out", "int32_t weights_stride", "int32_t stride", *BLOCKS)
 
 
 @dataclass(frozen=True)

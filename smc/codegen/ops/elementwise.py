@@ -5,8 +5,7 @@ from __future__ import annotations
 from smc.codegen.kernels.specs import GATED, ElementwiseKernel
 from smc.codegen.ops.registry import Lowering, lowers
 from smc.codegen.plan.arguments import Activation, Argument, Number, Stride, TokenCount
-from smc.codegen.plan.domains import Columns
-from smc.codegen.plan.lowering import TILE_GROUP, FunctionLowering, outputs
+from smc.codegen.plan.lowering import TILE_GROUP, FunctionLowering, columns, outputs
 from smc.ir import Node
 from smc.ir.activations import ACTIVATIONS
 from smc.ir.ops.registry import OPS
@@ -32,12 +31,12 @@ class Elementwise(Lowering):
         """Results in floats, or in codes that any tile has for itself."""
         kernel, numbers = self.kernel_of(node), self.numbers(node)
         sources = tuple(f.buffer(value) for value in node.inputs)
-        results = f.results(node, lambda form: form.group == TILE_GROUP)
+        results = f.results(node, lambda form: form.group == TILE_GROUP, sources[0].routing)
         f.add(
             node.name,
             kernel,
             ElementwiseKernel(kernel, tuple(buffer.form for buffer in results), numbers=tuple(numbers)),
-            Columns(results[0]),
+            columns(results[0]),
             {
                 **{name: Activation(source) for name, source in zip("ab", sources, strict=False)},
                 **outputs(results),

@@ -20,8 +20,8 @@ from smc.codegen.plan.arguments import (
     Weight,
     WeightSize,
 )
-from smc.codegen.plan.domains import Columns, Rows, Tokens
-from smc.codegen.plan.lowering import FunctionLowering
+from smc.codegen.plan.domains import Columns, Rows
+from smc.codegen.plan.lowering import FunctionLowering, tokens
 from smc.codegen.plan.plan import BySlot
 from smc.codegen.plan.work import NO_WORK, CallSizes, Work, padded_width
 from smc.ir import Node, Parameter
@@ -37,12 +37,9 @@ class Linear(Lowering):
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
         """The input in its form, what is to be added in its place, and the product."""
-        value, matrix = node.inputs[:2]
+        matrix = node.inputs[1]
         bias = node.inputs[2] if node.attributes["bias"] else None
-        form = f.forms[node.name, 0]
-        if form.permuted or form.rotation:
-            value, form = _transformed(f, node, form), replace(form, permuted=False, rotation=None)
-        source = f.in_form(value, form)
+        source, form = in_its_form(f, node)
         if node.attributes["residual"]:
             out = _residual(f, node, source)
             f.alias(node.name, out)
@@ -78,20 +75,28 @@ class Linear(Lowering):
         )
 
 
+def in_its_form(f: FunctionLowering, node: Node) -> tuple[Buffer, Form]:
+    """A node's input as its matrix reads it, and in which form that is."""
+    value, form = node.inputs[0], f.forms[node.name, 0]
+    if form.permuted or form.rotation:
+        value, form = _transformed(f, node, form), replace(form, permuted=False, rotation=None)
+    return f.in_form(value, form), form
+
+
 def _transformed(f: FunctionLowering, node: Node, form: Form) -> str:
     """The name of a linear's input in the order and the basis of its matrix, in floats."""
     source, matrix = f.buffer(node.inputs[0]), node.inputs[1]
-    out = f.new_buffer(f"{node.name}_input", source.width)
+    out = f.new_buffer(f"{node.name}_input", source.width, routing=source.routing)
 
     def work(sizes: CallSizes) -> Work:
-        columns = sizes.parameter(matrix).shape[1]
+        columns = sizes.parameter(matrix).shape[-1]
         return Work(weight_bytes=4 * padded_width(columns) * form.permuted)
 
     f.add(
         node.name,
         "transform",
         TransformKernel(form.permuted, form.rotation),
-        Tokens(),
+        tokens(source),
         {
             "x": Activation(source),
             "order": Weight(matrix, "order"),

@@ -12,14 +12,39 @@ from smc.ir.types import Dim
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Activations [tokens, width] of one value in one form. Several values may share one, in place."""
+    """Activations [tokens, width] of one value in one form. Several values may share one, in place.
+
+    routing: a token has a row for every expert that it chose, and rows of the same expert follow one another.
+    """
 
     value: str
     width: Dim
     form: Form = F32_FORM
+    routing: Routing | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many a token has."""
+        return self.routing.chosen if self.routing else 1
 
     def __str__(self) -> str:
         return f"{self.value}:{self.form}"
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """How a step's tokens are shared out among experts. experts: how many there are; chosen: by each token.
+
+    groups: of the experts that are chosen the number, the first row, and how many rows; then zeros. rows: of every row
+    the token. places: of every token's choices the row; weights: what each counts.
+    """
+
+    experts: int
+    chosen: int
+    groups: Buffer
+    rows: Buffer
+    places: Buffer
+    weights: Buffer
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,14 @@ class TokenCount:
 
     def __str__(self) -> str:
         return "tokens"
+
+
+@dataclass(frozen=True)
+class FirstRow:
+    """The first of the rows that a call works on, where they are those of an expert."""
+
+    def __str__(self) -> str:
+        return "first row"
 
 
 @dataclass(frozen=True)
@@ -170,6 +203,7 @@ Argument = (
     Activation
     | Stride
     | TokenCount
+    | FirstRow
     | Weight
     | WeightSize
     | Vector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc.codegen.plan.arguments import Buffer
+from smc.codegen.plan.arguments import Buffer, Routing
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,40 @@ class Rows(Domain):
 
     def __str__(self) -> str:
         return f"{self.slot}.rows / 32"
+
+
+@dataclass(frozen=True)
+class Once(Domain):
+    """One block: all tokens."""
+
+    by_token = True
+
+    def __str__(self) -> str:
+        return "once"
+
+
+@dataclass(frozen=True)
+class Groups(Domain):
+    """A block is all rows of one expert. columns: the kernel's own blocks are tiles of these rows, not the rows."""
+
+    routing: Routing
+    columns: Buffer | None = None
+    by_token = True
+
+    def __str__(self) -> str:
+        return "experts that are chosen"
+
+
+@dataclass(frozen=True)
+class GroupRows(Domain):
+    """A block is 32 rows of the matrix that an expert has in a slot, for all rows of that expert."""
+
+    slot: str
+    routing: Routing
+    by_token = True
+
+    def __str__(self) -> str:
+        return f"experts that are chosen x {self.slot}.rows / 32"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from smc.codegen.kernels.abi import F32_FORM, Form
 from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel
-from smc.codegen.plan.arguments import Activation, Argument, Buffer, Stride, TokenCount
-from smc.codegen.plan.domains import Columns, Domain, Tokens
+from smc.codegen.plan.arguments import Activation, Argument, Buffer, Routing, Stride, TokenCount
+from smc.codegen.plan.domains import Columns, Domain, Groups, Tokens
 from smc.codegen.plan.plan import KernelChoice, Operation
 from smc.errors import InputError
 from smc.ir import Function, Node, RopeTable
@@ -24,7 +24,8 @@ class FunctionLowering:
     """A function of the ir that is being lowered; ops add their operations in the order of the graph.
 
     rotations: values that readers must rotate first. head_norms: values whose heads readers must normalize first,
-    before a rotation, and the nodes of these norms. lowered: the nodes whose operations exist.
+    before a rotation, and the nodes of these norms. routings: by the value that says which experts tokens chose.
+    tuples: the buffers of values that are several tensors. lowered: the nodes whose operations exist.
     """
 
     def __init__(self, function: Function, forms: Forms) -> None:
@@ -32,6 +33,8 @@ class FunctionLowering:
         self.operations: list[Operation] = []
         self.rotations: dict[str, RopeTable] = {}
         self.head_norms: dict[str, Node] = {}
+        self.routings: dict[str, Routing] = {}
+        self.tuples: dict[str, tuple[Buffer, ...]] = {}
         self.lowered: set[str] = set()
         self._buffers: dict[tuple[str, Form], Buffer] = {}
         self._writers: dict[Buffer, Operation] = {}
@@ -50,23 +53,27 @@ class FunctionLowering:
         """The floats of a value as they are before its heads are normed and rotated, if they are."""
         return self._buffers[value, F32_FORM]
 
-    def new_buffer(self, value: str, width: int | str, form: Form = F32_FORM) -> Buffer:
+    def new_buffer(
+        self, value: str, width: int | str, form: Form = F32_FORM, routing: Routing | None = None
+    ) -> Buffer:
         """The new buffer of a value."""
-        buffer = self._buffers[value, form] = Buffer(value, width, form)
+        buffer = self._buffers[value, form] = Buffer(value, width, form, routing)
         return buffer
 
     def alias(self, value: str, buffer: Buffer) -> None:
         """The floats of a value lie in a buffer that there is already."""
         self._buffers[value, F32_FORM] = buffer
 
-    def results(self, node: Node, makes: Callable[[Form], bool]) -> tuple[Buffer, ...]:
+    def results(
+        self, node: Node, makes: Callable[[Form], bool], routing: Routing | None = None
+    ) -> tuple[Buffer, ...]:
         """New buffers for a value in all forms in which it is read and its kernel can make it; in floats, too, where
         it can't make others, which are then rounded from these."""
         wanted = self._reader_forms(node)
         forms = [form for form in wanted if makes(form)]
         if len(forms) < len(wanted) and F32_FORM not in forms:
             forms.insert(0, F32_FORM)
-        return tuple(self.new_buffer(node.name, node.tensor.shape[1], form) for form in forms)
+        return tuple(self.new_buffer(node.name, node.tensor.shape[-1], form, routing) for form in forms)
 
     def in_form(self, value: str, form: Form) -> Buffer:
         """A value in a form, rounded by an operation of its own where its kernel did not do it.
@@ -77,7 +84,7 @@ class FunctionLowering:
             return self.buffer(value)
         if (value, form) not in self._buffers:
             source = self.buffer(value)
-            self._quantize(value, source, self.new_buffer(value, source.width, form))
+            self._quantize(value, source, self.new_buffer(value, source.width, form, source.routing))
         return self._buffers[value, form]
 
     def _reader_forms(self, node: Node) -> list[Form]:
@@ -102,7 +109,7 @@ class FunctionLowering:
             value,
             "quantize",
             kernel,
-            Columns(source) if any_tile else Tokens(),
+            columns(source) if any_tile else tokens(source),
             {
                 "a" if any_tile else "x": Activation(source),
                 **outputs([codes]),
@@ -111,7 +118,7 @@ class FunctionLowering:
             },
             reads=(source,),
             writes=(codes,),
-            repeatable=True,
+            repeatable=source.routing is None,
         )
 
     # ---- operations
@@ -129,6 +136,8 @@ class FunctionLowering:
 
         It comes after those that make what it reads, and after all that read or made what it writes in place.
         """
+        if isinstance(domain, Groups):
+            facts["reads"] = (*facts["reads"], domain.routing.groups)
         operation = Operation(name, kind, kernel, domain, arguments, **facts)
         for buffer in operation.reads:
             if buffer in self._writers:
@@ -144,6 +153,16 @@ class FunctionLowering:
         operation.after = list(dict.fromkeys(operation.after))
         self.operations.append(operation)
         return operation
+
+
+def columns(buffer: Buffer) -> Domain:
+    """The domain of kernels on tiles of columns, each by itself."""
+    return Columns(buffer) if buffer.routing is None else Groups(buffer.routing, buffer)
+
+
+def tokens(buffer: Buffer) -> Domain:
+    """The domain of kernels on whole rows, each by itself."""
+    return Tokens() if buffer.routing is None else Groups(buffer.routing)
 
 
 def outputs(buffers: Sequence[Buffer]) -> dict[str, Argument]:

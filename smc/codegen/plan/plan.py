@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from smc.codegen.kernels.abi import AttentionShape, KVDtype
+from smc.codegen.kernels.abi import AttentionShape, Kind, KVDtype
 from smc.codegen.kernels.signature import Signature
 from smc.codegen.kernels.specs import (
     EMBEDDING_SIGNATURE,
@@ -36,7 +36,7 @@ class BySlot:
 
     kind: type[LinearKernel] | type[EmbeddingKernel]
     slot: str
-    inputs: Literal["f32", "i8"] = "f32"
+    inputs: Kind = "f32"
 
     def spec(self, parameter: Parameter) -> KernelSpec:
         """The kernel for a matrix."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from smc.codegen.kernels.abi import Form
 from smc.codegen.kernels.layout import MatrixLayout, padded
 from smc.codegen.plan.arguments import KvShape
-from smc.ir import Module, Parameter, matrix_shape
+from smc.ir import Module, Parameter, matrix_shape, stack_shape
 from smc.ir.types import Dim
 
 WIDTH_MULTIPLE = 32
@@ -27,6 +27,7 @@ class Work:
     weight_bytes: read once per step. token_bytes, token_macs: per token, activations and multiply-adds. cache_reads:
     elements of the KV cache per cached token that a tile of tokens sees; cache_macs: multiply-adds per pair of a token
     and a cached token that it sees; cache_writes: elements per token. cache: whose K and V.
+    chosen_bytes: weights of the experts that a token chooses; expert_bytes: of all of them, once per step at most.
     integer: the multiply-adds are of int8. encodings: of the matrices, as text.
     """
 
@@ -36,6 +37,8 @@ class Work:
     cache_reads: int = 0
     cache_macs: int = 0
     cache_writes: int = 0
+    chosen_bytes: int = 0
+    expert_bytes: int = 0
     cache: KvShape | None = None
     integer: bool = False
     encodings: tuple[str, ...] = ()
@@ -48,6 +51,8 @@ class Work:
             self.cache_reads + other.cache_reads,
             self.cache_macs + other.cache_macs,
             self.cache_writes + other.cache_writes,
+            self.chosen_bytes + other.chosen_bytes,
+            self.expert_bytes + other.expert_bytes,
             self.cache or other.cache,
             self.integer or other.integer,
             tuple(dict.fromkeys((*self.encodings, *other.encodings))),
@@ -88,6 +93,19 @@ class CallSizes:
             encodings=(str(parameter.encoding),),
         )
 
+    def chosen(self, slot: str, form: Form, count: int) -> Work:
+        """Multiplying a token's inputs in a form by so many of the matrices in a slot."""
+        parameter = self.parameter(slot)
+        experts, rows, columns = stack_shape(parameter.shape)
+        each = MatrixLayout(parameter.encoding, rows, columns).total_bytes
+        return Work(
+            chosen_bytes=count * each,
+            expert_bytes=experts * each,
+            token_macs=count * rows * columns,
+            integer=not form.is_float,
+            encodings=(str(parameter.encoding),),
+        )
+
     def looked_up(self, slot: str) -> Work:
         """Reading a row of the matrix in a slot for every token."""
         parameter = self.parameter(slot)
@@ -102,7 +120,7 @@ class CallSizes:
 
 def form_bytes(form: Form, width: int) -> int:
     """Bytes of one token's activations of so many columns: values, or codes with their scales and sums."""
-    if form.is_float:
+    if not form.has_scales:
         return 4 * width
     scales = 1 if form.group == "token" else width // 32
     return width + 4 * scales + 4 * width // form.sum_group

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.kernels.layout import ROW_BLOCK
-from smc.codegen.plan.arguments import Buffer
-from smc.codegen.plan.domains import CacheWrites, Columns, Merges, Rows, Splits, Tokens
+from smc.codegen.plan.arguments import Buffer, Routing
+from smc.codegen.plan.domains import (
+    CacheWrites,
+    Columns,
+    GroupRows,
+    Groups,
+    Merges,
+    Once,
+    Rows,
+    Splits,
+    Tokens,
+)
+from smc.codegen.plan.work import WIDTH_MULTIPLE
 from smc.codegen.program.blocks import CLAIMED, chunks, claimed_tiles, tiles
 from smc.codegen.program.kernel_table import member
 from smc.codegen.program.scope import ALL_TOKENS, Range, Scope
@@ -47,6 +58,12 @@ class CpuDialect:
                 return "N"
             case Columns(buffer):
                 return chunks(scope, buffer)
+            case GroupRows(slot, routing):
+                rows = f"(L->{c_identifier(slot)}.rows / {ROW_BLOCK})"
+                if task.is_chain:
+                    group = task.rows_at_once // ROW_BLOCK
+                    rows = f"(({rows} + {group - 1}) / {group})"
+                return f"{_groups(routing)} * {rows}"
             case Rows() if task.is_chain:
                 group = task.rows_at_once // ROW_BLOCK
                 tokens = scope.schedule.traits.tokens_of_chain(task.rows_at_once)
@@ -54,6 +71,10 @@ class CpuDialect:
                 return f"{rows} * (({_piece(phase)} + {tokens - 1}) / {tokens})"
             case Rows():
                 return _row_blocks(task)
+            case Once():
+                return "1"
+            case Groups(routing):
+                return _groups(routing)
             case CacheWrites(kv_heads):
                 return f"S->tile_count * {kv_heads}"
             case Splits(kv_heads):
@@ -89,7 +110,10 @@ class CpuDialect:
             out.write(f"if ({JOINED}) {_call(scope, write, ALL_TOKENS, **CLAIMED)};")
         if task.is_chain:
             with out.block():
-                _chain(out, scope, task, _piece(phase))
+                if isinstance(task.blocks, GroupRows):
+                    _group_chain(out, scope, task, task.blocks)
+                else:
+                    _chain(out, scope, task, _piece(phase))
             return
         [call] = task.calls
         match task.blocks:
@@ -98,6 +122,10 @@ class CpuDialect:
             case Rows():
                 with out.block():
                     _rows(out, scope, task, call)
+            case Groups():
+                _whole_groups(out, scope, task.blocks, call)
+            case GroupRows():
+                _group_rows(out, scope, task.blocks, call)
             case _:
                 out.write(f"{_call(scope, call, ALL_TOKENS, **CLAIMED)};")
 
@@ -148,6 +176,72 @@ def _rows(out: CWriter, scope: Scope, task: Task, call: Call) -> None:
     if task.argmax is not None:
         out.write(f"if (argmax) {_call(scope, task.argmax, tokens, **CLAIMED)};", "else")
     out.write(f"{_call(scope, call, tokens, **CLAIMED)};")
+
+
+def _groups(routing: Routing) -> str:
+    """How many experts all tokens may choose; the table has zeros behind those that they did."""
+    most = f"N * {routing.chosen}"
+    return f"({most} < {routing.experts} ? {most} : {routing.experts})"
+
+
+EXPERT = Range("n", "first", expert="expert")
+"""The rows of one expert."""
+
+
+def _expert(scope: Scope, routing: Routing, number: str) -> tuple[str, str]:
+    """C that declares which expert a group is of, and which rows."""
+    group = f"const int32_t *group = {scope.name(routing.groups)} + 3 * {number};"
+    return group, "const int32_t expert = group[0], first = group[1], n = group[2];"
+
+
+def _whole_groups(out: CWriter, scope: Scope, blocks: Groups, call: Call) -> None:
+    """Calls for all rows of every claimed expert."""
+    end = "n" if blocks.columns is None else f"n * ({scope.width(blocks.columns)} / {WIDTH_MULTIPLE})"
+    with out.block("for (int32_t b = phase.begin; b < phase.end; b++)"):
+        out.write(*_expert(scope, blocks.routing, "b"), "(void)expert;")
+        out.write(f"if (n) {_call(scope, call, EXPERT, begin='0', end=end)};")
+
+
+def _group_rows(out: CWriter, scope: Scope, blocks: GroupRows, call: Call) -> None:
+    """A linear for some rows of the matrices of the claimed experts: those of one at a time."""
+    out.write(f"for (int32_t b = phase.begin, all = L->{c_identifier(blocks.slot)}.rows / {ROW_BLOCK}, end; "
+              "b < phase.end; b = end)")
+    with out.block():
+        out.write("end = (b / all + 1) * all < phase.end ? (b / all + 1) * all : phase.end;")
+        out.write(*_expert(scope, blocks.routing, "(b / all)"))
+        own = {"begin": "b % all", "end": "end - b / all * all"}
+        out.write(f"if (n) {_call(scope, call, EXPERT, **own)};")
+
+
+def _group_chain(out: CWriter, scope: Scope, chain: Task, blocks: GroupRows) -> None:
+    """Some rows of the matrices of an expert by all its rows, or as many rows as a thread's scratch has room for."""
+    [*linears, last] = chain.calls
+    traits, rows = scope.schedule.traits, chain.rows_at_once
+    group, tokens = rows // ROW_BLOCK, traits.tokens_of_chain(rows)
+    for buffer, offset in chain_places(scope.schedule, scope.function, chain).items():
+        out.write(f"float *{scope.name(buffer)} = PRIVATE(float, {offset});")
+    out.write(
+        f"const int32_t row_blocks = L->{c_identifier(blocks.slot)}.rows / {ROW_BLOCK};",
+        f"const int32_t all = (row_blocks + {group - 1}) / {group};",
+    )
+    with out.block("for (int32_t b = phase.begin, end; b < phase.end; b = end)"):
+        out.write("end = (b / all + 1) * all < phase.end ? (b / all + 1) * all : phase.end;")
+        out.write(*_expert(scope, blocks.routing, "(b / all)"))
+        out.write(f"const int32_t most = n < {tokens} ? n : {tokens};", "if (n == 0) continue;")
+        out.write(f"const int32_t together = n > most ? 1 : {traits.chain_floats // rows} / most;")
+        with out.block("for (int32_t c = b; c < end; c += together)"):
+            out.write(
+                f"const int32_t left = end - c, low = c % all * {group};",
+                f"const int32_t full = low + (left < together ? left : together) * {group};",
+                "const int32_t high = full < row_blocks ? full : row_blocks;",
+            )
+            with out.block("for (int32_t t = 0; t < n; t += most)"):
+                out.write("const int32_t count = n - t < most ? n - t : most;")
+                some = Range("count", "(first + t)", chain.inner, "expert")
+                out.write(*(f"{_call(scope, linear, some, begin='low', end='high')};" for linear in linears))
+                whole = Range("n", "first", chain.inner, "expert")
+                own = {"first": "t", "count": "count", "begin": "low", "end": "high"}
+                out.write(f"{_call(scope, last, whole, **own)};")
 
 
 def _chain(out: CWriter, scope: Scope, chain: Task, piece: str) -> None:

@@ -108,8 +108,8 @@ class _Function:
     def pointers(self, buffer: Buffer, place: Place) -> list[tuple[str, str, int]]:
         """The variables that a buffer has: what each points to, its name and the offset."""
         name = self.scope.name(buffer)
-        if buffer.form.is_float:
-            return [("float", name, place.data)]
+        if not buffer.form.has_scales:
+            return [("float" if buffer.form.is_float else "int32_t", name, place.data)]
         return [
             ("int8_t", name, place.data),
             ("float", f"{name}_scales", place.scales),

@@ -67,7 +67,7 @@ def write_functions(out: CWriter, schedule: Schedule, memory: MemoryPlan, table:
     out.write(
         "/* Places in the weights: bytes from their begin. `kernel` is an index into the tables of kernels. */",
         "struct matrix {",
-        "  uint64_t codes, scales, zeros, order;",
+        "  uint64_t codes, scales, zeros, order, each; /* each: from one of a stack to the next */",
         "  int32_t rows, columns, kernel;",
         "};",
         "",

@@ -12,6 +12,7 @@ from smc.codegen.plan.arguments import (
     Argument,
     Buffer,
     Cache,
+    FirstRow,
     Null,
     Number,
     Rope,
@@ -31,11 +32,12 @@ from smc.codegen.schedule.schedule import FunctionSchedule, Schedule
 @dataclass(frozen=True)
 class Range:
     """The tokens of a call: `count` from `first` on, both C; first None: from the begin. inner: buffers that hold these
-    tokens alone."""
+    tokens alone. expert: in C, whose rows these are, and whose matrices of stacks they are multiplied with."""
 
     count: str = "N"
     first: str | None = None
     inner: tuple[Buffer, ...] = field(default=())
+    expert: str | None = None
 
 
 ALL_TOKENS = Range()
@@ -76,8 +78,12 @@ class Scope:
                 return self.width(buffer)
             case TokenCount():
                 return tokens.count
+            case FirstRow():
+                return tokens.first or "0"
             case Weight(slot, part):
                 place = f"W + L->{c_identifier(slot)}.{part}"
+                if tokens.expert is not None:
+                    place += f" + (size_t){tokens.expert} * L->{c_identifier(slot)}.each"
                 return f"(const int32_t *)({place})" if part == "order" else place
             case WeightSize(slot, side):
                 return f"L->{c_identifier(slot)}.{side}"
@@ -102,7 +108,9 @@ class Scope:
 
     def _activation(self, buffer: Buffer, part: str, tokens: Range) -> str:
         name = self.name(buffer) + ("" if part == "data" else f"_{part}")
-        if tokens.first is None or buffer in tokens.inner:
+        # Of what has no rows for experts, all is there.
+        is_whole = tokens.first is None or (tokens.expert is not None and buffer.routing is None)
+        if is_whole or buffer in tokens.inner:
             return name
         width = self.width(buffer)
         groups = "1" if buffer.form.group == "token" else f"({width} / {WIDTH_MULTIPLE})"

@@ -24,7 +24,7 @@ def call_table(schedule: Schedule, table: WeightTable, function: FunctionSchedul
     plan, f = schedule.plan, function.plan
     symbols = f.symbols()
     slots = [slot for slot in f.function.parameters() if f.function.users(slot.name)]
-    matrices = {slot.name for slot in slots if len(slot.tensor.shape) == 2}
+    matrices = {slot.name for slot in slots if len(slot.tensor.shape) > 1}
     prefetches = any(phase.prefetches for phase in function.phases)
     name = f"{f.name}_call"
     lines = [f"struct {name} {{"]
@@ -109,7 +109,7 @@ def _matrix(table: WeightTable, sizes: CallSizes, slot: str, kernels: dict[Encod
     parameter = sizes.parameter(slot)
     place = table.matrices[parameter.name]
     number = kernels[parameter.encoding]
-    places = (place.codes, place.scales, place.zeros, place.order, place.rows, place.columns, number)
+    places = (place.codes, place.scales, place.zeros, place.order, place.each, place.rows, place.columns, number)
     return _braces(map(str, places))
 
 

@@ -17,7 +17,7 @@ from smc.codegen.kernels.abi import COMPACT, F32_FORM
 from smc.codegen.kernels.layout import ROW_BLOCK
 from smc.codegen.kernels.specs import ElementwiseKernel, QuantizeTokensKernel
 from smc.codegen.plan.arguments import Buffer, Number
-from smc.codegen.plan.domains import Rows
+from smc.codegen.plan.domains import GroupRows, Groups, Rows
 from smc.codegen.plan.lowering import outputs
 from smc.codegen.plan.plan import Operation
 from smc.codegen.schedule.schedule import Call, FunctionSchedule, Schedule, Task, phases_of
@@ -50,8 +50,10 @@ def _linears(function: FunctionSchedule, tasks: Sequence[Task], last: Task) -> l
     [call, *others] = last.calls
     if others or not isinstance(call.kernel, ElementwiseKernel) or len(set(call.reads)) < len(call.reads):
         return []
-    linears = []
-    for buffer in call.reads:
+    linears, read = [], call.reads
+    if isinstance(last.blocks, Groups):
+        read = tuple(buffer for buffer in read if buffer is not last.blocks.routing.groups)
+    for buffer in read:
         makers = [task for task in tasks if buffer in task.writes]
         readers = [task for task in tasks if buffer in task.reads]
         if len(makers) != 1 or readers != [last] or buffer is function.plan.result or not _is_linear(makers[0]):
@@ -65,7 +67,7 @@ def _linears(function: FunctionSchedule, tasks: Sequence[Task], last: Task) -> l
 
 
 def _is_linear(task: Task) -> bool:
-    return isinstance(task.blocks, Rows) and not task.is_chain and not task.operations[0].updates
+    return isinstance(task.blocks, Rows | GroupRows) and not task.is_chain and not task.operations[0].updates
 
 
 def _before(operation: Operation) -> set[Operation]:

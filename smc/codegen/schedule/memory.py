@@ -62,7 +62,8 @@ def _plan_function(
     taken: list[tuple[int, int, int, int]] = []  # first phase, last phase, begin, end
     for buffer in sorted(local, key=lambda b: lives[b]):
         first, last = lives[buffer]
-        parts = buffer_bytes(buffer.form, tokens, schedule.plan.width_of(function.plan, buffer))
+        rows = tokens * buffer.rows
+        parts = buffer_bytes(buffer.form, rows, schedule.plan.width_of(function.plan, buffer))
         size, offset = sum(parts), 0
         for begin, end in sorted((b, e) for since, until, b, e in taken if not (until < first or last < since)):
             if offset + size <= begin:

@@ -22,7 +22,7 @@ class Place:
 
 def buffer_bytes(form: Form, tokens: int, width: int) -> list[int]:
     """Bytes of each part of a buffer of so many tokens and padded columns."""
-    if form.is_float:
+    if not form.has_scales:
         return [padded(tokens * width * 4, ALIGNMENT)]
     scales = tokens if form.group == "token" else tokens * width // 32
     return [padded(n, ALIGNMENT) for n in (tokens * width, scales * 4, tokens * width // form.sum_group * 4)]

@@ -46,7 +46,8 @@ class TaskProfile:
 def _members(work: Work) -> str:
     """The initializer of a `struct smc_work`."""
     members = (work.weight_bytes, work.token_bytes, work.token_macs, work.cache_reads, work.cache_macs)
-    return f"{{{', '.join(map(str, members))}}}"
+    experts = (work.chosen_bytes, work.expert_bytes)
+    return f"{{{', '.join(map(str, members + experts))}}}"
 
 
 def profile_tasks(schedule: Schedule) -> list[TaskProfile]:
@@ -89,5 +90,5 @@ def _work(call: Call, task: Task, sizes: CallSizes) -> Work:
     if None in works:
         return NO_WORK
     buffers = [buffer for buffer in (*call.reads, *call.writes) if buffer not in task.inner]
-    moved = Work(token_bytes=sum(sizes.activations(buffer.form, buffer.width) for buffer in buffers))
+    moved = Work(token_bytes=sum(b.rows * sizes.activations(b.form, b.width) for b in buffers))
     return sum((work(sizes) for work in works if work is not None), moved)

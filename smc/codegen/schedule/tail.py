@@ -33,7 +33,7 @@ def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
 
 def earliest_gather(function: FunctionSchedule) -> Gather:
     """Where the phases begin in which each token is by itself, and that read only floats of earlier ones: codes are
-    not moved, because some machines interleave those of several tokens."""
+    not moved, because some machines interleave those of several tokens, nor are the rows of experts."""
     assert function.gather is not None
     gather = function.gather
     for number in reversed(range(len(function.phases))):
@@ -43,9 +43,14 @@ def earliest_gather(function: FunctionSchedule) -> Gather:
         before = {buffer for phase in function.phases[:number] for buffer in phase.buffers()} | {function.plan.x}
         read = dict.fromkeys(buffer for phase in phases for task in phase.tasks for buffer in task.reads)
         buffers = tuple(b for b in dict.fromkeys([*read, function.plan.result]) if b in before)
-        if phases[0].first is None and all(buffer.form == F32_FORM for buffer in buffers):
+        if phases[0].first is None and all(_is_row_of_floats(buffer) for buffer in buffers):
             gather = Gather(number, buffers)
     return gather
+
+
+def _is_row_of_floats(buffer: Buffer) -> bool:
+    """Whether a token has one row, which can be moved."""
+    return buffer.form == F32_FORM and buffer.routing is None
 
 
 def _is_by_token(task: Task) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smc.frontend.architectures.block import Block
@@ -24,7 +24,8 @@ class Decoder:
     embed: tokens (and, where its function takes them, positions) → x. layers: x and positions → x; they may differ, and
     those of equal functions share one. head: x → logits. unused: tensors that the checkpoint may hold beside theirs (a
     head stored twice although it is tied, a mask that follows from the config).
-    tensors: in place of the checkpoint's, where the architecture joined some.
+    tensors: in place of the checkpoint's, where the architecture joined some. stacks: of tensors that are several
+    matrices in one, by name, the names under which these are stored one by one (stacks.py).
     """
 
     vocab_size: int
@@ -34,6 +35,7 @@ class Decoder:
     head: Block
     unused: str | None = None
     tensors: Mapping[str, StoredTensor] | None = None
+    stacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(decoder: Decoder, checkpoint: Checkpoint, architecture: str) -> Module:

@@ -35,6 +35,11 @@ class GGUF:
     needs: str | None = None
     applied: frozenset[str] = frozenset()
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether the family is a mixture of experts."""
+        return "expert_count" in self.metadata
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -73,7 +78,8 @@ def gguf_family(metadata: Config) -> tuple[Architecture, GGUF]:
     """The architecture of a GGUF file; InputError names the supported ones."""
     prefix = metadata.text("general.architecture")
     families = [(a, a.gguf) for a in architectures().values() if a.gguf is not None]
-    for family, gguf in sorted(families, key=lambda pair: pair[1].needs is None):
+    # A file of experts may have the keys of the other families with its prefix, too.
+    for family, gguf in sorted(families, key=lambda pair: (pair[1].needs is None, not pair[1].has_experts)):
         if gguf.prefix == prefix and (gguf.needs is None or metadata.values.get(f"{prefix}.{gguf.needs}")):
             return family, gguf
     known = dict.fromkeys(sorted({gguf.prefix for _, gguf in families}))

@@ -1,4 +1,4 @@
-"""compressed-tensors, which LLM Compressor writes: pack-quantized, int-quantized and float-quantized (fp8).
+"""compressed-tensors, which LLM Compressor writes: pack-quantized, int-quantized, float-quantized (fp8) and mxfp4.
 
 pack-quantized: weight_packed int32 [rows, words], dense from the lowest bit of a row on, the code being value +
 2**(bits-1); weight_shape [2]; weight_zero_point packed likewise along the rows. int-quantized: weight int8.
@@ -17,6 +17,7 @@ from smc.fields import COUNT, Range
 from smc.frontend.checkpoint import IntegerTensor, StoredTensor
 from smc.frontend.config import Config
 from smc.frontend.prequantized.fp8 import dequantized
+from smc.frontend.prequantized.mxfp4 import packed
 from smc.frontend.prequantized.registry import Tensors, method
 from smc.frontend.prequantized.tensors import Groups, Parts, scale_type, unpack
 from smc.ir import EncodedTensor, Encoding, ceil_div
@@ -33,6 +34,8 @@ def compressed_tensors(config: Config, tensors: Tensors) -> Tensors:
     """Codes stay codes; inputs are rounded to int8 per token where the config says so."""
     if config.text("format", "") == "float-quantized":
         return dequantized(tensors, None)
+    if config.text("format", "") == "mxfp4-pack-quantized":
+        return packed(tensors)
     schemes = [_Scheme.read(config, name) for name in config.section("config_groups").values]
     rest = dict(tensors)
     for part in ("weight_packed", "weight"):

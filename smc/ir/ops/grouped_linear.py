@@ -1,30 +1,35 @@
-"""Matrix products with matrices that every token chooses: a mixture of experts."""
+"""Matrix products with matrices that every row chooses: a mixture of experts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smc.ir.ops.registry import Weight, op, same
+from smc.ir.ops.registry import TypeFault, Weight, op, same
 from smc.ir.types import TensorType
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _result(x: TensorType, weights: TensorType, index: TensorType) -> TensorType:
-    same("grouped_linear", x.shape[1], weights.shape[2], "input width and weight columns")
-    return TensorType((*index.shape, weights.shape[1]))
+def _result(x: TensorType, weights: TensorType, experts: TensorType) -> TensorType:
+    same("grouped_linear", x.shape[2], weights.shape[2], "input width and weight columns")
+    if x.shape[:2] != experts.shape:
+        raise TypeFault(f"grouped_linear: a row needs one expert, not {x} with {experts}")
+    return TensorType((*experts.shape, weights.shape[1]))
 
 
-@op(ranks={"x": 2, "weights": 3, "index": 2}, result=_result, kernel=False)
-def grouped_linear(x: Tensor, weights: Weight, index: Tensor) -> Tensor:
-    """x [n, i], weights [experts, o, i], index i32 [n, k] → every token times the matrices that it chose, [n, k, o]."""
+@op(ranks={"x": 3, "weights": 3, "experts": 2}, result=_result)
+def grouped_linear(x: Tensor, weights: Weight, experts: Tensor) -> Tensor:
+    """x [n, k, i], weights [count, o, i], experts i32 [n, k] → [n, k, o]: every row times the matrix that it chose."""
     import torch
     from torch.nn import functional
 
-    chosen, x = index.long(), weights.rounded(x)
-    result = x.new_empty(*chosen.shape, weights.values.shape[1])
+    chosen = experts.long()
+    places, parts = [], []
     for expert in torch.unique(chosen).tolist():
-        token, place = (chosen == expert).nonzero(as_tuple=True)
-        result[token, place] = functional.linear(x[token], weights.values[expert])
-    return result
+        places.append((chosen == expert).nonzero(as_tuple=True))
+        matrix = weights.matrix(expert)
+        parts.append(functional.linear(matrix.rounded(x[places[-1]]), matrix.values))
+    tokens, choices = (torch.cat(indices) for indices in zip(*places, strict=True))
+    result = x.new_zeros(*chosen.shape, parts[0].shape[1])
+    return result.index_put((tokens, choices), torch.cat(parts))

@@ -17,7 +17,7 @@ def _result(source: Type, index: int) -> TensorType:
     return source.items[index]
 
 
-@op(result=_result, takes_tuples=True, kernel=False)
+@op(result=_result, takes_tuples=True)
 def project(source: tuple[Tensor, ...], *, index: int) -> Tensor:
     """The result number `index` of a node with several."""
     return source[index]

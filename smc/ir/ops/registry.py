@@ -46,6 +46,9 @@ class Weight(Protocol):
     def rounded(self, x: Tensor) -> Tensor:
         """Inputs, float32 [n, columns], after the transform and rounding of this matrix."""
 
+    def matrix(self, index: int) -> Weight:
+        """One of the matrices of a stack."""
+
 
 @dataclass(frozen=True)
 class Op:

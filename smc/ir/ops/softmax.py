@@ -1,4 +1,4 @@
-"""Softmax, as routers of experts need it; that of attention is a part of `attention`."""
+"""Softmax by itself; that of attention is a part of `attention`, that of experts of `route`."""
 
 from __future__ import annotations
 

@@ -106,6 +106,7 @@ static uint64_t least(int64_t a, int64_t b) { return (uint64_t)(a < b ? a : b); 
 static void count_work(smc_profile_task *total, const struct smc_work *work, int32_t tokens) {
   if (tokens == 0) return;
   total->bytes += work->weight_bytes + (uint64_t)tokens * work->token_bytes;
+  total->bytes += least((int64_t)work->chosen_bytes * tokens, (int64_t)work->expert_bytes);
   total->macs += (uint64_t)tokens * work->token_macs;
 }
 

@@ -31,14 +31,16 @@ struct smc_level {
   const void *kernels;  /* the table of this level's kernels; the host program knows its type */
 };
 
-/* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes + what it reads of the KV cache,
- * and n * token_macs + … . */
+/* What a task moves and computes in a step of n tokens: weight_bytes + n * token_bytes + what it reads of the KV cache
+ * and of experts, and n * token_macs + … . */
 struct smc_work {
   uint64_t weight_bytes; /* read once per step */
   uint64_t token_bytes;  /* activations read and written, and rows of the embedding table */
   uint64_t token_macs;   /* multiply-adds */
   uint64_t cache_reads;  /* elements for every cached token that a tile sees */
   uint64_t cache_macs;   /* multiply-adds for every pair of a token and a cached token that it sees */
+  uint64_t chosen_bytes; /* weights of the experts that a token chooses; … */
+  uint64_t expert_bytes; /* … of all experts: a step reads no more of them */
 };
 
 /* A task as profiles show it, the calls of its function (its layers) together. */

@@ -101,7 +101,7 @@ def test_phases_know_where_the_next_ones_read(make_checkpoint: MakeCheckpoint, t
         return [[stream for stream in phase if any(stream)] for phase in call[0]]
 
     def stream(matrix: list[int]) -> list[int]:
-        codes, _, _, _, rows, columns, _ = matrix
+        codes, _, _, _, _, rows, columns, _ = matrix
         return [codes, rows // 32, 32 * -(-columns // 32) * 32 // 2 + 64 * -(-columns // 32)]
 
     read = []  # what the phases with weights read

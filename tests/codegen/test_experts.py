@@ -1,0 +1,99 @@
+"""Mixtures of experts compiled: every encoding that matrices have, and what a step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import smc
+from benchmarks.kernel_inputs import random_tensor
+from smc.codegen.plan.planner import make_plan
+from smc.codegen.weights import place_weights
+from smc.errors import InputError
+from smc.frontend.fresh import new_model
+from smc.ir import F16, EncodedTensor, Encoding, Module, Parameter, integer
+from smc.reference import ExactReference
+from tests.codegen.encodings import ENCODINGS
+from tests.levels import usable_levels
+
+TOKENS = torch.randint(0, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
+SIZES = {
+    "architectures": ["OlmoeForCausalLM"],
+    "hidden_size": 96,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 90,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def mixture(encodings: Sequence[Encoding]) -> Module:
+    """A model with a layer of experts for each encoding, their codes random."""
+    module = new_model({**SIZES, "num_hidden_layers": len(encodings)}, "mixture")
+    for layer, encoding in enumerate(encodings):
+        for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
+            name = f"model.layers.{layer}.mlp.experts.{name}.weight"
+            count, rows, columns = shape = module.parameters[name].shape
+            tensor = stack(random_tensor(encoding, count * rows, columns, 3 * layer + place), shape)
+            module.parameters[name] = Parameter(name, shape, encoding, lambda tensor=tensor: tensor)  # type: ignore[misc]
+    return module
+
+
+def stack(tensor: EncodedTensor, shape: tuple[int, int, int]) -> EncodedTensor:
+    """Rows as matrices of a stack, each with an order of its columns of its own where columns have one."""
+    values = None if tensor.values is None else tensor.values.view(shape)
+    order, generator = None, torch.Generator().manual_seed(shape[1])
+    if tensor.encoding.transform.permuted:
+        order = torch.stack([torch.randperm(shape[2], generator=generator) for _ in range(shape[0])]).int()
+    return replace(tensor, shape=shape, values=values, order=order)
+
+
+SOME = [
+    integer(4),
+    F16,
+    integer(8, group="row", activation_group="token"),
+    Encoding.of(bits=4, group=32, super_group=8, minimum="two-level"),
+    Encoding.of(bits=4, group=32, permuted=True, zero="stored"),
+    Encoding.of("base3", group=64, activation="none"),
+]
+
+ALL = [pytest.param(ENCODINGS[first : first + 9], marks=pytest.mark.slow) for first in range(0, len(ENCODINGS), 9)]
+
+
+@pytest.mark.parametrize("encodings", [SOME, *ALL])
+def test_experts_have_the_bits_of_the_exact_reference(tmp_path: Path, encodings: list[Encoding]) -> None:
+    """A prompt whole and token by token, on every level of this machine."""
+    module = mixture(encodings)
+    smc.compile(module, out=tmp_path / "mixture.smc")
+    expected = ExactReference(module, "f16").logits(torch.tensor(TOKENS)).numpy()
+    assert np.isfinite(expected).all()
+    for level in usable_levels():
+        with smc.load(tmp_path / "mixture.smc", level=level) as compiled:
+            np.testing.assert_array_equal(compiled.logits(TOKENS), expected)
+            with compiled.new_sequence() as sequence:
+                steps = [sequence.extend([token], logits="all").copy() for token in TOKENS[:12]]
+            np.testing.assert_array_equal(np.concatenate(steps), expected[:12])
+
+
+def test_a_token_multiplies_its_experts_alone() -> None:
+    module = mixture([integer(4)])
+    table = place_weights(make_plan(module))
+    stacks = [name for name in module.parameters if ".experts." in name]
+    assert module.chosen_by_token() == dict.fromkeys(stacks, Fraction(2, 5))
+    sizes = {name: table.matrices[name].each for name in stacks}
+    embedding = 32 * 3 * 96 * 4  # looked up, so that a token reads none of the other rows
+    assert table.total_bytes - table.token_bytes == 3 * sum(sizes.values()) + embedding
+
+
+def test_gpus_refuse_experts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mixture is a mixture of experts, which smc runs on CPUs only"):
+        smc.compile(mixture([integer(4)]), out=tmp_path / "mixture.smc", target="cuda")

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--profile", "profiled", is_flag=True, help="Also show where the time goes, kernel by kernel.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the profile as rooflines to FILE.")
+@click.option(
+    "--static", is_flag=True, help="Look at the machine code that a checkpoint gets on a GPU; nothing is run."
+)
+@click.option("--target", metavar="NAME", help="The GPUs that --static looks at: see `smc targets`.  [default: cuda]")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @verbosity_options
 def bench(
@@ -50,6 +54,8 @@ def bench(
     level: str | None,
     profiled: bool,
     svg: Path | None,
+    static: bool,
+    target: str | None,
     as_json: bool,
 ) -> None:
     """Measure ARTIFACT on this machine: prefill and decode speed, memory, loading.
@@ -62,11 +68,20 @@ def bench(
     --profile shows the time, bytes and multiply-adds of every kernel, the cost of barriers and of the rest, and the
     limits of this machine, which it also measures. It shows the fastest of R runs.
 
+    --static takes a checkpoint in place of an artifact. It shows registers, spills, how many blocks of threads a
+    multiprocessor holds, how weights are loaded (where nvdisasm is installed), and the bytes that a token moves.
+
     \b
     Examples:
       smc bench smollm2.smc --threads 2 --prompt-tokens 512 --decode-tokens 128 --json
       smc bench smollm2.smc --profile --svg roofline.svg
+      smc bench ./TinyLlama --target cuda --static
     """
+    if static:
+        click.echo(_static(str(artifact), target or "cuda", as_json))
+        return
+    if target is not None:
+        raise InputError("--target is what --static looks at: give both")
     from smc.runtime import load
 
     if svg is not None:
@@ -90,6 +105,21 @@ def bench(
 
         svg.write_text(roofline_svg(report), encoding="utf-8")
     click.echo(json.dumps(report) if as_json else _table(report))
+
+
+def _static(model: str, target: str, as_json: bool) -> str:
+    """The report about a checkpoint's program for GPUs."""
+    import smc
+    from smc.cli.pass_options import read_requests, run_requests
+    from smc.codegen.artifact import is_artifact
+    from smc.codegen.cuda.static import static_facts
+    from smc.passes import FUSIONS
+
+    if is_artifact(Path(model)):
+        raise InputError(f"--static compiles a checkpoint, and {model} is an artifact: name what it was made from")
+    module = run_requests(smc.load_checkpoint(model), read_requests((), None, None))
+    facts = static_facts(smc.apply(module, FUSIONS), target)
+    return json.dumps(facts.as_json()) if as_json else facts.table()
 
 
 @dataclass

@@ -43,6 +43,19 @@ def build_image(text: str, level: GpuLevel) -> bytes:
     return image
 
 
+def build_checked(text: str, level: GpuLevel) -> tuple[bytes, str]:
+    """`build_image`, and what the assembler says of registers and spills; both kept in the cache."""
+    options = (*OPTIONS, f"--gpu-architecture=sm_{level.architecture}", "--ptxas-options=-v")
+    key = cache.key_of("cuda report", text, options, compiler_version())
+    if kept := cache.fetch(key):
+        size = int.from_bytes(kept.data[:8], "little")
+        return kept.data[8 : 8 + size], kept.data[8 + size :].decode()
+    nvrtc = _Nvrtc()
+    image = nvrtc.compile(text, options, "CUBIN")
+    cache.keep(key, len(image).to_bytes(8, "little") + image + nvrtc.log.encode())
+    return image, nvrtc.log
+
+
 def library_folder() -> Path:
     """Where NVRTC's shared libraries are; InputError if they are not installed."""
     compiler_version()
@@ -57,6 +70,7 @@ class _Nvrtc:
     """The library's C functions (NVRTC 12, "NVRTC User Guide")."""
 
     def __init__(self) -> None:
+        self.log = ""
         folder = library_folder()
         try:
             for builtins in folder.glob("libnvrtc-builtins.so.12*"):
@@ -70,9 +84,10 @@ class _Nvrtc:
         self._call("CreateProgram", ctypes.byref(program), text.encode(), b"program.cu", 0, None, None)
         try:
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            if self._library.nvrtcCompileProgram(program, len(options), given):
-                log = self._bytes("ProgramLog", program).decode("utf-8", "replace")
-                raise RuntimeError(f"NVRTC refuses the device's program:\n{log}")
+            failed = self._library.nvrtcCompileProgram(program, len(options), given)
+            self.log = self._bytes("ProgramLog", program).rstrip(b"\0").decode("utf-8", "replace")
+            if failed:
+                raise RuntimeError(f"NVRTC refuses the device's program:\n{self.log}")
             return self._bytes(kind, program)
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))

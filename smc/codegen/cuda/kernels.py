@@ -42,7 +42,7 @@ def kernel_function(spec: KernelSpec) -> list[str]:
 def kernel_structs(specs: Sequence[KernelSpec]) -> list[str]:
     """The structs of constants that the functions of these kernels need, each once."""
     encodings = dict.fromkeys(s.encoding for s in specs if isinstance(s, LinearKernel | EmbeddingKernel))
-    lines = [line for encoding in encodings for line in encoding_struct(_encoding_name(encoding), encoding)]
+    lines = [line for encoding in encodings for line in encoding_struct(encoding_name(encoding), encoding)]
     attending = (s.shape for s in specs if isinstance(s, AttentionKernel | RopeKernel | MergeKernel))
     return [*lines, *(line for shape in dict.fromkeys(attending) for line in _shape_struct(shape))]
 
@@ -59,12 +59,13 @@ def choice_function(name: str, specs: Sequence[KernelSpec]) -> list[str]:
 # ---- linears and embeddings
 
 
-def _encoding_name(encoding: Encoding) -> str:
+def encoding_name(encoding: Encoding) -> str:
+    """The struct of an encoding's constants."""
     return "E_" + EmbeddingKernel(encoding).name().removeprefix("embedding_")
 
 
 def _linear(spec: LinearKernel) -> list[str]:
-    encoding, struct = spec.encoding, _encoding_name(spec.encoding)
+    encoding, struct = spec.encoding, encoding_name(spec.encoding)
     rows = "(out_stride + 31) / 32 * 32" if spec.argmax else "out_stride"
     output = "smc_argmax_output" if spec.argmax else "smc_output"
     lines = [
@@ -95,7 +96,7 @@ def _linear(spec: LinearKernel) -> list[str]:
 
 def _embedding(spec: EmbeddingKernel) -> list[str]:
     arguments = "tokens, codes, scales, zeros, out, rows, columns, stride, scale, token"
-    return [_loop("token"), f"    smc_embed<{_encoding_name(spec.encoding)}>({arguments});"]
+    return [_loop("token"), f"    smc_embed<{encoding_name(spec.encoding)}>({arguments});"]
 
 
 # ---- rows

@@ -110,7 +110,7 @@ struct smc_rows_of_tile {
 
 /* Scores of a split's tokens, masked: a thread has a token, for all rows. */
 template <class S>
-SMC_DEVICE void smc_scores(smc_attention_room<S> *room, const smc_rows_of_tile &rows, const uint8_t *cache, const int32_t *tables, int64_t page, int64_t head,
+SMC_KERNEL void smc_scores(smc_attention_room<S> *room, smc_rows_of_tile rows, const uint8_t *cache, const int32_t *tables, int64_t page, int64_t head,
                            int32_t split, float cap) {
   const int32_t thread = smc_lane_of_block(), place = split * SMC_SPLIT + thread;
   const bool seen = place >= rows.begin && place < rows.end;
@@ -145,7 +145,7 @@ SMC_DEVICE void smc_scores(smc_attention_room<S> *room, const smc_rows_of_tile &
 }
 
 /* Scores become weights against the split's own maximum; sums and maxima are merged. A warp has a row. */
-template <class S> SMC_DEVICE void smc_softmax(smc_attention_room<S> *room, int32_t rows) {
+template <class S> SMC_KERNEL void smc_softmax(smc_attention_room<S> *room, int32_t rows) {
   const int32_t r = smc_lane_of_block() / 32, lane = smc_lane_of_block() & 31;
   if (r >= rows) return;
   float *weights = room->weights[r];
@@ -173,7 +173,7 @@ template <class S> SMC_DEVICE void smc_softmax(smc_attention_room<S> *room, int3
 
 /* Weights times the split's values, merged into the outputs. */
 template <class S>
-SMC_DEVICE void smc_values(smc_attention_room<S> *room, const smc_rows_of_tile &rows, const uint8_t *cache, const int32_t *tables, int64_t page, int64_t head,
+SMC_KERNEL void smc_values(smc_attention_room<S> *room, smc_rows_of_tile rows, const uint8_t *cache, const int32_t *tables, int64_t page, int64_t head,
                            int32_t split) {
   const int32_t first = split * SMC_SPLIT, begin = rows.begin > first ? rows.begin : first;
   const int32_t end = rows.end < first + SMC_SPLIT ? rows.end : first + SMC_SPLIT;

@@ -113,7 +113,7 @@ template <class E> struct smc_integer_sum {
 };
 
 template <class E, int TOKENS, class Output>
-SMC_DEVICE void smc_multiply_integers(const int8_t *x, const float *x_scales, const int32_t *x_sums, const smc_matrix &m, const Output &output,
+SMC_KERNEL void smc_multiply_integers(const int8_t *x, const float *x_scales, const int32_t *x_sums, smc_matrix m, Output output,
                                       int32_t tokens, int32_t stride, int32_t block, uint8_t *memory) {
   smc_integer_room<E, TOKENS> *room = (smc_integer_room<E, TOKENS> *)memory;
   const smc_part part = smc_part_of(block, tokens, TOKENS);
@@ -191,7 +191,7 @@ SMC_DEVICE void smc_group_parts(smc_part_room<E, TOKENS> *room, const smc_matrix
 }
 
 template <class E, int TOKENS, class Output>
-SMC_DEVICE void smc_multiply_floats(const float *x, const smc_matrix &m, const Output &output, int32_t tokens, int32_t stride, int32_t block, uint8_t *memory) {
+SMC_KERNEL void smc_multiply_floats(const float *x, smc_matrix m, Output output, int32_t tokens, int32_t stride, int32_t block, uint8_t *memory) {
   smc_part_room<E, TOKENS> *room = (smc_part_room<E, TOKENS> *)memory;
   const smc_part part = smc_part_of(block, tokens, TOKENS);
   const int32_t thread = smc_lane_of_block(), r = (thread & 31) >> 2, slot = (thread >> 5) * 4 + (thread & 3);
@@ -226,7 +226,7 @@ template <int TOKENS> struct smc_float_room {
 };
 
 template <class E, int TOKENS, class Output>
-SMC_DEVICE void smc_multiply_float_weights(const float *x, const uint8_t *weights, const Output &output, int32_t tokens, int32_t columns, int32_t stride,
+SMC_KERNEL void smc_multiply_float_weights(const float *x, const uint8_t *weights, Output output, int32_t tokens, int32_t columns, int32_t stride,
                                            int32_t block, uint8_t *memory) {
   smc_float_room<TOKENS> *room = (smc_float_room<TOKENS> *)memory;
   const smc_part part = smc_part_of(block, tokens, TOKENS);

@@ -63,7 +63,7 @@ template <class E> struct smc_tile_factors {
 };
 
 template <class E, class Output>
-SMC_DEVICE void smc_multiply_on_tensor_cores(const int8_t *x, const float *x_scales, const int32_t *x_sums, const smc_matrix &m, const Output &output,
+SMC_KERNEL void smc_multiply_on_tensor_cores(const int8_t *x, const float *x_scales, const int32_t *x_sums, smc_matrix m, Output output,
                                              int32_t tokens, int32_t stride, int32_t block) {
   const int32_t chunks = (tokens + SMC_TENSOR_TOKENS - 1) / SMC_TENSOR_TOKENS, row_block = block / chunks;
   const int32_t warp = smc_lane_of_block() / 32, lane = smc_lane_of_block() & 31, g = lane / 4, t = lane % 4;

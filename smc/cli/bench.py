@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--static", is_flag=True, help="Look at the machine code that a checkpoint gets on a GPU; nothing is run."
 )
-@click.option("--target", metavar="NAME", help="The GPUs that --static looks at: see `smc targets`.  [default: cuda]")
+@click.option("--target", metavar="NAME", help="The GPUs that --static looks at, by default cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @verbosity_options
 def bench(

@@ -44,7 +44,7 @@ np.save(out, np.stack(results))
 """
 
 
-def _name(text: str, level: GpuLevel) -> bytes:
+def name_of(text: str, level: GpuLevel) -> bytes:
     """What the stand-in reads of machine code."""
     return re.findall(r"smc_program_\w{32}", text)[-1].encode()
 
@@ -87,7 +87,7 @@ class StandIn:
         program's name, but for machine_code."""
         folder.mkdir(exist_ok=True)
         listing = folder / "listing"
-        with patch.object(images, "build_image", images.build_image if machine_code else _name):
+        with patch.object(images, "build_image", images.build_image if machine_code else name_of):
             smc.compile(module, target, folder / "model.smc", emit=listing, emit_kinds=("cu",), **options)
         return cls(folder, folder / "model.smc").with_program((listing / "program.cu").read_text(encoding="utf-8"))
 

@@ -167,6 +167,13 @@ API int cuStreamCreate(void **stream, unsigned flags) { return (void)flags, *str
 API int cuStreamDestroy_v2(void *stream) { return stream == &settings ? OK : INVALID; }
 API int cuStreamSynchronize(void *stream) { return stream == &settings ? broken : INVALID; }
 
+static struct {
+  struct call call;
+  int blocks;
+  size_t shared;
+} captured[1024];
+static int capturing, captured_count;
+
 API int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
                        unsigned shared, void *stream, void **arguments, void **extra) {
   static long launches;
@@ -177,7 +184,13 @@ API int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsig
   if (++launches == settings.fail_launch) return broken = LAUNCH_FAILED;
   const struct call call = {(entry *)function, *(void **)arguments[0], *(void **)arguments[1],
                             *(uint32_t *)arguments[2], *(uint32_t *)arguments[3]};
-  run_blocks(&call, (int)x, shared);
+  if (capturing && captured_count < 1024) {
+    captured[captured_count].call = call;
+    captured[captured_count].blocks = (int)x;
+    captured[captured_count++].shared = shared;
+  } else if (!capturing) {
+    run_blocks(&call, (int)x, shared);
+  }
   return OK;
 }
 API int cuLaunchCooperativeKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty,
@@ -186,6 +199,29 @@ API int cuLaunchCooperativeKernel(void *function, unsigned x, unsigned y, unsign
   if (x > (unsigned)settings.blocks) return TOO_LARGE;
   return cuLaunchKernel(function, x, y, z, tx, ty, tz, shared, stream, arguments, NULL);
 }
+/* ---- events and graphs, which the probe of benchmarks/cuda_kit has */
+
+API int cuEventCreate(void **event, unsigned flags) { return (void)flags, (*event = calloc(1, 8)) ? OK : NO_MEMORY; }
+API int cuEventRecord(uint64_t *event, void *stream) {
+  static uint64_t clock;
+  return (void)stream, *event = clock += 1000, OK;
+}
+API int cuEventElapsedTime(float *milliseconds, const uint64_t *begin, const uint64_t *end) {
+  return *milliseconds = (float)(*end - *begin) / 1e6f, OK;
+}
+API int cuStreamBeginCapture_v2(void *stream, int mode) {
+  return (void)stream, (void)mode, capturing = 1, captured_count = 0, OK;
+}
+API int cuStreamEndCapture(void *stream, void **graph) { return (void)stream, *graph = captured, capturing = 0, OK; }
+API int cuGraphInstantiateWithFlags(void **executable, void *graph, uint64_t flags) {
+  return (void)flags, *executable = graph, OK;
+}
+API int cuGraphLaunch(void *executable, void *stream) {
+  if (executable != captured || stream != &settings) return INVALID;
+  for (int i = 0; i < captured_count; i++) run_blocks(&captured[i].call, captured[i].blocks, captured[i].shared);
+  return OK;
+}
+
 API int cuGetErrorString(int error, const char **text) {
   *text = error == NO_MEMORY       ? "out of memory"
           : error == NO_DEVICE     ? "no CUDA-capable device is detected"

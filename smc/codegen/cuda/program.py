@@ -51,7 +51,7 @@ def device_text(schedule: Schedule, memory: MemoryPlan, table: WeightTable) -> s
     out.write(*ENTRY.splitlines())
     text = out.text()
     name = f"smc_program_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    return f'{text}\n/* By which this text\'s machine code is known. */\nSMC_MARK uint32_t {name} = 1;\n'
+    return f"{text}\n/* By which this text's machine code is known. */\nSMC_MARK uint32_t {name} = 1;\n"
 
 
 ENTRY = """

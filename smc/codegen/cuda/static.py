@@ -29,7 +29,7 @@ from smc.ir import Encoding, Module
 from smc.targets import find_target
 
 MOST_REGISTERS, LEAST_BLOCKS, MOST_BYTES = 128, 2, 1.1
-"""Registers of a thread, blocks of threads that a multiprocessor holds, bytes of a token over those that there must be."""
+"""Registers of a thread, blocks of threads that a multiprocessor holds, bytes of a token over those that must be."""
 
 SHARED_KIB = {80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 120: 100}
 """Shared memory of a multiprocessor ("CUDA C++ Programming Guide", compute capabilities)."""
@@ -196,7 +196,7 @@ def _short(symbol: str) -> str:
 
 
 def _functions(log: str) -> Iterator[FunctionFacts]:
-    pattern = r"Function properties for (\S+)\s*\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill"
+    pattern = r"properties for (\S+)\s*\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill"
     for symbol, stack, stores, loads in re.findall(pattern, log):
         yield FunctionFacts(_short(symbol), symbol, int(stack), max(int(stores), int(loads)))
 
@@ -220,7 +220,8 @@ def _disassembled(code: bytes) -> str | None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        result = subprocess.run([program, "-c", file.name], capture_output=True, text=True, check=False, errors="replace")
+        command = [program, "-c", file.name]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     return result.stdout if result.returncode == 0 else None
 
 

@@ -1,0 +1,91 @@
+"""The kit for whoever has a GPU, from end to end on the stand-in: its programs run from Python's own library alone."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from benchmarks.cuda_kit import build, engine
+from smc.codegen.cuda import images
+from smc.runtime import interface
+from tests.cuda_emulator import StandIn, name_of
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small kit, whose machine code is for the stand-in."""
+    folder = tmp_path_factory.mktemp("gpu") / "kit"
+    with patch.object(images, "build_image", name_of), patch.object(build, "build_image", name_of):
+        size = build.make_kit(folder, "cuda-sm_80", small=True)
+    assert size < 4 << 20
+    stand_in = StandIn(folder, folder)
+    for text in sorted(folder.glob("*.cu")):
+        stand_in.with_program(text.read_text(encoding="utf-8"))
+    return folder
+
+
+def run(kit: Path, out: Path, settings: str = "") -> subprocess.CompletedProcess[str]:
+    """run.py as somebody else runs it: nothing of this repository is in its path."""
+    command = [sys.executable, "-I", "-S", str(kit / "run.py"), "--small", "--out", str(out)]
+    places = {"LD_LIBRARY_PATH": str(kit), "SMC_EMULATOR_PROGRAMS": str(kit), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        command, env={**places, "SMC_EMULATOR": settings}, capture_output=True, text=True, check=False, timeout=500
+    )
+
+
+def test_the_kit_from_end_to_end(kit: Path, tmp_path: Path) -> None:
+    done = run(kit, tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["results"]
+    assert [name for name, result in results.items() if "failed" in result] == [], results
+    assert results["bits"]["compared"] == 4 and results["bits"]["different"] == []
+    assert results["probe"]["capability"] == 80 and results["probe"]["read_gb_per_s"] > 0
+    [product] = results["probe"]["products"]
+    assert {"launches_us", "graph_us", "resident_us"} <= set(product)
+    assert {row["kind"] for row in results["speed"]["rows"]} == {"prefill", "decode behind 8", "decode, 2 sequences"}
+    assert results["speed"]["rows"][1]["share_of_bandwidth"] > 0
+    assert "skipped" in results["sanitizer"] and "skipped" in results["peers"]["llama.cpp"]
+    assert "4 runs compared, 0 differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_other_bits_and_failures_are_reported(kit: Path, tmp_path: Path) -> None:
+    """A kit that expects something else; and a kernel that fails takes its part of the report, not the others."""
+    description = json.loads((kit / "kit.json").read_text(encoding="utf-8"))
+    try:
+        changed = json.loads(json.dumps(description))
+        changed["models"][0]["expected"]["f16"] = "0" * 64
+        (kit / "kit.json").write_text(json.dumps(changed), encoding="utf-8")
+        run(kit, tmp_path / "report.json", "fail_launch=300")
+    finally:
+        (kit / "kit.json").write_text(json.dumps(description), encoding="utf-8")
+    results = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["results"]
+    assert "unspecified launch failure" in results["bits"]["failed"] or len(results["bits"]["different"]) == 4
+    assert "unspecified launch failure" in json.dumps(results) and "skipped" in results["peers"]["llama.cpp"]
+
+
+def test_without_a_driver_every_part_says_so(kit: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(kit / "run.py"), "--small", "--out", str(tmp_path / "report.json")]
+    done = subprocess.run(command, env={"PATH": "/usr/bin"}, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0
+    results = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["results"]
+    assert "libcuda.so.1" in results["probe"]["failed"] and "no NVIDIA driver" in results["bits"]["failed"]
+
+
+def test_the_kit_knows_the_engine() -> None:
+    """Its structures are those of the runtime, which it can't import."""
+    assert engine.ABI_VERSION == interface.ABI_VERSION
+    for name in ("Options", "Info", "Batch"):
+        ours, theirs = getattr(engine, name), getattr(interface, name)
+        assert ctypes.sizeof(ours) == ctypes.sizeof(theirs), name
+        for field, *_ in theirs._fields_:
+            assert getattr(ours, field).offset == getattr(theirs, field).offset, f"{name}.{field}"
+    assert ctypes.sizeof(engine.Token) == interface.TOKEN.itemsize
+    for field, *_ in engine.Api._fields_:
+        assert getattr(engine.Api, field).offset == getattr(interface.Api, field).offset, field

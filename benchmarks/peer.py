@@ -59,7 +59,7 @@ VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
 
-def build(level: str | None = None) -> Path:
+def build(level: str | None = None, tools: Sequence[str] = TOOLS) -> Path:
     """Build llama.cpp unless that was done before; returns the folder of its programs.
 
     A release build with OpenMP that repacks weights when it loads them, for all features of this CPU that the system
@@ -68,7 +68,7 @@ def build(level: str | None = None) -> Path:
     for this CPU.
     """
     tree = SOURCE / "build" if level is None else BUILD / f"llama.cpp-{level}"
-    tools = TOOLS if level is None else TOOLS[:1]
+    tools = tools if level is None else TOOLS[:1]
     if all((tree / "bin" / tool).is_file() for tool in tools):
         return tree / "bin"
     cmake, ninja = program("cmake"), program("ninja")
@@ -78,7 +78,7 @@ def build(level: str | None = None) -> Path:
         "CMAKE_BUILD_TYPE": "Release",
         "LLAMA_BUILD_TESTS": "OFF",
         "LLAMA_BUILD_EXAMPLES": "OFF",
-        "LLAMA_BUILD_SERVER": "OFF",
+        "LLAMA_BUILD_SERVER": "ON",  # built where it is asked for
         "LLAMA_BUILD_APP": "OFF",
         "LLAMA_OPENSSL": "OFF",
     }

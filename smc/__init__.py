@@ -119,7 +119,7 @@ def compile(
     """Compile a module to the artifact `out`, one file that runs without torch and tvm.
 
     target: "native" for this CPU, or a name of `smc.targets.TARGETS`. options: those of `smc.codegen.CompileOptions`
-    (standalone, emit, emit_kinds, records, without).
+    (standalone, functions, emit, emit_kinds, records, without).
     progress: called with a stage's name and how much of it is done, from 0 to 1.
     verify: run a few tokens and compare their logits with the reference's before the file gets its name, as `smc
         compile` does (docs/artifact.md): `smc.codegen.WrongProgramError` if they differ.

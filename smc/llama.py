@@ -9,16 +9,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smc.errors import InputError, Notice
 from smc.model_cache import artifact_of
 from smc.runtime import Model
 from smc.runtime import openai_form as form
-from smc.runtime.generation import GenerationResult, TokenLogprob
+from smc.runtime.drafters import Drafters
+from smc.runtime.generation import Constraint, GenerationResult, TokenLogprob
 from smc.runtime.sampling import log_probabilities, top_tokens
+from smc.runtime.speculation import Drafter
 from smc.runtime.text_stream import TextStream
 from smc.runtime.token_texts import TokenTexts
+from smc.structured.answer_form import AnswerForm, chat_form
+from smc.structured.grammar import Grammar
+
+if TYPE_CHECKING:
+    from smc.structured.constraint import Grammars
 
 IGNORED = frozenset(
     {
@@ -37,8 +44,9 @@ class Llama:
 
     model_path: an artifact, a GGUF file or a checkpoint. n_ctx: most tokens of prompt and answer together; 0: as many
     as the model was trained for. n_threads: None: one per CPU. n_gpu_layers: has no effect on artifacts for CPUs, which
-    a warning says. seed: for texts without one of their own. Raises InputError if the file can't be run or an option is
-    unknown.
+    a warning says. seed: for texts without one of their own. draft_model: what guesses tokens, which makes texts faster
+    and changes none: "lookup", an n-gram model, or a smaller artifact. Raises InputError if the file can't be run or an
+    option is unknown.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Llama:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         seed: int | None = None,
+        draft_model: str | None = None,
         **options: Any,
     ) -> None:
         if unknown := sorted(options.keys() - IGNORED):
@@ -57,6 +66,9 @@ class Llama:
         artifact = artifact_of(model_path)
         self.model = Model(artifact, context_length=n_ctx, threads=n_threads or 0, sequences=2)
         self._seed = None if seed in (None, -1, 0xFFFFFFFF) else seed
+        self._grammars: Grammars | None = None
+        self._drafters = Drafters(draft_model, self.model) if draft_model is not None else None
+        self._drafter: Drafter | None = None
         self._sequence = self.model.new_sequence()  # its past is used again; the other sequence is for `embed`
         if n_gpu_layers and self.model.artifact.manifest.system != "CUDA":
             text = f"{artifact.name} is compiled for CPUs: n_gpu_layers={n_gpu_layers} has no effect"
@@ -142,14 +154,19 @@ class Llama:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         stream: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        response_format: dict[str, Any] | None = None,
         model: str | None = None,
     ) -> Any:
         """Answer a conversation with the model's chat template; options are those of `create_completion`.
 
-        logprobs: whether to report them; top_logprobs: how many of the likeliest tokens to report with them.
+        logprobs: whether to report them; top_logprobs: how many of the likeliest tokens to report with them. tools,
+        tool_choice, response_format: as in OpenAI's API; response_format may also be llama-cpp-python's, with a schema.
         """
+        asked = chat_form(self.model, [dict(message) for message in messages], tools, tool_choice, response_format)
         text_stream = self._stream(
-            self.model.apply_chat_template(messages),
+            self.model.apply_chat_template(asked.messages, **asked.variables),
             max_tokens=max_tokens,
             stop=stop,
             seed=seed,
@@ -162,15 +179,31 @@ class Llama:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
+            constraint=self._constraint(asked.grammar) if asked.grammar is not None else None,
+            show_special=bool(asked.functions),
         )
         name = model or self.model_path
         if stream:
-            return self._chat_pieces(form.new_answer("chat.completion.chunk", name), text_stream)
+            return self._chat_pieces(form.new_answer("chat.completion.chunk", name), text_stream, asked)
         result = _run(text_stream)
         told = form.chat_logprobs(result.logprobs, self._texts) if result.logprobs is not None else None
-        message = {"role": "assistant", "content": result.text}
-        choice = form.chat_choice(0, message, told, form.FINISH_REASONS[result.finish_reason])
+        shown, calls = asked.parse(result.text)
+        message: Answer = {"role": "assistant", "content": shown or None if calls else shown}
+        if calls:
+            message["tool_calls"] = [call.as_openai() for call in calls]
+        reason = "tool_calls" if calls else form.FINISH_REASONS[result.finish_reason]
+        choice = form.chat_choice(0, message, told, reason)
         return {**form.new_answer("chat.completion", name), "choices": [choice], "usage": form.usage([result])}
+
+    def _constraint(self, grammar: Grammar) -> Constraint:
+        """Of an answer's form. InputError where llguidance is not installed, or can't follow the grammar."""
+        if self._grammars is None:
+            try:
+                from smc.structured.constraint import Grammars
+            except ImportError:
+                raise InputError("forms of answers need the package llguidance: pip install llguidance") from None
+            self._grammars = Grammars(self.model)
+        return self._grammars.constraint(grammar)
 
     def _stream(
         self,
@@ -181,6 +214,9 @@ class Llama:
         logit_bias: dict[str, float] | None,
         **options: Any,
     ) -> TextStream:
+        if self._drafter is not None:
+            self._drafter.close()
+        self._drafter = self._drafters.new() if self._drafters is not None else None
         return self.model.stream(
             tokens,
             max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
@@ -188,6 +224,7 @@ class Llama:
             seed=self._seed if seed is None else seed,
             logit_bias={int(token): bias for token, bias in (logit_bias or {}).items()},
             sequence=self._sequence,
+            drafter=self._drafter,
             **options,
         )
 
@@ -208,17 +245,23 @@ class Llama:
         reason = form.FINISH_REASONS[stream.result.finish_reason]
         yield {**head, "choices": [form.completion_choice(0, "", None, reason)]}
 
-    def _chat_pieces(self, head: Answer, stream: TextStream) -> Iterator[Answer]:
-        told = 0
+    def _chat_pieces(self, head: Answer, stream: TextStream, asked: AnswerForm) -> Iterator[Answer]:
+        told, calls = 0, asked.filter()
         yield {**head, "choices": [form.chat_piece(0, {"role": "assistant"}, None, None)]}
         for piece in stream:
+            shown = piece if calls is None else calls.push(piece)
             logprobs = None
             if stream.result.logprobs is not None:
                 logprobs = form.chat_logprobs(stream.result.logprobs[told:], self._texts)
                 told = len(stream.result.logprobs)
-            yield {**head, "choices": [form.chat_piece(0, {"content": piece}, logprobs, None)]}
-        reason = form.FINISH_REASONS[stream.result.finish_reason]
-        yield {**head, "choices": [form.chat_piece(0, {}, None, reason)]}
+            if shown or logprobs:
+                yield {**head, "choices": [form.chat_piece(0, {"content": shown}, logprobs, None)]}
+        rest, found = calls.end(stream.result.text) if calls is not None else ("", [])
+        last: Answer = {"content": rest} if rest else {}
+        if found:
+            last["tool_calls"] = [call.as_openai(place) for place, call in enumerate(found)]
+        reason = "tool_calls" if found else form.FINISH_REASONS[stream.result.finish_reason]
+        yield {**head, "choices": [form.chat_piece(0, last, None, reason)]}
 
     def _prompt_logprobs(self, tokens: list[int], count: int) -> list[TokenLogprob]:
         """Log-probabilities of the prompt's own tokens; the first token, which has nothing before it, has 0."""
@@ -277,6 +320,8 @@ class Llama:
 
     def close(self) -> None:
         """Free the memory and the threads."""
+        if self._drafters is not None:
+            self._drafters.close()
         self.model.close()
 
     @property

@@ -26,8 +26,9 @@ ALLOWED = {
     # of runtime: chat templates, as the model will see them
     "training": {"errors", "ir", "passes", "reference", "runtime"},
     # of runtime: what it promises is done at compile time
-    "codegen": {"distribution", "errors", "folders", "generation", "ir", "runtime", "standalone", "targets"},
-    "standalone": {"errors", "ir", "runtime"},
+    "codegen": {"distribution", "errors", "folders", "generation", "ir", "runtime", "standalone", "structured",
+                "targets"},
+    "standalone": {"errors", "ir", "runtime", "structured"},
     "runtime": {"errors", "fields", "generation"},
     "generation": {"errors", "fields"},
     "fields": {"errors"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "model_cache": {"distribution", "errors", "folders"},
     "structured": {"errors", "runtime"},
     "serve": {"distribution", "errors", "generation", "runtime", "structured"},
-    "llama": {"errors", "model_cache", "runtime"},
+    "llama": {"errors", "model_cache", "runtime", "structured"},
     "pages": {"errors", "ir", "runtime", "steps"},
     "steps": {"errors", "ir", "passes", "reference", "training"},
     # the whole way of a model, imported from smc itself

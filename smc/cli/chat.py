@@ -12,6 +12,7 @@ import click
 from smc.cli import messages
 from smc.cli.cached import cached_artifact
 from smc.cli.draft import draft_option, drafter_of
+from smc.cli.function_calls import ToolUse
 from smc.cli.options import (
     check_utf8,
     model_argument,
@@ -43,6 +44,13 @@ HELP = "/help shows commands, Ctrl-D leaves, Ctrl-C stops an answer."
 @click.command()
 @model_argument
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the conversation.")
+@click.option(
+    "--functions",
+    "functions_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Functions that the model may call: a .py file (signatures, never run) or tools in a .json file.",
+)
 @sampling_options
 @model_options
 @draft_option
@@ -50,6 +58,7 @@ HELP = "/help shows commands, Ctrl-D leaves, Ctrl-C stops an answer."
 def chat(
     model_path: str,
     system: str | None,
+    functions_file: Path | None,
     context_length: int,
     threads: int,
     kv_dtype: str,
@@ -62,6 +71,7 @@ def chat(
     /help shows the commands: /system, /reset, /retry, /save, /load, /bye. Ctrl-C stops an answer, Ctrl-D leaves. On a
     terminal pasted lines are one message, Alt-Enter makes a line break, and answers are shown as Markdown; elsewhere
     every line is a message. When the conversation outgrows the context, smc drops its oldest turns and says so.
+    With --functions, calls are lines of JSON; models with function tokens answer each message alone, with calls.
 
     \b
     Example:
@@ -69,8 +79,17 @@ def chat(
     """
     from smc.runtime import load
 
+    functions = None
+    if functions_file is not None:
+        from smc.structured.functions import read_functions
+
+        functions = read_functions(functions_file)
     artifact = cached_artifact(model_path)
     with load(artifact, context_length=context_length, threads=threads, kv_dtype=kv_dtype, level=level) as model:
+        tools = None if functions is None else ToolUse(model, functions)
+        if tools is not None and tools.by_tokens:
+            tools.answer_all(_prompt_reader() if sys.stdin.isatty() else _read_line, options.get("max_tokens"))
+            return
         if not model.has_chat_template:
             raise InputError(f"{artifact} has no chat template: continue plain text with smc run {artifact} PROMPT")
         from smc.runtime.conversation import Conversation
@@ -80,15 +99,19 @@ def chat(
             facts = f"{model.threads} threads, context {model.context_length}"
             messages.note(f"{model.artifact.manifest.name}, {facts}. {HELP}")
         describe_model(model)
-        conversation = Conversation(model, system, options.get("max_tokens") or 0)
+        form = {} if tools is None else {"form": tools.prompt}
+        conversation = Conversation(model, system, options.get("max_tokens") or 0, **form)
         try:
-            Chat(conversation, options, terminal, drafter_of(draft, model)).run()
+            Chat(conversation, options, terminal, drafter_of(draft, model), tools).run()
         finally:
             conversation.close()
 
 
 class Chat:
-    """Reads lines, runs commands, shows answers. draft: makes a drafter for every answer, or None."""
+    """Reads lines, runs commands, shows answers.
+
+    draft: makes a drafter for every answer, or None. tools: functions that answers may call.
+    """
 
     def __init__(
         self,
@@ -96,7 +119,9 @@ class Chat:
         options: dict[str, Any],
         terminal: bool,
         draft: Callable[[], Drafter | None] = lambda: None,
+        tools: ToolUse | None = None,
     ) -> None:
+        self._tools = tools
         self._conversation = conversation
         self._options = options
         self._terminal = terminal
@@ -150,17 +175,23 @@ class Chat:
         from smc.runtime.interrupt import on_interrupt
 
         conversation, before = self._conversation, self._conversation.forgotten
-        stream = conversation.ask(question, {**self._options, "drafter": self._draft()})
+        drafter = self._draft()
+        special = {"show_special": True} if self._tools is not None else {}
+        stream = conversation.ask(question, {**self._options, **special, "drafter": drafter})
         if (turns := conversation.forgotten - before) > 0:
             messages.note(f"(the context is full: the {turns} oldest turn{'s' * (turns > 1)} dropped)")
         show = show_stream if self._terminal and sys.stdout.isatty() else show_plain
         try:
             with on_interrupt(conversation.model.engine.cancel):
-                show(stream)
+                show(stream if self._tools is None else self._tools.shown(stream))
         except KeyboardInterrupt:
             click.echo(" …")
+        if drafter is not None:
+            drafter.close()
         result = stream.result
         conversation.add(question, result.text)
+        if self._tools is not None:
+            self._tools.print_calls(result.text)
         if result.finish_reason == "length" and conversation.used >= conversation.model.context_length:
             messages.note("(the answer is incomplete: the context is full)")
         if self._terminal:

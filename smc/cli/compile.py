@@ -149,6 +149,13 @@ class _Source:
 @click.option("--without", metavar="NAMES", help="Fast paths to leave out, separated by commas (docs/extending.md).")
 @click.option("--standalone", is_flag=True, help="Make the artifact an executable, too, which needs nothing installed.")
 @click.option(
+    "--functions",
+    "functions_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --standalone: it answers by calls of these functions, a .py file (never run) or tools in a .json file.",
+)
+@click.option(
     "--records",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -166,6 +173,7 @@ def compile(
     emit: tuple[str, Path] | None,
     without: str | None,
     standalone: bool,
+    functions_file: Path | None,
     records: Path | None,
     no_verify: bool,
     as_json: bool,
@@ -195,7 +203,8 @@ def compile(
     machine, wanted = find_target(target), _Source(**source)
     requests = wanted.requests()
     options = {"standalone": standalone, "records": records, **_emit(emit), **_without(without)}
-    inputs = [*wanted.files(), *([records] if records else [])]
+    options |= _functions(functions_file, standalone)
+    inputs = [*wanted.files(), *(path for path in (records, functions_file) if path)]
     with StageProgress() as progress, orderly_end():
         if out is not None:
             _check_output(out, inputs, force)
@@ -232,6 +241,15 @@ def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
     kinds = _names("--emit", option[0], KINDS)
     output_folder(option[1])
     return {"emit": option[1], "emit_kinds": kinds}
+
+
+def _functions(file: Path | None, standalone: bool) -> dict[str, Any]:
+    """What --functions says, as an option of `smc.compile`."""
+    from smc.structured.functions import read_functions
+
+    if file is not None and not standalone:
+        raise InputError("--functions belongs to --standalone: `smc run` and `smc chat` take functions themselves")
+    return {"functions": tuple(read_functions(file))} if file is not None else {}
 
 
 def _without(option: str | None) -> dict[str, Any]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from smc.errors import InputError
 
 if TYPE_CHECKING:
     from smc.runtime import Model
@@ -27,30 +24,6 @@ def drafter_of(what: str | None, model: Model) -> Callable[[], Drafter | None]:
     tokens."""
     if what is None:
         return lambda: None
-    if what == "lookup":
-        from smc.runtime.speculation import PromptLookup
+    from smc.runtime.drafters import Drafters
 
-        return PromptLookup
-    path = Path(what)
-    if not path.is_file():
-        raise InputError(f"there is no file {what}: --draft takes `lookup`, an n-gram model or an artifact")
-    from smc.runtime.ngram import NgramModel
-
-    if NgramModel.is_one(path):
-        ngrams = NgramModel.load(path)
-        if (ngrams.tokenizer, ngrams.vocab_size) != (model.artifact.tokenizer, model.vocab_size):
-            raise InputError(
-                f"{path} can't draft for {model.artifact.path}: its tokenizer is another; build it with this model"
-            )
-        return lambda: ngrams
-    from smc.runtime import load
-    from smc.runtime.speculation import DraftModel
-
-    small = DraftModel(load(path, context_length=min(model.context_length, _trained(path))), model)
-    return lambda: small
-
-
-def _trained(path: Path) -> int:
-    from smc.runtime.artifact import read_manifest
-
-    return read_manifest(path).context_length
+    return Drafters(what, model).new

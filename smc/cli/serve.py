@@ -11,6 +11,7 @@ import click
 
 from smc.cli import messages
 from smc.cli.cached import cached_artifact
+from smc.cli.draft import draft_option
 from smc.cli.options import model_options, verbosity_options
 from smc.cli.signals import orderly_end
 from smc.errors import InputError
@@ -66,6 +67,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
     help="Key that clients must send; by default $SMC_API_KEY, else none.",
 )
 @model_options
+@draft_option
 @verbosity_options
 def serve(
     models: tuple[str, ...],
@@ -76,6 +78,7 @@ def serve(
     queue: int,
     kv_memory: int | None,
     api_key: str | None,
+    draft: str | None,
     **options: Any,
 ) -> None:
     """Serve MODELs over HTTP with OpenAI's and Ollama's APIs.
@@ -99,7 +102,8 @@ def serve(
     limits = Limits(running=parallel, waiting=queue, kv_bytes=memory)
     if host not in LOOPBACK and api_key is None:
         messages.note("note: without --api-key everyone who can reach this address can use the server")
-    server_options = ServerOptions(limits=limits, sequences=parallel + cached + 1, api_key=api_key, **options)
+    sequences = parallel + cached + 1
+    server_options = ServerOptions(limits=limits, sequences=sequences, api_key=api_key, draft=draft, **options)
     with orderly_end(), _listen(host, port) as listener:
         _run(make_app(open_models(artifacts, server_options), server_options), listener)
 

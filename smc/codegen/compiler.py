@@ -84,7 +84,7 @@ def compile_module(
         memory = plan_memory(schedule)  # where buffers lie
         table = place_weights(plan)  # where parameters lie
         program = Program(schedule, memory, table)
-        parts = standalone_parts(module.facts, machine) if options.standalone else None
+        parts = standalone_parts(module.facts, machine, options.functions) if options.standalone else None
     with _errors_name(file), work_folder(file) as folder:
         with stages("build kernels") as report:
             tuned = Tuned(options.target, options.records)

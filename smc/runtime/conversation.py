@@ -4,7 +4,7 @@ loading."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from smc.runtime.model import Model
 from smc.runtime.text_stream import TextStream
 
 Messages = list[dict[str, str]]
+
+Form = Callable[[list[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 LEAST_ROOM = 1 / 8
 """The share of the context that is kept free for an answer without a limit."""
@@ -23,9 +25,13 @@ class Conversation:
 
     messages: user's and assistant's, alternating. forgotten: how many of the oldest turns the model does not get any
     more; they stay in `messages`. room: tokens that are kept free for an answer; 0: an eighth of the context.
+    form: makes the messages and the variables that the chat template gets.
     """
 
-    def __init__(self, model: Model, system: str | None = None, room: int = 0) -> None:
+    def __init__(
+        self, model: Model, system: str | None = None, room: int = 0, form: Form = lambda messages: (messages, {})
+    ) -> None:
+        self._form = form
         self.model = model
         self.system = system
         self.messages: Messages = []
@@ -109,7 +115,8 @@ class Conversation:
 
     def _prompt(self, messages: Messages) -> list[int]:
         first = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return self.model.apply_chat_template([*first, *messages])
+        shown, variables = self._form([*first, *messages])
+        return self.model.apply_chat_template(shown, **variables)
 
 
 def _turns(messages: list[Any]) -> Messages | None:

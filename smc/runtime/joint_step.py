@@ -18,35 +18,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens to run in a sequence, at least one. wanted: whether the result of the last one is requested."""
+    """Tokens to run in a sequence, at least one. wanted: the number of last tokens whose results are requested."""
 
     sequence: models.Sequence
     tokens: Sequence[int]
-    wanted: bool = True
+    wanted: int = 1
 
 
 def joint_step(
     model: models.Model, parts: Sequence[Part], largest: bool, out: NDArray[np.float32]
-) -> Iterator[Outcome | None]:
-    """Run all parts in one step; returns the outcome of each, None if it is not requested.
+) -> Iterator[list[Outcome]]:
+    """Run all parts in one step; returns the requested outcomes of each, in the order of its tokens.
 
-    largest: ids of the largest logits suffice. out: a buffer for logits, float32 [wanted parts or more,
+    largest: ids of the largest logits suffice. out: a buffer for logits, float32 [wanted outcomes or more,
     model.logits_stride], which the next step overwrites. Tokens must be in the vocabulary. Raises as `Engine.step`;
     then the sequences are unchanged.
     """
     batch = np.zeros(sum(len(part.tokens) for part in parts), TOKEN)
     flag = WANT_ARGMAX if largest and model.finds_argmax else WANT_LOGITS
-    begin = wanted = 0
+    begin = 0
     for part in parts:
         end, length = begin + len(part.tokens), part.sequence.length
         rows = batch[begin:end]
         rows["token"] = part.tokens
         rows["sequence"] = part.sequence.slot
         rows["index"] = rows["position"] = np.arange(length, length + len(part.tokens))
-        if part.wanted:
-            rows["flags"][-1] = flag
-            wanted += 1
+        rows["flags"][len(rows) - part.wanted :] = flag
         begin = end
+    wanted = sum(part.wanted for part in parts)
     logits = out[: wanted if flag == WANT_LOGITS else 0]
     ids = model.engine.step(batch, logits=logits if len(logits) else None)
     for part in parts:
@@ -60,15 +59,13 @@ def _outcomes(
     largest: bool,
     ids: NDArray[np.int32],
     logits: NDArray[np.float32],
-) -> Iterator[Outcome | None]:
+) -> Iterator[list[Outcome]]:
     row = 0
     for part in parts:
-        if not part.wanted:
-            yield None
-            continue
+        rows = range(row, row + part.wanted)
+        row += part.wanted
         if len(ids):
-            yield int(ids[row])
+            yield [int(ids[i]) for i in rows]
         else:
-            values = logits[row, : model.vocab_size]
-            yield int(np.argmax(values)) if largest else values
-        row += 1
+            values = [logits[i, : model.vocab_size] for i in rows]
+            yield [int(np.argmax(one)) for one in values] if largest else list(values)

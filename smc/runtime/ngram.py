@@ -138,6 +138,9 @@ class NgramModel:
             text.append(token)
         return guesses
 
+    def close(self) -> None:
+        """See `Drafter`: there is nothing to free."""
+
     def _most_frequent(self, text: list[int]) -> int | None:
         for length in range(min(self.order, len(text) + 1), 1, -1):
             parent = self._find(text[len(text) - length + 1 :])

@@ -9,7 +9,7 @@ draws it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from smc.errors import InputError
@@ -37,6 +37,9 @@ class Drafter(Protocol):
         Between two calls for a text only its end grows.
         """
 
+    def close(self) -> None:
+        """The text has ended."""
+
 
 class PromptLookup:
     """The tokens that followed the last few tokens where they occurred in the text before.
@@ -62,15 +65,20 @@ class PromptLookup:
                 return list(tokens[found : found + most])
         return []
 
+    def close(self) -> None:
+        """See `Drafter`: there is nothing to free."""
+
 
 class DraftModel:
     """The greedy tokens of a smaller model with the same tokenizer.
 
-    model: a model with a free sequence, used for nothing else. Raises InputError if its tokenizer is not that of
-    `target`.
+    model: a model for drafting only, with a free sequence for each text. on_close: `close` calls it with this object.
+    Raises InputError if its tokenizer is not that of `target`.
     """
 
-    def __init__(self, model: Model, target: Model) -> None:
+    def __init__(
+        self, model: Model, target: Model, on_close: Callable[[DraftModel], None] = lambda drafter: None
+    ) -> None:
         ours, theirs = target.artifact, model.artifact
         if (model.vocab_size, theirs.tokenizer) != (target.vocab_size, ours.tokenizer):
             raise InputError(
@@ -78,6 +86,7 @@ class DraftModel:
                 "family"
             )
         self._model = model
+        self._on_close = on_close
         self._sequence = model.new_sequence()
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
@@ -92,6 +101,10 @@ class DraftModel:
             pending = [sequence.next_token(pending)]
             guesses += pending
         return guesses
+
+    def close(self) -> None:
+        """See `Drafter`: the next text may begin as this one did, so what was run is kept."""
+        self._on_close(self)
 
 
 class Pace:

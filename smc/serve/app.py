@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastapi import FastAPI, Response
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from smc.distribution import VERSION
 from smc.errors import InputError
 from smc.runtime import Model
+from smc.runtime.drafters import Drafters
 from smc.serve.errors import ApiError, answer_error, body_of
 from smc.serve.metrics import Metrics
 from smc.serve.models import Models
@@ -28,6 +30,9 @@ from smc.serve.web_page import page_router
 
 MOST_BODY_BYTES = 16 << 20
 
+BODY_SECONDS = 60.0
+"""That a client has to send a part of a body; who is slower is refused."""
+
 OPEN_PATHS = {"/health", "/", "/page/chat.js", "/page/style.css"}
 """Paths that need no API key."""
 
@@ -38,6 +43,7 @@ class ServerOptions:
 
     sequences: the number of sequences in the KV cache: those of running texts, kept prefixes, and one for embeddings.
     patience: seconds that running texts may take after the server is told to shut down.
+    draft: what guesses tokens (smc/runtime/drafters.py), or None.
     """
 
     context_length: int = 0
@@ -48,6 +54,7 @@ class ServerOptions:
     sequences: int = 33
     api_key: str | None = None
     patience: float = 10.0
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class OpenedModel:
     name: str
     path: Path
     model: Model
+    drafters: Drafters | None = None
 
 
 def open_models(artifacts: Sequence[Path], options: ServerOptions) -> list[OpenedModel]:
@@ -76,6 +84,9 @@ def open_models(artifacts: Sequence[Path], options: ServerOptions) -> list[Opene
                 sequences=options.sequences,
             )
             opened.append(OpenedModel(name, path, model))
+            if options.draft is not None:
+                drafters = Drafters(options.draft, model, options.limits.running)
+                opened[-1] = replace(opened[-1], drafters=drafters)
     except BaseException:
         for other in opened:
             other.model.close()
@@ -91,7 +102,8 @@ def make_app(opened: Sequence[OpenedModel], options: ServerOptions) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             for each in opened:
-                models.add(ServedModel(each.name, each.path, each.model, options.limits, metrics))
+                served = ServedModel(each.name, each.path, each.model, options.limits, metrics, each.drafters)
+                models.add(served)
             yield
         finally:
             for served in models.all():
@@ -125,8 +137,15 @@ class TooLargeError(HTTPException):
         super().__init__(413, f"the request is larger than {MOST_BODY_BYTES >> 20} MiB: send a shorter one")
 
 
+class TooSlowError(HTTPException):
+    """A body that does not come."""
+
+    def __init__(self) -> None:
+        super().__init__(408, "the request's body did not come in time")
+
+
 class Gate:
-    """ASGI middleware: checks the API key and the size of bodies, and counts requests."""
+    """ASGI middleware: checks the API key, the size of bodies and how long they take, and counts requests."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
         self._app = app
@@ -138,12 +157,18 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, received = dict(scope["headers"]), 0
+        headers, received, complete = dict(scope["headers"]), 0, False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:
+                return await receive()  # which says when the client goes
+            try:
+                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            except asyncio.TimeoutError:
+                raise TooSlowError from None
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > MOST_BODY_BYTES:
                 raise TooLargeError
             return message

@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from smc.errors import InputError
 from smc.runtime.binding import CancelledError, ClosedError
 from smc.serve.scheduler import QueueFullError, StoppingError
+
+_FIELD = re.compile(r"([a-z_]+): ")
+"""What a sentence about a field of a request begins with."""
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is none, but those of Ollama's endpoints."""
+
+    error: ErrorBody
+
+
+class OllamaErrorAnswer(BaseModel):
+    """The same of Ollama's endpoints."""
+
+    error: str
+
+
+def documented(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The failures of an endpoint, for the server's OpenAPI description."""
+    return {
+        "4XX": {"model": answer, "description": "The request can't be right, or can't be served now"},
+        "5XX": {"model": answer, "description": "The server failed, or is being shut down"},
+    }
+
+
+def also_streams(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The answer of an endpoint that streams where a request says so."""
+    return {200: {"description": "The answer, or a stream of its pieces", "content": {media_type: {}}}}
 
 
 class ApiError(Exception):
@@ -33,7 +72,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
     if isinstance(error, InputError):
-        return ApiError(400, str(error))
+        field = _FIELD.match(str(error))
+        return ApiError(400, str(error), field[1] if field else None)
     if isinstance(error, QueueFullError):
         return ApiError(429, "the server has too many requests: try again later", code="rate_limit_exceeded")
     if isinstance(error, (StoppingError, CancelledError, ClosedError)):
@@ -56,6 +96,8 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The response for an exception; Ollama's endpoints have another form than OpenAI's."""
     told = as_api_error(error)
     headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, QueueFullError) else {}
+    if isinstance(error, HTTPException):
+        headers |= error.headers or {}  # which methods there are
     if told.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     body = {"error": told.message} if request.url.path.startswith("/api/") else body_of(told)

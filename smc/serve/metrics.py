@@ -76,11 +76,15 @@ class Metrics:
                 if not scheduler.model.closed:
                     family.add_metric([model], float(value(scheduler)))
             yield family
-        steps = CounterMetricFamily("smc_steps", "Steps of the engine", labels=["model"])
-        tokens = CounterMetricFamily("smc_step_tokens", "Tokens in these steps", labels=["model"])
-        seconds = CounterMetricFamily("smc_step_seconds", "Seconds in these steps", labels=["model"])
-        for model, scheduler in self._schedulers.items():
-            steps.add_metric([model], scheduler.steps)
-            tokens.add_metric([model], scheduler.step_tokens)
-            seconds.add_metric([model], scheduler.step_seconds)
-        yield from (steps, tokens, seconds)
+        counters: dict[str, tuple[str, Any]] = {
+            "smc_steps": ("Steps of the engine", lambda s: s.steps),
+            "smc_step_tokens": ("Tokens in these steps", lambda s: s.step_tokens),
+            "smc_step_seconds": ("Seconds in these steps", lambda s: s.step_seconds),
+            "smc_guesses": ("Tokens run on trial", lambda s: s.guesses),
+            "smc_right_guesses": ("Those of them that came true", lambda s: s.right_guesses),
+        }
+        for name, (help_text, value) in counters.items():
+            counter = CounterMetricFamily(name, help_text, labels=["model"])
+            for model, scheduler in self._schedulers.items():
+                counter.add_metric([model], value(scheduler))
+            yield counter

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from smc.distribution import VERSION
 from smc.runtime.generation import GenerationOptions
-from smc.serve.errors import ApiError, as_api_error
+from smc.serve.errors import ApiError, OllamaErrorAnswer, also_streams, as_api_error, documented
 from smc.serve.models import Models
 from smc.serve.scheduler import Text
 from smc.serve.served import ServedModel
@@ -111,7 +111,8 @@ class EmbedRequest(_Request):
 
 def ollama_router(models: Models) -> APIRouter:
     """The endpoints under /api."""
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", responses=documented(OllamaErrorAnswer))
+    streams = also_streams("application/x-ndjson")
 
     @router.get("/version")
     async def version() -> Answer:
@@ -126,7 +127,7 @@ def ollama_router(models: Models) -> APIRouter:
     async def show(body: ShowRequest) -> Answer:
         return _details(models.find(body.model or body.name))
 
-    @router.post("/generate")
+    @router.post("/generate", responses=streams)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         served = models.find(body.model)
         if not body.prompt and not body.context:  # Ollama's clients load a model by an empty request
@@ -147,7 +148,7 @@ def ollama_router(models: Models) -> APIRouter:
 
         return await _answer(served, text, request, lambda piece: {"response": piece}, context)
 
-    @router.post("/chat")
+    @router.post("/chat", responses=streams)
     async def chat(body: ChatRequest, request: Request) -> Response:
         return await _chat(models.find(body.model), body, request)
 

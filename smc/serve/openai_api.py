@@ -15,13 +15,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from smc.runtime import openai_form as form
 from smc.runtime.generation import Constraint
-from smc.serve.errors import ApiError, as_api_error, body_of
+from smc.serve.errors import ApiError, ErrorAnswer, also_streams, as_api_error, body_of, documented
 from smc.serve.models import Models
 from smc.serve.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from smc.serve.response_format import response_grammar
 from smc.serve.scheduler import Text
 from smc.serve.served import ServedModel
-from smc.structured.answer_form import AnswerForm, plain_form, tools_form
+from smc.structured.answer_form import AnswerForm, chat_form
 from smc.structured.tool_calls import ToolCall
 
 Answer = dict[str, Any]
@@ -31,7 +30,8 @@ DONE = b"data: [DONE]\n\n"
 
 def openai_router(models: Models) -> APIRouter:
     """The endpoints under /v1."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", responses=documented(ErrorAnswer))
+    streams = also_streams("text/event-stream")
 
     @router.get("/models")
     async def list_models() -> Answer:
@@ -41,11 +41,11 @@ def openai_router(models: Models) -> APIRouter:
     async def show_model(name: str) -> Answer:
         return _about(models.find(name))
 
-    @router.post("/completions")
+    @router.post("/completions", responses=streams)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         return await _complete(models.find(body.model), body, request)
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=streams)
     async def chat(body: ChatRequest, request: Request) -> Response:
         return await _chat(models.find(body.model), body, request)
 
@@ -161,16 +161,9 @@ async def _chat(served: ServedModel, body: ChatRequest, request: Request) -> Res
 
 def _form(served: ServedModel, body: ChatRequest) -> AnswerForm:
     messages = [message.for_template() for message in body.messages]
-    wanted = body.response_format
-    grammar = None
-    if wanted is not None:
-        value = {"json_schema": wanted.json_schema, "regex": wanted.regex, "grammar": wanted.grammar}.get(wanted.type)
-        grammar = response_grammar(wanted.type, value)
-    if not body.tools:
-        return plain_form(messages, grammar)
-    if grammar is not None:
-        raise ApiError(400, "response_format can't be combined with tools: leave out one of them", "response_format")
-    return tools_form(served.model, messages, body.tools, body.tool_choice, body.parallel_tool_calls is not False)
+    wanted = body.response_format.model_dump() if body.response_format is not None else None
+    parallel = body.parallel_tool_calls is not False
+    return chat_form(served.model, messages, body.tools, body.tool_choice, wanted, parallel)
 
 
 # ---- streams

@@ -17,8 +17,11 @@ from typing import Any
 from smc.errors import InputError
 from smc.runtime import Model, Sequence
 from smc.runtime.binding import CancelledError, ClosedError
+from smc.runtime.drafters import Drafters
 from smc.runtime.generation import Generation, GenerationResult, Outcome
 from smc.runtime.joint_step import Part, joint_step
+from smc.runtime.speculation import Drafter
+from smc.serve.joint_pace import MOST_IN_STEP, JointPace, TextPace
 from smc.serve.prefix_cache import WORTH_A_FORK, PrefixCache, common_length
 
 
@@ -50,7 +53,8 @@ Post = Callable[[list[tuple["Text", Event]]], None]
 class Text:
     """A text in the scheduler. streamed: its owner gets an update after every step, else only at the end.
 
-    to_run: tokens for the next steps. submitted, first_token: by time.perf_counter; 0: not yet.
+    to_run: tokens for the next steps. guesses: more, on trial, behind them. submitted, first_token: by
+    time.perf_counter; 0: not yet.
     """
 
     generation: Generation
@@ -58,6 +62,9 @@ class Text:
     streamed: bool = False
     sequence: Sequence | None = None
     to_run: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
+    pace: TextPace | None = None
     cancelled: bool = False
     submitted: float = 0.0
     started: float = 0.0
@@ -72,6 +79,11 @@ class Text:
     def reserved(self) -> int:
         """The number of tokens that its sequence may grow to."""
         return len(self.result.prompt) + self.generation.most_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may have on trial."""
+        return self.generation.most_tokens - len(self.result.tokens) - 1
 
     def cancel(self) -> None:
         """Its client is gone: the text leaves before the next step. May be called from any thread."""
@@ -92,11 +104,15 @@ class Scheduler:
     """Batches the texts of a model. `submit` may be called from any thread; call `stop` at the end.
 
     post: is called with the results of a step, in the scheduler's thread. The model must have been opened with more
-    `sequences` than limits.running: the others keep prefixes.
+    `sequences` than limits.running: the others keep prefixes. drafters: guess tokens, which changes no text.
     """
 
-    def __init__(self, model: Model, post: Post, limits: Limits | None = None) -> None:
+    def __init__(
+        self, model: Model, post: Post, limits: Limits | None = None, drafters: Drafters | None = None
+    ) -> None:
         self.model = model
+        self._drafters, self._pace = drafters, JointPace()
+        self.guesses = self.right_guesses = 0
         self.limits = limits or Limits()
         self.steps = self.step_tokens = 0
         self.step_seconds = 0.0
@@ -107,7 +123,7 @@ class Scheduler:
         self._running: list[Text] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._buffer = model.logits_buffer(self.limits.running)
+        self._buffer = model.logits_buffer(self.limits.running + (MOST_IN_STEP if drafters else 0))
         self._thread = threading.Thread(target=self._work, name="smc-scheduler", daemon=True)
         self._thread.start()
 
@@ -177,8 +193,10 @@ class Scheduler:
         """Remove cancelled texts."""
         gone = [text for text in [*self._running, *self._waiting] if text.cancelled]
         for text in gone:
-            (self._running if text in self._running else self._waiting).remove(text)
-            self._cache.give_back(text)
+            if text in self._running:
+                self._end(text)
+            else:
+                self._waiting.remove(text)
         return [(text, Event("", done=True)) for text in gone]
 
     def _join(self) -> list[tuple[Text, Event]]:
@@ -206,6 +224,8 @@ class Scheduler:
             text.to_run = prompt[sequence.length :]
             text.result.timings.cached_tokens = sequence.length
             text.result.timings.prompt_tokens = len(text.to_run)
+            if self._drafters is not None:
+                text.drafter, text.pace = self._drafters.new(), self._pace.new_text()
             self._running.append(text)
         return events
 
@@ -241,15 +261,19 @@ class Scheduler:
         """One step for all running texts: first those that generate, then prompts as far as the step has room."""
         texts = sorted(self._running, key=lambda text: len(text.to_run) > 1)
         room, chosen, parts = self.limits.step_tokens, [], []
+        started = time.perf_counter()
+        only_decodes = all(len(text.to_run) == 1 for text in texts)
+        if self._drafters is not None and only_decodes:
+            self._guess(texts)
         for text in texts:
             assert text.sequence is not None
             chunk = text.to_run[: max(0, room)]
             if chunk:
                 room -= len(chunk)
                 chosen.append(text)
-                parts.append(Part(text.sequence, chunk, wanted=len(chunk) == len(text.to_run)))
+                wanted = 1 + len(text.guesses) if len(chunk) == len(text.to_run) else 0
+                parts.append(Part(text.sequence, [*chunk, *text.guesses], wanted))
         largest = all(text.generation.takes_largest for text, part in zip(chosen, parts, strict=True) if part.wanted)
-        started = time.perf_counter()
         try:
             outcomes: list[Any] = list(joint_step(self.model, parts, largest, self._buffer))
         except (CancelledError, ClosedError) as error:
@@ -257,46 +281,87 @@ class Scheduler:
         except (InputError, RuntimeError) as error:  # one text failed; the others continue
             outcomes = [error] if len(parts) == 1 else [self._alone(part) for part in parts]
         now = time.perf_counter()
+        tokens = sum(len(part.tokens) for part in parts)
         self.steps += 1
-        self.step_tokens += sum(len(part.tokens) for part in parts)
+        self.step_tokens += tokens
         self.step_seconds += now - started
+        if self._drafters is not None and only_decodes:
+            self._pace.learn(tokens, now - started)
         events = []
         for text, part, outcome in zip(chosen, parts, outcomes, strict=True):
-            del text.to_run[: len(part.tokens)]
+            del text.to_run[: len(part.tokens) - len(text.guesses)]
             event = self._fail(text, outcome) if isinstance(outcome, Exception) else None
-            if event is None and outcome is not None:
+            if event is None and outcome:
                 event = self._advance(text, outcome, now)
             if event is not None:
                 events.append((text, event))
         return events
 
+    def _guess(self, texts: list[Text]) -> None:
+        """What may follow the texts, as far as it pays."""
+        counts = self._pace.counts([text.pace for text in texts if text.pace], [text.room for text in texts])
+        for text, count in zip(texts, counts, strict=True):
+            assert text.drafter is not None
+            if count:
+                known = [*text.result.prompt, *text.result.tokens]
+                text.guesses = text.drafter.propose(known, count)[:count]
+
     def _alone(self, part: Part) -> Any:
-        """The outcome or exception of one part of a step. Logits are copied, because all steps share a buffer."""
+        """The outcomes or exception of one part of a step. Logits are copied, because all steps share a buffer."""
         try:
-            [outcome] = joint_step(self.model, [part], False, self._buffer)
-            return outcome.copy() if outcome is not None and not isinstance(outcome, int) else outcome
+            [outcomes] = joint_step(self.model, [part], False, self._buffer)
+            return [outcome if isinstance(outcome, int) else outcome.copy() for outcome in outcomes]
         except (InputError, RuntimeError, CancelledError, ClosedError) as error:
             return error
 
-    def _advance(self, text: Text, outcome: Outcome, now: float) -> Event | None:
-        timings = text.result.timings
-        try:
-            token = text.generation.advance(outcome)
-        except InputError as error:
-            return self._fail(text, error)
-        if not text.first_token:
-            text.first_token, timings.prompt_seconds = now, now - text.started
-        else:
-            timings.decoded_tokens += 1
-            timings.decode_seconds = now - text.first_token
+    def _advance(self, text: Text, outcomes: list[Outcome], now: float) -> Event | None:
+        """Take the outcomes of the token that was due and of the guesses behind it, as far as these come true."""
+        timings, guesses, piece = text.result.timings, text.guesses, ""
+        token, right = None, 0
+        for outcome in outcomes:
+            try:
+                token = text.generation.advance(outcome)
+            except InputError as error:
+                return self._fail(text, error)
+            piece += text.generation.piece
+            if not text.first_token:
+                text.first_token, timings.prompt_seconds = now, now - text.started
+            else:
+                timings.decoded_tokens += 1
+                timings.decode_seconds = now - text.first_token
+            if token is None or right == len(guesses) or token != guesses[right]:
+                break
+            right += 1
+        self._settle_guesses(text, right)
         if token is None:
-            self._running.remove(text)
-            self._cache.give_back(text)
-            return Event(text.generation.piece, done=True)
+            self._end(text)
+            return Event(piece, done=True)
         text.to_run = [token]
-        return Event(text.generation.piece, done=False) if text.streamed and text.generation.piece else None
+        return Event(piece, done=False) if text.streamed and piece else None
+
+    def _settle_guesses(self, text: Text, right: int) -> None:
+        """Count the guesses of a step, of which so many came true, and undo the others."""
+        count, timings = len(text.guesses), text.result.timings
+        if text.pace is not None:
+            text.pace.learn(count, right)
+            self._pace.learn_guesses(count, right)
+        if right < count:
+            assert text.sequence is not None
+            text.sequence.truncate(text.sequence.length - count + right)
+        timings.guesses += count
+        timings.right_guesses += right
+        self.guesses += count
+        self.right_guesses += right
+        text.guesses = []
+
+    def _end(self, text: Text, keep: bool = True) -> None:
+        """A text leaves the batch; keep: what its sequence holds may be used again."""
+        self._running.remove(text)
+        if text.drafter is not None:
+            text.drafter.close()
+        self._cache.give_back(text, keep)
 
     def _fail(self, text: Text, error: Exception) -> Event:
-        self._running.remove(text)
-        self._cache.give_back(text, keep=False)
+        text.guesses = []
+        self._end(text, keep=False)
         return Event("", done=True, error=error)

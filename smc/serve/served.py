@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from smc.runtime import Model
+from smc.runtime.drafters import Drafters
 from smc.runtime.generation import Constraint, Generation, GenerationOptions
 from smc.runtime.token_texts import TokenTexts
 from smc.serve.errors import ApiError
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
 class ServedModel:
     """An artifact under its name. Create it in the event loop that awaits its texts."""
 
-    def __init__(self, name: str, path: Path, model: Model, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        model: Model,
+        limits: Limits,
+        metrics: Metrics,
+        drafters: Drafters | None = None,
+    ) -> None:
         self.name = name
         self.path = path
         self.model = model
@@ -36,7 +45,8 @@ class ServedModel:
         self._preparing = threading.Lock()
         self._grammars: Grammars | None = None
         self._embedding = threading.Lock()  # embeddings share one slot
-        self.scheduler = Scheduler(model, self._post, limits)
+        self._drafters = drafters
+        self.scheduler = Scheduler(model, self._post, limits, drafters)
         metrics.watch(name, self.scheduler)
 
     @property
@@ -125,6 +135,8 @@ class ServedModel:
     def close(self, patience: float) -> None:
         """Give running texts `patience` seconds to end, then free everything."""
         self.scheduler.stop(patience)
+        if self._drafters is not None:
+            self._drafters.close()
         self.model.close()
 
     def _post(self, events: list[tuple[Text, Event]]) -> None:

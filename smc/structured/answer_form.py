@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from smc.runtime import Model
 from smc.runtime.streaming import StopStrings
 from smc.structured.functions import Function, functions_of_tools
 from smc.structured.grammar import Grammar
+from smc.structured.response_format import response_grammar
 from smc.structured.tool_calls import Form, ToolCall, calls_grammar, form_of, knows_tools, parse_calls, tools_message
 
 _BEGINNINGS = {"hermes": ("<tool_call>",), "mistral": ("[TOOL_CALLS]",), "llama": ("{", "<|python_tag|>")}
@@ -57,6 +58,23 @@ class CallFilter:
         """The part of the text that was not shown yet, and the calls of the text."""
         _, calls = self._form.parse(text)
         return ("" if calls else text[self._shown :]), calls
+
+
+def chat_form(
+    model: Model,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    choice: str | dict[str, Any] | None = None,
+    wanted: Mapping[str, Any] | None = None,
+    parallel: bool = True,
+) -> AnswerForm:
+    """By OpenAI's `tools`, `tool_choice`, `response_format` (wanted) and `parallel_tool_calls`. InputError as below."""
+    grammar = response_grammar(wanted) if wanted is not None else None
+    if not tools:
+        return plain_form(messages, grammar)
+    if grammar is not None:
+        raise InputError("response_format: it can't be combined with tools")
+    return tools_form(model, messages, tools, choice, parallel)
 
 
 def plain_form(messages: list[dict[str, Any]], grammar: Grammar | None = None) -> AnswerForm:

@@ -14,14 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from smc.errors import InputError
 from smc.runtime import Model
-from smc.structured.constraint import Grammars
+from smc.runtime.chat import ChatTemplate
 from smc.structured.functions import Function
 from smc.structured.grammar import Grammar
 
-END_TOKEN = "<nexa_end>"
+TOKENS = {"<nexa_end>": "<nexa_{}>", "<fn_end>": "<fn_{}>"}
+"""End tokens, and the function tokens that belong to them: the paper's, and those of smc's pass `functional-tokens`."""
+
 MOST_NESTED = 3
+MOST_TOKENS = 256
 
 PROMPT = (
     "Below is the query from the users, please call the correct function and generate the parameters to call the "
@@ -52,22 +57,33 @@ class CallResult:
     seconds: float
 
 
-def with_tokens(functions: Sequence[Function]) -> list[Function]:
-    """The functions; those without a token get <nexa_0>, <nexa_1>, … in their order."""
+def end_token(tokenizer: Tokenizer) -> str | None:
+    """The end token of a model with function tokens; None: it has none."""
+    return next((end for end in TOKENS if tokenizer.token_to_id(end) is not None), None)
+
+
+def with_tokens(functions: Sequence[Function], end: str) -> list[Function]:
+    """The functions; those without a token get those of this end token in their order: <nexa_0>, <nexa_1>, …"""
     return [
-        function if function.token else replace(function, token=f"<nexa_{i}>") for i, function in enumerate(functions)
+        function if function.token else replace(function, token=TOKENS[end].format(i))
+        for i, function in enumerate(functions)
     ]
 
 
 def call_functions(
-    model: Model, functions: Sequence[Function], query: str, *, prompt: str = PROMPT, max_tokens: int = 128
+    model: Model, functions: Sequence[Function], query: str, *, prompt: str = PROMPT, max_tokens: int = MOST_TOKENS
 ) -> CallResult:
     """Put a query to a model with function tokens. InputError if its tokenizer lacks one, or the answer is too long."""
-    functions = with_tokens(functions)
+    from smc.structured.constraint import Grammars
+
+    end = end_token(model.tokenizer)
+    if end is None:
+        raise InputError(f"{model.artifact.manifest.name} has no end token of functions: {', '.join(TOKENS)}")
+    functions = with_tokens(functions, end)
     started = time.perf_counter()
-    constraint = Grammars(model).constraint(grammar_of(functions, _special_tokens(model, functions)))
+    constraint = Grammars(model).constraint(grammar_of(functions, _special_tokens(model, functions), end))
     stream = model.stream(
-        model.encode(prompt.format(query=query)),
+        prompt_tokens(model, prompt, query),
         max_tokens=max_tokens,
         temperature=0.0,
         constraint=constraint,
@@ -78,22 +94,32 @@ def call_functions(
     if stream.result.finish_reason != "stop":
         raise InputError(f"the call is longer than {max_tokens} tokens: allow more")
     text = stream.result.text
-    return CallResult(parse(text, functions), text, time.perf_counter() - started)
+    return CallResult(parse(text, functions, end), text, time.perf_counter() - started)
+
+
+def prompt_tokens(model: Model, prompt: str, query: str) -> list[int]:
+    """The prompt with the query in it, whose text is never a special token."""
+    before, _, after = map(json.dumps, prompt.partition("{query}"))
+    source = f"{{{{ {before} ~ messages[0]['content'] ~ {after} }}}}"
+    chat = ChatTemplate(source, model.tokenizer, {}, model.eos_token_ids)
+    around = model.encode("a")
+    start = around[: around.index(model.encode("a", add_special_tokens=False)[0])]
+    return [*start, *chat.encode([{"role": "user", "content": query}])]
 
 
 def _special_tokens(model: Model, functions: Sequence[Function]) -> frozenset[str]:
     added = {token.content for token in model.tokenizer.get_added_tokens_decoder().values()}
-    for text in (*(function.token or "" for function in functions), END_TOKEN):
+    for text in (function.token or "" for function in functions):
         if text not in added:
             name = model.artifact.manifest.name
             raise InputError(f"{name} has no token {text}: it was not trained with function tokens")
     return frozenset(added)
 
 
-def grammar_of(functions: Sequence[Function], tokens: frozenset[str]) -> Grammar:
+def grammar_of(functions: Sequence[Function], tokens: frozenset[str], end: str) -> Grammar:
     """A grammar of calls of these functions, with the types of their schemas, up to the end token. tokens: the
     model's."""
-    lines = [f'start: call0 (";" call0)* {END_TOKEN}']
+    lines = [f'start: call0 (";" call0)* {end}']
     for depth in range(MOST_NESTED + 1):
         names = [f"call{depth}_{i}" for i in range(len(functions))]
         lines.append(f"call{depth}: {' | '.join(names)}")
@@ -110,6 +136,13 @@ def grammar_of(functions: Sequence[Function], tokens: frozenset[str]) -> Grammar
     return Grammar("lark", "\n".join(lines) + "\n")
 
 
+def python_literal(value: Any) -> str:
+    """A choice as Python writes it, strings always in single quotes."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    return repr(value)
+
+
 def _properties(function: Function) -> dict[str, Any]:
     return dict(function.parameters.get("properties") or {})
 
@@ -122,7 +155,7 @@ def _argument(schema: dict[str, Any], nested: str) -> str:
     """A grammar of the Python values of a schema, and of `nested` calls. InputError for types that have no grammar
     here."""
     if "enum" in schema:
-        values = " | ".join(json.dumps(repr(value)) for value in schema["enum"])
+        values = " | ".join(json.dumps(python_literal(value)) for value in schema["enum"])
         return f"({values}{nested})"
     kinds = {"string": "STRING", "integer": "INTEGER", "number": "NUMBER", "boolean": "BOOLEAN"}
     kind = schema.get("type", "string")
@@ -134,9 +167,9 @@ def _argument(schema: dict[str, Any], nested: str) -> str:
     return f"({kinds[kind]}{nested})"
 
 
-def parse(text: str, functions: Sequence[Function]) -> list[Call]:
+def parse(text: str, functions: Sequence[Function], end: str) -> list[Call]:
     """The calls in an answer. InputError if it is not a call."""
-    body = text.partition(END_TOKEN)[0].strip()
+    body = text.partition(end)[0].strip()
     by_place = {f"_function{i}": function for i, function in enumerate(functions)}
     for place, function in by_place.items():
         body = body.replace(function.token or function.name, place)

@@ -10,6 +10,9 @@ from smc.errors import InputError, blamed_on
 
 MOST_GRAMMAR_BYTES = 1 << 20
 
+JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is written: as Python's json.dumps does, in one line."""
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -31,9 +34,7 @@ class Grammar:
 
         with blamed_on(f"the {self.name} can't be used"):
             if self.kind == "json":
-                return LLMatcher.grammar_from_json_schema(
-                    self.source, defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-                )
+                return LLMatcher.grammar_from_json_schema(self.source, defaults=JSON_FORM)
             if self.kind == "regex":
                 return LLMatcher.grammar_from_regex(self.source)
             return LLMatcher.grammar_from_lark(self.source)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smc.structured.functions import Function
-from smc.structured.grammar import Grammar
+from smc.structured.grammar import JSON_FORM, Grammar
 
 Form = Literal["hermes", "mistral", "llama"]
 
@@ -61,9 +61,11 @@ def calls_grammar(functions: Sequence[Function], form: Form, tokens: frozenset[s
         return text if text in tokens else json.dumps(text)
 
     name = "parameters" if form == "llama" else "arguments"
-    calls = {"anyOf": [_call_schema(function, name) for function in functions]}
+    # Without x-guidance JSON in a grammar may have white space without end.
+    calls = {"x-guidance": JSON_FORM, "anyOf": [_call_schema(function, name) for function in functions]}
     if form == "mistral":
-        several = {"type": "array", "items": calls, "minItems": 1, **({} if parallel else {"maxItems": 1})}
+        most = {} if parallel else {"maxItems": 1}
+        several = {"type": "array", "items": calls, "minItems": 1, "x-guidance": JSON_FORM, **most}
         return Grammar("lark", f"start: {literal('[TOOL_CALLS]')} calls\ncalls: %json {json.dumps(several)}\n")
     if form == "llama":
         return Grammar.of_schema(calls)

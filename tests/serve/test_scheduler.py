@@ -13,6 +13,7 @@ import pytest
 import smc
 from smc.errors import InputError
 from smc.runtime import Model
+from smc.runtime.drafters import Drafters
 from smc.runtime.generation import Generation
 from smc.serve.scheduler import Event, Limits, QueueFullError, Scheduler, StoppingError, Text
 
@@ -70,6 +71,37 @@ def test_tokens_are_those_of_the_model_alone(model: Model):
     scheduler.stop()
     with pytest.raises(StoppingError):
         scheduler.submit(text_of(model, [1]))
+    model.close()
+
+
+@pytest.mark.parametrize("what", ["lookup", "itself"])
+def test_speculation_changes_no_token(model: Model, what: str):
+    """Greedy and sampled texts, with limits and ends anywhere between guesses."""
+    random = np.random.default_rng(7)
+    cycle = random.integers(0, 96, 9).tolist()
+    prompts = [[*cycle * 3, *random.integers(0, 96, i).tolist()] for i in range(12)]
+    options = [
+        {"max_tokens": 3 + 11 * (i % 5), **({"temperature": 0.7, "seed": i} if i % 3 == 0 else {})}
+        for i in range(len(prompts))
+    ]
+    alone = [model.generate(p, **o).tokens for p, o in zip(prompts, options, strict=True)]
+    listener = Listener()
+    drafters = Drafters("lookup" if what == "lookup" else str(model.artifact.path), model, texts=4)
+    scheduler = Scheduler(model, listener.post, Limits(running=4), drafters)
+    texts = [text_of(model, p, **o) for p, o in zip(prompts, options, strict=True)]
+    scheduler.submit_all(texts)
+    listener.wait(texts)
+    assert [text.result.tokens for text in texts] == alone
+    assert scheduler.right_guesses > 0
+    for text in texts:
+        timings = text.result.timings
+        assert timings.decoded_tokens == len(text.result.tokens) - 1 and timings.right_guesses <= timings.guesses
+    again = scheduler.submit(text_of(model, [*prompts[1], *alone[1], 5], max_tokens=20))  # goes on behind a kept text
+    listener.wait([again])
+    assert again.result.timings.cached_tokens > 20
+    assert again.result.tokens == model.generate(again.result.prompt, max_tokens=20).tokens
+    scheduler.stop()
+    drafters.close()
     model.close()
 
 

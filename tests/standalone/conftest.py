@@ -18,6 +18,7 @@ from smc.codegen.cpu.link import link_standalone
 from smc.codegen.standalone import standalone_facts, standalone_parts
 from smc.generation import GenerationDefaults
 from smc.ir import F32, Function, ModelFacts, Module, Parameter, encode_float
+from smc.structured import functions as structured
 from smc.targets import TARGETS, Target
 from tests.emulation import emulator
 from tests.runtime.conftest import CHAT_TEMPLATE, VOCAB, build_program, byte_tokenizer, manifest_for, program
@@ -86,14 +87,19 @@ def one_weight_module(facts: ModelFacts) -> Module:
 
 
 def build_counting(
-    folder: Path, target: Target, facts: ModelFacts, program: bytes, changes: Sequence[tuple[str, str]]
+    folder: Path,
+    target: Target,
+    facts: ModelFacts,
+    program: bytes,
+    changes: Sequence[tuple[str, str]],
+    functions: Sequence[structured.Function] = (),
 ) -> Path:
     """As smc.codegen.assembly puts an executable together, with the counting program in place of a compiled one."""
     source = "#define _GNU_SOURCE\n" + COUNTING_PROGRAM.read_text().replace(*QUICK)  # nanosleep is not of C11
     for old, new in changes:
         assert old in source
         source = source.replace(old, new)
-    parts = standalone_parts(facts, target)
+    parts = standalone_parts(facts, target, functions)
     sources = {
         folder / "program.c": source,
         folder / "facts.c": standalone_facts(one_weight_module(facts), target, parts, 64),
@@ -129,9 +135,9 @@ def build_executable(
 
     quick = build_program(QUICK)
 
-    def build(*changes: tuple[str, str], **facts: Any) -> Executable:
-        folder = tmp_path_factory.mktemp("standalone")
-        return Executable(build_counting(folder, TARGETS[name], replace(COUNTING, **facts), quick, changes), runner)
+    def build(*changes: tuple[str, str], functions: Sequence[structured.Function] = (), **facts: Any) -> Executable:
+        folder, model = tmp_path_factory.mktemp("standalone"), replace(COUNTING, **facts)
+        return Executable(build_counting(folder, TARGETS[name], model, quick, changes, functions), runner)
 
     return build
 

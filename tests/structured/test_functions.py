@@ -122,17 +122,17 @@ def test_calls_in_text(functions: list[Function]):
 
 def test_function_tokens(functions: list[Function]):
     """The forms of the paper: a call, nested calls, parallel calls."""
-    tokens = with_tokens(functions)
+    tokens = with_tokens(functions, "<nexa_end>")
     assert [function.token for function in tokens] == ["<nexa_0>", "<nexa_1>"]
-    assert parse("<nexa_0>('bath; 2', False, 5)<nexa_end>", tokens) == [
+    assert parse("<nexa_0>('bath; 2', False, 5)<nexa_end>", tokens, "<nexa_end>") == [
         Call("set_light", {"room": "bath; 2", "on": False, "level": 5})
     ]
-    nested = parse("<nexa_1>(<nexa_0>('x'), [1, 2]);<nexa_0>('y')<nexa_end>", tokens)
+    nested = parse("<nexa_1>(<nexa_0>('x'), [1, 2]);<nexa_0>('y')<nexa_end>", tokens, "<nexa_end>")
     assert nested[0].as_json()["arguments"]["city"] == {"name": "set_light", "arguments": {"room": "x"}}
     assert nested[1] == Call("set_light", {"room": "y"})
     for wrong in ("", "hello", "<nexa_7>()<nexa_end>", "<nexa_0>(x)<nexa_end>", "__import__('os')<nexa_end>"):
         with pytest.raises(InputError, match="not a call of a function"):
-            parse(wrong, tokens)
+            parse(wrong, tokens, "<nexa_end>")
 
 
 def test_the_first_token_is_a_function_token(model: Model, functions: list[Function]):
@@ -151,8 +151,8 @@ def test_the_first_token_is_a_function_token(model: Model, functions: list[Funct
         artifact = model.artifact
 
     WithTokens.tokenizer = tokenizer
-    tokens = with_tokens(functions)
-    grammar = grammar_of(tokens, frozenset(names))
+    tokens = with_tokens(functions, "<nexa_end>")
+    grammar = grammar_of(tokens, frozenset(names), "<nexa_end>")
     grammars = Grammars(WithTokens())  # type: ignore[arg-type]
     letters = np.zeros(VOCAB + 3, np.float32)
     letters[list(tokenizer.encode("')]").ids)] = 2  # so that strings and lists end
@@ -164,4 +164,5 @@ def test_the_first_token_is_a_function_token(model: Model, functions: list[Funct
             generation.advance((letters + random.normal(0, 1, VOCAB + 3)).astype(np.float32))
         assert generation.result.tokens[0] in (VOCAB, VOCAB + 1)
         if generation.result.finish_reason == "stop":
-            assert {call.name for call in parse(generation.result.text, tokens)} <= {"set_light", "weather"}
+            calls = parse(generation.result.text, tokens, "<nexa_end>")
+            assert {call.name for call in calls} <= {"set_light", "weather"}

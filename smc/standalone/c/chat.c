@@ -122,12 +122,14 @@ int smc_chat(struct smc_session *session, const struct smc_command *command) {
   for (const char *line; (line = read_line(terminal, &buffer, &capacity, &length)) && strcmp(line, "/exit");) {
     if (!strcmp(line, "/reset")) {
       forget(&conversation, conversation.first, conversation.count - conversation.first);
+    } else if (length && session->calls) {
+      smc_answer_with_calls(session, command, line, length);
     } else if (length) {
       add_message(&conversation, SMC_ROLE_USER, line, length);
       answer(session, command, &conversation);
-      if (smc_interrupted && !terminal) exit(SMC_EXIT_INTERRUPTED);
-      smc_interrupted = 0;
     }
+    if (smc_interrupted && !terminal) exit(SMC_EXIT_INTERRUPTED);
+    smc_interrupted = 0;
   }
   forget(&conversation, 0, conversation.count);
   free(conversation.messages);

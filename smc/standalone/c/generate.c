@@ -98,6 +98,7 @@ static enum smc_finish run_tokens(struct smc_session *session, struct smc_sample
                                   const struct smc_command *command) {
   struct smc_generation *generation = writer->generation;
   for (;;) {
+    if (session->calls) sampler->allowed = smc_calls_allowed(session->calls);
     const int32_t token = session->takes_largest ? session->largest : smc_sample(sampler, session->logits);
     const char *text;
     size_t length;
@@ -105,6 +106,7 @@ static enum smc_finish run_tokens(struct smc_session *session, struct smc_sample
     if (command->logprobs >= 0)
       smc_record_logprobs(generation, session->logits, session->info.vocab_size, token, command->logprobs);
     if (ends_text(token)) return SMC_FINISH_STOP;
+    if (session->calls && !smc_calls_accept(session->calls, token)) return SMC_FINISH_STOP;
     if (smc_detokenizer_push(detokenizer, token, &text, &length)) smc_die_of_memory();
     push(writer, text, length);
     if (writer->stops.stopped) return SMC_FINISH_STOP;
@@ -132,7 +134,9 @@ void smc_generate(struct smc_session *session, const struct smc_command *command
   if (!generation->tokens) smc_die_of_memory();
   if (smc_detokenizer_open(&detokenizer, session->tokenizer, prompt, (size_t)count, reason)) smc_die("%s", reason);
   smc_sampler_open(&sampler, &command->sampling, session->info.vocab_size, prompt, count);
-  session->takes_largest = session->info.finds_argmax && smc_takes_largest(&command->sampling) && command->logprobs < 0;
+  session->takes_largest =
+      session->info.finds_argmax && smc_takes_largest(&command->sampling) && command->logprobs < 0 && !session->calls;
+  if (session->calls) smc_calls_begin(session->calls);
   generation->finish = run_prompt(session, prompt, count, generation)
                            ? SMC_FINISH_INTERRUPTED
                            : run_tokens(session, &sampler, detokenizer, &writer, command);

@@ -46,7 +46,8 @@ int main(int count, char **arguments) {
     fprintf(stderr, "%s, %d threads, level %s, context %d\n", session.info.name, session.info.threads,
             session.info.level, session.info.context_length);
   if (command.mode != SMC_MODE_INFO) catch_interrupts(session.model);
-  const int status = modes[command.mode](&session, &command);
+  const int calls = session.calls && command.mode == SMC_MODE_RUN;
+  const int status = (calls ? smc_call : modes[command.mode])(&session, &command);
   interrupted_model = NULL;
   smc_session_close(&session);
   free(command.stops);

@@ -238,12 +238,14 @@ static void choose_mode(struct smc_command *command) {
   } else if (!command->prompt && !command->raw && isatty(STDIN_FILENO)) {
     command->mode = SMC_MODE_CHAT;
   }
-  const int chats = command->mode == SMC_MODE_CHAT || (command->mode == SMC_MODE_RUN && !command->raw);
+  const int by_tokens = smc_facts.calls == SMC_CALLS_BY_TOKENS && !command->raw; /* needs no template */
+  const int chats = !by_tokens && (command->mode == SMC_MODE_CHAT || (command->mode == SMC_MODE_RUN && !command->raw));
   if (chats && smc_facts.has_template && smc_facts.no_chat)
     smc_die("this file can't chat, as the chat template %s: give a prompt and --raw to continue plain text",
             smc_facts.no_chat);
-  if (command->mode == SMC_MODE_CHAT && !smc_facts.has_template)
+  if (command->mode == SMC_MODE_CHAT && !smc_facts.has_template && !by_tokens)
     smc_die("this model has no chat template: give a prompt to continue");
+  if (command->system && by_tokens) smc_die("--system has no place in the prompt of function tokens: leave it away");
   if (command->system && (command->raw || !smc_facts.has_template))
     smc_die("--system needs a chat template%s", command->raw ? ", so leave --raw away" : "");
 }

@@ -54,7 +54,7 @@ static void print_end(const struct smc_session *session, const struct smc_genera
   smc_buffer_free(&out);
 }
 
-static void print_stats(const struct smc_session *session, const struct smc_generation *generation) {
+void smc_print_stats(const struct smc_session *session, const struct smc_generation *generation) {
   fprintf(stderr,
           "loaded in %.2f s; prompt: %d tokens, %.1f tokens/s; answer: %d tokens, %.1f tokens/s; %d threads, level %s, "
           "peak memory %.0f MiB\n",
@@ -74,7 +74,7 @@ int smc_run(struct smc_session *session, const struct smc_command *command) {
   smc_generate(session, command, prompt, count, output, &generation);
   if (command->json) print_json(session, &generation, prompt, count, command->stream);
   else print_end(session, &generation);
-  if (command->stats) print_stats(session, &generation);
+  if (command->stats) smc_print_stats(session, &generation);
   const int interrupted = generation.finish == SMC_FINISH_INTERRUPTED;
   smc_generation_free(&generation);
   free(prompt);

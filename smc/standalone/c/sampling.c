@@ -128,7 +128,10 @@ int32_t smc_sample(struct smc_sampler *sampler, const float *logits) {
   for (int32_t i = 0; i < sampler->vocab_size; i++) {
     const double logit = (double)logits[i];
     none += logit * 0;
-    sampler->scaled[i] = !sampler->seen[i] ? logit : logit < 0 ? logit * penalty : logit / penalty;
+    sampler->scaled[i] = sampler->allowed && !sampler->allowed[i] ? -INFINITY
+                         : !sampler->seen[i]                      ? logit
+                         : logit < 0                              ? logit * penalty
+                                                                  : logit / penalty;
   }
   if (none != 0) smc_die("%s", SMC_SAYS_NOT_FINITE);
   int32_t token;

@@ -95,12 +95,18 @@ void smc_session_open(struct smc_session *session, const struct smc_command *com
       smc_die("this program's file is damaged: %s; copy or compile it again", reason);
   }
   open_model(session, command, path);
+  if (smc_facts.calls && !command->raw && command->mode != SMC_MODE_BENCH) {
+    const void *functions = member(session, "functions.tables", &length);
+    if (smc_calls_open(&session->calls, functions, length, session->info.vocab_size, reason))
+      smc_die("this program's file is damaged: %s; copy or compile it again", reason);
+  }
   session->load_seconds = smc_seconds() - started;
 }
 
 void smc_session_close(struct smc_session *session) {
   smc_engine.close(session->model);
   smc_chat_template_close(session->chat);
+  smc_calls_close(session->calls);
   smc_tokenizer_close(session->tokenizer);
   smc_artifact_close(&session->file);
   free(session->tokens);

@@ -28,11 +28,15 @@ struct smc_sampling {
   uint64_t seed;
 };
 
+/* How an executable calls the functions that were compiled into it (--functions). */
+enum smc_call_form { SMC_CALLS_NONE, SMC_CALLS_BY_TOKENS, SMC_CALLS_BY_TEMPLATE };
+
 struct smc_facts {
   const char *smc_version, *architecture, *target;
   const char *provenance; /* a line for the source and for every pass that ran */
   int32_t has_template;   /* whether the model has a chat template … */
   const char *no_chat;    /* … and why it can't be used here, the end of a sentence; NULL where it can */
+  int32_t calls;          /* an smc_call_form: what its answers are */
   uint64_t parameters;
   double bits_per_weight;
   struct smc_sampling sampling; /* the checkpoint's defaults; the seed is the user's */
@@ -102,6 +106,7 @@ void smc_add_format(struct smc_buffer *buffer, const char *format, ...) __attrib
 
 struct smc_sampler {
   struct smc_sampling options;
+  const uint8_t *allowed; /* [vocab_size] by token whether it may be chosen; NULL: all may */
   uint64_t state;
   int32_t vocab_size;
   uint8_t *seen;            /* [vocab_size] whether the prompt or the text has the token */
@@ -126,6 +131,7 @@ struct smc_session {
   struct smc_artifact file; /* this program's own: the tables of the tokenizer and the template lie in it */
   struct smc_tokenizer *tokenizer;
   struct smc_chat_template *chat; /* NULL where there is none */
+  struct smc_calls *calls;        /* what answers must be, or NULL: any text */
   int32_t sequence, length;       /* tokens that the cache holds … */
   int32_t *tokens;                /* … and which: [context_length] */
   float *logits;                  /* [logits_stride] of the last token, unless … */
@@ -149,6 +155,27 @@ int32_t smc_session_keep_common(struct smc_session *session, const int32_t *toke
 int32_t smc_encode_text(const struct smc_session *session, const char *text, size_t length, int32_t **tokens);
 int32_t smc_encode_chat(const struct smc_session *session, const struct smc_message *messages, int32_t count,
                         int32_t **tokens);
+
+/* ---- calls.c: which tokens may come next in a call of a function */
+
+/* Checks the tables (smc/standalone/call_tables.py), which are not trusted and stay where they are until close. */
+int smc_calls_open(struct smc_calls **calls, const void *tables, size_t size, int32_t vocab_size, char *error);
+void smc_calls_close(struct smc_calls *calls);
+/* Before the first token. */
+void smc_calls_begin(struct smc_calls *calls);
+/* [vocab_size] by token whether it may come next: valid until the next call. */
+const uint8_t *smc_calls_allowed(struct smc_calls *calls);
+/* After a token that was allowed; 0 where nothing can follow it. */
+int smc_calls_accept(struct smc_calls *calls, int32_t token);
+/* The texts around a query, of calls by tokens; query is put between them. texts: [3]. */
+void smc_calls_prompt(const struct smc_calls *calls, struct smc_text *texts);
+
+/* ---- calls_json.c */
+
+/* Adds the calls in a whole answer as JSON objects, each followed by `separator` but the last; 0 where it is none. */
+int smc_add_calls(struct smc_buffer *out, const struct smc_calls *calls, const char *text, size_t length,
+                  const char *separator);
+
 /* ---- generate.c */
 
 enum smc_finish { SMC_FINISH_STOP, SMC_FINISH_LENGTH, SMC_FINISH_INTERRUPTED };
@@ -190,6 +217,11 @@ void smc_add_logprob_json(struct smc_buffer *out, const struct smc_session *sess
 /* ---- the commands, one file each; they return the exit status */
 
 int smc_run(struct smc_session *session, const struct smc_command *command);
+void smc_print_stats(const struct smc_session *session, const struct smc_generation *generation);
+int smc_call(struct smc_session *session, const struct smc_command *command); /* call.c: smc_run with functions */
+/* Answers one query with calls and prints them; 0, or whether Ctrl-C ended it. */
+int smc_answer_with_calls(struct smc_session *session, const struct smc_command *command, const char *query,
+                          size_t length);
 int smc_chat(struct smc_session *session, const struct smc_command *command);
 int smc_bench(struct smc_session *session, const struct smc_command *command);
 int smc_print_info(struct smc_session *session, const struct smc_command *command);

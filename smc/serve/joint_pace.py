@@ -1,0 +1,108 @@
+"""How many guesses the texts of a batch get, so that speculation pays or stops (smc/runtime/speculation.py).
+
+A step of few tokens takes as long as reading the weights; with more texts or guesses it takes longer. So guesses
+compete for a step: the likeliest to be right come first, as long as the expected tokens per second grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MOST_GUESSES = 15
+"""Of one text in a step."""
+
+MOST_IN_STEP = 48
+"""Of all texts in a step."""
+
+_FIRST_GUESS = 0.1
+"""What a step with twice the tokens is taken to cost more before one was measured: little, so that it is tried."""
+_MEMORY = 0.9
+"""What remains of older observations when a new one comes."""
+_SOONEST, _LATEST = 16, 512
+"""Steps without guesses after which a text is given one again: twice as many every time that it was wrong."""
+
+
+class TextPace:
+    """How often the guesses for one text come true."""
+
+    def __init__(self, chance: float = 1.0) -> None:
+        self._right, self._wrong = chance, 1.0 - chance
+        self.plain, self.patience = 0, _SOONEST
+
+    @property
+    def chance(self) -> float:
+        """The probability that a guess is right where those before it are."""
+        return self._right / (self._right + self._wrong)
+
+    def learn(self, guesses: int, right: int) -> None:
+        """A step had so many guesses for it, and so many came true."""
+        if not guesses:
+            self.plain += 1
+            return
+        self._right = _MEMORY * self._right + right
+        self._wrong = _MEMORY * self._wrong + (right < guesses)
+        self.plain = 0
+        self.patience = _SOONEST if right else min(2 * self.patience, _LATEST)
+
+
+class JointPace:
+    """Shares the guesses of a step out among its texts, by what steps took."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # of a step by how many tokens it has
+        self._right, self._wrong = 1.0, 0.0  # of all texts: what a new one begins with
+
+    def new_text(self) -> TextPace:
+        """For a text that begins."""
+        return TextPace(self._right / (self._right + self._wrong))
+
+    def counts(self, paces: Sequence[TextPace], rooms: Sequence[int]) -> list[int]:
+        """Guesses by text, each at most rooms[i]."""
+        offers = sorted(
+            (-pace.chance**place, place, index)
+            for index, (pace, room) in enumerate(zip(paces, rooms, strict=True))
+            for place in range(1, min(room, MOST_GUESSES) + 1)
+        )[:MOST_IN_STEP]
+        tokens: float = len(paces)
+        best, most = tokens / self._expected(len(paces)), 0
+        for count, (minus_chance, _, _) in enumerate(offers, 1):
+            tokens -= minus_chance
+            speed = tokens / self._expected(len(paces) + count)
+            if speed > best:
+                best, most = speed, count
+        counts = [0] * len(paces)
+        for _, _, index in offers[:most]:
+            counts[index] += 1
+        for index, pace in enumerate(paces):
+            if not counts[index] and rooms[index] > 0 and pace.plain >= pace.patience:
+                counts[index], pace.plain = 1, 0
+        return counts
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long, guessing included."""
+        before = self._seconds.get(tokens, seconds)
+        self._seconds[tokens] = before + (1 - _MEMORY) * (min(seconds, 2 * before) - before)
+
+    def learn_guesses(self, guesses: int, right: int) -> None:
+        """Of any text."""
+        if guesses:
+            self._right = 0.99 * self._right + right
+            self._wrong = 0.99 * self._wrong + (right < guesses)
+
+    def _expected(self, tokens: int) -> float:
+        """Seconds of a step: as measured, or else the least that what was measured beside it leaves possible.
+
+        A step takes no less than one with fewer tokens, and no less per token than one with more.
+        """
+        known = self._seconds
+        if not known:
+            return 1 + _FIRST_GUESS * tokens
+        if tokens in known:
+            return known[tokens]
+        below = max((count for count in known if count < tokens), default=None)
+        above = min((count for count in known if count > tokens), default=None)
+        if above is None:
+            assert below is not None
+            return known[below] * (1 + _FIRST_GUESS * (tokens - below) / below)
+        least = known[above] * tokens / above
+        return least if below is None else max(known[below], least)

@@ -1,8 +1,8 @@
-"""Make the calibration text that smc brings, out of packages with free licences: prose, code, chat, other languages.
+"""Make the calibration text that comes with smc from packages with free licences: prose, code, chat, other languages.
 
     python -m benchmarks.calibration_text          writes smc/reference/texts/calibration.txt
 
-Pieces of about 2,000 characters in an order that mixes the kinds: Wikipedia articles that the evaluation does not use
+Parts of about 2,000 characters in an order that mixes the kinds: Wikipedia articles that the evaluation does not use
 (benchmarks/text.py), files of CPython's library, the messages of Django in other languages, and the dialogues in
 smc/reference/texts/chat.txt, which were written for it. Sources and licences are in smc/reference/texts/README.md.
 """
@@ -24,10 +24,10 @@ from benchmarks.packages import DOWNLOADS, PackagedFile, fetch
 
 TEXTS = Path(__file__).parents[1] / "smc" / "reference" / "texts"
 PIECE = 2000
-"""Characters of a piece: about a window of tokens."""
+"""Characters of a part: about a window of tokens."""
 
 PIECES = {"prose": 66, "code": 30, "chat": 5, "languages": 11}
-"""How many pieces of each kind at most."""
+"""Most parts of each kind."""
 
 MODULES = (
     *("heapq", "textwrap", "difflib", "statistics", "dataclasses", "csv", "json/decoder", "http/client", "fractions"),
@@ -79,7 +79,7 @@ def _messages(catalogue: str) -> Iterator[str]:
 
 
 def pieces(whole: str, count: int) -> list[str]:
-    """Up to `count` pieces that begin at a paragraph, spread evenly over a text."""
+    """Up to `count` parts that begin at a paragraph, spread evenly over a text."""
     step = max(PIECE, len(whole) // count)
     starts = [0, *(whole.find("\n\n", start) for start in range(step, len(whole) - PIECE, step))]
     return [whole[start : start + PIECE].strip() for start in starts if start >= 0][:count]

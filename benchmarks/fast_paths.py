@@ -3,10 +3,10 @@
     python -m benchmarks.fast_paths MODEL [NAME...] [--quant int4-plain] [--threads 2] [--rounds 60]
 
 MODEL is what `smc compile` takes; without names all fast paths are measured. Rounds are short, and there are many. In
-each both programs read a prompt of 128 tokens, of which only the last one's logits are wanted, and decode 6 tokens
+each both programs read a prompt of 128 tokens, of which only the last one's logits are requested, and decode 6 tokens
 greedily; which one comes first alternates. The table says how many times as fast the program with all fast paths is,
-the median of the rounds with their quartiles. Beside that stand, of the program that lacks the path, what does not
-depend on the machine: the barriers of a step that decodes one token, and the megabytes of activations.
+the median of the rounds with their quartiles. Two columns do not depend on the machine: the barriers of a step that
+decodes one token, and the megabytes of activations, of the program without the path.
 """
 
 from __future__ import annotations

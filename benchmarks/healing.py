@@ -1,4 +1,4 @@
-"""What healing brings: the perplexity of SmolLM2 before a change, right after it, and after training.
+"""What healing gains: the perplexity of SmolLM2 before a change, after it, and after training.
 
     python -m benchmarks.healing pruned          # six layers dropped
     python -m benchmarks.healing up-scaled       # 30 layers become 42
@@ -8,7 +8,7 @@
     python -m benchmarks.healing speed           # decode speed of the pruned model beside the whole one
 
 The texts are those of benchmarks.text: the perplexity is that of second halves of 24 windows of 512 tokens from its
-first articles, training has all the others. Runs are by tokens, so they can be repeated; a run that was ended goes on
+first articles, training has all the others. Runs are by tokens, so they can be repeated; an interrupted run continues
 when the command is given again. Figures go to benchmarks/results/healing.json.
 """
 
@@ -86,7 +86,7 @@ def main(name: str, tokens: int | None, settings: tuple[str, ...], work: Path, p
 
 
 def texts(work: Path) -> tuple[Path, Path]:
-    """Files to train on and to measure on, parted between two articles."""
+    """Files to train on and to measure on, split between two articles."""
     evaluation = inputs.evaluation_text()
     text = evaluation.read_text(encoding="utf-8")
     end = text.index("\n= ", HELD_OUT) + 1

@@ -1,4 +1,4 @@
-"""What the measurements start from, made when it is not there yet: model, text, artifact. All of it is kept."""
+"""Inputs of the measurements: model, text, artifact. They are made when they are missing, and kept."""
 
 from __future__ import annotations
 

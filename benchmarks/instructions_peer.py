@@ -1,7 +1,8 @@
 """llama.cpp for 64-bit ARM: the version of `benchmarks.peer`, cross-built by zig as a static program, once per level.
 
 It is built as for the machine itself, except that the instruction set is named: its weights are repacked at load for
-the instructions that a level has. Without OpenMP, which zig does not bring; with one thread nothing depends on it.
+the instructions that a level has. It has no OpenMP, which does not come with zig; with one thread nothing depends on
+it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def build(level: Level) -> Path:
         "BUILD_SHARED_LIBS": "OFF",
         "GGML_NATIVE": "OFF",
         "GGML_OPENMP": "OFF",
-        "GGML_CPU_ARM_ARCH": level.march,  # the same tree for every level: only the kernels are compiled anew
+        "GGML_CPU_ARM_ARCH": level.march,  # the same tree for every level: only the kernels are compiled again
         "LLAMA_BUILD_TESTS": "OFF",
         "LLAMA_BUILD_EXAMPLES": "OFF",
         "LLAMA_BUILD_SERVER": "OFF",

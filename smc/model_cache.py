@@ -89,7 +89,7 @@ def remove_model(name: str) -> CachedModel:
     if len(found) != 1:
         known = ", ".join(entry.name for entry in cached_models()) or "none"
         problem = "several models in the cache are" if found else "no model in the cache is"
-        raise InputError(f"{problem} called {name}: it has {known}")
+        raise InputError(f"{problem} called {name}: there are {known}")
     found[0].path.with_suffix(".json").unlink(missing_ok=True)
     found[0].path.unlink(missing_ok=True)
     return found[0]

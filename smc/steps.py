@@ -1,6 +1,6 @@
-"""What each step of a chain of passes makes of a model: its size, and its quality on a text.
+"""The size and the quality of a model after each step of a chain of passes.
 
-Measuring takes as long as some passes do, so results are kept beside the work, by what they depend on.
+Measurements take long, so the work folder keeps their results, by all that they depend on.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ WINDOW, WINDOWS = 512, 16
 
 @dataclass(frozen=True)
 class Step:
-    """A model on its way. name: the pass that made it. done: what it did, in words. bytes: of all parameters as stored.
+    """A model after a pass. name: the pass. done: what it did, in words. bytes: those of all parameters as stored.
 
-    quality: None of an artifact for another machine, which can't run here. curve: of a training's loss, SVG.
+    quality: None for an artifact of another machine, which can't run here. curve: the loss of a training, as SVG.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Step:
 
 
 class Steps:
-    """Looks at every module of a chain, as `smc.apply(…, report=steps.report, after=steps.after)` shows them."""
+    """Measures every module of a chain: `smc.apply(…, report=steps.report, after=steps.after)`."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class Steps:
         self._add(module.facts.name, "as it was read", module)
 
     def report(self, line: str) -> None:
-        """Take a pass's line about what it did."""
+        """Keep a pass's line about its result."""
         self._line = line
         self._forward(line)
 
     def after(self, step: Pass, module: Module) -> None:
-        """Measure the module behind a pass."""
+        """Measure the module after a pass."""
         curve = None
         if isinstance(step, Training) and self._work is not None:
             curve = curve_of(step, self._before, self._teacher, self._work)
@@ -79,7 +79,7 @@ class Steps:
         self._before = module
 
     def artifact(self, name: str, done: str, size: int, logits: LogitsFunction | None) -> None:
-        """Add the file that the last module was compiled to. logits: of the file, where it runs on this machine."""
+        """Add the artifact of the last module. logits: those of the artifact, if it runs on this machine."""
         last, module = self.steps[-1], self._before
         quality = None if logits is None else self._score(module, logits)
         bits = 8 * size / last.weights
@@ -93,7 +93,7 @@ class Steps:
     # ---- quality
 
     def _measured(self, module: Module) -> Evaluation:
-        """Of a module; what was measured before is read."""
+        """The quality of a module; earlier measurements are read."""
         key = hashlib.sha256()
         for part in (digest(self.first), digest(module), repr((WINDOW, WINDOWS, module.facts.tokenizer))):
             key.update(part.encode())
@@ -112,7 +112,7 @@ class Steps:
         length = min(WINDOW, facts.context_length)
         windows = text_windows(read_tokens(self.text, facts.tokenizer, facts.vocab_size), length, WINDOWS)
         if not windows:
-            raise InputError(f"the text {self.text} is too short: it does not fill a window of {length} tokens")
+            raise InputError(f"the text {self.text} is too short for a window of {length} tokens: give a longer one")
         comparable = facts.vocab_size == self.first.facts.vocab_size
         if comparable and self._model is None:
             self._model = Reference(self.first)
@@ -154,7 +154,7 @@ def digest(module: Module) -> str:
 
 
 def table(steps: Sequence[Step]) -> str:
-    """The steps for people, a line each."""
+    """Print the steps for people, one line each."""
     rows = [["step", "layers", "MB", "bits", "perplexity"]]
     for step in steps:
         quality = "" if step.quality is None else f"{step.quality.perplexity:.2f}"

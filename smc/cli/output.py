@@ -22,4 +22,4 @@ def check_replaceable(path: Path, what: str, beginning: bytes) -> None:
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if file.read(len(beginning)) != beginning:
-                raise InputError(f"{path} exists and is not a {what} of smc: name another file")
+                raise InputError(f"{path} exists and holds something else than the {what}: name another file")

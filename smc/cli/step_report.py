@@ -1,4 +1,4 @@
-"""--report: a page about what every pass made of a model, for the commands that run chains."""
+"""--report: a page about the model after every pass, for commands that run chains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPORT = click.option(
 
 
 def check_report(report: Path | None, text: Path | None) -> None:
-    """InputError where the page can't be written, or nothing is there to measure on."""
+    """Raise InputError if the page can't be written, or there is no text to measure on."""
     if report is None:
         return
     if text is None:
@@ -39,7 +39,7 @@ def begin_steps(
     report: Path | None, text: Path | None, module: Module, teacher: Module | None, work: Path | None,
     progress: StageProgress,
 ) -> Steps | None:  # fmt: skip
-    """Measures the module, and later ones where a page is wanted; None where none is."""
+    """Measures the module and later ones if a page is requested, else None."""
     if report is None or text is None:
         return None
     from smc.steps import Steps
@@ -48,7 +48,7 @@ def begin_steps(
 
 
 def write_page(report: Path | None, steps: Steps | None) -> None:
-    """Write the page, and its table for people."""
+    """Write the page, and print its table."""
     if report is None or steps is None:
         return
     from smc.pages.steps import steps_page
@@ -61,7 +61,7 @@ def write_page(report: Path | None, steps: Steps | None) -> None:
 
 
 def add_artifact(steps: Steps, name: str, done: str, path: Path, size: int) -> None:
-    """Measure an artifact through the engine, where it runs here."""
+    """Measure an artifact with the engine, if it runs on this machine."""
     import torch
 
     import smc

@@ -1,4 +1,4 @@
-"""Dumps: what lies between the steps of a compilation, written to a folder as soon as it is there."""
+"""Dumps: the results between the steps of a compilation, written to a folder as soon as they exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smc.codegen.schedule.schedule import Schedule
 from smc.targets import Target
 
 KINDS = ("plan", "schedule", "c", "tir", "asm", "obj", "cu", "ptx", "sass")
-"""In the order in which they come to be."""
+"""The kinds, in the order in which they are made."""
 
 
 class Dumps:

@@ -26,7 +26,7 @@ from smc.errors import InputError
 from smc.targets import CpuLevel, Target
 
 SOURCES = ("kernels", "cpu", "cpu/kernels")
-"""Folders of what kernels are made from."""
+"""Folders with the sources of kernels."""
 
 TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 """With a newer tvm-ffi this tvm crashes, so the pair is checked and not just required."""
@@ -57,7 +57,7 @@ def check_versions() -> None:
 def build_kernels(
     kernels: Sequence[tuple[KernelSpec, CpuLevel]], target: Target, work: Path, progress: Callable[[float], None]
 ) -> list[KernelObject]:
-    """Objects of all kernels, in order, in the folder `work`; what the cache has is not built again."""
+    """Objects of all kernels, in order, in the folder `work`; those that the cache has are not built again."""
     keys = [_key(spec, level, target) for spec, level in kernels]
     facts = {key: _fetch(key, work) for key in dict.fromkeys(keys)}
     missing = [place for place, key in enumerate(keys) if facts[key] is None and keys.index(key) == place]
@@ -92,7 +92,7 @@ def _fetch(key: str, work: Path) -> dict[str, str] | None:
 
 
 def _keep(key: str, work: Path) -> dict[str, str]:
-    """Put what a worker has built into the cache; its facts."""
+    """Put the object that a worker has built into the cache; returns its facts."""
     facts: dict[str, str] = json.loads((work / f"{key}.json").read_text())
     cache.keep(key, _object(key, work).read_bytes(), facts)
     return facts
@@ -107,7 +107,7 @@ def _built(jobs: list[tuple[KernelSpec, CpuLevel, str, Path]]) -> Iterator[int]:
         kernel = f"the kernel {spec.name()} for {level.name}"
         if error.refusal is not None:
             raise InputError(f"{kernel} can't be built: {error.refusal}") from None
-        raise RuntimeError(f"LLVM gave up on {kernel} ({error})") from None
+        raise RuntimeError(f"LLVM failed on {kernel} ({error})") from None
 
 
 def symbol_name(spec: KernelSpec, level: CpuLevel) -> str:

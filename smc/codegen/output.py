@@ -1,4 +1,4 @@
-"""Where results are written: beside the output, in a folder of known name, and into place when all is there."""
+"""Writing outputs: first beside the output, in a folder of known name; complete files then get their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smc.codegen.artifact import is_artifact
 from smc.errors import InputError
 
 NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Of a file system that can't lock folders (NFS): go without."""
+"""Errors of file systems that can't lock folders (NFS), which are ignored."""
 
 
 def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
@@ -32,7 +32,7 @@ def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
             raise InputError(f"the output {out} is a folder: name a file, such as {out / 'model.smc'}")
         if not parent.is_dir():
             named = parent if out.is_symlink() else out.parent
-            raise InputError(f"there is no folder {named} to write {target.name} into: make it first")
+            raise InputError(f"there is no folder {named} to write {target.name} into: create it first")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(f"the folder {parent} can't be written: choose another for {out.name}")
         facts = target.stat() if target.exists() else None
@@ -52,7 +52,7 @@ def output_file(out: Path, inputs: Iterable[Path] = ()) -> Path:
 
 
 def output_folder(folder: Path) -> Path:
-    """A folder for several files, not made yet. InputError if it can't be one."""
+    """A folder for several files, which is not created yet. InputError if it can't be one."""
     try:
         place = existing_part(folder.absolute())
     except OSError as error:
@@ -74,7 +74,7 @@ def existing_part(path: Path) -> Path:
 
 
 def _check_name(target: Path) -> None:
-    """A name that the file system does not take is found out now and not after the work."""
+    """Find out before the work whether the file system accepts the name."""
     try:
         os.lstat(target)
     except FileNotFoundError:
@@ -92,9 +92,9 @@ def _belongs(target: Path, source: Path) -> bool:
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside the file `out` for what is written on the way to it; it goes when the context ends.
+    """A hidden folder beside the file `out` for intermediate files; it is removed when the context ends.
 
-    Its name is known, and it is locked: what a killed process left there is removed by the next one, and two processes
+    Its name is known, and it is locked: the next process removes what a killed process has left, and two processes
     can't write one output (InputError).
     """
     name = os.fsencode(out.name)
@@ -112,7 +112,7 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Make a folder, or take over one that a dead process left, and lock it; None if a living process has it."""
+    """Make a folder, or take over that of a dead process, and lock it; None if a running process has it."""
     while True:
         try:
             folder.mkdir()

@@ -1,4 +1,4 @@
-"""Packing a matrix by its layout (kernels/layout.py), for a family of machines."""
+"""Packs a matrix in the layout (kernels/layout.py) of a family of machines."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ CHUNK_WEIGHTS = 1 << 24
 
 
 def can_run(encoding: Encoding, columns: int = 0) -> str | None:
-    """Why there is no packed layout, and so no kernel, for an encoding of rows of so many columns; None: there is."""
+    """Why there is no packed layout, and so no kernel, for an encoding with rows of `columns` columns; None if there
+    is."""
     if encoding.is_float:
         return None
     inputs, group = encoding.input_group, encoding.scales.group
     if encoding.transform.rotation and columns % encoding.transform.rotation:
-        return f"a rotation in blocks of {encoding.transform.rotation} that do not divide {columns} columns"
+        return f"a rotation of {encoding.transform.rotation} columns at a time, which do not divide {columns} columns"
     if encoding.scales.super_group is not None and not isinstance(group, int):
         return f"two-level scales with one scale per {group}"
     if isinstance(encoding.scales.group, int) and encoding.scales.group != 16 and encoding.scales.group % TILE:
@@ -51,7 +52,7 @@ def can_run(encoding: Encoding, columns: int = 0) -> str | None:
 
 
 def check_packable(encoding: Encoding, columns: int = 0) -> None:
-    """InputError where `can_run` has a reason."""
+    """Raise InputError if `can_run` has a reason."""
     if reason := can_run(encoding, columns):
         raise InputError(f"there is no kernel yet for encoding {encoding}: {reason}")
 

@@ -25,21 +25,21 @@ from smc.runtime.manifest import ProofFacts
 from smc.targets import Target
 
 MOST_EMULATED = 500_000_000
-"""Weights of the largest model that an emulator is given: it takes about ten times as long."""
+"""Weights of the largest model that is run under an emulator, which takes about ten times as long."""
 
 CLOSE, ROUNDED_CLOSE = 2e-3, 0.1
-"""The largest difference to a reference that sums in another order, of all logits' norm: with float inputs everywhere,
-and where inputs are rounded, which makes an ulp a code (docs/numerics.md)."""
+"""The largest difference to a reference that adds in another order, relative to the norm of all logits: with float
+inputs only, and with rounded inputs, where an ulp may change a code (docs/numerics.md)."""
 
 EMULATORS = {"aarch64": ("qemu-aarch64-static", "qemu-aarch64"), "x86_64": ("qemu-x86_64-static", "qemu-x86_64")}
-"""By the machine that they emulate, with all its features."""
+"""Emulators, by the machine that they emulate, with all its features."""
 
 
 NOTHING = "nothing was written (--no-verify writes the file all the same)"
 
 
 class Expected(Protocol):
-    """Logits of a few tokens of one text, by something that is no kernel.
+    """The expected logits of a few tokens of one text, from the reference.
 
     tokens: from position 0. context: tokens of the KV cache that the program is given. rows: the ids whose logits it
     gives, int64. exact: equal bits are expected.
@@ -53,17 +53,17 @@ class Expected(Protocol):
     rounds: bool
 
     def take(self, name: str, tensor: EncodedTensor) -> None:
-        """A matrix of the model, loaded; any thread may call this."""
+        """Take a loaded matrix of the model. Any thread may call this."""
 
     def advance(self) -> None:
-        """Compute what can be computed with the matrices that were taken."""
+        """Compute as far as the matrices that were taken allow."""
 
     def logits(self) -> np.ndarray:
         """float32 [tokens, rows], when all matrices were taken."""
 
 
 class WrongProgramError(Exception):
-    """The compiled program computes something else than the reference, or crashes: a bug of smc's."""
+    """The compiled program computes something else than the reference, or crashes: a bug in smc."""
 
 
 def prove(
@@ -74,10 +74,10 @@ def prove(
     expected: Expected,
     link: Callable[[Path], None],
 ) -> ProofFacts:
-    """Run the artifact (which may lack its manifest) and compare; WrongProgramError where the logits differ.
+    """Run the artifact (which may lack its manifest) and compare; WrongProgramError if the logits differ.
 
     program: program.so. weights: how many the model has. link: makes a static executable of the driver at a path.
-    Where the program can't be run here, the result says why.
+    If the program can't run here, the result says why.
     """
     out = artifact.with_name("logits")
     if (platform.machine(), platform.system()) == (target.machine, target.system):
@@ -100,7 +100,8 @@ def prove(
 
 
 def _difference(logits: np.ndarray, expected: Expected) -> float:
-    """How far the program's logits are from those expected, of their norm; WrongProgramError where that is too far."""
+    """The distance of the program's logits from those expected, relative to their norm; WrongProgramError if it is too
+    large."""
     wanted = expected.logits()
     if np.array_equal(logits, wanted):
         return 0.0

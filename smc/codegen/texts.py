@@ -1,8 +1,8 @@
-"""What a model's tokenizer and chat template mean for its program, settled and checked before anything is built.
+"""Checks a model's tokenizer and chat template, and finds the tokens that end a turn, before anything is built.
 
 A turn is ended by every token that the checkpoint names for it, by well-known ones that the tokenizer has, and by what
-the chat template writes behind an answer. What would make a model talk on to itself or cut its markers into letters is
-said now: refused where the model could never end a text, else as a Notice.
+the chat template writes behind an answer. A model that could never end a text is refused; other problems, such as
+markers that are not tokens, are Notices.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from smc.runtime.chat import BrokenTemplateError, ChatTemplate, Message
 
 ENDS = ("eos_token", "eot_token", "eom_token")
 MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_\w+>|</?s>|<(?:bos|eos)>")
-"""Texts that look like control tokens in everybody's templates."""
+"""Texts that look like control tokens in common templates."""
 
 HARMONY = {"<|return|>", "<|call|>"}
 """Tokenizers with both of them end a message with <|end|>, not a turn."""
 
 
 def settle_texts(facts: ModelFacts) -> ModelFacts:
-    """The facts with every token that ends a turn; Notices say what is odd about tokenizer and template.
+    """The facts with every token that ends a turn; Notices report problems of tokenizer and template.
 
     InputError if the checkpoint names ends, but none that the model could write.
     """
@@ -48,7 +48,7 @@ def settle_texts(facts: ModelFacts) -> ModelFacts:
             )
         except BrokenTemplateError as error:
             _note(
-                f"the chat template of {facts.name} is broken: {error.reason}; what is compiled continues plain text "
+                f"the chat template of {facts.name} is broken: {error.reason}; the artifact continues plain text "
                 "(--raw); for chats correct the template in the checkpoint and compile again"
             )
     ends = list(dict.fromkeys(_ends(facts, tokenizer, added, template)))
@@ -59,7 +59,7 @@ def settle_texts(facts: ModelFacts) -> ModelFacts:
             f"{facts.vocab_size}; correct eos_token_id in generation_config.json or config.json"
         )
     if strange := [number for number in ends if number not in known]:
-        _note(f"the end tokens {strange} of {facts.name} are none that the model can write: they are left out")
+        _note(f"the model {facts.name} can't write the end tokens {strange}: they are left out")
     if template is not None:
         _check_markers(template, added, facts.vocab_size)
     return replace(facts, generation=replace(facts.generation, eos_token_ids=tuple(known)))
@@ -106,8 +106,8 @@ def _check_markers(template: ChatTemplate, added: Mapping[str, int], vocab_size:
     markers = sorted({marker for text in texts for marker in MARKER.findall(text)})
     if cut := [marker for marker in markers if marker not in added]:
         _note(
-            f"the chat template writes {', '.join(cut)}, no token of the tokenizer: it is cut into letters, which is "
-            "right only if the model was trained so"
+            f"the chat template writes {', '.join(cut)}, no token of the tokenizer: it is split into letters, which is "
+            "right only if the model was trained with it"
         )
     if beyond := [marker for marker in markers if added.get(marker, 0) >= vocab_size]:
         _note(

@@ -1,4 +1,4 @@
-"""The weights member of an artifact: where every parameter lies, and writing it one tensor at a time."""
+"""The weights member of an artifact: the place of every parameter, written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from smc.errors import InputError
 from smc.ir import Parameter, stack_shape
 
 READY_BYTES = 64 << 20
-"""How much may be packed, or being packed, before its turn to be written comes."""
+"""The limit of packed bytes that wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MatrixPlace:
 
 @dataclass
 class WeightTable:
-    """Where every parameter lies. token_bytes: what one token multiplies, for bandwidth figures."""
+    """The place of every parameter. token_bytes: the bytes that one token multiplies, for bandwidth figures."""
 
     matrices: dict[str, MatrixPlace]
     vectors: dict[str, int]
@@ -93,7 +93,7 @@ def write_weights(
 ) -> str:
     """Load, pack and write every parameter, a few in memory at a time; returns the hex SHA-256 of what was written.
 
-    expected: computes with the matrices as they pass.
+    expected: gets each loaded matrix.
     """
     digest, written = hashlib.sha256(), 0
 
@@ -132,7 +132,7 @@ def _packed(
     waiting = collections.deque(zip(parameters, sizes, strict=True))
     running = collections.deque[tuple[concurrent.futures.Future[np.ndarray], int]]()
     before = torch.get_num_threads()
-    # One thread a matrix: torch's own threads wait for each other, and collapse where another process has a core.
+    # One thread per matrix: torch's own threads wait for each other, and stall if another process uses a core.
     torch.set_num_threads(1)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:

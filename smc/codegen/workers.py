@@ -1,7 +1,7 @@
 """Worker processes for work that may abort the process it runs in.
 
-Not those of multiprocessing: they import the caller's script again, so that one without `if __name__ == "__main__"`
-starts itself over in every worker.
+multiprocessing is not used, because its workers import the caller's script again: a script without `if __name__ ==
+"__main__"` would start again in every worker.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import IO, Any
 from smc.errors import InputError, child_refused, memory_is_limited, refused
 
 _LAST_WORDS = 4000
-"""Bytes of what a dead worker printed last."""
+"""Bytes of a dead worker's last output that are kept."""
 
 
 class WorkerDiedError(Exception):
     """A worker ended in the middle of a job: `job` is its place in the list.
 
-    refusal: what the system refused it or did to it, the end of a sentence; None if it ended by its own fault.
+    refusal: what the system refused it, as the end of a sentence; None if it failed by itself.
     """
 
     def __init__(self, job: int, status: int, said: str) -> None:
@@ -113,14 +113,14 @@ class _Worker:
 
 
 def _nameless_file() -> IO[bytes]:
-    """In memory where the system can: the disk may be full, which is what a worker may have to say."""
+    """In memory if the system can do that: a full disk may be what a worker has to report."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("smc-worker"), "w+b")
     return tempfile.TemporaryFile()
 
 
 def serve(module: str, function: str, file: int) -> None:
-    """What a worker does: jobs come through the pipe `file`, None goes back for each, or what went wrong."""
+    """The loop of a worker: it reads jobs from the pipe `file` and answers None or the error for each."""
     import importlib
 
     call = getattr(importlib.import_module(module), function)

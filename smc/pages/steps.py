@@ -1,4 +1,4 @@
-"""The page of a chain: what every step made of the model's size and quality."""
+"""The page of a chain: the model's size and quality after every step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD = ("", "step", "what it did", "layers", "million weights", "MB", "bits per 
 
 
 def steps_page(title: str, steps: Sequence[Step], text: str) -> str:
-    """One page that needs nothing but itself. text: the name of what quality was measured on."""
+    """One page without links to other files. text: the name of the text that quality was measured on."""
     curves = "".join(
         f"<details><summary>Loss of {escape(step.name)}, step {number}</summary><div class=curve>{step.curve}</div>"
         "</details>"
@@ -61,7 +61,7 @@ def _table(steps: Sequence[Step]) -> str:
 
 
 def _plot(steps: Sequence[Step]) -> str:
-    """Perplexity, its axis logarithmic, over size: the way that the model went, from step to step."""
+    """A plot of perplexity (logarithmic) over size, with a line from step to step."""
     shown = [(n, step.bytes / 1e6, step.quality.perplexity) for n, step in enumerate(steps) if step.quality is not None]
     shown = [point for point in shown if math.isfinite(point[2])]
     if len(shown) < 2:

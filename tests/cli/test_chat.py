@@ -61,7 +61,7 @@ def test_system_message_and_end_of_input(artifact: Path):
 
 def test_full_context_forgets_whole_turns(artifact: Path):
     result = invoke(artifact, f"{'a' * 30}\n{'b' * 30}\n", "-n", "2", "--ctx", "60", "--system", "s")
-    assert "the 1 oldest turn forgotten" in result.stderr
+    assert "the 1 oldest turn dropped" in result.stderr
     assert result.stdout.endswith(answer(["s", "b" * 30], 2) + "\n")
 
 

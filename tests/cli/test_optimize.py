@@ -46,7 +46,7 @@ def test_optimize_writes_what_transformers_loads(folder, capsys):
     assert "| perplexity before |" in card and "| perplexity |" in card
     assert "Its layers were those with the numbers 0, 3." in card
     assert run(["optimize", str(folder), "-o", "out"]) == 2
-    assert "out is there already: name a new folder" in capsys.readouterr().err
+    assert "out exists already: name a new folder" in capsys.readouterr().err
 
 
 def test_passes_of_several_options_have_the_first_model_as_teacher(folder, tmp_path, capsys):

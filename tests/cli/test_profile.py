@@ -75,7 +75,7 @@ def test_no_folder_for_the_picture(artifact: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_drawing_stays(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(InputError, match="notes exists and is no drawing of smc's"):
+    with pytest.raises(InputError, match="notes exists and holds something else than the drawing"):
         CliRunner().invoke(bench, [str(artifact), "--svg", str(tmp_path / "notes")], catch_exceptions=False)
     assert (tmp_path / "notes").read_text() == "mine"
 

@@ -83,8 +83,8 @@ LONG: dict[str, tuple[str, str | None]] = {
     "some memory": (f"ulimit -v 700000; {COMPILE}", "memory"),
     "a name too long": ("smc compile checkpoint -o $(printf 'n%.0s' {1..300})", "File name too long"),
     "the name of a model too long": ("smc compile $(printf 'n%.0s' {1..300})", "File name too long"),
-    "listings onto a file": (f"touch f; {COMPILE} --emit c f", "f is no folder"),
-    "listings below a file": (f"touch f; {COMPILE} --emit c f/g", "f is no folder"),
+    "listings onto a file": (f"touch f; {COMPILE} --emit c f", "f is not a folder"),
+    "listings below a file": (f"touch f; {COMPILE} --emit c f/g", "f is not a folder"),
     "listings where nothing can be made": (f"{COMPILE} --emit c /proc/listings", TWO),
     "records that are a folder": (f"{COMPILE} --records .", "is a folder"),
     "records that are a pipe": (f"mkfifo p; {COMPILE} --records p", "not a regular file"),
@@ -104,7 +104,7 @@ LONG: dict[str, tuple[str, str | None]] = {
     "a pass that misses a file": ("smc compile checkpoint -p ./passes.py:wrong:how=file", "passes.py failed in line"),
     "a pass that gives nothing": ("smc compile checkpoint -p ./passes.py:wrong:how=nothing", "must return a Module"),
     "a pass that fails late": ("smc compile checkpoint -p ./passes.py:wrong:how=late", "too late"),
-    "a pass that gives a number": ("smc compile checkpoint -p ./passes.py:wrong:how=int", "gives int for"),
+    "a pass that gives a number": ("smc compile checkpoint -p ./passes.py:wrong:how=int", "returns int for"),
 }
 """The same; an empty text: an artifact is made all the same."""
 

@@ -219,7 +219,7 @@ def test_what_no_config_can_say_is_refused(make_checkpoint, tmp_path):
     narrow = apply(
         load_checkpoint(folder), [PruneWidth(kv_heads=2)], Context(calibration=CalibrationText(windows()))
     )
-    with pytest.raises(InputError, match="the config of GPTNeoXForCausalLM can't say what the passes made of layer_0"):
+    with pytest.raises(InputError, match="GPTNeoXForCausalLM can't describe what the passes did to layer_0"):
         write_checkpoint(narrow, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

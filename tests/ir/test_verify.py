@@ -90,7 +90,7 @@ BROKEN: dict[Callable[[Module], None], str] = {
     misfile_parameter: "parameter table is filed under the name other",
     add_unused_parameter: "parameter spare is used by no call",
     compute_in_main: "main: silu is a silu; main only calls functions",
-    call_nobody: "main: call layer_1 runs nobody, which is no function of the module",
+    call_nobody: "main: call layer_1 runs nobody, which is not a function of the module",
     forget_slot: "main: call layer_1: down is not given of block",
     fill_unknown_slot: "main: call layer_1: side is no parameter slot of block",
     name_unknown_parameter: "main: call layer_1: up.7 is not a parameter of the module",

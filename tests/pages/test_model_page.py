@@ -134,4 +134,4 @@ def test_bad_input(
 def test_other_files_are_kept(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").write_text("mine")
     assert main.run(["inspect", str(checkpoint), "--html", str(tmp_path / "notes")]) == 2
-    assert "exists and is no page" in capsys.readouterr().err and (tmp_path / "notes").read_text() == "mine"
+    assert "something else than the page" in capsys.readouterr().err and (tmp_path / "notes").read_text() == "mine"

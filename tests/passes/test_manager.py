@@ -119,7 +119,7 @@ def test_a_pass_that_gives_no_module_is_named(module):
         def run(self, module, context):
             return None
 
-    with pytest.raises(InputError, match="pass recorder must give a Module, not NoneType"):
+    with pytest.raises(InputError, match="pass recorder must return a Module, not NoneType"):
         apply(module, [Forgetful()])
 
 

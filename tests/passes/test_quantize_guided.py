@@ -187,7 +187,7 @@ def test_a_budget_below_the_least(make_checkpoint, options, message):
     [
         ("quantize-guided:bits=0.5", "1 to 32 bits per weight, not 0.5"),
         ("quantize-guided:bits=nan", "1 to 32 bits per weight, not nan"),
-        ("quantize-guided:widths=7", "widths of 2, 3, 4, 5, 6, 8 bits, not 7"),
+        ("quantize-guided:widths=7", "widths of quantize-guided must be of 2, 3, 4, 5, 6, 8, not 7"),
         ("quantize-guided:damping=0", "a damping above 0 and at most 1"),
         ("quantize-guided:bits=four", "option bits of pass quantize-guided takes a number, not 'four'"),
     ],

@@ -150,7 +150,7 @@ def test_build_and_predict(artifact: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["ngram", "build", "{artifact}", "{missing}"], "missing"),
         (["ngram", "build", "{artifact}", "{binary}"], "binary is not UTF-8 text"),
-        (["ngram", "build", "{artifact}", "{text}", "-o", "{text}"], "exists and is no n-gram model"),
+        (["ngram", "build", "{artifact}", "{text}", "-o", "{text}"], "holds something else than the n-gram"),
         (["ngram", "build", "{artifact}", "{text}", "--order", "99"], "from 1 to 8, not 99"),
         (["ngram", "predict", "{artifact}", "a"], "is no n-gram model"),
         (["ngram", "predict", "{missing}", "a"], "there is no n-gram model"),

@@ -16,7 +16,7 @@ class LayerNorm(Lowering):
     """A kernel has whole rows, so it can round its result in any form."""
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
-        """Results in all forms that readers want."""
+        """Results in all forms that readers need."""
         source, weight, bias = f.buffer(node.inputs[0]), node.inputs[1], node.argument("bias")
         width = node.tensor.shape[1]
         if not isinstance(width, int):

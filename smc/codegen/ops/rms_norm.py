@@ -16,7 +16,7 @@ class RmsNorm(Lowering):
     """A kernel has whole rows, so it can round its result in any form. Heads are normed by attention, as it reads."""
 
     def lower(self, f: FunctionLowering, node: Node) -> None:
-        """Results in all forms that readers want."""
+        """Results in all forms that readers need."""
         source, weight, width = f.buffer(node.inputs[0]), node.inputs[1], node.tensor.shape[1]
         if not isinstance(width, int):
             raise InputError(f"there is no kernel yet for a norm of a width that layers differ in ({node.name})")

@@ -1,4 +1,4 @@
-"""What a kernel is given, as data: a backend writes down in its own words where each of these is."""
+"""The arguments of kernels, as data: each backend writes them in its own way."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Activation:
-    """A buffer's floats or codes; or its scales, or its sums, which codes have besides."""
+    """A buffer's floats or codes, or the scales or sums of its codes."""
 
     buffer: Buffer
     part: Literal["data", "scales", "sums"] = "data"
@@ -154,7 +154,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class KvShape:
-    """What layers have in common whose K and V share pages. window: cached tokens that a token sees; 0: all."""
+    """The shape of K and V of layers that share pages. window: cached tokens that a token attends to; 0: all."""
 
     kv_heads: int
     padded_dim: int

@@ -1,4 +1,4 @@
-"""Domains: what a kernel's blocks begin…end are. Blocks are independent, so that a backend may share them out."""
+"""Domains: what a kernel's blocks are. Blocks are independent, so that backends may distribute them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smc.codegen.plan.arguments import Buffer, Routing
 
 @dataclass(frozen=True)
 class Domain:
-    """Of one kernel; by_token: each token's results need nothing of other tokens."""
+    """The domain of a kernel; by_token: a token's results depend on no other token."""
 
     by_token = False
 
@@ -102,7 +102,7 @@ class Splits(Domain):
 
 @dataclass(frozen=True)
 class Merges(Domain):
-    """A block is one query head by one tile of tokens; there are none where the cache is not split."""
+    """A block is one query head by one tile of tokens; there are none if the cache is not split."""
 
     heads: int
 

@@ -1,4 +1,4 @@
-"""What the lowering of an op works with: the function so far, as operations on buffers, and how to add to it."""
+"""A function while its ops are lowered: the operations on buffers so far, and methods that add to them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from smc.errors import InputError
 from smc.ir import Function, Node, RopeTable
 
 Forms = Mapping[tuple[str, int], Form]
-"""By node and place among its inputs: in which form it reads a value. What is not there is read as floats."""
+"""The form in which a node reads an input, by node and index of the input; floats for those that are missing."""
 
 TILE_GROUP = 32
-"""Columns that share a scale where any tile of columns can be rounded by itself."""
+"""Columns that share a scale if any tile of columns can be rounded by itself."""
 
 
 class FunctionLowering:
@@ -50,7 +50,7 @@ class FunctionLowering:
         return self._buffers[value, F32_FORM]
 
     def unturned(self, value: str) -> Buffer:
-        """The floats of a value as they are before its heads are normed and rotated, if they are."""
+        """The floats of a value before its heads are normalized and rotated."""
         return self._buffers[value, F32_FORM]
 
     def new_buffer(
@@ -61,14 +61,14 @@ class FunctionLowering:
         return buffer
 
     def alias(self, value: str, buffer: Buffer) -> None:
-        """The floats of a value lie in a buffer that there is already."""
+        """Put the floats of a value into an existing buffer."""
         self._buffers[value, F32_FORM] = buffer
 
     def results(
         self, node: Node, makes: Callable[[Form], bool], routing: Routing | None = None
     ) -> tuple[Buffer, ...]:
-        """New buffers for a value in all forms in which it is read and its kernel can make it; in floats, too, where
-        it can't make others, which are then rounded from these."""
+        """New buffers for a value in all forms that readers need and its kernel can write. If it can't write one of
+        them, there are floats, too, from which that form is rounded."""
         wanted = self._reader_forms(node)
         forms = [form for form in wanted if makes(form)]
         if len(forms) < len(wanted) and F32_FORM not in forms:
@@ -76,7 +76,7 @@ class FunctionLowering:
         return tuple(self.new_buffer(node.name, node.tensor.shape[-1], form, routing) for form in forms)
 
     def in_form(self, value: str, form: Form) -> Buffer:
-        """A value in a form, rounded by an operation of its own where its kernel did not do it.
+        """A value in a form, rounded by an operation of its own if its kernel does not write this form.
 
         Such codes have a buffer of their own: the value's may be written again in place.
         """
@@ -95,7 +95,7 @@ class FunctionLowering:
             for place, name in enumerate(user.inputs)
             if name == node.name
         ]
-        # What changes the order or the basis of columns starts from floats.
+        # Changes of the order or the basis of columns start from floats.
         forms = [F32_FORM if form.permuted or form.rotation else form for form in forms]
         if node.name in self.function.outputs:
             forms.append(F32_FORM)
@@ -166,7 +166,7 @@ def tokens(buffer: Buffer) -> Domain:
 
 
 def outputs(buffers: Sequence[Buffer]) -> dict[str, Argument]:
-    """The arguments of a kernel that hands out a value in several forms: out, or codes, scales and sums by place."""
+    """The arguments of a kernel that writes a value in several forms: out, or codes, scales and sums by number."""
     arguments: dict[str, Argument] = {}
     for place, buffer in enumerate(buffers):
         if buffer.form == F32_FORM:

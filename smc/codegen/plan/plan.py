@@ -84,12 +84,12 @@ def kernel_text(kernel: KernelChoice) -> str:
 class Operation:
     """One kernel on some buffers.
 
-    name: of the value that it makes, or serves; kind: what it does, in a word; both for people alone. domain: what its
-    blocks are. arguments: by the names of the kernel's parameters. reads, writes: a buffer that is written in place is
-    in both. after: the operations that must be finished first. slots: whose parameters it has.
-    repeatable: reads little and only writes what it makes, so that everyone who needs the result may make it.
-    increasing: it changes numbers one by one, and a larger one stays the larger one.
-    work: what it does besides reading and writing its buffers; None: it is not worth counting, buffers included.
+    name: the value that it computes, or works for; kind: what it does, in a word; both only for people. domain: what
+    its blocks are. arguments: by the names of the kernel's parameters. reads, writes: a buffer that is changed in place
+    is in both. after: the operations that must be finished first. slots: those whose parameters it has.
+    repeatable: it reads little and writes only its result, so that each reader may compute it.
+    increasing: it changes numbers one by one and keeps their order.
+    work: what it does besides reading and writing its buffers; None: too little to count, buffers included.
     """
 
     name: str
@@ -116,9 +116,10 @@ class Operation:
 
 @dataclass
 class FunctionPlan:
-    """A function as operations. `x` is its activation input, `result` its output (the same buffer where in place).
+    """A function as operations. `x` is its activation input, `result` its output (the same buffer if it works in
+    place).
 
-    calls: those of `main` that run it; what differs between them is their parameters.
+    calls: those of `main` that run it, which differ in their parameters.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Plan:
 
     @property
     def positions(self) -> int:
-        """How many positions the model has learned an embedding of; 0: it has no table of them."""
+        """How many positions have a learned embedding; 0: the model has no table of positions."""
         tables = self.module.parameters_of("positions")
         return min((self.module.parameters[name].shape[0] for name in tables), default=0)
 

@@ -38,7 +38,7 @@ def make_plan(module: Module) -> Plan:
 
 
 def input_forms(module: Module, call: Node, function: Function) -> Forms:
-    """In which forms the nodes of a call read their inputs, as its parameters decide."""
+    """The forms in which the nodes of a call read their inputs, which its parameters decide."""
     slots = call.attributes["parameters"]
     forms = {}
     for node in _computed(function):
@@ -49,7 +49,7 @@ def input_forms(module: Module, call: Node, function: Function) -> Forms:
 
 
 def signature(function: Function, forms: Forms) -> Hashable:
-    """What calls must agree in to run the same code: nodes with their attributes, outputs, forms."""
+    """What must be equal for calls to run the same code: nodes with their attributes, outputs, forms."""
     nodes = tuple((n.name, n.op, n.inputs, _frozen(n.attributes), n.type) for n in function.nodes())
     return nodes, function.outputs, frozenset(forms.items())
 
@@ -60,7 +60,7 @@ def plan_function(name: str, function: Function, forms: Forms) -> FunctionPlan:
     inputs = [node for node in function.inputs() if node.tensor.dtype == "f32"]
     if len(inputs) > 1:
         names = ", ".join(node.name for node in inputs)
-        raise InputError(f"codegen takes functions with one input of activations; {function.name} has {names}")
+        raise InputError(f"codegen supports functions with one input of activations; {function.name} has {names}")
     x = None
     for node in inputs:
         x = f.new_buffer(node.name, node.tensor.shape[1])
@@ -69,7 +69,7 @@ def plan_function(name: str, function: Function, forms: Forms) -> FunctionPlan:
         f.lowered.add(node.name)
     plan = FunctionPlan(name, function, f.operations, x, f.buffer(function.outputs[0]))
     if len(plan.attentions()) > 1:
-        raise InputError(f"codegen takes one attention per function; {name} has {len(plan.attentions())}")
+        raise InputError(f"codegen supports one attention per function; {name} has {len(plan.attentions())}")
     return plan
 
 
@@ -79,15 +79,15 @@ def _program(module: Module, plans: list[FunctionPlan], order: list[tuple[Functi
     heads = [p for p, call in order if call.name in module.main.outputs]
     blocks = [p for p in plans if p not in embeds and p not in heads]
     if len(embeds) != 1 or len(heads) != 1 or order[0][0] is not embeds[0] or order[-1][0] is not heads[0]:
-        raise InputError("codegen takes modules whose main is an embedding, blocks and a head, one after the other")
+        raise InputError("codegen supports modules whose main is an embedding, blocks and a head, one after the other")
     for (_, before), (_, call) in itertools.pairwise(order):
         if before.name not in call.inputs:
-            raise InputError(f"codegen takes a chain of calls; {call.name} does not read {before.name}")
+            raise InputError(f"codegen supports calls in sequence; {call.name} does not read {before.name}")
     plan = Plan(module, embeds[0], blocks, heads[0], order)
     groups = len(plan.kv_groups())
     if groups > MAX_KV_GROUPS:
         kinds = f"{groups} kinds of K and V (KV heads, head_dim, window)"
-        raise InputError(f"the layers have {kinds}; codegen takes up to {MAX_KV_GROUPS}")
+        raise InputError(f"the layers have {kinds}; codegen supports up to {MAX_KV_GROUPS}")
     return plan
 
 

@@ -22,11 +22,11 @@ def padded_width(width: int) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does in a step of n tokens; sums are of several.
+    """The work of one call in a step of n tokens; a sum is that of several calls.
 
     weight_bytes: read once per step. token_bytes, token_macs: per token, activations and multiply-adds. cache_reads:
-    elements of the KV cache per cached token that a tile of tokens sees; cache_macs: multiply-adds per pair of a token
-    and a cached token that it sees; cache_writes: elements per token. cache: whose K and V.
+    elements of the KV cache per cached token that a tile of tokens attends to; cache_macs: multiply-adds per pair of a
+    token and a cached token that it attends to; cache_writes: elements per token. cache: whose K and V.
     chosen_bytes: weights of the experts that a token chooses; expert_bytes: of all of them, once per step at most.
     integer: the multiply-adds are of int8. encodings: of the matrices, as text.
     """

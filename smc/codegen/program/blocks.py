@@ -1,4 +1,4 @@
-"""A task's blocks as C: what is alike on machines of all kinds."""
+"""A task's blocks as C, as far as they are the same for all kinds of machines."""
 
 from __future__ import annotations
 

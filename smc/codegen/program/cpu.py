@@ -162,7 +162,7 @@ def _piece(phase: Phase) -> str:
 
 
 def _rows(out: CWriter, scope: Scope, task: Task, call: Call) -> None:
-    """A linear for n tokens from t on: the phase's or, for the tail alone, those of wanted tiles."""
+    """A linear for n tokens from t on: the phase's or, for the tail alone, those of requested tiles."""
     if task in scope.function.narrow:
         out.write(
             "const int32_t begin = last ? S->wanted_begin : 0, end = last ? S->wanted_end : N;",

@@ -1,4 +1,4 @@
-"""Dialect: what the text of a program says in its own way for each kind of device."""
+"""Dialect: the parts of a program's text that differ between kinds of devices."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from smc.codegen.schedule.schedule import Condition, Phase, Task
 
 
 class Dialect(Protocol):
-    """The frame of functions and phases is the same for all devices (functions.py); this is what differs."""
+    """The frame of functions and phases is the same for all devices (functions.py); a dialect writes the rest."""
 
     constant: str
-    """What constants are declared with."""
+    """The qualifiers of constants."""
 
     run_head: str
-    """The head of the definition of what runs a step."""
+    """The head of the function that runs a step."""
 
     def variables(self) -> list[str]:
-        """What every function declares first."""
+        """The first declarations of every function."""
 
     def named(self, kind: str, name: str, value: str) -> str:
         """The definition of a name for a value, which stays the same. kind: its type, as C has it in front."""
@@ -32,16 +32,16 @@ class Dialect(Protocol):
         """C for how many blocks a task has in a phase."""
 
     def open_phase(self, out: CWriter, scope: Scope, number: int, phase: Phase) -> None:
-        """What is said of a phase that has just begun: how its work is shared out, what is prefetched at its end."""
+        """The statements at the beginning of a phase: how its work is shared, what is prefetched at its end."""
 
     def prefetch_caches(self, out: CWriter, scope: Scope, phase: Phase) -> None:
         """Prefetch the places of keys and values in the cache."""
 
     def all_blocks(self, scope: Scope, task: Task) -> str:
-        """The call that does a task whole, for one thread."""
+        """The call that does a whole task, for one thread."""
 
     def task(self, out: CWriter, scope: Scope, task: Task, phase: Phase) -> None:
-        """What a thread does with the blocks of a task that it has claimed."""
+        """The statements of a thread for the blocks of a task that it has claimed."""
 
     def move_row(self, scope: Scope, buffer: Buffer, to: str, source: str, begin: str) -> str:
         """Copy a row of floats: from place `begin` of `source`, which has rows as the buffer has, to place `to`."""

@@ -119,7 +119,7 @@ class _Function:
     # ---- phases
 
     def leave_out(self, gather: Gather) -> None:
-        """From here on the last call before the head has wanted tokens alone: their rows move to the front."""
+        """From here on the last call before the head works on requested tokens only: their rows move to the front."""
         out, scope = self.out, self.scope
         with out.block("if (last && S->wanted_count < N)", "}"):
             out.write("/* go on with the wanted tokens only */", "if (S->wanted_count == 0) return 0;")
@@ -137,8 +137,8 @@ class _Function:
         self.private_buffers()
 
     def gather_copies(self) -> None:
-        """The head works on the tokens only that want logits, or that want to know the largest: all wanted ones, which
-        its phases leave as they are, or copies of some."""
+        """The head works only on tokens whose logits, or largest logit, are requested: all requested tokens, whose rows
+        its phases do not change, or copies of some."""
         x, out = self.function.plan.x, self.out
         assert x is not None and not any(x in task.writes for task in self.function.tasks())
         out.write("if (N == S->wanted_count) X = X_all;")

@@ -1,4 +1,4 @@
-"""What the arguments of kernels are called inside a function of a program, in C."""
+"""The C expressions for arguments of kernels in a function of a program."""
 
 from __future__ import annotations
 

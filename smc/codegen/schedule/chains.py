@@ -46,7 +46,7 @@ def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
 
 
 def _linears(function: FunctionSchedule, tasks: Sequence[Task], last: Task) -> list[Task]:
-    """The linears that a task ends a chain of; none where it does not."""
+    """The linears of the chain that a task ends; none if it ends no chain."""
     [call, *others] = last.calls
     if others or not isinstance(call.kernel, ElementwiseKernel) or len(set(call.reads)) < len(call.reads):
         return []

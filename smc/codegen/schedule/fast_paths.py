@@ -26,21 +26,21 @@ FAST_PATHS: dict[str, FastPath] = {
     "argmax": argmax,
     "prefetch": prefetch,
 }
-"""Each may be left out; those behind it see a schedule without it."""
+"""Each may be left out; later ones then get a schedule without it."""
 
 
 def make_schedule(plan: Plan, traits: Traits, without: Collection[str] = ()) -> Schedule:
-    """The straight schedule of a plan, then every fast path but some; InputError for a name that is none."""
+    """The straight schedule of a plan, then all fast paths except some; InputError for an unknown name."""
     return apply_paths(plan, traits, FAST_PATHS, without)
 
 
 def apply_paths(
     plan: Plan, traits: Traits, paths: Mapping[str, FastPath], without: Collection[str] = ()
 ) -> Schedule:
-    """The same with the fast paths of one kind of device; names of others mean nothing there."""
+    """The same with the fast paths of one kind of device; names of others have no effect."""
     for name in without:
         if name not in FAST_PATHS:
-            raise InputError(f"there is no fast path {name!r}: there is {', '.join(FAST_PATHS)}")
+            raise InputError(f"there is no fast path {name!r}: use one of {', '.join(FAST_PATHS)}")
     schedule = straight(plan, traits)
     for name, fast_path in paths.items():
         if name not in without:

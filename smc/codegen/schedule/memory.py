@@ -1,4 +1,4 @@
-"""Memory of a schedule: where in the arena every buffer of a function lies while it is needed."""
+"""Memory of a schedule: the place in the arena of every buffer of a function while it is needed."""
 
 from __future__ import annotations
 

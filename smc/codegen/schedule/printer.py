@@ -29,7 +29,7 @@ def _function(function: FunctionSchedule) -> Iterator[str]:
 def _gather(function: FunctionSchedule) -> str:
     assert function.gather is not None
     buffers = ", ".join(map(str, function.gather.buffers))
-    return f"  in the last call: gather the wanted tokens' rows of {buffers}"
+    return f"  in the last call: gather the requested tokens' rows of {buffers}"
 
 
 def _facts(phase: Phase) -> str:
@@ -55,7 +55,7 @@ def task_lines(task: Task, narrow: bool = False) -> Iterator[str]:
     if task.joined:
         facts.append(f"joins {task_name(task.joined)}")
     if narrow:
-        facts.append("in the last call for wanted tiles")
+        facts.append("in the last call for requested tiles")
     yield f"{task_name(task)}: {', '.join(facts)}"
     for call in task.calls:
         yield f"  {_call(call)}"

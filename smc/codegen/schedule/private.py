@@ -1,6 +1,6 @@
-"""Private results: in steps of a token or two, threads make a norm's result each for itself.
+"""Private results: in steps of a token or two, each thread computes a norm's result for itself.
 
-That spares a phase, and so a barrier: the next phase begins with it, in every thread's scratch.
+That saves a phase, and so a barrier: the next phase begins with it, in every thread's scratch.
 
 Gain: 1 to 5 % of decoding in two runs (SmolLM2-135M, int4-plain, two threads): a step that decodes one token has 152
 barriers in place of 243 (`python -m benchmarks.fast_paths MODEL private --rounds 200`).
@@ -37,7 +37,8 @@ def _function(function: FunctionSchedule, traits: Traits) -> FunctionSchedule:
 def _private(
     function: FunctionSchedule, phase: Phase, following: Phase, shared: Sequence[Buffer]
 ) -> Task | None:
-    """The task of a phase that threads may do for themselves at the begin of the next one; that leaves its inputs."""
+    """The task of a phase that threads may repeat at the beginning of the next one, because its inputs are not
+    changed."""
     [task, *others] = phase.tasks
     if others or not all(operation.repeatable for operation in task.operations):
         return None

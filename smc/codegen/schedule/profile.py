@@ -8,14 +8,14 @@ from smc.codegen.plan.work import NO_WORK, CallSizes, Work
 from smc.codegen.schedule.schedule import Call, FunctionSchedule, Schedule, Task
 
 GATHER = -1
-"""A phase of the last block and of the head: it gathers the rows of the tokens that something is requested of."""
+"""A phase of the last block and of the head, which gathers the rows of tokens whose output is requested."""
 
 
 @dataclass
 class TaskProfile:
     """The members of `struct smc_task` in the engine's program.h: all calls of the task's function together.
 
-    all: the work of calls that work on all tokens of a step; wanted: of those that work on the wanted ones only.
+    all: the work of calls on all tokens of a step; wanted: that of calls on requested tokens only.
     """
 
     function: str

@@ -1,4 +1,4 @@
-"""The schedule's dataclasses. All are frozen: a fast path makes a new schedule of the one that it gets."""
+"""The schedule's dataclasses. All are frozen: a fast path makes a new schedule from the one that it gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smc.codegen.schedule.traits import Traits
 
 
 class Condition(Enum):
-    """Which steps have a phase, where not all do."""
+    """Which steps have a phase, if not all do."""
 
     MANY_TOKENS = "steps of more tokens than threads make private results for"
     SPLIT_CACHE = "steps that split the cache"
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Kernel calls on blocks that threads share out.
+    """Kernel calls on blocks that threads share.
 
     calls: one, or a chain: several linears and an element-wise op on their results, which a thread takes the same rows
     through, without a barrier between; the results stay in its scratch.
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """All that it does of the plan, but what it joins."""
+        """All operations of the plan that it does, except those that it joins."""
         return tuple(operation for call in self.calls for operation in call.operations)
 
     @property
@@ -97,8 +97,8 @@ class Task:
 class Phase:
     """Independent tasks; at its end, all threads wait for each other.
 
-    condition: which steps have it; None: all. first: what every thread makes for itself before its first block, in its
-    scratch, in the steps without the phase before (private.py).
+    condition: which steps have it; None: all. first: what every thread computes for itself before its first block, in
+    its scratch, in steps without the phase before (private.py).
     prefetches: a thread that waits at the end prefetches the weights of the next phase that reads any (prefetch.py).
     prefetched_caches: where the next phase writes keys and values: a thread prefetches these places first.
     """
@@ -116,7 +116,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Gather:
-    """Where the rows of wanted tokens move to the front, in order, and those of others are left behind.
+    """Where the rows of requested tokens move to the front, in order; the others are dropped.
 
     phase: the one before which that happens, or how many there are. buffers: of floats, whose rows move.
     """
@@ -129,8 +129,8 @@ class Gather:
 class FunctionSchedule:
     """A function as phases.
 
-    gather: only of the function whose last call is the one before the head, and in that call. narrow: tasks in front
-    of it that work only for it: in that call they do the tiles of tokens that have wanted ones (tail.py).
+    gather: only of the function whose last call is the one before the head, and in that call. narrow: earlier tasks
+    that work only for it: in that call they do only tiles with requested tokens (tail.py).
     """
 
     plan: FunctionPlan
@@ -147,7 +147,7 @@ class FunctionSchedule:
         return [task for task in self.tasks() if buffer in task.reads]
 
     def private(self) -> list[Task]:
-        """What threads make for themselves in short steps."""
+        """The tasks that threads repeat in short steps."""
         return [phase.first for phase in self.phases if phase.first is not None]
 
     def chains(self) -> list[Task]:
@@ -155,7 +155,7 @@ class FunctionSchedule:
         return [task for task in self.tasks() if task.is_chain]
 
     def buffers(self) -> list[Buffer]:
-        """What lies in the arena, in order of use: all but its input and its result."""
+        """The buffers in the arena, in order of use: all but its input and its result."""
         used = dict.fromkeys(buffer for task in self.tasks() for buffer in task.buffers())
         return [buffer for buffer in used if buffer not in (self.plan.x, self.plan.result)]
 
@@ -174,7 +174,7 @@ class Schedule:
 
     @property
     def head(self) -> FunctionSchedule:
-        """The function that makes logits."""
+        """The function that computes logits."""
         return self.of(self.plan.head)
 
     def change(self, rule: Callable[[FunctionSchedule, Traits], FunctionSchedule]) -> Schedule:
@@ -187,7 +187,7 @@ class Schedule:
 
 
 def phases_of(tasks: Sequence[Task]) -> tuple[Phase, ...]:
-    """Tasks by level of dependency: each phase has all those that need nothing but earlier phases."""
+    """Tasks as phases: each phase has all tasks that depend only on earlier phases."""
     owner = {operation: task for task in tasks for operation in task.operations}
     levels: dict[Task, int] = {}
 

@@ -1,4 +1,4 @@
-"""The straight schedule: one task per operation, one phase per level of dependency, no fast path."""
+"""The straight schedule: one task per operation, phases by dependency, no fast path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from smc.codegen.schedule.traits import Traits
 
 
 def straight(plan: Plan, traits: Traits) -> Schedule:
-    """Every kernel of the plan for itself. In front of the head the rows of wanted tokens are gathered, because the
+    """A task for every kernel of the plan. Before the head the rows of requested tokens are gathered, because the
     engine reads hidden states there."""
     return Schedule(plan, traits, tuple(_function(plan, function) for function in plan.functions()))
 

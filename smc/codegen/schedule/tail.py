@@ -1,10 +1,10 @@
 """The last layer's tail: it runs only for tokens whose output was requested.
 
-Of most of a prompt's tokens only keys and values are needed. So the last call before the head gathers the rows of the
-wanted tokens as early as each token is by itself, and goes on with them alone; what is made in front of that for it
-alone, queries and attention, is made for the tiles of tokens that have wanted ones.
+Most tokens of a prompt need only keys and values. So the last call before the head gathers the rows of requested tokens
+as soon as operations treat tokens separately, and continues with them. Earlier queries and attention, which serve only
+these, are computed only for tiles with requested tokens.
 
-Gain: a prompt of which one token is wanted does about 1 / layers less: 3 to 4.5 % of SmolLM2-135M's time, int4-plain,
+Gain: a prompt with one requested token computes about 1 / layers less: 3 to 4.5 % of SmolLM2-135M's time, int4-plain,
 two threads (`python -m benchmarks.fast_paths MODEL tail --rounds 200`).
 """
 
@@ -20,7 +20,7 @@ from smc.codegen.schedule.traits import Traits
 
 
 def tail(schedule: Schedule) -> Schedule:
-    """Gather as early as can be, and narrow what is in front."""
+    """Gather as early as possible, and narrow the tasks before."""
     return schedule.change(_function)
 
 
@@ -68,7 +68,7 @@ def _before(function: FunctionSchedule, end: int) -> list[Task]:
                 readers.setdefault(buffer, []).extend([task] if number < end else [])
     found: list[Task] = []
     for task in (task for phase in reversed(function.phases[:end]) for task in phase.tasks):
-        # Rows of linears are for any tokens; of attention and merges the tiles are given.
+        # Linears take the rows of any tokens; attention and merges get the tiles.
         by_tile = isinstance(task.blocks, Splits | Merges | Rows) and not task.is_chain
         if by_tile and not task.operations[0].updates and all(
             buffer in readers and all(reader in found for reader in readers[buffer]) for buffer in task.writes

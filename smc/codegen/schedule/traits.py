@@ -1,4 +1,4 @@
-"""What a schedule must know of a device."""
+"""What a schedule needs to know about a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Traits:
 
     step_tokens: how many tokens a step may have, from most to fewest: as many as keep the arena within arena_limit.
     arena_limit: bytes. chunk_tiles: tiles of 32 columns that a block of element-wise work covers.
-    private_tokens: in steps of so few tokens every thread makes small results for itself (private.py).
+    private_tokens: in steps of at most this many tokens every thread computes small results for itself (private.py).
     chain_tokens, chain_floats: how many tokens go through a chain together, at most, and how many floats each of its
     linears may leave in a thread's scratch; chain_groups: how many columns may share a scale in codes that a chain
     makes (chains.py).
@@ -26,5 +26,5 @@ class Traits:
     chain_groups: tuple[int, ...]
 
     def tokens_of_chain(self, rows: int) -> int:
-        """Tokens that go through a chain together by so many rows (a power of two)."""
+        """Tokens that go through a chain together with `rows` rows at a time (a power of two)."""
         return min(self.chain_tokens, self.chain_floats // rows)

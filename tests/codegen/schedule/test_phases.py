@@ -127,7 +127,7 @@ def test_schedules_can_be_read(make_checkpoint: MakeCheckpoint) -> None:
     assert "gate_proj + up_proj + gated_silu of gated_activation: by gate_proj.rows / 32, 32 rows at once" in text
     assert "phase 1: begins with input_layernorm in other steps, prefetches weights" in text
     assert "joins rope_cache of attention" in text
-    assert "gather the wanted tokens' rows of attention:f32, x:f32" in text
+    assert "gather the requested tokens' rows of attention:f32, x:f32" in text
     assert "linear_argmax_int4_g32" in text
 
 

@@ -75,7 +75,7 @@ def test_info(tuner: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--second", "3"], "'--second' is no option"),
+        (["--second", "3"], "'--second' is not an option"),
         (["--seconds"], "its value is missing"),
         (["--seconds", "0"], "'--seconds'"),
         (["--seconds", "3x"], "'--seconds'"),

@@ -30,7 +30,7 @@ SERVER_PACKAGES = frozenset({"fastapi", "llguidance", "prometheus_client", "uvic
 """The packages of the extra "serve", by their names for `import`."""
 
 
-def install_command(extra: Literal["", "compile", "serve"] = "compile") -> str:
+def install_command(extra: Literal["", "compile", "eval", "serve"] = "compile") -> str:
     """The command that completes this installation: from the clone that contains this package, else from the wheel.
 
     For an installed wheel, pip takes the extra from its metadata and looks for no other distribution.

@@ -124,8 +124,15 @@ def _stores(forms: Sequence[Form], token: str) -> list[str]:
             f"scales_{place} + smc_scale_place<{group}>({token}, stride)",
             f"sums_{place} + (int64_t){token} * (stride / {form.sum_group})",
         )
-        lines.append(f"    smc_store_codes<{group}, {form.sum_group}>(row, {', '.join(targets)}, stride);")
+        lines.append(f"    smc_store_codes<{group}, {form.sum_group}>({_row(form)}, {', '.join(targets)}, stride);")
     return lines
+
+
+def _row(form: Form) -> str:
+    """`row` as it is rounded."""
+    if form.rotation is None:
+        return "row"
+    return f"smc_turned(row, {c_float(float(np.float32(form.rotation**-0.5)))})"
 
 
 def _rms_norm(spec: RmsNormKernel) -> list[str]:
@@ -179,7 +186,7 @@ def _elementwise(spec: ElementwiseKernel) -> list[str]:
             continue
         targets = f"codes_{place} + start, sums_{place} + (int64_t)tile * {32 // form.sum_group}"
         lines += [
-            f"    const float scale_{place} = smc_store_group<{form.sum_group}>(row, {targets}, 0, 1);",
+            f"    const float scale_{place} = smc_store_group<{form.sum_group}>({_row(form)}, {targets}, 0, 1);",
             f"    if (lane == 0) scales_{place}[tile] = scale_{place};",
         ]
     return [*lines, "  (void)tiles, (void)tokens;", "  }"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from smc.codegen.kernels.groups import sum_group
+from smc.codegen.kernels.layout import TILE
 from smc.ir import Encoding, ceil_div
 
 HAS_BIAS, ACCUMULATE, COMPACT = 1, 2, 4
@@ -35,7 +36,7 @@ class Form:
     "i32" are numbers of rows and experts.
 
     group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
-    zeros. permuted, rotation: by a `TransformKernel` before.
+    zeros. permuted, rotation: by a `TransformKernel` before; blocks that are tiles are rotated by whoever rounds them.
     """
 
     kind: Kind
@@ -55,7 +56,13 @@ class Form:
         return self.kind == "i8"
 
     def __str__(self) -> str:
-        return self.kind if not self.has_scales else f"i8_g{self.group}_s{self.sum_group}"
+        turned = f"_r{self.rotation}" if self.rotation else ""
+        return self.kind if not self.has_scales else f"i8_g{self.group}_s{self.sum_group}{turned}"
+
+    @property
+    def needs_transform(self) -> bool:
+        """Whether the floats must be brought into the matrix's order or basis before they are rounded."""
+        return self.permuted or not (self.rotation is None or (self.rotation == TILE and self.has_scales))
 
 
 F32_FORM, I32_FORM = Form("f32"), Form("i32")

@@ -78,7 +78,7 @@ class Linear(Lowering):
 def in_its_form(f: FunctionLowering, node: Node) -> tuple[Buffer, Form]:
     """A node's input as its matrix reads it, and in which form that is."""
     value, form = node.inputs[0], f.forms[node.name, 0]
-    if form.permuted or form.rotation:
+    if form.needs_transform:
         value, form = _transformed(f, node, form), replace(form, permuted=False, rotation=None)
     return f.in_form(value, form), form
 

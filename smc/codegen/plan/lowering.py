@@ -96,7 +96,7 @@ class FunctionLowering:
             if name == node.name
         ]
         # Changes of the order or the basis of columns start from floats.
-        forms = [F32_FORM if form.permuted or form.rotation else form for form in forms]
+        forms = [F32_FORM if form.needs_transform else form for form in forms]
         if node.name in self.function.outputs:
             forms.append(F32_FORM)
         return sorted(dict.fromkeys(forms), key=str)

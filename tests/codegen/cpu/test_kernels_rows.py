@@ -24,7 +24,7 @@ from smc.codegen.kernels.specs import (
     QuantizeTokensKernel,
     RmsNormKernel,
 )
-from smc.ir import F32, EncodedTensor
+from smc.ir import F32, EncodedTensor, rotate
 from smc.ir.activations import ACTIVATIONS
 from smc.reference import float32
 from smc.reference.exact import compute_exactly
@@ -34,6 +34,7 @@ I8 = Form("i8")
 I8_SUMS_OF_16 = Form("i8", sum_group=16)
 WIDE = Form("i8", 128)
 TOKEN = Form("i8", "token")
+TURNED = Form("i8", rotation=32)
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
@@ -76,6 +77,8 @@ def kernels(build: Any, level: Level) -> dict[str, Callable[..., None]]:
         "quantize_token_16": QuantizeTokensKernel(Form("i8", "token", 16)),
         "quantize_64": QuantizeTokensKernel(Form("i8", 64)),
         "quantize_96_16": QuantizeTokensKernel(Form("i8", 96, 16)),
+        "quantize_turned": ElementwiseKernel("copy", (F32_FORM, TURNED)),
+        "quantize_64_turned": QuantizeTokensKernel(Form("i8", 64, rotation=32)),
     }
     functions = [function_kernel(function) for function in (exp, exp2, tanh)]
     return build(level, *functions, *(build_kernel(spec, name, level) for name, spec in specs.items()))
@@ -282,6 +285,19 @@ def test_rounding_of_extreme_values(kernels: Any, level: Level, rows: Rows, form
     assert not codes[0].any() and not scales[0].any() and not sums[0].any()
     assert (codes[1] == -127).all() and (codes[3] == 127).all() and codes[4, 3] == -127
     assert not codes[5:].any()
+
+
+def test_tiles_are_turned_where_they_are_rounded(kernels: Any, level: Level, rows: Rows) -> None:
+    """The bits of turning first, by the reference, and then rounding; floats leave as they are."""
+    x = rows(np.random.default_rng(3).standard_normal((11, 192)) ** 3)
+    turned = rotate(torch.from_numpy(x.copy()), 32).numpy()
+    [floats], results = outputs(x, F32_FORM), outputs(x, TURNED)
+    kernels["quantize_turned"](x, floats, *results, 11, 192, 0, 66)
+    np.testing.assert_array_equal(floats, x)
+    assert_rounded(results, turned, I8, level)
+    wide = outputs(x, Form("i8", 64))
+    kernels["quantize_64_turned"](x, *wide, 11, 192, 0, 11)
+    assert_rounded(wide, turned, Form("i8", 64), level)
 
 
 # ---- element-wise ops

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 import tvm.tirx as tirx
 
-from smc.codegen.cpu.builder import Expr, Kernel, Pointer, cast, const, dtype_of, intrinsic, shuffle
+from smc.codegen.cpu.builder import Expr, Kernel, Pointer, cast, const, dtype_of, intrinsic, rounded_product, shuffle
 from smc.codegen.cpu.isa import isa
 from smc.codegen.cpu.kernels.activations import Destination, destination, has_pairs
+from smc.codegen.cpu.kernels.transform import butterflies
 from smc.codegen.cpu.kernels.vector_math import LANES, add, horizontal_each, lane, magnitude, nearest, segment
 from smc.codegen.kernels.abi import Form
 from smc.codegen.kernels.layout import TILE
@@ -72,12 +73,13 @@ class Sink:
         for codes in self.codes:
             if codes in self.wide:
                 continue
-            largest = [k.let(tirx.max(magnitude(low), magnitude(high)), "largest") for low, high in halves]
+            columns = codes.turned(halves)
+            largest = [k.let(tirx.max(magnitude(low), magnitude(high)), "largest") for low, high in columns]
             scale, inverse = symmetric_scale(k, horizontal_each(k, largest, tirx.max))
             to = codes.destinations(self.tokens, tokens, stride)
             for m in range(count):
                 k.store(codes.scales, to[m].scale(tile), lane(scale, m, count))
-            codes.store_codes(to, tile, halves, [segment(inverse, m, count) for m in range(count)])
+            codes.store_codes(to, tile, columns, [segment(inverse, m, count) for m in range(count)])
 
 
 class _CodesSink:
@@ -93,6 +95,17 @@ class _CodesSink:
         """Where some tokens' codes go, of a step of so many tokens (int32)."""
         per_tile = TILE // self.form.sum_group
         return [destination(self.kernel, self.level, step, token, stride, per_tile) for token in tokens]
+
+    def turned(self, halves: Sequence[Halves]) -> Sequence[Halves]:
+        """The columns of a tile as they are rounded: times a Hadamard matrix where the form says so."""
+        if self.form.rotation is None:
+            return halves
+        k, root = self.kernel, const(self.form.rotation**-0.5, f"float32x{LANES}")
+        result = []
+        for half in halves:
+            low, high = (butterflies(k, rounded_product(columns, root), LANES) for columns in half)
+            result.append((k.let(low + high, "low"), k.let(low - high, "high")))
+        return result
 
     def store_groups(
         self,
@@ -110,7 +123,7 @@ class _CodesSink:
             tiles = k.let(tirx.min(first + count - begin, size), "tiles")
             largest = [k.register(const(0.0, f"float32x{LANES}"), "largest") for _ in tokens]
             with k.loop(tiles, "tile", begin=begin) as tile:
-                for register, (low, high) in zip(largest, values(tile), strict=True):
+                for register, (low, high) in zip(largest, self.turned(values(tile)), strict=True):
                     k.set(register, tirx.max(register.value, tirx.max(magnitude(low), magnitude(high))))
             scale, inverse = symmetric_scale(k, horizontal_each(k, [r.value for r in largest], tirx.max))
             inverses = [segment(inverse, m, len(tokens)) for m in range(len(tokens))]
@@ -121,7 +134,7 @@ class _CodesSink:
                 if group_size != "token":
                     for m, place in enumerate(to):
                         k.store(self.scales, place.scale(tile), lane(scale, m, len(tokens)))
-                self.store_codes(to, tile, values(tile), inverses)
+                self.store_codes(to, tile, self.turned(values(tile)), inverses)
 
     def store_codes(
         self, to: Sequence[Destination], tile: Expr, halves: Sequence[Halves], inverses: Sequence[Expr]

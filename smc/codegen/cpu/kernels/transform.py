@@ -32,9 +32,8 @@ def transform_kernel(name: str, spec: TransformKernel, level: CpuLevel) -> Kerne
             value = x.load(start + place, LANES) if index is None else x.load(tirx.Broadcast(start, LANES) + index)
             value = k.let(value, "value")
             if rotation is not None:
-                value = k.let(rounded_product(value, const(rotation**-0.5, f"float32x{LANES}")), "value")
-                for half in (h for h in (1, 2, 4, 8) if h < rotation):
-                    value = k.let(_butterflies(value, half), "value")
+                root = const(rotation**-0.5, f"float32x{LANES}")
+                value = butterflies(k, rounded_product(value, root), rotation)
             k.store(out, start + place, value)
         for half in (LANES << i for i in range(32) if rotation is not None and LANES << i < rotation):
             with k.loop(columns // const(2 * half, "int32"), "block") as block, k.loop(half // LANES, "vector") as v:
@@ -45,7 +44,15 @@ def transform_kernel(name: str, spec: TransformKernel, level: CpuLevel) -> Kerne
     return k
 
 
-def _butterflies(value: Expr, half: int) -> Expr:
+def butterflies(k: Kernel, value: Expr, block: int) -> Expr:
+    """A vector of 16 columns after the steps of a Hadamard transform in it, in blocks of `block` columns or more."""
+    value = k.let(value, "value")
+    for half in (h for h in (1, 2, 4, 8) if h < block):
+        value = k.let(_sums_and_differences(value, half), "value")
+    return value
+
+
+def _sums_and_differences(value: Expr, half: int) -> Expr:
     """Lanes i and i + half become their sum and their difference."""
     first = shuffle(value, [lane & ~half for lane in range(LANES)])
     second = shuffle(value, [lane | half for lane in range(LANES)])

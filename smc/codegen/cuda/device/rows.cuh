@@ -23,6 +23,23 @@ SMC_DEVICE float smc_store_group(const Row &row, int8_t *codes, int32_t *sums, i
   return smc_scale_of(amax);
 }
 
+/* A row whose tiles of 32 columns are multiplied by the Hadamard matrix over its root, as a warp reads them. */
+template <class Row> struct smc_turned_row {
+  Row row;
+  float root;
+  SMC_DEVICE_MEMBER float operator()(int32_t column) const {
+    const int lane = column & 31;
+    float value = smc_mul(row(column), root);
+    for (int half = 1; half < 32; half *= 2) {
+      const float other = smc_from_lane(value, lane ^ half);
+      value = lane & half ? smc_sub(other, value) : smc_add(value, other);
+    }
+    return value;
+  }
+};
+
+template <class Row> SMC_DEVICE smc_turned_row<Row> smc_turned(const Row &row, float root) { return smc_turned_row<Row>{row, root}; }
+
 /* The codes, scales and sums of a row. GROUP: tiles that share a scale; 0: all, which has one scale only. */
 template <int GROUP, int SUM, class Row>
 SMC_DEVICE void smc_store_codes(const Row &row, int8_t *codes, float *scales, int32_t *sums, int32_t stride) {

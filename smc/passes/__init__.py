@@ -20,6 +20,7 @@ from smc.passes.quantize_rtn import QuantizeRTN
 from smc.passes.quantize_ternary import QuantizeTernary
 from smc.passes.recipe import Recipe, load_recipe, recipe_names
 from smc.passes.registry import parse_pass, register, registered_passes
+from smc.passes.rotate import Rotate
 from smc.passes.sequential import SequentialQuantizer
 from smc.passes.smooth import Smooth
 from smc.passes.sparsify import SparsifyMagnitude, SparsifySparseGPT, SparsifyWanda
@@ -56,6 +57,7 @@ __all__ = [
     "QuantizeRTN",
     "QuantizeTernary",
     "Recipe",
+    "Rotate",
     "Runner",
     "SequentialQuantizer",
     "Smooth",

@@ -5,6 +5,7 @@ from smc.codegen.ops import (
     elementwise,
     embedding,
     experts,
+    hadamard,
     head_layer_norm,
     layer_norm,
     linear,
@@ -13,7 +14,7 @@ from smc.codegen.ops import (
 )
 from smc.codegen.ops.registry import LOWERINGS, Lowering, find_lowering
 
-OPS = (attention, elementwise, embedding, experts, head_layer_norm, layer_norm, linear, rms_norm, rope)
+OPS = (attention, elementwise, embedding, experts, hadamard, head_layer_norm, layer_norm, linear, rms_norm, rope)
 """The files of this folder; importing them fills the registry."""
 
 __all__ = ["LOWERINGS", "OPS", "Lowering", "find_lowering"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from smc.cli.progress import StageProgress
     from smc.codegen import CompileReport
     from smc.ir import Module
+    from smc.runtime.manifest import QualityFacts
     from smc.steps import Steps
 
 PROGRAM_BYTES = 4 << 20
@@ -162,6 +163,12 @@ class _Source:
     help="Tuning records to use instead of your own: see `smc tune`.",
 )
 @click.option("--no-verify", is_flag=True, help="Skip the comparison of a few tokens' logits with the reference.")
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Measure what quantizing cost and keep it in the artifact, as calibrated recipes do anyway.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--force", is_flag=True, help="Replace OUT even if it is not an artifact.")
 @click.option(
@@ -176,6 +183,7 @@ def compile(
     functions_file: Path | None,
     records: Path | None,
     no_verify: bool,
+    measured: bool,
     as_json: bool,
     force: bool,
     out: Path | None,
@@ -212,10 +220,15 @@ def compile(
         if out is None:
             out = Path(f"{_file_name(module.facts.name)}.smc")
             _check_output(out, inputs, force)
+        before = module
         module, quantized, steps = wanted.change(module, requests, progress)
+        quality = None
+        if measured or any("calibration" in step.needs for request in requests for step in request.passes):
+            quality = _measured(before, module, wanted.calib, measured, progress)
         _check_space(out, module, standalone)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
-        report = smc.compile(module, target, out, progress=progress.update, verify=not no_verify, **options)
+        options |= {"verify": not no_verify, "quality": quality}
+        report = smc.compile(module, target, out, progress=progress.update, **options)
         if report.no_chat is not None:
             progress.note(
                 f"the executable can only continue plain text (--raw), not chat: the chat template {report.no_chat}"
@@ -225,10 +238,30 @@ def compile(
             add_artifact(steps, "compile", f"for {machine.name}; {proof}", out, report.bytes)
     write_page(wanted.report, steps)
     summary = {**_summary(module, out, report, progress), "quantized": quantized}
+    if quality is not None:
+        summary["quality"] = {**asdict(quality), "text": str(quality)}
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     elif not messages.is_quiet():
         _print_summary(summary)
+
+
+def _measured(
+    before: Module, module: Module, calib: Path | None, wanted: bool, progress: StageProgress
+) -> QualityFacts | None:
+    """What quantizing cost; None where nobody asked for it and the text or the model does not allow it."""
+    from smc.cli.quality import measure, warning
+
+    try:
+        quality = measure(before, module, calib, lambda fraction: progress.update("measure quality", fraction))
+    except InputError as error:
+        if wanted:
+            raise
+        progress.note(f"the quality is not measured: {error}")
+        return None
+    if (sentence := warning(quality)) is not None:
+        progress.note(f"warning: {sentence}")
+    return quality
 
 
 def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
@@ -333,6 +366,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         "quantized": summary["quantized"],
         "embedding": summary["embedding"],
         "head": summary["head"],
+        **({"quality": summary["quality"]["text"]} if "quality" in summary else {}),
         "levels": ", ".join(summary["levels"]),
         "verified": str(ProofFacts(**proof)) if (proof := summary["proof"]) else "no: --no-verify",
         **({"executable": f"{summary['executable_bytes'] / 1e6:.1f} MB of it"} if summary["standalone"] else {}),

@@ -18,7 +18,7 @@ from smc.cli.output import check_replaceable
 from smc.errors import InputError
 
 if TYPE_CHECKING:
-    from smc.runtime.manifest import Manifest
+    from smc.runtime.manifest import Manifest, MatrixQuality
 
 UNBOUNDED = 10_000
 """The width of output that is no terminal, in columns: nothing is wrapped or cut there."""
@@ -118,6 +118,31 @@ def _inspect_artifact(path: Path, verify: bool, as_json: bool, html: Path | None
         of.setdefault(encoding, Counter())[_slot_of(name)] += 1
     rows = [[encoding, str(sum(found.values())), _counted(found)] for encoding, found in sorted(of.items())]
     _print_table(["encoding", "tensors", "which"], rows)
+    if manifest.quality is not None and manifest.quality.matrices:
+        click.echo()
+        _print_table(["slot", "bits of codes", "error", "expected loss", "a width less", "more"], _chosen(manifest))
+
+
+def _chosen(manifest: Manifest) -> list[list[str]]:
+    """By slot: which widths were chosen, the mean error of the matrices, and why these widths: the KL divergence that
+    they were expected to add, all together, and what one width less or more would have added."""
+    assert manifest.quality is not None
+    of: dict[str, list[MatrixQuality]] = {}
+    for name, matrix in manifest.quality.matrices.items():
+        of.setdefault(_slot_of(name), []).append(matrix)
+    rows = []
+    for slot, matrices in of.items():
+        widths = _counted(Counter(str(matrix.bits) for matrix in sorted(matrices, key=lambda m: m.bits)))
+        error = sum(matrix.error for matrix in matrices) / len(matrices)
+        losses = [[matrix.cost(further) for matrix in matrices] for further in (0, -1, 1)]
+        rows.append([slot, widths, f"{error:.3f}", *(_total(found) for found in losses)])
+    return rows
+
+
+def _total(losses: list[float | None]) -> str:
+    """The sum, where there is something of every matrix."""
+    found = [loss for loss in losses if loss is not None]
+    return f"{sum(found):.2g}" if len(found) == len(losses) else ""
 
 
 def _slot_of(name: str) -> str:
@@ -139,6 +164,8 @@ def _artifact_summary(path: Path, manifest: Manifest) -> dict[str, str]:
     lines["target"] = f"{manifest.target}: {levels}" if levels else manifest.target
     if manifest.proof is not None:
         lines["proof"] = str(manifest.proof)
+    if manifest.quality is not None:
+        lines["quality"] = str(manifest.quality)
     lines["vocabulary"] = f"{manifest.vocab_size:,} tokens"
     lines["context"] = f"{manifest.context_length:,} tokens"
     if manifest.parameters is not None:

@@ -22,7 +22,7 @@ from smc.codegen.standalone import StandaloneParts, standalone_facts
 from smc.codegen.weights import WeightTable, write_weights
 from smc.distribution import VERSION
 from smc.ir import ModelFacts, Module
-from smc.runtime.manifest import FileFacts, LevelFacts, Manifest, ProofFacts
+from smc.runtime.manifest import FileFacts, LevelFacts, Manifest, ProofFacts, QualityFacts
 from smc.targets import Target
 
 
@@ -34,6 +34,7 @@ class Parcel:
     program: Program
     built: Built
     target: Target
+    quality: QualityFacts | None = None
 
     @property
     def plan(self) -> Plan:
@@ -168,6 +169,7 @@ def _manifest(
         shapes={p.name: p.shape for p in module.parameters.values()},
         tuning=parcel.built.tuning_facts(),
         proof=proof.on_any_machine() if proof is not None else None,
+        quality=parcel.quality,
         versions={"smc": VERSION, **parcel.built.versions},
     )
 

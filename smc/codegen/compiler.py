@@ -90,7 +90,7 @@ def compile_module(
             tuned = Tuned(options.target, options.records)
             built = backend.build(program, machine, tuned, folder, report)  # machine code
         dumps.built(built, machine)
-        parcel = Parcel(backend, program, built, machine)
+        parcel = Parcel(backend, program, built, machine, options.quality)
         artifact = folder / "artifact"
         written = write_artifact(artifact, parcel, parts, stages, expected)  # weights, text, link, manifest
         dumps.program(parcel.text(written.weights_hash))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smc.runtime.manifest import QualityFacts
 from smc.structured.functions import Function
 
 
@@ -19,6 +20,7 @@ class CompileOptions:
     emit: a folder for what lies between, of the kinds `emit_kinds`: "plan" (kernels on buffers), "schedule" (phases of
         tasks), "c" (host program), "tir" (kernels), "asm" and "obj" (their machine code).
     records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
+    quality: what quantizing cost, which goes into the artifact; None where nobody measured it.
     without: fast paths to leave out, which changes speed and no result (docs/extending.md): for developers.
     """
 
@@ -29,3 +31,4 @@ class CompileOptions:
     emit_kinds: Sequence[str] = ()
     records: Path | None = None
     without: Collection[str] = ()
+    quality: QualityFacts | None = None

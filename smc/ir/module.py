@@ -23,16 +23,29 @@ class Parameter:
 
     A pass that changes a parameter wraps its `load`; so a 10.7B checkpoint is processed one tensor at a time. `load`
     raises InputError if the checkpoint is damaged (truncated shard, NaN weights).
+    original: what it was before a pass quantized it, in the same basis; None where none did. costs: what a pass that
+    chose among widths expects of each, by the bits of a code: nats per token that the model loses.
     """
 
     name: str
     shape: tuple[int, ...]
     encoding: Encoding
     load: Callable[[], EncodedTensor] = field(repr=False, compare=False)
+    original: Parameter | None = field(default=None, repr=False, compare=False)
+    costs: Mapping[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     def values(self) -> Tensor:
         """The decoded values, float32, in `shape`."""
         return self.load().decode()
+
+    def error(self) -> float | None:
+        """The distance of the values from those before they were quantized, as part of their norm; None where they were
+        not, or all are 0."""
+        if self.original is None:
+            return None
+        expected = self.original.values()
+        norm = expected.norm().item()
+        return (self.values() - expected).norm().item() / norm if norm else None
 
 
 @dataclass(frozen=True)

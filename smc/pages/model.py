@@ -86,7 +86,7 @@ def artifact_page(manifest: Manifest, facts: Mapping[str, str]) -> str:
         tuned = f"<h2>Kernels</h2><p>Candidates were chosen {escape(said)}.</p>"
         tuned += _table(["kernel", "candidate"], rows) if rows else "<p>No kernel was tuned.</p>"
     costs = "" if any(len(w.shape) > 2 for w in weights) else _costs(weights, rows_only, {})
-    return _page(manifest.name, facts, [costs, _map(weights), _outside(weights), tuned])
+    return _page(manifest.name, facts, [costs, _map(weights), _losses(manifest), _outside(weights), tuned])
 
 
 def _has_head(weights: Sequence[Weight]) -> bool:
@@ -148,6 +148,28 @@ def _cell(weight: Weight) -> str:
     shape = " × ".join(map(str, weight.shape))
     title = f"{weight.name}: {shape}, {weight.encoding}, {weight.bits / 8e6:,.2f} MB"
     return heat_cell(f"{bits:.2f}", round(min(bits, 16) / 16 * 60), title)
+
+
+def _losses(manifest: Manifest) -> str:
+    """Layers by names in them: the error of every matrix, and what its width was expected to cost beside others."""
+    if manifest.quality is None or not manifest.quality.matrices:
+        return ""
+    cells: dict[int, dict[str, str]] = {}
+    most = max(matrix.error for matrix in manifest.quality.matrices.values()) or 1.0
+    for name, matrix in manifest.quality.matrices.items():
+        layer, short = Weight(name, (), "", 0).place
+        costs = "; ".join(f"{bits} bits {cost:.2g}" for bits, cost in matrix.costs.items())
+        title = f"{name}: {matrix.bits} bits, error {matrix.error:.4f}" + (f". Expected loss: {costs}" if costs else "")
+        shade = round(matrix.error / most * 60)
+        if layer is not None:
+            cells.setdefault(layer, {})[short] = heat_cell(f"{matrix.error:.3f}", shade, title)
+    return (
+        "<h2>What quantizing cost</h2><p>The distance of every matrix from what it was, as part of its norm; point at "
+        "a cell for the KL divergence that each width was expected to add, where widths were chosen by that.</p>"
+        f"<div class=wide>{heat_map(cells)}</div>"
+        if cells
+        else ""
+    )
 
 
 def _outside(weights: Sequence[Weight]) -> str:

@@ -38,7 +38,7 @@ def apply(
         made = step.run(before, replace(context, report=notes.append, progress=progress))
         if not isinstance(made, Module):
             raise InputError(f"pass {step.name} must return a Module, not {type(made).__name__}")
-        module = _checked(step, before, made) if is_users(step) else made
+        module = _with_originals(before, _checked(step, before, made) if is_users(step) else made)
         module = module.with_provenance(str(step))
         try:
             verify(module)
@@ -58,6 +58,17 @@ def _checked(step: Pass, before: Module, after: Module) -> Module:
     for name, parameter in after.parameters.items():
         if parameter is not before.parameters.get(name):
             result.parameters[name] = replace(parameter, load=functools.partial(_load_checked, step, parameter))
+    return result
+
+
+def _with_originals(before: Module, after: Module) -> Module:
+    """The module, in which parameters that were quantized know what they were."""
+    result = after.copy()
+    for name, parameter in after.parameters.items():
+        old = before.parameters.get(name)
+        if old is None or parameter.load is old.load or parameter.shape != old.shape or parameter.encoding.is_float:
+            continue
+        result.parameters[name] = replace(parameter, original=old.original or old)
     return result
 
 

@@ -24,6 +24,12 @@ WINDOW = 512
 MOST_WINDOWS = 96
 """Most windows of a text; of a longer one these, evenly spread."""
 
+MOST_HELD_OUT = 6
+"""Windows that are kept apart to judge the result by."""
+
+HELD_OUT_SHARE = 12
+"""One of so many windows is, where there are few."""
+
 GRADIENT_SHARE = 3
 """Gradients are computed on every third window: the backward pass costs three times as much."""
 
@@ -32,11 +38,14 @@ LEAST_TOKENS = 1024
 
 
 class CalibrationText:
-    """Windows of a text, int64 [length] each, on which quantizers run a model."""
+    """Windows of a text, int64 [length] each, on which quantizers run a model.
 
-    def __init__(self, windows: Sequence[Tensor]) -> None:
+    held_out: windows that they do not see, to judge the result by.
+    """
+
+    def __init__(self, windows: Sequence[Tensor], held_out: Sequence[Tensor] = ()) -> None:
         """windows: tokens of the model; each window runs alone, from position 0."""
-        self.windows = list(windows)
+        self.windows, self.held_out = list(windows), list(held_out)
 
     @staticmethod
     def read(path: Path, facts: ModelFacts) -> CalibrationText:
@@ -51,8 +60,12 @@ class CalibrationText:
                 f"{LEAST_TOKENS:,} are needed, better {MOST_WINDOWS * length:,}"
             )
         whole = torch.tensor(tokens, dtype=torch.int64)[: count * length].view(count, length)
-        taken = min(count, MOST_WINDOWS)
-        return CalibrationText([whole[index * count // taken] for index in range(taken)])
+        held = min(MOST_HELD_OUT, count // HELD_OUT_SHARE)
+        apart = [(2 * index + 1) * count // (2 * held) for index in range(held)]
+        rest = [index for index in range(count) if index not in apart]
+        taken = min(len(rest), MOST_WINDOWS)
+        seen = [whole[rest[index * len(rest) // taken]] for index in range(taken)]
+        return CalibrationText(seen, [whole[index] for index in apart])
 
     @property
     def window(self) -> int:

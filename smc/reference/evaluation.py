@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from smc.ir import Module
+from smc.reference.runner import CallRunner
 
 LogitsFunction = Callable[[Tensor], Tensor]
 """Tokens of one sequence, int64 [n] → logits, float32 [n, vocab]: `Reference(module).logits`, or an artifact's."""
@@ -42,6 +45,15 @@ class Scores:
     losses: list[Tensor]
     divergences: list[Tensor]
     same_top: list[Tensor]
+
+    def add(self, window: Tensor, logits: Tensor, expected: Tensor | None) -> None:
+        """Score a window, int64 [n], by logits [n, vocab], and these by those that are expected."""
+        predicted = logits[:-1].float()
+        self.losses.append(torch.nn.functional.cross_entropy(predicted, window[1:], reduction="none").double())
+        if expected is not None:
+            expected = expected[:-1].float()
+            self.divergences.append(kl_divergence(expected, predicted).double())
+            self.same_top.append(expected.argmax(-1) == predicted.argmax(-1))
 
     def summary(self, scored: Convention = "full") -> Evaluation:
         """The averages by a convention. ValueError if there is no window."""
@@ -90,14 +102,32 @@ def score(
     """Run a model, and another to compare with, on windows of a text, each window alone, and score every token."""
     scores = Scores([], [], [])
     for index, window in enumerate(windows):
-        predicted = logits(window)[:-1].float()
-        scores.losses.append(torch.nn.functional.cross_entropy(predicted, window[1:], reduction="none").double())
-        if against is not None:
-            expected = against(window)[:-1].float()
-            scores.divergences.append(kl_divergence(expected, predicted).double())
-            scores.same_top.append(expected.argmax(-1) == predicted.argmax(-1))
+        scores.add(window, logits(window), None if against is None else against(window))
         progress((index + 1) / len(windows))
     return scores
+
+
+def compare(
+    module: Module, other: Module, windows: Sequence[Tensor], progress: Callable[[float], None] = lambda fraction: None
+) -> tuple[Scores, Scores]:
+    """A module's scores against another, by the reference, and the other's own; a layer of each in memory at a time."""
+    own = _logits_of(module, windows, lambda fraction: progress(fraction / 2))
+    right = _logits_of(other, windows, lambda fraction: progress(0.5 + fraction / 2))
+    scores, others = Scores([], [], []), Scores([], [], [])
+    for window, predicted, expected in zip(windows, own, right, strict=True):
+        scores.add(window, predicted, expected)
+        others.add(window, expected, None)
+    return scores, others
+
+
+def _logits_of(module: Module, windows: Sequence[Tensor], progress: Callable[[float], None]) -> Iterator[Tensor]:
+    """A module's logits for one window after the other, float32 [n, vocab]; all but its head has run before."""
+    runner, calls = CallRunner(module, windows, batch_tokens=1), [call for call, _ in module.calls()]
+    for index, call in enumerate(calls[:-1]):
+        runner.advance(call)
+        progress((index + 1) / len(calls))
+    progress(1.0)
+    return runner.results(calls[-1])
 
 
 def evaluate(

@@ -24,10 +24,10 @@ class CallRunner:
     It reads `module.parameters` when a call runs: quantizers may replace them between calls.
     """
 
-    def __init__(self, module: Module, windows: Sequence[Tensor]) -> None:
+    def __init__(self, module: Module, windows: Sequence[Tensor], batch_tokens: int = BATCH_TOKENS) -> None:
         """Start at the first call."""
         self._reference = Reference(module, keep_weights=False)
-        per_batch = max(1, BATCH_TOKENS // max(map(len, windows)))
+        per_batch = max(1, batch_tokens // max(map(len, windows)))
         self._batches = [Batch.of(windows[start : start + per_batch]) for start in range(0, len(windows), per_batch)]
         self._values = [self._reference.inputs(batch) for batch in self._batches]
         self._waiting = [call for call, _ in module.calls()]
@@ -48,7 +48,7 @@ class CallRunner:
         self._waiting.remove(call)
         needed = {name for later in self._waiting for name in later.inputs}
         hook = Hook() if observe is None else _Observer(observe)
-        for index, result in enumerate(self._results(call, hook)):
+        for index, result in enumerate(self.results(call, hook)):
             values = {**self._values[index], call.name: result}
             self._values[index] = {name: value for name, value in values.items() if name in needed}
 
@@ -56,12 +56,12 @@ class CallRunner:
         """A value of `main` that later calls read, float32 [n, columns] for one batch after the other."""
         return [values[name] for values in self._values]
 
-    def _results(self, call: Node, hook: Hook) -> Iterator[Tensor]:
-        """The call's result for one batch after the other."""
+    def results(self, call: Node, hook: Hook | None = None) -> Iterator[Tensor]:
+        """The call's result for one batch after the other; the runner stays where it is."""
         weights = self._reference.weights_of(call)
         for batch, values in zip(self._batches, self._values, strict=True):
             inputs = [values[name] for name in call.inputs]
-            yield self._reference.call(call, inputs, batch.lengths, hook, weights)
+            yield self._reference.call(call, inputs, batch.lengths, hook or Hook(), weights)
 
 
 class _Enough(Exception):

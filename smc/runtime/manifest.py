@@ -18,6 +18,8 @@ FORMAT_VERSION = 2
 _CONTEXT = Range(1, MOST_CONTEXT, f"a positive integer, at most {MOST_CONTEXT:,}")
 _SIZE = Range(0, (1 << 63) - 1, "a whole number below 2^63")
 _DIFFERENCE = Range(0, 1, "a number from 0 to 1")
+_NATS = Range(-1e6, 1e6, "a number up to 1,000,000")
+_SHARE = Range(0, 1e30, "a number that is not negative")
 _BITS = Range(0, 1e6, "a number from 0 to 1,000,000")
 
 
@@ -100,6 +102,81 @@ class ProofFacts:
 
 
 @dataclass(frozen=True)
+class MatrixQuality:
+    """bits: of a code. error: the distance of a matrix's values from those before they were quantized, as part of their
+    norm.
+
+    costs: by the bits of a code, the KL divergence that each width was expected to add, where widths were chosen so.
+    """
+
+    bits: int
+    error: float
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: Fields) -> MatrixQuality:
+        """From a manifest. InputError for a wrong type or range."""
+        costs = values.section("costs") if "costs" in values else Fields({}, values.origin)
+        return cls(
+            values.integer("bits"),
+            values.number("error", within=_SHARE),
+            {bits: costs.number(bits, within=_NATS) for bits in costs.values},
+        )
+
+    def cost(self, further: int = 0) -> float | None:
+        """What the chosen width was expected to cost, or the one so many places further up (down: negative); None where
+        there is none."""
+        widths = sorted(self.costs, key=int)
+        place = widths.index(str(self.bits)) + further if str(self.bits) in widths else -1
+        return self.costs[widths[place]] if 0 <= place < len(widths) else None
+
+
+@dataclass(frozen=True)
+class QualityFacts:
+    """What quantizing cost: the model beside the one before it, both in torch, on windows of a text held out from them.
+
+    kl_divergence: the mean over the second halves, in nats, kl_error its standard error (None of a single window).
+    perplexity and before: of the same tokens, by the model and by the one before. same_top: of the likeliest tokens.
+    text: its name. matrices: by the parameter's name.
+    """
+
+    text: str
+    windows: int
+    window: int
+    kl_divergence: float
+    perplexity: float
+    before: float
+    same_top: float
+    kl_error: float | None = None
+    matrices: dict[str, MatrixQuality] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: Fields) -> QualityFacts:
+        """From a manifest. InputError for a wrong type or range."""
+        matrices = values.section("matrices") if "matrices" in values else Fields({}, values.origin)
+        return cls(
+            text=values.text("text"),
+            windows=values.integer("windows"),
+            window=values.integer("window"),
+            kl_divergence=values.number("kl_divergence", within=_NATS),
+            perplexity=values.number("perplexity", within=_SHARE),
+            before=values.number("before", within=_SHARE),
+            same_top=values.number("same_top", within=_DIFFERENCE),
+            kl_error=values.number("kl_error", within=_SHARE) if "kl_error" in values else None,
+            matrices={name: MatrixQuality.read(matrices.section(name)) for name in matrices.values},
+        )
+
+    def __str__(self) -> str:
+        """For people."""
+        error = f" ± {self.kl_error:.2g}" if self.kl_error is not None else ""
+        return (
+            f"KL divergence {self.kl_divergence:.3g}{error}, perplexity {self.perplexity:.2f} from {self.before:.2f}, "
+            f"{100 * self.same_top:.1f} % the same likeliest token, on {self.windows} windows of {self.window} tokens "
+            f"of {self.text}"
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The entries of docs/artifact.md under their names there; those with a default may be missing in a file."""
 
@@ -124,6 +201,7 @@ class Manifest:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tuning: TuningFacts | None = None
     proof: ProofFacts | None = None
+    quality: QualityFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -163,6 +241,7 @@ class Manifest:
             shapes=_shapes(values),
             tuning=_tuning(values.section("tuning")) if "tuning" in values else None,
             proof=ProofFacts.read(values.section("proof")) if "proof" in values else None,
+            quality=QualityFacts.read(values.section("quality")) if "quality" in values else None,
             versions=values.text_by_name("versions"),
         )
 
@@ -182,7 +261,7 @@ def _plain(value: Any) -> Any:
     """A value as JSON's types."""
     if isinstance(value, GenerationDefaults):
         return value.to_json()
-    if isinstance(value, (FileFacts, LevelFacts, ProofFacts, TuningFacts)):
+    if isinstance(value, (FileFacts, LevelFacts, MatrixQuality, ProofFacts, QualityFacts, TuningFacts)):
         return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

@@ -281,6 +281,7 @@ def _details(served: ServedModel) -> Answer:
             "smc.target": manifest.target,
             "smc.level": served.model.level,
             "smc.provenance": list(manifest.provenance),
+            **({"smc.quality": str(manifest.quality)} if manifest.quality is not None else {}),
         },
         "capabilities": ["completion", "embedding"],
     }

@@ -57,7 +57,9 @@ def openai_router(models: Models) -> APIRouter:
 
 
 def _about(served: ServedModel) -> Answer:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "smc"}
+    quality = served.model.artifact.manifest.quality
+    known = {} if quality is None else {"quality": str(quality)}
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "smc", **known}
 
 
 # ---- completions

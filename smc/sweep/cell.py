@@ -32,13 +32,13 @@ class Setting:
 
     def passes(self) -> tuple[Pass, ...]:
         """The passes of the setting. InputError if one does not exist."""
-        from smc.passes import QuantizeGuided, load_recipe, parse_pass
+        from smc.passes import QuantizeGuided, Rotate, load_recipe, parse_pass
 
         match self.kind:
             case "kept":
                 return ()
             case "bits":
-                return (QuantizeGuided(bits=float(self.value)),)
+                return (Rotate(), QuantizeGuided(bits=float(self.value)))
             case "pass":
                 return (parse_pass(self.value),)
             case _:
@@ -133,6 +133,9 @@ def errors(right: Module, module: Module) -> dict[str, float]:
     """For every matrix that both modules have with the same shape: |values - right values| / |right values|."""
     found = {}
     for name, parameter in module.parameters.items():
+        if (own := parameter.error()) is not None:
+            found[name] = own
+            continue
         other = right.parameters.get(name)
         if other is None or len(parameter.shape) < 2 or other.shape != parameter.shape:
             continue

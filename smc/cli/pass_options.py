@@ -140,7 +140,7 @@ def read_requests(
 ) -> list[Request]:
     """The requests of the command line, in the order of running. Contradictions are InputErrors, before the checkpoint
     is read."""
-    from smc.passes import QuantizeGuided, load_recipe, parse_pass
+    from smc.passes import QuantizeGuided, Rotate, load_recipe, parse_pass
 
     if bits is not None and (quant is not None or recipe is not None):
         other = "--quant" if quant is not None else "--recipe"
@@ -151,7 +151,7 @@ def read_requests(
         raise InputError(f"a recipe file ends in .yaml, and {recipe} does not: for a recipe of smc use --quant")
     requests = [Request(f"-p {text}", (parse_pass(text),)) for text in passes]
     if bits is not None:
-        requests.append(Request(f"--bits {bits:g}", (QuantizeGuided(bits=bits),)))
+        requests.append(Request(f"--bits {bits:g}", (Rotate(), QuantizeGuided(bits=bits))))
     elif recipe is not None:
         requests.append(Request(f"--recipe {recipe}", load_recipe(recipe).passes))
     elif quant is not None or not passes:

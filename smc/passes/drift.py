@@ -30,12 +30,15 @@ class Drift:
         self._guidance = guidance
         self._float = calibration.runner(module, only_gradient_windows=True)
         self._quantized = calibration.runner(quantized, only_gradient_windows=True)
+        self._exact: dict[str, Tensor] = {}  # what the float model has for the values of the call that is waiting
 
     def correction(self, call: Node, source: str) -> Tensor:
         """D·H⁻¹ of a value that matrices of this call multiply, float32 [columns, columns]."""
         import torch
 
-        exact, drifted = (self._inputs(runner, call, source) for runner in (self._float, self._quantized))
+        if source not in self._exact:
+            self._exact = self._inputs(self._float, call, list(self._guidance.sources(call)))
+        exact, drifted = self._exact.pop(source), self._inputs(self._quantized, call, [source])[source]
         weights = self._guidance.token_weights(call, source).flatten()[:, None]
         weighted = drifted * weights
         moments = drifted.T @ weighted
@@ -46,19 +49,21 @@ class Drift:
 
     def advance(self, call: Node) -> None:
         """Run a call of both models; in one of them all its parameters are quantized."""
+        self._exact.clear()
         self._float.advance(call)
         self._quantized.advance(call)
 
-    def _inputs(self, runner: Any, call: Node, source: str) -> Tensor:
-        """A value on all windows, float32 [tokens, columns]."""
+    def _inputs(self, runner: Any, call: Node, sources: Sequence[str]) -> dict[str, Tensor]:
+        """Values on all windows, float32 [tokens, columns]."""
         import torch
 
-        found: list[Tensor] = []
-        node_name = self._guidance.first_reader(call, source)
+        found: dict[str, list[Tensor]] = {source: [] for source in sources}
+        readers = {self._guidance.first_reader(call, source): source for source in sources}
 
         def observe(node: Node, operands: Sequence[Any]) -> None:
-            if node.name == node_name:
-                found.append(operands[node.inputs.index(source)].clone())
+            if node.name in readers:
+                source = readers[node.name]
+                found[source].append(operands[node.inputs.index(source)].clone())
 
-        runner.observe(call, observe, until=node_name)
-        return torch.cat(found)
+        runner.observe(call, observe, until=list(readers)[-1])
+        return {source: torch.cat(parts) for source, parts in found.items()}

@@ -27,6 +27,9 @@ MOST_WEIGHT = 4.0
 MOST_FIRST_WEIGHT = 40.0
 """The same for a window's first token."""
 
+MOST_OUTPUTS = 8192
+"""Matrices of more rows are rounded row by row: products of the gradients of all pairs would be too many."""
+
 FORWARD_SHARE = 0.35
 """The share of the time that the forward pass takes."""
 
@@ -64,11 +67,13 @@ class MatrixGuidance:
     """The cost of an error E [rows, columns] of a matrix: half the sum over rows r of rows[r] · E[r]·moments·E[r]ᵀ.
 
     moments: float32 [columns, columns]. rows: float32 [rows]. The cost is in nats per token, the KL divergence of the
-    model with the error from the one without.
+    model with the error from the one without. outputs: float32 [rows, rows], the mean products of the gradients at the
+    outputs, of which `rows` is the diagonal; None where they are too many or the matrix is a table.
     """
 
     moments: Tensor
     rows: Tensor
+    outputs: Tensor | None = None
 
 
 class Guidance:
@@ -122,7 +127,10 @@ class Guidance:
             if f"rows.{slot}" not in kept:
                 continue
             source = kept[f"source.{slot}"].numpy().tobytes().decode()
-            found = MatrixGuidance(kept[f"moments.{source}"], kept[f"rows.{slot}"])
+            outputs = kept.get(f"outputs.{slot}")
+            found = MatrixGuidance(
+                kept[f"moments.{source}"], kept[f"rows.{slot}"], None if outputs is None else outputs.float()
+            )
             (lookups if source == slot else products).append(found)
         if not products and not lookups:
             raise InputError(f"no gradients reach {name}: exclude it")
@@ -132,7 +140,9 @@ class Guidance:
             moments += found.moments / len(products)
         for found in lookups:
             moments += found.moments
-        return MatrixGuidance(moments, rows)
+        coupled = [found.outputs for found in products if found.outputs is not None]
+        whole = not lookups and len(coupled) == len(products)
+        return MatrixGuidance(moments, rows, torch.stack(coupled).sum(0) if whole else None)
 
     def sources(self, call: Node) -> dict[str, list[str]]:
         """The inputs of a call's guided parameters, in order, and the slots that they fill."""
@@ -225,7 +235,8 @@ class _Gathered:
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # value → [tokens, columns] of each window
     weights: dict[str, list[Tensor]] = field(default_factory=dict)  # node → [tokens] of each window
     rows: dict[str, Tensor] = field(default_factory=dict)  # slot → sums of squares [rows]
-    lookups: dict[str, Tensor] = field(default_factory=dict)  # slot → sums of products of gradients
+    outputs: dict[str, Tensor] = field(default_factory=dict)  # slot → sums of products of gradients [rows, rows]
+    lookups: dict[str, Tensor] = field(default_factory=dict)  # the same of tables' columns
     tokens: int = 0
 
     def observe(self, node: Node, operands: Sequence[Any], gradient: Tensor) -> None:
@@ -248,6 +259,8 @@ class _Gathered:
             self.weights.setdefault(node.name, []).append(squares.flatten(1).sum(1))
             matrix = operands[node.inputs.index(slot)].values
             found = squares.view(-1, matrix.shape[-2]).sum(0).repeat(matrix[..., 0].numel() // matrix.shape[-2])
+            if matrix.ndim == 2 and len(matrix) <= MOST_OUTPUTS:
+                self._add(self.outputs, slot, gradient.T @ gradient)
         self._add(self.rows, slot, found)
 
     def _add(self, sums: dict[str, Tensor], key: str, value: Tensor) -> None:
@@ -262,6 +275,8 @@ class _Gathered:
         for node, (slot, source) in self.readers.items():
             name = slot if source is None else source
             tensors[f"rows.{slot}"] = self.rows.pop(slot) / (guided * calibration.window)
+            if slot in self.outputs:  # in half the space: they are noise in the third digit
+                tensors[f"outputs.{slot}"] = (self.outputs.pop(slot) / (guided * calibration.window)).bfloat16()
             tensors[f"source.{slot}"] = torch.frombuffer(bytearray(name.encode()), dtype=torch.uint8)
             if source is None:
                 tensors[f"moments.{slot}"] = self.lookups.pop(slot) / self.tokens

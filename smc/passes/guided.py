@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from smc.passes.quantize_guided import QuantizeGuided
 
+VERSION = 2
+"""Of what a work folder holds: it grows when the files become others, so that nothing old is taken for new."""
+
 SAMPLED_ROWS = 64
 """Rows of a matrix that are rounded to estimate the cost of a width."""
 
@@ -64,6 +67,7 @@ class GuidedWeights:
         self._encodings: dict[str, Encoding] = {}
         self._lock = threading.Lock()
         self.expected = 0.0
+        self.costs: dict[str, dict[int, float]] = {}
 
     def choose(self) -> dict[str, Encoding]:
         """The encoding of every parameter. InputError if the budget is too small."""
@@ -82,8 +86,9 @@ class GuidedWeights:
             self._context.note(f"{self._method.name}: {self._estimate()}")
         self._guidance.gather(self._stage("guidance"))
         costs = self._costs()
+        self.costs = {name: {e.bits: costs[name][str(e.bits)] for e in options[name]} for name in names}
         items = [
-            [Choice(e.stored_bits(self._parameters[name].shape), costs[name][str(e.bits)]) for e in options[name]]
+            [Choice(e.stored_bits(self._parameters[name].shape), self.costs[name][e.bits]) for e in options[name]]
             for name in names
         ]
         chosen = allocate(items, int(self._method.bits * weights) - fixed)
@@ -163,7 +168,7 @@ class GuidedWeights:
 
     def _options(self, name: str) -> list[Encoding]:
         columns = self._parameters[name].shape[-1]
-        rotation = _rotation(columns) if name in self._rotated else None
+        rotation = _rotation(columns, self._method.block) if name in self._rotated else None
         return [stored_as(bits, columns, rotation) for bits in sorted(self._method.widths)]
 
     def _costs(self) -> dict[str, dict[str, float]]:
@@ -204,16 +209,19 @@ class GuidedWeights:
         if rotation is not None:
             values = rotate(values, rotation)
             moments = rotate(rotate(guidance.moments, rotation).T.contiguous(), rotation)
-            guidance = MatrixGuidance(moments, guidance.rows)
+            guidance = MatrixGuidance(moments, guidance.rows, guidance.outputs)
         try:
             return values, guidance, Metric.of(guidance.moments, self._method.damping)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
 
     def _round(self, name: str, correction: Tensor | None = None) -> None:
-        values, _, metric = self._prepared(name, correction)
+        values, guidance, metric = self._prepared(name, correction)
+        coupled = self._method.coupled_sweeps
         try:
-            tensor = round_matrix(values, self._encodings[name], metric, self._method.sweeps)
+            tensor = round_matrix(
+                values, self._encodings[name], metric, self._method.sweeps, guidance.outputs, coupled
+            )
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         parts = {f.name: getattr(tensor, f.name) for f in fields(tensor) if f.name not in ("encoding", "shape")}
@@ -236,7 +244,8 @@ class GuidedWeights:
         from smc.ir import print_module
 
         digest = hashlib.sha256(print_module(self._module).encode())
-        digest.update(repr((self._calibration.digest(), self._context.seed, sorted(self._parameters))).encode())
+        facts = (VERSION, self._calibration.digest(), self._context.seed, sorted(self._parameters))
+        digest.update(repr(facts).encode())
         for parameter in self._module.parameters.values():
             tensor = parameter.load()
             for f in fields(tensor):
@@ -247,12 +256,12 @@ class GuidedWeights:
 
     def _key(self, stage: str) -> str:
         """A hash of the options that a stage's results depend on, besides the folder's."""
-        options: list[Any] = [sorted(self._rotated), self._method.damping]
+        options: list[Any] = [sorted(self._rotated), self._method.block, self._method.damping]
         return hashlib.sha256(repr((stage, options)).encode()).hexdigest()[:16]
 
     def _rounded(self, name: str) -> Path:
         """The file of a rounded parameter."""
-        key = repr((self._key("rounding"), self._encodings[name], self._method.sweeps))
+        key = repr((self._key("rounding"), self._encodings[name], self._method.sweeps, self._method.coupled_sweeps))
         if self._method.sequential:  # it also depends on the calls before
             key += repr((self._method.sequential, sorted((n, str(e)) for n, e in self._encodings.items())))
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -294,9 +303,9 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _rotation(columns: int) -> int | None:
-    """The largest power of two that divides the columns; None if that is 1."""
-    block = columns & -columns
+def _rotation(columns: int, most: int) -> int | None:
+    """The largest power of two, at most `most`, that divides the columns; None if that is 1."""
+    block = min(columns & -columns, most)
     return block if block > 1 else None
 
 

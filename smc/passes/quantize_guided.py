@@ -30,8 +30,10 @@ class QuantizeGuided(Pass):
     descent on codes and scales follows.
     sequential: for how much of the error in a matrix's inputs its weights compensate (GPTAQ, arXiv 2504.02692), from 0
     to 1; 1 is too much for a short text. Each layer then runs again after the rounded ones before it.
-    sweeps: how many of coordinate descent. damping: how much of the mean square of all inputs is added to that of each.
-    rotate: patterns of matrices whose inputs are rotated at run time (Hadamard, by powers of two).
+    sweeps: how many of coordinate descent, row by row. coupled_sweeps: how many more that see what the errors of several
+    rows do together. damping: how much of the mean square of all inputs is added to that of each.
+    rotate: patterns of matrices whose inputs are rotated at run time (Hadamard), in blocks of at most `block` columns:
+    blocks of 32 cost nothing, larger ones a step of their own.
     include, exclude: glob patterns on parameter names, slots and roles; the budget is always that of the whole model.
     """
 
@@ -41,8 +43,10 @@ class QuantizeGuided(Pass):
     widths: tuple[int, ...] = WIDTHS
     sequential: float = 0.0
     sweeps: int = 3
+    coupled_sweeps: int = 2
     damping: float = 0.01
     rotate: tuple[str, ...] = ()
+    block: int = 32
     include: tuple[str, ...] = field(default=("*",), kw_only=True)
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -76,8 +80,10 @@ class QuantizeGuided(Pass):
             weights.run()
         result = module.copy()
         for parameter in picked:
-            result.parameters[parameter.name] = replace(
-                parameter, encoding=encodings[parameter.name], load=functools.partial(weights.load, parameter.name)
+            name = parameter.name
+            load = functools.partial(weights.load, name)
+            result.parameters[name] = replace(
+                parameter, encoding=encodings[name], load=load, costs=weights.costs[name]
             )
         widths = Counter(encoding.bits for encoding in encodings.values())
         shares = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(widths.items()))

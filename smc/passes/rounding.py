@@ -7,6 +7,7 @@ here, so that each column is contiguous.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,13 @@ make later groups wider."""
 
 CHUNK_WEIGHTS = 1 << 21
 """The approximate number of weights that are rounded at once."""
+
+COUPLED_BLOCKS = 16
+"""Into how many interleaved parts the rows are cut in a two-sided sweep: those of one part move at once."""
+
+OUTPUT_DAMPING = 0.3
+"""What part of the mean square of all gradients is added to that of each output: their products are known from few
+tokens, and a metric that follows them closely fits these."""
 
 LEAST_OUTER = 2.0**-120
 """The scale of a row of zeros, whose codes of scales are 0."""
@@ -62,8 +70,19 @@ class Metric:
         return Metric(damped, root)
 
 
-def round_matrix(target: Tensor, encoding: Encoding, metric: Metric, sweeps: int = 3) -> EncodedTensor:
+def round_matrix(
+    target: Tensor,
+    encoding: Encoding,
+    metric: Metric,
+    sweeps: int = 3,
+    outputs: Tensor | None = None,
+    coupled_sweeps: int = 0,
+) -> EncodedTensor:
     """Codes and scales for float32 [rows, columns]; `sweeps` of coordinate descent follow GPTQ's.
+
+    outputs: E[g·gᵀ] of the loss's gradients at the outputs, float32 [rows, rows]. `coupled_sweeps` more of coordinate
+    descent then see what the errors of several rows do together: tr(G·E·H·Eᵀ) for errors E (after YAQA, Tseng et al.
+    2025, arXiv 2505.22988).
 
     encoding: a codebook on the int8 grid, or integers with the middle as zero; scales of two levels, one super-group
     per row. The caller rotates: `target` and `metric` are in the basis of the stored columns.
@@ -79,13 +98,16 @@ def round_matrix(target: Tensor, encoding: Encoding, metric: Metric, sweeps: int
         )
     codes = torch.empty(rows, count, size, dtype=torch.uint8)
     scales, scale_codes = torch.empty(rows, 1), torch.empty(rows, count, dtype=torch.uint8)
-    step = max(1, CHUNK_WEIGHTS // columns)
+    coupled = outputs is not None and coupled_sweeps > 0
+    step = rows if coupled else max(1, CHUNK_WEIGHTS // columns)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         work = _Rows(target[part], encoding, metric)
         work.sweep()
         for _ in range(sweeps):
             work.descend()
+        if outputs is not None and coupled_sweeps:
+            work.descend_coupled(outputs, coupled_sweeps)
         codes[part], scales[part], scale_codes[part] = work.stored()
     return EncodedTensor(encoding, (rows, columns), codes=codes, scales=scales, scale_codes=scale_codes)
 
@@ -175,6 +197,44 @@ class _Rows:
                 self.values[place] = changed
             self._refit(group, span, local, block)
             residual.addmm_(moments[:, span], self.values[span] - before)
+
+    def descend_coupled(self, outputs: Tensor, sweeps: int) -> None:
+        """Sweeps that see what errors of several rows do together; what loses more than before is not kept.
+
+        For one row i with the others as they are, tr(G·E·H·Eᵀ) is least where the row's own loss is least towards a
+        target that is moved against the others' errors: by Σ g_ik·e_k / g_ii.
+        """
+        import torch
+
+        damped = outputs.clone()
+        damped.diagonal().add_((OUTPUT_DAMPING * damped.diagonal().mean()).clamp(min=1e-30))
+        diagonal = damped.diagonal().clone()
+        best, kept = self._coupled_loss(damped), (self.values.clone(), self.codes.clone())
+        for _ in range(sweeps):
+            for first in range(min(COUPLED_BLOCKS, len(damped))):
+                rows = torch.arange(first, len(damped), COUPLED_BLOCKS)
+                errors = self.values - self.target
+                moved = self.target[:, rows] + errors[:, rows] - errors @ damped[:, rows] / diagonal[rows]
+                part = self._part(rows, moved)
+                part.descend()
+                self.values[:, rows], self.codes[:, rows] = part.values, part.codes
+            loss = self._coupled_loss(damped)
+            if loss >= best:
+                self.values, self.codes = kept
+                return
+            best, kept = loss, (self.values.clone(), self.codes.clone())
+
+    def _coupled_loss(self, outputs: Tensor) -> float:
+        errors = self.values - self.target
+        return float(((self.metric.moments @ errors) * (errors @ outputs)).sum())
+
+    def _part(self, rows: Tensor, target: Tensor) -> _Rows:
+        """Some of the rows, towards another target [columns, rows]."""
+        part = copy.copy(self)
+        part.target = target
+        part.values, part.codes = self.values[:, rows], self.codes[:, rows]
+        part.outer, part.empty = self.outer[rows], self.empty[:, rows]
+        return part
 
     def _refit(self, group: int, span: slice, local: Tensor, block: Tensor) -> None:
         """The best scale for the current codes, if it is better than the current scale."""

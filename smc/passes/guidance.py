@@ -30,6 +30,9 @@ MOST_FIRST_WEIGHT = 40.0
 MOST_OUTPUTS = 8192
 """Matrices of more rows are rounded row by row: products of the gradients of all pairs would be too many."""
 
+OUTPUT_WINDOWS = 2
+"""Of one of so many windows the products of the outputs' gradients are taken: they cost as much as going back."""
+
 FORWARD_SHARE = 0.35
 """The share of the time that the forward pass takes."""
 
@@ -259,7 +262,8 @@ class _Gathered:
             self.weights.setdefault(node.name, []).append(squares.flatten(1).sum(1))
             matrix = operands[node.inputs.index(slot)].values
             found = squares.view(-1, matrix.shape[-2]).sum(0).repeat(matrix[..., 0].numel() // matrix.shape[-2])
-            if matrix.ndim == 2 and len(matrix) <= MOST_OUTPUTS:
+            is_counted = len(self.weights[node.name]) % OUTPUT_WINDOWS == 1 % OUTPUT_WINDOWS
+            if is_counted and matrix.ndim == 2 and len(matrix) <= MOST_OUTPUTS:
                 self._add(self.outputs, slot, gradient.T @ gradient)
         self._add(self.rows, slot, found)
 
@@ -276,7 +280,8 @@ class _Gathered:
             name = slot if source is None else source
             tensors[f"rows.{slot}"] = self.rows.pop(slot) / (guided * calibration.window)
             if slot in self.outputs:  # in half the space: they are noise in the third digit
-                tensors[f"outputs.{slot}"] = (self.outputs.pop(slot) / (guided * calibration.window)).bfloat16()
+                windows = -(-guided // OUTPUT_WINDOWS)
+                tensors[f"outputs.{slot}"] = (self.outputs.pop(slot) / (windows * calibration.window)).bfloat16()
             tensors[f"source.{slot}"] = torch.frombuffer(bytearray(name.encode()), dtype=torch.uint8)
             if source is None:
                 tensors[f"moments.{slot}"] = self.lookups.pop(slot) / self.tokens

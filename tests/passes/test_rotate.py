@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from smc.frontend import load_checkpoint
+from smc.ir import rotate
+from smc.ir.encoding import Transform
 from smc.passes import Context, QuantizeRTN, Rotate, apply
 from smc.reference import ExactReference, Reference
 from tests.frontend.families import FAMILIES
@@ -93,18 +98,25 @@ def test_parts_of_it(make_checkpoint):
 
 
 def test_a_tied_head_is_turned_back_and_forth(make_checkpoint, tmp_path):
-    """Through the engine, to the bit."""
+    """Through the engine, to the bit; and so are inputs that are turned in tiles of 32, as they are rounded."""
     import smc
 
-    module = load_checkpoint(make_checkpoint(tie_word_embeddings=True, head_dim=16)[0])
+    shape = {"tie_word_embeddings": True, "head_dim": 16, "hidden_size": 64, "intermediate_size": 96}
+    module = load_checkpoint(make_checkpoint(**shape)[0])
     result, _ = rotated(module)
     assert [node.op for node in result.functions["head"].nodes()].count("hadamard") == 2
     assert result.functions["block"].graph.nodes == module.functions["block"].graph.nodes
     small = apply(result, [QuantizeRTN()])
+    for name in [name for name in small.parameters if "down" in name or "q_proj" in name or "up_proj" in name]:
+        codes = QuantizeRTN().encode(rotate(result.parameters[name].values(), 32))
+        encoding = replace(codes.encoding, transform=Transform(rotation=32))
+        parameter = replace(small.parameters[name], encoding=encoding)
+        small.parameters[name] = replace(parameter, load=functools.partial(replace, codes, encoding=encoding))
     smc.compile(small, out=tmp_path / "rotated.smc")
     tokens = windows()[0]
     with smc.load(tmp_path / "rotated.smc") as model:
-        assert np.array_equal(model.logits(tokens.tolist()), ExactReference(small).logits(tokens))
+        expected = ExactReference(small, kv_dtype="f16").logits(tokens).numpy()
+        np.testing.assert_array_equal(model.logits(tokens.tolist()), expected)
 
 
 def test_outliers_are_spread(make_checkpoint):
@@ -122,12 +134,12 @@ def test_outliers_are_spread(make_checkpoint):
     assert turned.parameters[name].error() < 0.8 * plain.parameters[name].error()
 
 
-def test_parameters_of_several_uses_stay_right(make_checkpoint):
-    """A layer that is called twice is turned once; a quantized model stays as it is."""
+def test_copies_and_quantized_models(make_checkpoint):
+    """Of a model with a layer twice all are turned; a quantized model stays as it is."""
     module = load_checkpoint(make_checkpoint(head_dim=16)[0])
     twice = apply(module, ["map-layers:layers=0+1+1"])
     _, said = rotated(twice)
-    assert "the residual stream rotated; the values of 1 layers rotated" in said
+    assert "the residual stream rotated; the values of 3 layers rotated" in said
     small = apply(module, [QuantizeRTN()])
     result, said = rotated(small)
     assert "is quantized; the values of 0 layers rotated" in said

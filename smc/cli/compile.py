@@ -249,7 +249,7 @@ def compile(
 def _measured(
     before: Module, module: Module, calib: Path | None, wanted: bool, progress: StageProgress
 ) -> QualityFacts | None:
-    """What quantizing cost; None where nobody asked for it and the text or the model does not allow it."""
+    """What quantizing cost; None if it was not requested and cannot be measured."""
     from smc.cli.quality import measure, warning
 
     try:

@@ -1,4 +1,4 @@
-"""What quantizing cost, measured before a model is compiled: for the artifact, and for whoever compiles it."""
+"""What quantizing cost, measured before a model is compiled: for the artifact and the summary."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class CompileOptions:
     emit: a folder for what lies between, of the kinds `emit_kinds`: "plan" (kernels on buffers), "schedule" (phases of
         tasks), "c" (host program), "tir" (kernels), "asm" and "obj" (their machine code).
     records: a file of tuning records (docs/tuning.md); without it those that `smc tune` wrote count.
-    quality: what quantizing cost, which goes into the artifact; None where nobody measured it.
+    quality: what quantizing cost, which goes into the artifact; None if it was not measured.
     without: fast paths to leave out, which changes speed and no result (docs/extending.md): for developers.
     """
 

@@ -30,8 +30,8 @@ class QuantizeGuided(Pass):
     descent on codes and scales follows.
     sequential: for how much of the error in a matrix's inputs its weights compensate (GPTAQ, arXiv 2504.02692), from 0
     to 1; 1 is too much for a short text. Each layer then runs again after the rounded ones before it.
-    sweeps: how many of coordinate descent, row by row. coupled_sweeps: how many more that see what the errors of several
-    rows do together. damping: how much of the mean square of all inputs is added to that of each.
+    sweeps: how many of coordinate descent, row by row. coupled_sweeps: how many more that see what the errors of
+    several rows do together. damping: how much of the mean square of all inputs is added to that of each.
     rotate: patterns of matrices whose inputs are rotated at run time (Hadamard), in blocks of at most `block` columns:
     blocks of 32 cost nothing, larger ones a step of their own.
     include, exclude: glob patterns on parameter names, slots and roles; the budget is always that of the whole model.

@@ -36,7 +36,7 @@ class Form:
     "i32" are numbers of rows and experts.
 
     group: 32 columns or a multiple. sum_group: over how many columns the codes are summed, for linears that correct for
-    zeros. permuted, rotation: by a `TransformKernel` before; blocks that are tiles are rotated by whoever rounds them.
+    zeros. permuted, rotation: by a `TransformKernel` before; the kernel that rounds tiles rotates blocks of one tile.
     """
 
     kind: Kind

@@ -23,6 +23,6 @@ def _result(x: TensorType, block: int) -> TensorType:
 @op(ranks={"x": 2}, result=_result)
 def hadamard(x: Tensor, *, block: int) -> Tensor:
     """x [n, d] → x, every `block` columns times the Hadamard matrix in natural order over its root; its own inverse."""
-    from smc.ir.encoding import rotate
+    from smc.ir.encoded_tensor import rotate
 
     return rotate(x, block)

@@ -112,8 +112,9 @@ def _harness_model(subject: Subject, progress: Callable[[float], None]) -> Any:
             until = options.get("until") or []
             ends = [until] if isinstance(until, str) else list(until)
             most = int(options.get("max_gen_toks") or options.get("max_tokens") or MOST_NEW_TOKENS)
-            tokens, new, text = self.tok_encode(prompt)[-(subject.context_length - most) :], [], ""
-            tokens = tokens or [subject.prefix_token]
+            tokens = self.tok_encode(prompt)[-(subject.context_length - most) :] or [subject.prefix_token]
+            new: list[int] = []
+            text = ""
             while len(new) < most:
                 new.append(int(subject.logits(torch.tensor(tokens + new))[-1].argmax()))
                 if new[-1] in subject.end_tokens:

@@ -19,7 +19,7 @@ import math
 import os
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def heal(
     return {
         **{key: round(value, 3) for key, value in found.items()},
         "share of the gap": round((broken - last) / (broken - first), 3),
-        "pass": str(job),
+        "pass": str(replace(job, data=(train.name,))),
         "done": lines[-1],
         "seconds": round(seconds),
         "CPU seconds": round(cpu),

@@ -128,7 +128,8 @@ def test_a_chain_goes_on_after_a_kill_at_any_stage(folder, tmp_path):
         )
 
     whole = start(str(tmp_path / "whole"))
-    assert whole.wait(300) == 0
+    said_whole = whole.communicate()[1]
+    assert whole.returncode == 0, said_whole
     expected, page = (tmp_path / "small.smc").read_bytes(), (tmp_path / "page.html").read_text()
     assert "not run here" in page
     for path in (tmp_path / "small.smc", tmp_path / "page.html"):
@@ -146,7 +147,8 @@ def test_a_chain_goes_on_after_a_kill_at_any_stage(folder, tmp_path):
         assert process.returncode == -signal.SIGKILL, line
         assert not (tmp_path / "small.smc").exists() and not (tmp_path / "page.html").exists()
     last = start(str(tmp_path / "cut"))
-    assert last.wait(300) == 0
+    said_last = last.communicate()[1]
+    assert last.returncode == 0, said_last
     assert (tmp_path / "small.smc").read_bytes() == expected
     plain = re.compile(r"in \d+:\d\d min|<polyline.*?/>")
     assert plain.sub("", (tmp_path / "page.html").read_text()) == plain.sub("", page)

@@ -28,7 +28,7 @@ FAMILIES = {
     "SmolLM3": {"num_hidden_layers": 4, "pad_token_id": 0},
     "Qwen3": {"tie_word_embeddings": True},
     "Mixtral": {"num_local_experts": 3},
-    "Qwen3Moe": {"head_dim": 12, "moe_intermediate_size": 33, "num_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": {"head_dim": 12, "moe_intermediate_size": 40, "num_experts": 4, "num_experts_per_tok": 2},
 }
 
 

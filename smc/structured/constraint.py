@@ -39,6 +39,10 @@ class Grammars:
         return GrammarConstraint(LLMatcher(self._tokenizer, compiled), self._size, self._vocab_size, self._ends)
 
 
+_ENDS = {"NoExtension", "NoExtensionBias", "EndOfSentence"}
+"""Why llguidance stops where a text is complete; it also stops at limits of time and memory."""
+
+
 class GrammarConstraint:
     """A text's place in its grammar."""
 
@@ -61,4 +65,8 @@ class GrammarConstraint:
     def accept(self, token: int) -> bool:
         """See `Constraint`."""
         self._matcher.consume_token(token)
-        return not self._matcher.is_stopped()
+        if not self._matcher.is_stopped():
+            return True
+        if self._matcher.is_error() or self._matcher.stop_reason() not in _ENDS:
+            raise InputError(f"the grammar can't be followed: {' '.join(self._matcher.get_error().split())}")
+        return False

@@ -216,7 +216,7 @@ def test_commands(llama: smc.Llama, checkpoint: Path, cache: Path):
     assert ran.output.strip() == llama.model.generate(PROMPT, max_tokens=5).text.strip()
     entries = json.loads(runner.invoke(main.cli, ["list", "--json"]).output)
     [listed] = [entry for entry in entries if entry["source"] == str(checkpoint)]
-    with pytest.raises(InputError, match=r"no model in the cache is called other: it has .*glassllm-"):
+    with pytest.raises(InputError, match=r"no model in the cache is called other: there are .*glassllm-"):
         remove_model("other")
     copied = cache / "models" / "copy.smc"
     shutil.copy(listed["path"], copied)

@@ -27,8 +27,8 @@ from tests.emulation import CPUS, emulated
 from tests.levels import usable_levels
 
 PROMPT = "The Queen of Hearts"
-MAX_CODE_BYTES = 780_000
-"""The executable and program.so together: growth should be noticed, and be worth it."""
+MAX_CODE_BYTES = 800_000
+"""The executable and program.so together: growth should be noticed, and be worth it (last: calls of functions)."""
 
 
 Compiled = Callable[..., tuple[Path, dict[str, object]]]

@@ -129,6 +129,7 @@ def test_outside_kernels_is_a_percentage_of_the_profile(monkeypatch: pytest.Monk
     assert row.smc == pytest.approx([7.36])
 
 
+@pytest.mark.slow
 def test_a_share_of_the_bandwidth_is_the_median_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], *, quiet: bool) -> None:
         turns = [{"share": share, "phase_share": share + 0.1} for share in (0.9, 0.5, 0.8)]

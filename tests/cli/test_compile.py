@@ -260,7 +260,7 @@ def test_python_checks_the_output_too(make_checkpoint: MakeCheckpoint, tmp_path:
     out = Path(arguments[1].format(folder)) if arguments else folder / "model.safetensors"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     module = smc.load_checkpoint(folder)
-    with pytest.raises(smc.InputError, match=r"is the model itself or a part of its input|is no regular file"):
+    with pytest.raises(smc.InputError, match=r"is the model itself or a part of its input|is not a regular file"):
         smc.compile(module, "native", out)
     assert main.run(["compile", str(folder), "-o", str(out)]) == 2
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

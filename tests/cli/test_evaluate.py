@@ -74,6 +74,7 @@ def test_the_table(folder, text, capsys):
     assert "evaluate: " in captured.err  # what took how long
 
 
+@pytest.mark.slow
 def test_a_budget_is_judged(folder, text, tmp_path, capsys):
     """Calibrated on the text that comes with smc; the work folder keeps what another budget goes on from."""
     work = tmp_path / "work"
@@ -97,7 +98,7 @@ def test_what_cannot_be_judged_is_told(folder, text, tmp_path, capsys, make_chec
         (["--text", short], "is too short for a window of 128 tokens"),
         (["--text", text, "--against", other], "has a vocabulary of 96 tokens"),
         (["--text", text, "--bits", "1.5"], "1.5 bits per weight are too few"),
-        (["--text", text, "--bits", "4.7", "--quant", "int8"], "--bits and --quant both say how small"),
+        (["--text", text, "--bits", "4.7", "--quant", "int8"], "--bits and --quant both choose the size of the model"),
         (["--text", text, "-p", "quantize-gptq", "--calib", short], "is too short: it has 2 tokens"),
     ):
         assert run(["eval", str(folder), *map(str, arguments)]) == 2

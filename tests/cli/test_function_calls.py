@@ -65,7 +65,7 @@ def test_calls_in_an_answer(artifact: Path, capsys: pytest.CaptureFixture[str]):
     [
         (["--must-call"], "--must-call needs --functions"),
         (["--functions", "missing.py"], "missing.py can't be read"),
-        (["--functions", "home.py", "--raw"], "leave --raw away"),
+        (["--functions", "home.py", "--raw"], "leave out --raw"),
     ],
 )
 def test_bad_input(artifact: Path, options: list[str], named: str, capsys: pytest.CaptureFixture[str]):

@@ -62,6 +62,7 @@ def test_passes_of_several_options_have_the_first_model_as_teacher(folder, tmp_p
     assert all(torch.equal(p.values(), two.parameters[n].values()) for n, p in one.parameters.items())
 
 
+@pytest.mark.slow
 def test_a_pruned_and_healed_model_compiles_smaller(folder, tmp_path):
     """A recipe from the checkpoint to the artifact; the engine's logits are those of the exact reference."""
     recipe = {
@@ -83,6 +84,7 @@ def test_a_pruned_and_healed_model_compiles_smaller(folder, tmp_path):
         assert torch.equal(torch.from_numpy(artifact.logits(tokens.tolist())), expected)
 
 
+@pytest.mark.slow
 def test_a_ternary_model_from_scratch(folder, tmp_path, capsys):
     """It is trained rounded, goes out packed, comes back exactly, and runs on ternary kernels with the same bits."""
     plan = {

@@ -67,7 +67,7 @@ def test_events(artifact: Path):
     assert "".join(event["text"] for event in texts) == result["text"] == answer(HELLO, 9)
     assert result["event"] == "result"
     assert result.keys() - {"event"} == json.loads(invoke(artifact, *arguments).stdout).keys()
-    with pytest.raises(InputError, match="--stream belongs to --json"):
+    with pytest.raises(InputError, match="--stream needs --json"):
         invoke(artifact, "hello", "--stream")
 
 
@@ -108,7 +108,7 @@ def test_wrong_input(artifact: Path, tmp_path: Path):
     for arguments, sentence in (
         (["x" * 300, "--raw"], "the prompt has 300 tokens, but the context holds 200"),
         (["", "--raw"], "the prompt is empty"),
-        (["hello", "--raw", "--system", "x"], "leave --raw away"),
+        (["hello", "--raw", "--system", "x"], "leave out --raw"),
         (["hello", "--level", "none"], "has no level 'none'"),
         (["hello", "--top-p", "3"], "top_p is 3.0"),
     ):

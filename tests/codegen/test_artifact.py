@@ -98,7 +98,7 @@ def test_is_what_the_documentation_says(checkpoint: Path, tmp_path: Path) -> Non
             assert manifest[name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     table = (ROOT / "docs" / "artifact.md").read_text().partition("## `manifest.json`")[2].partition("\n## ")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
-    keys = [*manifest, "executable"]  # which executables have
+    keys = [*manifest, "executable", "quality"]  # of executables, of calibrated recipes
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(keys)
     assert manifest["parameters"] == module.weight_count()
     assert manifest["bits_per_weight"] == pytest.approx(8 * manifest["weights"]["bytes"] / module.weight_count())

@@ -96,7 +96,7 @@ def test_messages_of_harmony_are_no_turns() -> None:
 
 
 def test_what_can_not_work_is_refused() -> None:
-    with pytest.raises(InputError, match=r"some-model could never end a text: its end tokens \[900\] are no tokens"):
+    with pytest.raises(InputError, match=r"some-model could never end a text: its end tokens \[900\] do not belong to a tokenizer"):
         settle_texts(facts(tokenizer("<a>"), None, (900,)))
     with pytest.raises(InputError, match="the tokenizer of some-model can't be read"):
         settle_texts(facts("{}"))
@@ -107,7 +107,7 @@ def test_what_can_not_work_is_refused() -> None:
     ("made", "note"),
     [
         (facts(None), "some-model has no tokenizer that can be read"),
-        (facts(tokenizer("<a>"), None, (900, FIRST)), r"the end tokens \[900\] of some-model are none"),
+        (facts(tokenizer("<a>"), None, (900, FIRST)), r"some-model can't write the end tokens \[900\]"),
         (facts(tokenizer("</s>"), CHATML), r"writes <\|im_end\|>, <\|im_start\|>, no token of the tokenizer"),
         (facts(tokenizer("<|im_end|>"), CHATML), r"writes <\|im_start\|>, no token of the tokenizer"),
         (

@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half": (lambda a: edit_tensors(a, lambda t: t.pop(A)), "lacks lora_A of model.layers.0.self_attn.q_proj"),
     "unknown": (
         lambda a: edit_tensors(a, lambda t: t.update(prompt=torch.ones(2))),
-        "the tensor prompt is none of a LoRA adapter's",
+        "the tensor prompt does not belong to a LoRA adapter",
     ),
     "NaN": (lambda a: edit_tensors(a, lambda t: t[A].fill_(float("nan"))), "holds NaN or infinite weights"),
     "cut": (

@@ -83,7 +83,7 @@ def test_an_invalid_hub_id(name: str) -> None:
 def test_other_files(folder: Path, tmp_path: Path) -> None:
     assert_refused(folder / "model.safetensors", "give the folder")
     (tmp_path / "notes.txt").write_text("x")
-    assert_refused(tmp_path / "notes.txt", "is no checkpoint")
+    assert_refused(tmp_path / "notes.txt", "is not a checkpoint")
 
 
 def test_no_config(folder: Path) -> None:

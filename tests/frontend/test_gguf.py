@@ -347,7 +347,7 @@ def test_another_architecture(make_checkpoint: Make, tmp_path: Path) -> None:
     ("extra", "message"),
     [
         (lambda w: w.add_uint16("split.count", 3), "one of 3 parts"),
-        (lambda w: w.add_expert_count(8), "mixtures of experts"),
+        (lambda w: w.add_expert_count(8), "lacks the tensor model.layers.0.block_sparse_moe.gate.weight"),
         (lambda w: w.add_value_length(10), "llama.attention.value_length 10 differs from the head_dim 12"),
         (lambda w: w.add_string("llama.rope.scaling.type", "spiral"), "rope type spiral is not supported"),
         (lambda w: w.add_tensor("blk.0.extra.weight", np.zeros(3, np.float32)), "no place for the tensor blk.0.extra"),

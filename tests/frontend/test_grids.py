@@ -73,6 +73,7 @@ def on_a_grid(folder: Path, seed: int, **shards: int) -> dict[str, torch.Tensor]
     return tensors
 
 
+@pytest.mark.slow
 def test_trilm_keeps_the_scales_of_its_shards(
     make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,7 @@ def test_download(hub: type[Hub], make_checkpoint: Make) -> None:
     [
         ("org/unknown", "org/unknown is neither a local folder nor a model on the hub (or it is private)"),
         ("org/gated", "org/gated is gated: accept its licence on the hub, then log in with `hf auth login`"),
-        ("org/broken", "org/broken is no local folder, and it can't be downloaded from the hub now"),
+        ("org/broken", "org/broken is not a local folder, and it can't be downloaded from the hub now"),
     ],
 )
 def test_refusals(hub: type[Hub], model: str, sentence: str) -> None:

@@ -106,6 +106,7 @@ def test_a_browser_shows_it(tmp_path):
     assert "<title>43</title>" in done.stdout, done.stderr[-2000:]  # 4 rows of 10 cells, and 3 points
 
 
+@pytest.mark.slow
 def test_an_artifact_that_runs_here_is_measured(folder, tmp_path):
     command = ["compile", str(folder), "-p", "quantize-rtn:bits=4", "--text", "other.txt", "--report", "page.html"]
     assert run([*command, "-o", "small.smc"]) == 0

@@ -85,6 +85,7 @@ def test_it_is_deterministic_and_goes_on_where_it_stopped(make_checkpoint, tmp_p
     apply(module, [method], context(work))
 
 
+@pytest.mark.slow
 def test_another_model_or_text_has_a_folder_of_its_own(make_checkpoint, tmp_path):
     folder, model = make_checkpoint(**EVEN)
     method = QuantizeGuided(bits=5, sweeps=0)

@@ -47,7 +47,7 @@ def test_the_text_of_a_pass_reads_back(step):
     ("text", "message"),
     [
         ("quantise-rtn", "there is no pass 'quantise-rtn': did you mean quantize-rtn?"),
-        ("xyz", "there is no pass 'xyz': there are "),
+        ("xyz", "there is no pass 'xyz': use one of "),
         ("quantize-rtn:bit=4", "pass quantize-rtn has no option 'bit': did you mean bits?"),
         ("untie:bits=4", "pass untie has no option 'bits': there are none"),
         ("quantize-rtn:bits=four", "option bits of pass quantize-rtn takes a whole number, not 'four'"),

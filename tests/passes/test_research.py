@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_block_runs(folder, capsys, monkeypatch):
     monkeypatch.setattr(registry, "_registered", dict(registry.registered_passes()))
     files, figures = [], []

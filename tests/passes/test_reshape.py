@@ -228,7 +228,7 @@ def test_functional_tokens(make_checkpoint, tmp_path, tied):
         ("up-scale:remove=2", "must be from 0 to 1, not 2"),
         ("expand-blocks:every=3", "every must be from 1 to 2"),
         ("prune-depth:layers=2", "can't leave out 2 of 2 layers"),
-        ("prune-width:ffn=81", "can't keep ffn=81: layer_0 has 80"),
+        ("prune-width:ffn=81", "can't keep ffn=81: layer_0 has only 80"),
         ("functional-tokens:functions=nowhere.json", "there is no file of functions nowhere.json"),
     ],
 )

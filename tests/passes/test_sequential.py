@@ -224,7 +224,7 @@ def test_inputs_without_an_inverse():
     ("options", "message"),
     [
         ({"damping": 0}, "damping of quantize-gptq must be above 0 and at most 1, not 0"),
-        ({"damping": float("nan")}, "the damping of quantize-gptq"),
+        ({"damping": float("nan")}, "damping of quantize-gptq must be above 0"),
         ({"bits": 9}, "quantize-gptq takes 2 to 8 bits, not 9"),
         ({"group": 24}, "quantize-gptq takes groups of 16, 32, 64, 128, row, not 24"),
     ],

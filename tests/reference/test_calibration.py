@@ -63,9 +63,14 @@ def test_windows_are_spread_over_the_text(folder, texts, tmp_path, monkeypatch):
     path.write_text(texts[0], encoding="utf-8")
     facts = smc.load_checkpoint(folder).facts
     tokens = read_tokens(path, facts.tokenizer, facts.vocab_size)
-    windows = CalibrationText.read(path, facts).windows
+    text = CalibrationText.read(path, facts)
     count = len(tokens) // 128
-    assert [tokens[128 * (i * count // 4) :][:128] for i in range(4)] == [window.tolist() for window in windows]
+    held = count // calibration.HELD_OUT_SHARE
+    assert 0 < held < calibration.MOST_HELD_OUT
+    apart = [(2 * i + 1) * count // (2 * held) for i in range(held)]
+    rest = [i for i in range(count) if i not in apart]
+    for places, windows in ((apart, text.held_out), ([rest[i * len(rest) // 4] for i in range(4)], text.windows)):
+        assert [tokens[128 * place :][:128] for place in places] == [window.tolist() for window in windows]
 
 
 BAD = [

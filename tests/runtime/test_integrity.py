@@ -69,7 +69,7 @@ def test_every_member_is_verified(
 def test_all_that_is_damaged_is_named(artifact: Path, tmp_path: Path):
     damaged = damage(artifact, member_range(artifact, "weights"), 3, tmp_path / "once.smc")
     damaged = damage(damaged, member_range(artifact, "tokenizer.json"), 3, tmp_path / "twice.smc")
-    with pytest.raises(InputError, match=r"are weights, tokenizer\.json;"):
+    with pytest.raises(InputError, match=r"do not fit weights, tokenizer\.json;"):
         verify_artifact(damaged)
 
 
@@ -89,12 +89,12 @@ def test_the_manifest_has_the_last_word(tmp_path: Path):
         return path
 
     assert verify_artifact(behind(front, members)).members == 3
-    with pytest.raises(InputError, match="are the executable in front;"):
+    with pytest.raises(InputError, match="do not fit the executable in front;"):
         verify_artifact(behind(front[:-1] + b"x", members))
-    with pytest.raises(InputError, match="are weights;"):
+    with pytest.raises(InputError, match="do not fit weights;"):
         verify_artifact(behind(front, {**members, "weights": bytes(63) + b"x"}))
     del members["weights"]
-    with pytest.raises(InputError, match="are weights, the executable in front;"):
+    with pytest.raises(InputError, match="do not fit weights, the executable in front;"):
         verify_artifact(write_artifact(tmp_path / "less.smc", members))
 
 

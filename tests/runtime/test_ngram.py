@@ -122,7 +122,7 @@ def test_contradictory_files_are_refused(file: Path, name: str, values: list[int
     )
     with file.open("wb") as opened:
         np.savez(opened, **arrays)
-    with pytest.raises(InputError, match="is no n-gram model"):
+    with pytest.raises(InputError, match="is not an n-gram model"):
         NgramModel.load(file)
 
 
@@ -152,10 +152,10 @@ def test_build_and_predict(artifact: Path, tmp_path: Path, capsys: pytest.Captur
         (["ngram", "build", "{artifact}", "{binary}"], "binary is not UTF-8 text"),
         (["ngram", "build", "{artifact}", "{text}", "-o", "{text}"], "holds something else than the n-gram"),
         (["ngram", "build", "{artifact}", "{text}", "--order", "99"], "from 1 to 8, not 99"),
-        (["ngram", "predict", "{artifact}", "a"], "is no n-gram model"),
+        (["ngram", "predict", "{artifact}", "a"], "is not an n-gram model"),
         (["ngram", "predict", "{missing}", "a"], "there is no n-gram model"),
         (["run", "{artifact}", "a", "--draft", "{missing}"], "there is no file"),
-        (["run", "{artifact}", "a", "--draft", "{other}"], "its tokenizer is another"),
+        (["run", "{artifact}", "a", "--draft", "{other}"], "it was built with another tokenizer"),
     ],
 )
 def test_bad_input(artifact: Path, tmp_path: Path, command: list[str], part: str, capsys: pytest.CaptureFixture[str]):

@@ -112,7 +112,7 @@ def test_events(executable: Executable):
     assert texts == expected and len(texts) > 10
     assert result.keys() == python.keys() and result["event"] == "result"
     assert result["text"] == "".join(event["text"] for event in texts)
-    assert "--stream belongs to --json" in executable.refusal("Hello", "--stream")
+    assert "--stream needs --json" in executable.refusal("Hello", "--stream")
 
 
 def test_quiet_verbose_and_version(executable: Executable):
@@ -505,7 +505,7 @@ def test_a_cut_file_is_told(executable: Executable, tmp_path: Path, kept: float 
         (["--raw", "x" * 21, "--ctx", "20"], "the prompt has 21 tokens, but the context holds 20"),
         (["--raw", ""], "the prompt is empty"),
         (["--raw"], "the prompt is empty"),
-        (["--raw", "--system", "s", "x"], "--system needs a chat template, so leave --raw away"),
+        (["--raw", "--system", "s", "x"], "--system needs a chat template: leave out --raw"),
         (["--raw", "two", "prompts"], "more than one prompt"),
         (["--bench", "x"], "take no prompt"),
         (["--bench", "--info"], "exclude each other"),

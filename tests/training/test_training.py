@@ -473,7 +473,7 @@ def test_two_processes_learn_as_one(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": None}, "takes one of minutes, steps and tokens, not none"),
+        ({"steps": None}, "needs one of minutes, steps and tokens, not none"),
         ({"minutes": 1.0}, "not minutes and steps"),
         ({"learning_rate": 0.0}, "learning_rate of train must be above 0, not 0.0"),
         ({"batch": 3, "accumulate": 2}, "can't divide a batch of 3 into 2 parts"),

@@ -247,7 +247,7 @@ static void choose_mode(struct smc_command *command) {
     smc_die("this model has no chat template: give a prompt to continue");
   if (command->system && by_tokens) smc_die("--system has no place in the prompt of function tokens: leave it away");
   if (command->system && (command->raw || !smc_facts.has_template))
-    smc_die("--system needs a chat template%s", command->raw ? ", so leave --raw away" : "");
+    smc_die("--system needs a chat template%s", command->raw ? ": leave out --raw" : "");
 }
 
 /* The prompt; what is piped in comes before it, with an empty line between them. */
@@ -296,7 +296,7 @@ struct smc_command smc_parse_command(int count, char **arguments) {
   if (optind < count) command.prompt = arguments[optind++];
   if (optind < count)
     smc_die("there is more than one prompt: put '%s' and what follows into quotes with the first", arguments[optind]);
-  if (command.stream && !command.json) smc_die("--stream belongs to --json: other text is printed as it comes anyway");
+  if (command.stream && !command.json) smc_die("--stream needs --json: other output is always printed as it comes");
   if (command.verbose) command.quiet = 0;
   check_sampling(&command.sampling);
   choose_mode(&command);

@@ -42,6 +42,7 @@ def test_a_tiny_llama(make_checkpoint: Make, tmp_path: Path) -> None:
     equal_bits(module, tmp_path / "gpu", [0, 5, 6, 28, *range(29, 33)], machine_code=True)
 
 
+@pytest.mark.slow
 def test_launches_in_place_of_one(make_checkpoint: Make, tmp_path: Path) -> None:
     """Where blocks can't wait for each other, or a shared GPU says so too late, every phase is a launch: the same bits,
     with splits of a long cache."""

@@ -176,7 +176,7 @@ def test_a_model_that_is_opened_again_behind_a_fault_works(stand_in: StandIn) ->
 def test_blocks_that_never_come(stand_in: StandIn) -> None:
     """The watchdog of the barrier: the others leave the step, and no process hangs."""
     said = sentence(stand_in, "late=1").splitlines()
-    assert "its blocks of threads waited for each other in vain; open the model again" in said[0]
+    assert "its CUDA blocks waited for each other without end; open the model again" in said[0]
 
 
 @pytest.mark.parametrize("mode", ["resident", "launches"])

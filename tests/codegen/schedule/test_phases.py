@@ -115,7 +115,7 @@ def test_a_fast_path_alone_leaves_its_traces(make_checkpoint: MakeCheckpoint, na
 
 
 def test_an_unknown_fast_path_is_refused(make_checkpoint: MakeCheckpoint) -> None:
-    with pytest.raises(InputError, match="no fast path 'chain': there is chains, private"):
+    with pytest.raises(InputError, match="no fast path 'chain': use one of chains, private"):
         scheduled(smc.load_checkpoint(make_checkpoint()[0]), [], ("chain",))
 
 

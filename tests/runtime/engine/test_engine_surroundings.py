@@ -120,7 +120,7 @@ def test_foreign_pool_is_refused(open_model: Open, artifact: Path) -> None:
     options = Options(size=ctypes.sizeof(Options), path=os.fsencode(artifact), pool=pool)
     model, error = c_void_p(), ctypes.create_string_buffer(512)
     assert open_model()._api.open(byref(options), byref(model), error) == interface.BAD_INPUT
-    assert b"no pool" in error.value
+    assert b"not a pool" in error.value
 
 
 # ---- levels

@@ -63,7 +63,7 @@ def test_resume_leaves_out_what_is_there(tuner: Path, tmp_path: Path) -> None:
 def test_a_candidate_that_computes_something_else_is_told_and_left_out(tmp_path: Path) -> None:
     done = run(build(tmp_path, "-DWRONG"), "--seconds", 1)
     assert done.returncode == 1
-    assert "2x32 of linear_wrong on plain gives other results than 1x32" in done.stderr
+    assert "2x32 of linear_wrong on plain computes other results than 1x32" in done.stderr
     assert list(json.loads(done.stdout.splitlines()[-1])["nanoseconds"]) == ["1x32", "4x32"]
 
 

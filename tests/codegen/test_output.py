@@ -60,7 +60,8 @@ def test_inputs_are_kept(tmp_path: Path) -> None:
 def test_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    for name, sentence in [("file", "is not a folder"), ("file/below", "is not a folder"), ("n" * 256, "File name too long")]:
+    below = "is not a folder"
+    for name, sentence in [("file", below), ("file/below", below), ("n" * 256, "File name too long")]:
         with pytest.raises(InputError, match=sentence):
             output_folder(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -96,7 +96,7 @@ def test_messages_of_harmony_are_no_turns() -> None:
 
 
 def test_what_can_not_work_is_refused() -> None:
-    with pytest.raises(InputError, match=r"some-model could never end a text: its end tokens \[900\] do not belong to a tokenizer"):
+    with pytest.raises(InputError, match=r"never end a text: its end tokens \[900\] do not belong to a tokenizer"):
         settle_texts(facts(tokenizer("<a>"), None, (900,)))
     with pytest.raises(InputError, match="the tokenizer of some-model can't be read"):
         settle_texts(facts("{}"))

@@ -80,7 +80,7 @@ LONG: dict[str, tuple[str, str | None]] = {
     "some descriptors": (f"ulimit -n 64; {COMPILE}", TWO),
     "no memory": (f"ulimit -v 150000; {COMPILE}", "memory"),
     "little memory": (f"ulimit -v 400000; {COMPILE}", "memory"),
-    "some memory": (f"ulimit -v 700000; {COMPILE}", "memory"),
+    "some memory": (f"ulimit -v 500000; {COMPILE}", "memory"),
     "a name too long": ("smc compile checkpoint -o $(printf 'n%.0s' {1..300})", "File name too long"),
     "the name of a model too long": ("smc compile $(printf 'n%.0s' {1..300})", "File name too long"),
     "listings onto a file": (f"touch f; {COMPILE} --emit c f", "f is not a folder"),

@@ -93,7 +93,9 @@ static int ordered(struct entry old, int block, int thread) {
 static struct entry merged(struct entry old, struct entry now) {
   if (old.several == BLOCKS || old.block != now.block) {
     const uint32_t next = blocks[now.block].arrivals + 1;
-    const uint32_t before = old.several == BLOCKS ? old.epoch : blocks[old.block].arrivals + 1;
+    /* The other block may have arrived at the barrier behind its access already. */
+    const uint32_t arrived = blocks[old.block].arrivals, since = old.epoch >= blocks[old.block].released;
+    const uint32_t before = old.several == BLOCKS ? old.epoch : arrived + since;
     now.several = BLOCKS;
     now.epoch = next > before ? next : before;
   } else {

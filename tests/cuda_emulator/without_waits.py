@@ -13,7 +13,13 @@ from smc.runtime.binding import CancelledError
 from smc.runtime.interface import WANT_ARGMAX, WANT_LOGITS
 from smc.runtime.model import Model, Sequence
 
-WANTS = {"none": [0], "all": [WANT_LOGITS], "argmax": [WANT_ARGMAX], "mixed": [WANT_LOGITS, 0, WANT_ARGMAX, 0]}
+WANTS = {
+    "none": [0],
+    "all": [WANT_LOGITS],
+    "some": [0, WANT_LOGITS],
+    "argmax": [WANT_ARGMAX],
+    "mixed": [WANT_LOGITS, 0, WANT_ARGMAX, 0],
+}
 """What the tokens of a step want, in turn."""
 
 

@@ -84,6 +84,7 @@ def test_the_ends_of_phases_of_every_family(make_checkpoint: Make, tmp_path: Pat
     stand_in = StandIn.of(smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=4"]), tmp_path / "gpu")
     waits = stand_in.waits()
     ends = [line for line, text in waits.items() if text.startswith("end of")]
-    # A head whose logits are capped behind it finds no largest one.
-    steps = [(count, "all") if kind == "Gemma2" and wants == "mixed" else (count, wants) for count, wants in LONG]
-    assert needed(waits, stand_in.unnoticed(ends, TOKENS, steps, "blocks=3", "f16")) == {}
+    # A head whose logits are capped behind it finds no largest one, so that all that is wanted goes through it at once.
+    never = {"end of head, gather the tokens whose output is requested"} if kind == "Gemma2" else set()
+    steps = [(count, "some") if kind == "Gemma2" and wants == "mixed" else (count, wants) for count, wants in LONG]
+    assert {*needed(waits, stand_in.unnoticed(ends, TOKENS, steps, "blocks=3", "f16")).values()} == never

@@ -10,6 +10,7 @@ probabilities are mixed.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class Keyboard:
 def main(artifact: str, ngrams: str, text: str) -> None:
     """Print a word per line."""
     with smc.load(artifact) as model:
-        for word in Keyboard(model, NgramModel.load(ngrams)).suggest(text):
+        for word in Keyboard(model, NgramModel.load(Path(ngrams))).suggest(text):
             print(word)
 
 

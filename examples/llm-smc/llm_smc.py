@@ -8,8 +8,6 @@ Every artifact in the folder `smc` beside llm's own files is a model; LLM_SMC_MO
 is opened when it is first asked, and stays open while llm runs.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,9 +119,9 @@ def make_app(opened: Sequence[OpenedModel], options: ServerOptions) -> FastAPI:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
     ours = (ApiError, InputError, QueueFullError, StoppingError, RequestValidationError, HTTPException, RecursionError)
     for kind in (*ours, Exception):

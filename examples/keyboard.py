@@ -35,6 +35,7 @@ class Keyboard:
         self._ngrams = ngrams
         texts = TokenTexts(model.tokenizer)
         self._texts = [texts.text_of(token) for token in range(model.vocab_size)]
+        self._go_on = np.array([bool(text) and text[0].isalpha() for text in self._texts])
 
     def suggest(self, text: str, count: int = 3) -> list[str]:
         """The likeliest next words behind `text`, or ends of the word that it stops in; the likeliest first."""
@@ -59,11 +60,12 @@ class Keyboard:
     def _finish(self, tokens: list[int], word: str) -> str:
         """The word to its end, token by token."""
         for _ in range(MOST_TOKENS):
-            token = int(np.argmax(self._probabilities(tokens)))
-            text = self._texts[token]
-            if not text or not text[0].isalpha():
+            probabilities = self._probabilities(tokens)
+            inside = np.where(self._go_on, probabilities, 0.0)
+            token = int(np.argmax(inside))
+            if probabilities.sum() - inside.sum() >= inside[token]:  # it ends here, whatever follows
                 break
-            word, tokens = word + text, [*tokens, token]
+            word, tokens = word + self._texts[token], [*tokens, token]
         return word
 
     def _probabilities(self, tokens: list[int]) -> NDArray[np.float64]:

@@ -18,7 +18,6 @@ import smc
 from benchmarks.models import glassllm
 from smc.passes import load_recipe
 from smc.runtime.ngram import NgramModel
-from smc.runtime.token_texts import TokenTexts
 from tests.emulation import CPUS, emulator
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -67,30 +66,6 @@ def test_the_keyboard(artifact: Path, tmp_path: Path):
     assert words("Please send the par")[0] == "parcel"
     assert "Alice" in words("“I wish I hadn’t cried so much!” said Al")  # which the model knows
     assert all(word.startswith("th") for word in words("Then she saw th"))
-
-
-# ---- the classifier
-
-
-def test_the_classifier(artifact: Path):
-    labels = ["good", "bad", "unknown"]
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "classifier.py", artifact, ",".join(labels)],
-        input="a fine day\nit rained\n", check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    answered = done.stdout.split()
-    with smc.load(artifact, threads=1) as model:
-        texts = TokenTexts(model.tokenizer)
-        for text, label in zip(("a fine day", "it rained"), answered, strict=True):
-            logits = model.logits(model.encode(f"Text: {text}\nLabel: "))[-1]
-            begins = {
-                token: name
-                for token in range(model.vocab_size)
-                for name in labels
-                if (start := texts.text_of(token)) and name.startswith(start)
-            }
-            first = max(begins, key=lambda token: logits[token])
-            assert label in labels and label.startswith(texts.text_of(first))
 
 
 # ---- the plugin of llm

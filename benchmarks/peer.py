@@ -78,7 +78,7 @@ def build(level: str | None = None, tools: Sequence[str] = TOOLS) -> Path:
         "CMAKE_BUILD_TYPE": "Release",
         "LLAMA_BUILD_TESTS": "OFF",
         "LLAMA_BUILD_EXAMPLES": "OFF",
-        "LLAMA_BUILD_SERVER": "ON",  # built where it is asked for
+        "LLAMA_BUILD_SERVER": "ON",  # `build` makes it only for callers that name it
         "LLAMA_BUILD_APP": "OFF",
         "LLAMA_OPENSSL": "OFF",
     }

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def best_times(jobs: dict[str, Product], repeat: int, threads: int, rounds: int)
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
             for name, job in jobs.items():
-                best[name] = min(best[name], _timed(lambda job=job: job.run(pool, threads), repeat))  # type: ignore[misc]
+                best[name] = min(best[name], _timed(partial(job.run, pool, threads), repeat))
     return best
 
 

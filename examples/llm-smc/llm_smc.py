@@ -11,7 +11,7 @@ is opened when it is first asked, and stays open while llm runs.
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import llm
 from pydantic import Field
@@ -41,10 +41,10 @@ class SmcModel(llm.Model):
     class Options(llm.Options):
         """`-o NAME VALUE` of llm."""
 
-        max_tokens: Optional[int] = Field(default=None, description="Most tokens of an answer", ge=1)  # noqa: UP045
-        temperature: Optional[float] = Field(default=None, description="0 is greedy", ge=0)  # noqa: UP045
-        top_p: Optional[float] = Field(default=None, description="Of the likeliest tokens", gt=0, le=1)  # noqa: UP045
-        seed: Optional[int] = Field(default=None, description="The same seed gives the same text", ge=0)  # noqa: UP045
+        max_tokens: int | None = Field(default=None, description="Most tokens of an answer", ge=1)
+        temperature: float | None = Field(default=None, description="0 is greedy", ge=0)
+        top_p: float | None = Field(default=None, description="Of the likeliest tokens", gt=0, le=1)
+        seed: int | None = Field(default=None, description="The same seed gives the same text", ge=0)
 
     def __init__(self, path: Path) -> None:
         self.model_id = f"smc/{path.stem}"

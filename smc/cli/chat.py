@@ -12,7 +12,7 @@ import click
 from smc.cli import messages
 from smc.cli.cached import cached_artifact
 from smc.cli.draft import draft_option, drafter_of
-from smc.cli.function_calls import ToolUse
+from smc.cli.function_calls import ToolUse, functions_option
 from smc.cli.options import (
     check_utf8,
     model_argument,
@@ -44,13 +44,7 @@ HELP = "/help shows commands, Ctrl-D leaves, Ctrl-C stops an answer."
 @click.command()
 @model_argument
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the conversation.")
-@click.option(
-    "--functions",
-    "functions_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Functions that the model may call: a .py file (signatures, never run) or tools in a .json file.",
-)
+@functions_option
 @sampling_options
 @model_options
 @draft_option

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from smc.structured.answer_form import AnswerForm
     from smc.structured.functions import Function
 
+functions_option = click.option(
+    "--functions",
+    "functions_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Functions that the model may call: a .py file (signatures, never run) or tools in a .json file.",
+)
+
 
 @dataclass(frozen=True)
 class FunctionQuestion:

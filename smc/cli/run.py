@@ -15,7 +15,7 @@ import click
 from smc.cli import messages
 from smc.cli.cached import cached_artifact
 from smc.cli.draft import draft_option, drafter_of
-from smc.cli.function_calls import FunctionQuestion, print_calls
+from smc.cli.function_calls import FunctionQuestion, functions_option, print_calls
 from smc.cli.options import (
     check_utf8,
     model_argument,
@@ -40,13 +40,7 @@ PATIENCE = 2.0
 @click.argument("prompt", required=False, callback=utf8_text)
 @click.option("--system", metavar="TEXT", callback=utf8_text, help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
-@click.option(
-    "--functions",
-    "functions_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Functions that the model may call: a .py file (signatures, never run) or tools in a .json file.",
-)
+@functions_option
 @click.option("--must-call", is_flag=True, help="With --functions: the answer is a call, nothing else.")
 @sampling_options
 @model_options

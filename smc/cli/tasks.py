@@ -108,29 +108,35 @@ def _harness_model(subject: Subject, progress: Callable[[float], None]) -> Any:
             return list(_reported(requests, progress, lambda request: self._generate(*request.args)))
 
         def _generate(self, prompt: str, options: dict[str, Any]) -> str:
-            """The likeliest next tokens one after the other, to one of the task's ends."""
-            until = options.get("until") or []
-            ends = [until] if isinstance(until, str) else list(until)
-            most = int(options.get("max_gen_toks") or options.get("max_tokens") or MOST_NEW_TOKENS)
-            tokens = self.tok_encode(prompt)[-(subject.context_length - most) :] or [subject.prefix_token]
-            new: list[int] = []
-            text = ""
-            while len(new) < most:
-                new.append(int(subject.logits(torch.tensor(tokens + new))[-1].argmax()))
-                if new[-1] in subject.end_tokens:
-                    break
-                text = tokenizer.decode(new)
-                if any(end in text for end in ends):
-                    break
-            cut = min((text.find(end) for end in ends if end in text), default=len(text))
-            return text[:cut]
+            return _continued(subject, self.tok_encode(prompt), tokenizer.decode, options)
 
     return HarnessModel()
 
 
-def _reported(
-    requests: Any, progress: Callable[[float], None], answer: Callable[[Any], Any]
-) -> Iterable[Any]:
+def _continued(
+    subject: Subject, prompt: list[int], decode: Callable[[list[int]], str], options: dict[str, Any]
+) -> str:
+    """The likeliest next tokens one after the other, to one of the task's ends."""
+    import torch
+
+    until = options.get("until") or []
+    ends = [until] if isinstance(until, str) else list(until)
+    most = int(options.get("max_gen_toks") or options.get("max_tokens") or MOST_NEW_TOKENS)
+    tokens = prompt[-(subject.context_length - most) :] or [subject.prefix_token]
+    new: list[int] = []
+    text = ""
+    while len(new) < most:
+        new.append(int(subject.logits(torch.tensor(tokens + new))[-1].argmax()))
+        if new[-1] in subject.end_tokens:
+            break
+        text = decode(new)
+        if any(end in text for end in ends):
+            break
+    cut = min((text.find(end) for end in ends if end in text), default=len(text))
+    return text[:cut]
+
+
+def _reported(requests: Any, progress: Callable[[float], None], answer: Callable[[Any], Any]) -> Iterable[Any]:
     """The answers to all requests, and how far they are."""
     count = len(requests)
     for index, request in enumerate(requests):

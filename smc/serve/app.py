@@ -42,7 +42,7 @@ class ServerOptions:
     """How artifacts are opened and served.
 
     sequences: the number of sequences in the KV cache: those of running texts, kept prefixes, and one for embeddings.
-    patience: seconds that running texts may take after the server is told to shut down.
+    patience: seconds that running texts may take after the server begins to shut down.
     draft: what guesses tokens (smc/runtime/drafters.py), or None.
     """
 

@@ -220,7 +220,7 @@ async def _lines(
             if event.piece or not event.done:
                 yield _encoded(_line(served, {**shown(event.piece), "done": False}))
         yield _encoded(_line(served, {**shown(""), **_statistics(text), **more(text)}))
-    except Exception as error:
+    except Exception as error:  # the status is sent: whatever fails is a line of the stream
         yield _encoded({"error": as_api_error(error).message})
 
 

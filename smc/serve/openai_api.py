@@ -189,7 +189,7 @@ async def _pieces(
         try:
             async for event in served.events(text):
                 queue.put_nowait((index, event.piece, event.done))
-        except Exception as error:
+        except Exception as error:  # the status is sent: whatever fails is an event of the stream
             queue.put_nowait(error)
 
     followers = [asyncio.ensure_future(follow(index, text)) for index, text in enumerate(texts)]

@@ -115,12 +115,13 @@ class ChatMessage(BaseModel):
     def for_template(self) -> dict[str, Any]:
         """The message for a chat template: its content is text."""
         content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
+        role = "system" if self.role == "developer" else self.role
+        message: dict[str, Any] = {"role": role, "content": content or ""}
         for name in ("name", "tool_call_id"):
             if name in (self.model_extra or {}):
                 message[name] = (self.model_extra or {})[name]
         if self.tool_calls:
-            message["tool_calls"] = self.tool_calls  # type: ignore[assignment]
+            message["tool_calls"] = self.tool_calls
         return message
 
 

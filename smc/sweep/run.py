@@ -118,7 +118,7 @@ def _on_cluster(cells: Sequence[Cell], folder: Path, scheduler: str) -> Iterator
     from distributed import Client, as_completed
 
     try:
-        client = Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
+        client = Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]  # dask has no types
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler} ({error})") from None
     with client:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from smc.codegen.kernels.abi import F32_FORM, I32_FORM, Form, form_for
+from smc.codegen.kernels.abi import I32_FORM, Form, form_for
 from smc.codegen.kernels.specs import CombineKernel, DispatchKernel, LinearKernel, RouteKernel
-from smc.codegen.ops.linear import in_its_form
+from smc.codegen.ops.linear import in_its_form, product_arguments
 from smc.codegen.ops.registry import Lowering, lowers
 from smc.codegen.plan.arguments import (
     Activation,
@@ -16,7 +16,6 @@ from smc.codegen.plan.arguments import (
     Routing,
     Stride,
     TokenCount,
-    Weight,
     WeightSize,
 )
 from smc.codegen.plan.domains import GroupRows, Groups, Once, Tokens
@@ -111,19 +110,13 @@ class GroupedLinear(Lowering):
         matrix, routing = node.inputs[1], _routing(f, node, node.inputs[2])
         source, form = in_its_form(f, node)
         out = f.new_buffer(node.name, node.tensor.shape[2], routing=routing)
-        codes = form != F32_FORM
         f.add(
             node.name,
             "linear",
             BySlot(LinearKernel, matrix, form.kind),
             GroupRows(matrix, routing),
             {
-                "x": Activation(source),
-                "x_scales": Activation(source, "scales") if codes else Null(),
-                "x_sums": Activation(source, "sums") if codes else Null(),
-                "codes": Weight(matrix, "codes"),
-                "scales": Weight(matrix, "scales"),
-                "zeros": Weight(matrix, "zeros"),
+                **product_arguments(source, form, matrix),
                 "bias": Null(),
                 "out": Activation(out),
                 "tokens": TokenCount(),

@@ -46,14 +46,8 @@ class Linear(Lowering):
         else:
             out = f.new_buffer(node.name, node.tensor.shape[1])
         flags = (HAS_BIAS if bias else 0) | (ACCUMULATE if node.attributes["residual"] else 0)
-        codes = form != F32_FORM
         arguments: dict[str, Argument] = {
-            "x": Activation(source),
-            "x_scales": Activation(source, "scales") if codes else Null(),
-            "x_sums": Activation(source, "sums") if codes else Null(),
-            "codes": Weight(matrix, "codes"),
-            "scales": Weight(matrix, "scales"),
-            "zeros": Weight(matrix, "zeros"),
+            **product_arguments(source, form, matrix),
             "bias": Vector(bias) if bias else Null(),
             "out": Activation(out),
             "tokens": TokenCount(),
@@ -73,6 +67,19 @@ class Linear(Lowering):
             slots=(matrix, bias) if bias else (matrix,),
             work=lambda sizes: sizes.multiplied(matrix, form) + (sizes.vector(bias) if bias else NO_WORK),
         )
+
+
+def product_arguments(source: Buffer, form: Form, matrix: str) -> dict[str, Argument]:
+    """What a linear kernel multiplies: inputs in their form, and the parts of a matrix."""
+    codes = form != F32_FORM
+    return {
+        "x": Activation(source),
+        "x_scales": Activation(source, "scales") if codes else Null(),
+        "x_sums": Activation(source, "sums") if codes else Null(),
+        "codes": Weight(matrix, "codes"),
+        "scales": Weight(matrix, "scales"),
+        "zeros": Weight(matrix, "zeros"),
+    }
 
 
 def in_its_form(f: FunctionLowering, node: Node) -> tuple[Buffer, Form]:

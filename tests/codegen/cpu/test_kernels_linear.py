@@ -124,9 +124,20 @@ def test_products_of_avx_vnni_in_the_encoding_of_avx512(linear: Linear, encoding
             check(linear, encoding, level, (40, 341, tokens), 0, extreme)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=15, derandomize=True, deadline=None)
 @given(encoding=encodings(), data=st.data())
 def test_products_of_any_encoding(linear: Linear, level: Level, encoding: Encoding, data: st.DataObject) -> None:
+    check_drawn(linear, level, encoding, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(encoding=encodings(), data=st.data())
+def test_products_of_many_encodings(linear: Linear, level: Level, encoding: Encoding, data: st.DataObject) -> None:
+    check_drawn(linear, level, encoding, data)
+
+
+def check_drawn(linear: Linear, level: Level, encoding: Encoding, data: st.DataObject) -> None:
     shapes = st.tuples(st.sampled_from([1, 16, 33, 341]), st.sampled_from([8, 80, 341, 576, 577]), st.integers(1, 27))
     for shape in data.draw(st.lists(shapes, min_size=3, max_size=3)):
         check(linear, encoding, level, shape, data.draw(st.integers(0, 99)), data.draw(st.booleans()))

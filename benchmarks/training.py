@@ -9,7 +9,6 @@ random tokens, and prints the fastest, its CPU time, and the peak of its memory.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from smc.runtime.memory import peak_memory_bytes
 
 
 def ours(model: str) -> tuple[Any, Callable[[Any], Any]]:
@@ -71,8 +72,7 @@ def measure(kind: str, model: str, batch: int, window: int, steps: int) -> dict[
         seconds.append(time.perf_counter() - started)
         busy.append(time.process_time() - spent)
         losses.append(value.item())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": min(seconds), "cpu": min(busy), "peak": peak, "loss": losses[0]}
+    return {"seconds": min(seconds), "cpu": min(busy), "peak": peak_memory_bytes(), "loss": losses[0]}
 
 
 @click.command(help=__doc__)

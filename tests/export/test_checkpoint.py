@@ -236,10 +236,11 @@ def test_a_folder_that_is_there_is_kept(make_checkpoint, tmp_path):
 
 
 PEAK = """
-import resource, sys
+import sys
 from smc.cli.main import run
+from smc.runtime.memory import peak_memory_bytes
 assert run(["optimize", sys.argv[1], "-p", "up-scale:remove=1", "-o", sys.argv[2], "-q"]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory_bytes())
 """
 
 

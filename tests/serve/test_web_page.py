@@ -93,7 +93,7 @@ def page(browser: Any, artifact: Path) -> Iterator[Any]:
 
 
 def wait_until(page: Any, condition: str) -> None:
-    """Playwright's own wait for a condition evaluates it in the page again and again, which the page's policy forbids."""
+    """Playwright's own wait for a condition evaluates it inside the page, which the page's policy forbids."""
     end = time.monotonic() + 60
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition

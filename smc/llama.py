@@ -16,8 +16,7 @@ from smc.model_cache import artifact_of
 from smc.runtime import Model
 from smc.runtime import openai_form as form
 from smc.runtime.drafters import Drafters
-from smc.runtime.generation import Constraint, GenerationResult, TokenLogprob
-from smc.runtime.sampling import log_probabilities, top_tokens
+from smc.runtime.generation import Constraint, GenerationResult
 from smc.runtime.speculation import Drafter
 from smc.runtime.text_stream import TextStream
 from smc.runtime.token_texts import TokenTexts
@@ -123,17 +122,16 @@ class Llama:
             logit_bias=logit_bias,
         )
         head = form.new_answer("text_completion", model or self.model_path)
-        before = (prompt if isinstance(prompt, str) else self.model.decode(tokens)) if echo else ""
-        asked = self._prompt_logprobs(tokens, logprobs) if echo and logprobs is not None else []
+        text = prompt if isinstance(prompt, str) else self.model.decode(tokens)
+        echoed = self._echoed_logprobs(tokens, logprobs) if echo and logprobs is not None else None
         if stream:
-            return self._completion_pieces(head, text_stream, before, asked)
+            return self._completion_pieces(head, text_stream, text, echo, echoed)
         result = _run(text_stream)
-        told = None
+        own = None
         if result.logprobs is not None:
-            told = form.completion_logprobs([*asked, *result.logprobs], self._texts, 0 if echo else len(str(prompt)))
-            if asked:
-                told["token_logprobs"][0] = told["top_logprobs"][0] = None
-        choice = form.completion_choice(0, before + result.text, told, form.FINISH_REASONS[result.finish_reason])
+            own = form.completion_logprobs(result.logprobs, self._texts, len(text))
+        shown, reason = (text if echo else "") + result.text, form.FINISH_REASONS[result.finish_reason]
+        choice = form.completion_choice(0, shown, form.joined_logprobs(echoed, own), reason)
         return {**head, "choices": [choice], "usage": form.usage([result])}
 
     def create_chat_completion(
@@ -229,12 +227,11 @@ class Llama:
         )
 
     def _completion_pieces(
-        self, head: Answer, stream: TextStream, before: str, asked: list[TokenLogprob]
+        self, head: Answer, stream: TextStream, prompt: str, echo: bool, echoed: Answer | None
     ) -> Iterator[Answer]:
-        told, offset = 0, len(before)
-        if before:
-            logprobs = form.completion_logprobs(asked, self._texts, 0) if asked else None
-            yield {**head, "choices": [form.completion_choice(0, before, logprobs, None)]}
+        told, offset = 0, len(prompt)
+        if echo:
+            yield {**head, "choices": [form.completion_choice(0, prompt, echoed, None)]}
         for piece in stream:
             logprobs = None
             if stream.result.logprobs is not None:
@@ -263,15 +260,10 @@ class Llama:
         reason = "tool_calls" if found else form.FINISH_REASONS[stream.result.finish_reason]
         yield {**head, "choices": [form.chat_piece(0, last, None, reason)]}
 
-    def _prompt_logprobs(self, tokens: list[int], count: int) -> list[TokenLogprob]:
-        """Log-probabilities of the prompt's own tokens; the first token, which has nothing before it, has 0."""
+    def _echoed_logprobs(self, tokens: list[int], count: int) -> Answer:
+        """The `logprobs` of a prompt, which the text's sequence then holds but for the last token."""
         self._sequence.truncate(0)
-        logits = self._sequence.extend(tokens, logits="all")
-        entries = [TokenLogprob(tokens[0], 0.0, [])]
-        for token, row in zip(tokens[1:], logits, strict=False):
-            log_probs = log_probabilities(row)
-            entries.append(TokenLogprob(token, float(log_probs[token]), top_tokens(log_probs, count)))
-        return entries
+        return form.echoed_logprobs(tokens[0], self._sequence.run_prompt(tokens, count), self._texts)
 
     # ---- tokens and numbers
 

@@ -99,6 +99,11 @@ def test_logprobs_of_the_prompt_too(llama: smc.Llama):
         [expected[i - 1, token] for i, token in enumerate(ids) if i], rel=1e-5
     )
     assert [len(top or ()) for top in told["top_logprobs"]] == [0] + [2] * (len(ids) - 1)
+    assert told["text_offset"][: len(tokens) + 1 : len(tokens)] == [0, len(PROMPT)]
+    pieces = list(llama(PROMPT, max_tokens=3, temperature=0.0, logprobs=2, echo=True, stream=True))
+    streamed = [piece["choices"][0]["logprobs"] or {} for piece in pieces]
+    for name in told:
+        assert [value for part in streamed for value in part.get(name, [])] == told[name]
 
 
 def test_tokens_and_embeddings(llama: smc.Llama):

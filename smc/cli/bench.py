@@ -86,17 +86,11 @@ def bench(
 
     if svg is not None:
         check_replaceable(svg, "drawing", b"<svg")
-    deepest = depth + max(prompt_tokens, decode_tokens)
     started = time.perf_counter()
     options = {"context_length": context_length, "threads": threads, "kv_dtype": kv_dtype, "level": level}
     with load(artifact, sequences=sequences, **options) as model:
         load_seconds = time.perf_counter() - started
         describe_model(model)
-        if deepest > model.context_length:
-            context = model.context_length
-            raise InputError(
-                f"{deepest} tokens do not fit the context of {context}: raise --ctx or measure fewer tokens"
-            )
         counts = {"prefill": prompt_tokens, "decode": decode_tokens}
         report = _measure(model, counts, depth, sequences, repeat, profiled or svg is not None)
         report["load_seconds"] = load_seconds
@@ -167,10 +161,13 @@ def _run(model: Model, counts: dict[str, int], depth: int, sequences: int, repea
 def _measure(
     model: Model, counts: dict[str, int], depth: int, sequences: int, repeat: int, profiled: bool
 ) -> dict[str, Any]:
-    """All figures; speeds are medians of `repeat` runs."""
+    """All figures; speeds are medians of `repeat` runs. InputError if the tokens do not fit the context."""
     from smc.runtime.interface import KV_DTYPES
     from smc.runtime.memory import peak_memory_bytes
 
+    deepest, context = depth + max(counts.values()), model.context_length
+    if deepest > context:
+        raise InputError(f"{deepest} tokens do not fit the context of {context}: raise --ctx or measure fewer tokens")
     prompt_tokens, decode_tokens = counts["prefill"], counts["decode"]
     runs = _run(model, counts, depth, sequences, repeat, profiled)
     seconds = runs.seconds

@@ -210,8 +210,7 @@ def compile(
 
     machine, wanted = find_target(target), _Source(**source)
     requests = wanted.requests()
-    options = {"standalone": standalone, "records": records, **_emit(emit), **_without(without)}
-    options |= _functions(functions_file, standalone)
+    options = {"records": records, **_emit(emit), **_without(without), **_executable(standalone, functions_file)}
     inputs = [*wanted.files(), *(path for path in (records, functions_file) if path)]
     with StageProgress() as progress, orderly_end():
         if out is not None:
@@ -222,13 +221,11 @@ def compile(
             _check_output(out, inputs, force)
         before = module
         module, quantized, steps = wanted.change(module, requests, progress)
-        quality = None
-        if measured or any("calibration" in step.needs for request in requests for step in request.passes):
-            quality = _measured(before, module, wanted.calib, measured, progress)
+        quality = _measured(before, module, requests, wanted.calib, measured, progress)
         _check_space(out, module, standalone)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
-        options |= {"verify": not no_verify, "quality": quality}
-        report = smc.compile(module, target, out, progress=progress.update, **options)
+        options |= {"verify": not no_verify, "quality": quality, "progress": progress.update}
+        report = smc.compile(module, target, out, **options)
         if report.no_chat is not None:
             progress.note(
                 f"the executable can only continue plain text (--raw), not chat: the chat template {report.no_chat}"
@@ -237,21 +234,22 @@ def compile(
             proof = f"verified: {report.proof}" if report.proof else "not verified"
             add_artifact(steps, "compile", f"for {machine.name}; {proof}", out, report.bytes)
     write_page(wanted.report, steps)
-    summary = {**_summary(module, out, report, progress), "quantized": quantized}
-    if quality is not None:
-        summary["quality"] = {**asdict(quality), "text": str(quality)}
-    if as_json:
-        click.echo(json.dumps(summary, indent=2))
-    elif not messages.is_quiet():
-        _print_summary(summary)
+    _print_summary({**_summary(module, out, report, quality, progress), "quantized": quantized}, as_json)
 
 
 def _measured(
-    before: Module, module: Module, calib: Path | None, wanted: bool, progress: StageProgress
+    before: Module,
+    module: Module,
+    requests: list[Request],
+    calib: Path | None,
+    wanted: bool,
+    progress: StageProgress,
 ) -> QualityFacts | None:
-    """What quantizing cost; None if it was not requested and cannot be measured."""
+    """What quantizing cost: if that is wanted, or a pass is calibrated and it can be measured; else None."""
     from smc.cli.quality import measure, warning
 
+    if not wanted and all("calibration" not in step.needs for request in requests for step in request.passes):
+        return None
     try:
         quality = measure(before, module, calib, lambda fraction: progress.update("measure quality", fraction))
     except InputError as error:
@@ -276,13 +274,15 @@ def _emit(option: tuple[str, Path] | None) -> dict[str, Any]:
     return {"emit": option[1], "emit_kinds": kinds}
 
 
-def _functions(file: Path | None, standalone: bool) -> dict[str, Any]:
-    """What --functions says, as an option of `smc.compile`."""
+def _executable(standalone: bool, functions_file: Path | None) -> dict[str, Any]:
+    """--standalone and --functions as options of `smc.compile`."""
     from smc.structured.functions import read_functions
 
-    if file is not None and not standalone:
+    if functions_file is None:
+        return {"standalone": standalone}
+    if not standalone:
         raise InputError("--functions belongs to --standalone: `smc run` and `smc chat` take functions themselves")
-    return {"functions": tuple(read_functions(file))} if file is not None else {}
+    return {"standalone": True, "functions": tuple(read_functions(functions_file))}
 
 
 def _without(option: str | None) -> dict[str, Any]:
@@ -338,7 +338,9 @@ def _check_space(out: Path, module: Module, standalone: bool) -> None:
         )
 
 
-def _summary(module: Module, out: Path, report: CompileReport, progress: StageProgress) -> dict[str, Any]:
+def _summary(
+    module: Module, out: Path, report: CompileReport, quality: QualityFacts | None, progress: StageProgress
+) -> dict[str, Any]:
     def encoding(role: str) -> str:
         return ", ".join(sorted({str(module.parameters[name].encoding) for name in module.parameters_of(role)}))
 
@@ -353,12 +355,17 @@ def _summary(module: Module, out: Path, report: CompileReport, progress: StagePr
         "embedding": encoding("embedding"),
         "head": encoding("head"),
         "seconds": {stage: round(seconds, 3) for stage, seconds in progress.seconds.items()},
+        **({} if quality is None else {"quality": {**asdict(quality), "text": str(quality)}}),
     }
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
     from smc.runtime.manifest import ProofFacts
 
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    if as_json or messages.is_quiet():
+        return
     seconds = summary["seconds"]
     rows = {
         "size": f"{summary['bytes'] / 1e6:,.1f} MB, {summary['bits_per_weight']:.2f} bits per weight "

@@ -35,7 +35,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a chosen token and of the likeliest ones, in the model's own distribution.
+    """The log-probability of a token of a text and of the likeliest ones there, in the model's own distribution.
 
     top: (token, log-probability) pairs, likeliest first, as many as were requested.
     """
@@ -43,6 +43,12 @@ class TokenLogprob:
     token: int
     logprob: float
     top: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, token: int, logits: NDArray[np.float32], count: int) -> TokenLogprob:
+        """Of `token` by the `logits` [vocab] of its place, with the `count` likeliest."""
+        log_probs = log_probabilities(logits)
+        return cls(token, float(log_probs[token]), top_tokens(log_probs, count))
 
 
 @dataclass
@@ -185,9 +191,7 @@ class Generation:
         allowed = self._constraint.restrict(outcome) if self._constraint is not None else None
         token = self._sampler.sample(outcome, allowed)
         if self.result.logprobs is not None:
-            log_probs = log_probabilities(outcome)
-            top = top_tokens(log_probs, self.options.logprobs or 0)
-            self.result.logprobs.append(TokenLogprob(token, float(log_probs[token]), top))
+            self.result.logprobs.append(TokenLogprob.of(token, outcome, self.options.logprobs or 0))
         return token
 
     def _add(self, text: str) -> None:

@@ -18,15 +18,18 @@ from smc.runtime.artifact import Artifact, read_artifact
 from smc.runtime.async_stream import stream_in_thread
 from smc.runtime.binding import Engine
 from smc.runtime.chat import ChatTemplate, Message
-from smc.runtime.generation import Constraint, GenerationOptions, GenerationResult
+from smc.runtime.generation import Constraint, GenerationOptions, GenerationResult, TokenLogprob
 from smc.runtime.interface import TOKEN, WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
-from smc.runtime.sampling import SamplingOptions
+from smc.runtime.sampling import SamplingOptions, check_finite
 from smc.runtime.slots import SlotQueue
 from smc.runtime.speculation import Drafter
 from smc.runtime.text_stream import TextStream
 
 _EMBED_TOKENS = 256
 """Tokens per step of a text to embed, so that other texts do not wait long."""
+
+_TEXT_CHUNK = 64
+"""Tokens per step of a text whose logits are all needed, which a large vocabulary makes large."""
 
 
 class Sequence:
@@ -121,6 +124,22 @@ class Sequence:
         self._model.engine.step(batch, hidden=states, since=since)
         self.tokens.extend(map(int, tokens))
         return states
+
+    def run_prompt(self, tokens: Items[int], count: int, since: int | None = None) -> list[TokenLogprob]:
+        """Run `tokens`, a prompt, but for the last one, in this empty sequence; returns the log-probabilities of all
+        but the first one, with the `count` likeliest at each place.
+
+        since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does, and for logits that are
+        NaN or infinite.
+        """
+        entries: list[TokenLogprob] = []
+        for begin in range(0, len(tokens) - 1, _TEXT_CHUNK):
+            chunk = tokens[begin : min(begin + _TEXT_CHUNK, len(tokens) - 1)]
+            rows = self.extend(chunk, "all", since=since)
+            check_finite(rows)
+            next_tokens = tokens[begin + 1 : begin + 1 + len(chunk)]
+            entries += [TokenLogprob.of(token, row, count) for token, row in zip(next_tokens, rows, strict=True)]
+        return entries
 
     def keep_common(self, tokens: Items[int]) -> int:
         """Truncate to the common beginning of the sequence and `tokens`; returns its length."""
@@ -227,6 +246,14 @@ class Model:
         if normalize:
             mean /= max(float(np.linalg.norm(mean)), 1e-30)
         return mean.astype(np.float32)
+
+    def prompt_logprobs(self, tokens: Items[int], count: int) -> list[TokenLogprob]:
+        """The log-probabilities of a prompt's tokens but for the first, which nothing predicts, with the `count`
+        likeliest tokens at each place. The prompt takes a sequence. Raises InputError if it is longer than the
+        context."""
+        since = self.engine.cancels
+        with self.text_sequence(since) as sequence:
+            return sequence.run_prompt(tokens, count, since)
 
     def new_sequence(self) -> Sequence:
         """An empty sequence. Raises InputError if all slots are taken (see `sequences`)."""

@@ -48,6 +48,20 @@ def completion_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts, offs
     }
 
 
+def echoed_logprobs(first: int, others: Sequence[TokenLogprob], texts: TokenTexts) -> Answer:
+    """The `logprobs` of an echoed prompt. Its `first` token has None, because nothing predicts it."""
+    told = completion_logprobs(others, texts, len(texts.text_of(first)))
+    head = {"tokens": texts.name_of(first), "token_logprobs": None, "top_logprobs": None, "text_offset": 0}
+    return {name: [head[name], *values] for name, values in told.items()}
+
+
+def joined_logprobs(before: Answer | None, after: Answer | None) -> Answer | None:
+    """The `logprobs` of a prompt and of its continuation as one; None if there are none."""
+    if before is None or after is None:
+        return before if after is None else after
+    return {name: [*values, *after[name]] for name, values in before.items()}
+
+
 def chat_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts) -> Answer:
     """The `logprobs` of a chat's answer."""
 

@@ -144,7 +144,7 @@ class Sampler:
 
 
 def check_finite(logits: NDArray[np.float32]) -> None:
-    """Raise InputError if one of `logits` [vocab] is NaN or infinite."""
+    """Raise InputError if one of `logits` [… vocab] is NaN or infinite."""
     if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN wins in both
         raise InputError(NOT_FINITE)
 

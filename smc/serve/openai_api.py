@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,36 +69,47 @@ async def _complete(served: ServedModel, body: CompletionRequest, request: Reque
     body.check()
     choices = body.n or 1
     prompts = [served.model.prompt_tokens(prompt) for prompt in body.prompts()]
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo: smc has no log-probabilities of prompts; leave out echo or logprobs", "echo")
     texts = [
         served.prepare(tokens, body.options(served.model, index, body.logprobs, body.max_tokens), bool(body.stream))
         for tokens in prompts
         for index in range(choices)
     ]
-    before = [served.model.decode(tokens) if body.echo else "" for tokens in prompts for _ in range(choices)]
+    echoes = [echo for tokens in prompts for echo in [await _echo(served, body, tokens)] * choices]
     served.submit(texts)
     head = form.new_answer("text_completion", served.name)
 
-    def logprobs(text: Text, since: int, offset: int) -> Answer | None:
-        entries = text.result.logprobs
-        return None if entries is None else form.completion_logprobs(entries[since:], served.texts, offset)
+    def piece(index: int, text: Text, shown: str, sent: _Sent, reason: str | None) -> Answer:
+        echo, logprobs, entries = echoes[index], None, text.result.logprobs
+        if entries is not None:
+            offset = len(echo.text) + sent.characters
+            logprobs = form.completion_logprobs(entries[sent.entries :], served.texts, offset)
+        if sent.events == 0:
+            shown, logprobs = echo.text + shown, form.joined_logprobs(echo.logprobs, logprobs)
+        return form.completion_choice(index, shown, logprobs, reason)
 
     if body.stream:
-
-        def piece(index: int, text: Text, shown: str, since: int, offset: int, reason: str | None) -> Answer:
-            told = logprobs(text, since, offset)
-            return form.completion_choice(index, (before[index] if offset == 0 else "") + shown, told, reason)
-
         return _streamed(_pieces(served, texts, head, piece, _wants_usage(body)))
     await served.finish(texts, request)
-    answers = [
-        form.completion_choice(
-            index, before[index] + text.result.text, logprobs(text, 0, len(before[index])), _reason(text)
-        )
-        for index, text in enumerate(texts)
-    ]
+    answers = [piece(index, text, text.result.text, _Sent(), _reason(text)) for index, text in enumerate(texts)]
     return JSONResponse({**head, "choices": answers, "usage": _usage(texts, choices)})
+
+
+@dataclass(frozen=True)
+class _Echo:
+    """The part of an answer that repeats the prompt."""
+
+    text: str = ""
+    logprobs: Answer | None = None
+
+
+async def _echo(served: ServedModel, body: CompletionRequest, tokens: list[int]) -> _Echo:
+    if not body.echo:
+        return _Echo()
+    text = served.model.decode(tokens)
+    if body.logprobs is None:
+        return _Echo(text)
+    entries = await asyncio.to_thread(served.prompt_logprobs, tokens, body.logprobs)
+    return _Echo(text, form.echoed_logprobs(tokens[0], entries, served.texts))
 
 
 # ---- chats
@@ -132,7 +143,7 @@ async def _chat(served: ServedModel, body: ChatRequest, request: Request) -> Res
     if body.stream:
         filters = [form_of_answer.filter() for _ in texts]
 
-        def piece(index: int, text: Text, shown: str, since: int, offset: int, reason: str | None) -> Answer:
+        def piece(index: int, text: Text, shown: str, sent: _Sent, reason: str | None) -> Answer:
             calls: list[ToolCall] = []
             call_filter = filters[index]
             if call_filter is not None:
@@ -143,9 +154,9 @@ async def _chat(served: ServedModel, body: ChatRequest, request: Request) -> Res
             delta: Answer = {"content": shown} if shown else {}
             if calls:
                 delta["tool_calls"] = [call.as_openai(place) for place, call in enumerate(calls)]
-            if offset == 0:
+            if sent.events == 0:
                 delta["role"] = "assistant"
-            return form.chat_piece(index, delta, logprobs(text, since), "tool_calls" if calls else reason)
+            return form.chat_piece(index, delta, logprobs(text, sent.entries), "tool_calls" if calls else reason)
 
         head = form.new_answer("chat.completion.chunk", served.name)
         return _streamed(_pieces(served, texts, head, piece, _wants_usage(body)))
@@ -175,8 +186,17 @@ def _wants_usage(body: CompletionRequest | ChatRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
 
 
-Piece = Callable[[int, Text, str, int, int, str | None], Answer]
-"""Makes a choice of its index, the text, the part to show, and how many tokens and characters were sent before."""
+@dataclass(frozen=True)
+class _Sent:
+    """What a stream has sent of a text: events, log-probabilities of tokens, characters."""
+
+    events: int = 0
+    entries: int = 0
+    characters: int = 0
+
+
+Piece = Callable[[int, Text, str, _Sent, str | None], Answer]
+"""Makes a choice of its index, the text, the part to show, what was sent before, and the finish reason."""
 
 
 async def _pieces(
@@ -193,7 +213,7 @@ async def _pieces(
             queue.put_nowait(error)
 
     followers = [asyncio.ensure_future(follow(index, text)) for index, text in enumerate(texts)]
-    told, offsets, left = [0] * len(texts), [0] * len(texts), len(texts)
+    sent, left = [_Sent()] * len(texts), len(texts)
     usage: Answer = {"usage": None} if with_usage else {}
     try:
         while left:
@@ -204,9 +224,9 @@ async def _pieces(
             index, shown, done = item
             text = texts[index]
             reason = _reason(text) if done else None
-            choice = piece(index, text, shown, told[index], offsets[index], reason)
-            told[index] = len(text.result.logprobs or ())
-            offsets[index] += max(1, len(shown))
+            choice, before = piece(index, text, shown, sent[index], reason), sent[index]
+            entries = len(text.result.logprobs or ())
+            sent[index] = _Sent(before.events + 1, entries, before.characters + len(shown))
             left -= done
             yield _event({**head, "choices": [choice], **usage})
         if with_usage:

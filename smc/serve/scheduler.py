@@ -117,7 +117,7 @@ class Scheduler:
         self.steps = self.step_tokens = 0
         self.step_seconds = 0.0
         self._post = post
-        # One slot is left for embeddings.
+        # One slot is left for embeddings and log-probabilities of prompts.
         self._cache = PrefixCache(model, model.engine.facts.sequences - 1)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []

@@ -13,7 +13,7 @@ from fastapi import Request
 
 from smc.runtime import Model
 from smc.runtime.drafters import Drafters
-from smc.runtime.generation import Constraint, Generation, GenerationOptions
+from smc.runtime.generation import Constraint, Generation, GenerationOptions, TokenLogprob
 from smc.runtime.token_texts import TokenTexts
 from smc.serve.errors import ApiError
 from smc.serve.metrics import Metrics
@@ -44,7 +44,7 @@ class ServedModel:
         self._loop = asyncio.get_running_loop()
         self._preparing = threading.Lock()
         self._grammars: Grammars | None = None
-        self._embedding = threading.Lock()  # embeddings share one slot
+        self._beside = threading.Lock()  # the scheduler leaves one slot to embeddings and log-probabilities of prompts
         self._drafters = drafters
         self.scheduler = Scheduler(model, self._post, limits, drafters)
         metrics.watch(name, self.scheduler)
@@ -129,8 +129,13 @@ class ServedModel:
 
     def embed(self, tokens: list[int]) -> list[float]:
         """The embedding of a text. This blocks, so call it in a thread."""
-        with self._embedding:
+        with self._beside:
             return self.model.embed(tokens).tolist()
+
+    def prompt_logprobs(self, tokens: list[int], count: int) -> list[TokenLogprob]:
+        """As `Model.prompt_logprobs`. This blocks, so call it in a thread."""
+        with self._beside:
+            return self.model.prompt_logprobs(tokens, count)
 
     def close(self, patience: float) -> None:
         """Give running texts `patience` seconds to end, then free everything."""

@@ -127,6 +127,36 @@ def test_logprobs(client: openai.OpenAI):
     ]
 
 
+@pytest.mark.parametrize("length", [1, 3, 150], ids=["one token", "one step", "several steps"])
+def test_logprobs_of_the_prompt_too(client: openai.OpenAI, length: int):
+    """The counting program's logits, which numpy computes too; the first token has nothing before it."""
+    prompt = [20 + i * 7 % 90 for i in range(length)]
+    options: Any = {"model": "counting", "prompt": [prompt, [30, 40]], "logprobs": 2, "echo": True, "n": 2}
+    answer = client.completions.create(**options, max_tokens=2)
+    for choice, own in zip(answer.choices, [prompt, prompt, [30, 40], [30, 40]], strict=True):
+        ids = own + counting_text(own, 2)
+        logits = counting_logits(ids).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        places = range(1, len(ids))
+        assert choice.text == TOKENIZER.decode(ids)
+        assert choice.logprobs.token_logprobs[0] is choice.logprobs.top_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx([expected[i - 1, ids[i]] for i in places], rel=1e-6)
+        assert [max(top.values()) for top in choice.logprobs.top_logprobs[1:]] == pytest.approx(
+            [expected[i - 1].max() for i in places], rel=1e-6
+        )
+        assert choice.logprobs.text_offset == list(range(len(ids)))
+    only_prompt = client.completions.create(**options, max_tokens=0).choices[0]
+    assert only_prompt.text == TOKENIZER.decode(prompt)
+    assert only_prompt.logprobs.token_logprobs == answer.choices[0].logprobs.token_logprobs[:length]
+    pieces = [piece.choices[0] for piece in client.completions.create(**options, max_tokens=2, stream=True)]
+    for index, choice in enumerate(answer.choices):
+        own_pieces = [piece for piece in pieces if piece.index == index]
+        assert "".join(piece.text for piece in own_pieces) == choice.text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            parts = [getattr(piece.logprobs, name) for piece in own_pieces]
+            assert [value for part in parts for value in part] == getattr(choice.logprobs, name)
+
+
 def test_sampling_is_that_of_the_model_alone(client: openai.OpenAI, artifact: Path):
     [prompt] = prompts_without({SLOW}, 1, 20)
     options = {"max_tokens": 15, "temperature": 3.0, "top_p": 0.9, "presence_penalty": 0.5, "seed": 11}

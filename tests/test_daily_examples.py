@@ -99,7 +99,7 @@ def test_the_plugin_of_llm(artifact: Path, tmp_path: Path, monkeypatch: pytest.M
 def speaker(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Trained on its data; makes its executable for a target."""
     folder = tmp_path_factory.mktemp("speaker")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # with two the model, which is tiny, is slower on a busy machine
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a second thread makes so small a model slower
 
     def run(*command: str | Path) -> None:
         subprocess.run([sys.executable, *command], check=True, cwd=folder, env=environment)

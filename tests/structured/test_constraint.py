@@ -30,51 +30,80 @@ def written(model: Model, grammars: Grammars, grammar: Grammar, seed: int, most:
     return generation.result
 
 
+DEFINITIONS = {
+    "switch": {"type": "boolean"},
+    "pair": {"type": "array", "items": {"$ref": "#/$defs/switch"}, "maxItems": 2},
+}
+
+
+def random_value(random: np.random.Generator) -> dict[str, Any]:
+    """A schema of values without parts."""
+
+    def number(low: int, high: int) -> int:
+        return int(random.integers(low, high))
+
+    low = number(-1000, 1000)
+    formats = ("date", "ipv4", "ipv6", "uuid", "email")
+    kinds: list[dict[str, Any]] = [
+        {"type": "string", "minLength": number(0, 4), "maxLength": number(4, 12)},
+        {"type": "string", "pattern": r"^[a-c]{1,4}-\d{2,3}$"},
+        {"type": "string", "format": formats[number(0, len(formats))]},
+        {"type": "integer", "minimum": low, "maximum": low + number(0, 2000)},
+        {"type": "integer", "exclusiveMinimum": low, "exclusiveMaximum": low + number(2, 2000)},
+        {"type": "integer", "multipleOf": number(2, 9), "minimum": 0, "maximum": 500},
+        {"type": "number", "minimum": 0, "maximum": number(1, 50)},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": number(1, 50)},
+        {"type": ["boolean", "null"], "title": "A switch", "description": "On, off or unknown."},
+        {"type": "null"},
+        {"enum": [f"choice {i}" for i in range(number(1, 5))] + [None, 7]},
+        {"const": number(0, 100)},
+        {"const": {"a": [1, "é"]}},
+        {"allOf": [{"type": "integer", "minimum": low}, {"maximum": low + number(0, 50)}]},
+        {"$ref": "#/$defs/pair"},
+    ]
+    return kinds[number(0, len(kinds))]
+
+
 def random_schema(random: np.random.Generator, depth: int = 0) -> dict[str, Any]:
-    """Of the keywords that are promised, strings and arrays bounded."""
-    kinds = ["string", "integer", "number", "boolean", "null", "enum", "pattern", "const"]
-    kind = random.choice([*kinds, "object", "object", "array", "anyOf"] if depth < 3 else kinds)
-    if kind == "string":
-        low = int(random.integers(0, 4))
-        return {"type": "string", "minLength": low, "maxLength": low + int(random.integers(0, 9))}
-    if kind == "integer":
-        low = int(random.integers(-1000, 1000))
-        return {"type": "integer", "minimum": low, "maximum": low + int(random.integers(0, 2000))}
-    if kind == "number":
-        return {"type": "number", "minimum": 0, "maximum": int(random.integers(1, 50))}
-    if kind == "enum":
-        return {"enum": [f"choice {i}" for i in range(int(random.integers(1, 5)))]}
-    if kind == "const":
-        return {"const": int(random.integers(0, 100))}
-    if kind == "pattern":
-        return {"type": "string", "pattern": r"^[a-c]{1,4}-\d{2,3}$"}
+    """Of the supported keywords, with bounded strings, arrays and objects."""
+
+    def part() -> dict[str, Any]:
+        return random_schema(random, depth + 1)
+
+    kind = random.choice(["value", "value", "object", "object", "map", "array", "tuple", "anyOf", "oneOf"])
+    low, more = int(random.integers(0, 3)), int(random.integers(0, 4))
+    if depth == 3 or kind == "value":
+        return random_value(random)
     if kind == "object":
         names = [f"key{i}" for i in range(int(random.integers(0, 5)))]
-        properties = {name: random_schema(random, depth + 1) for name in names}
+        properties = {name: part() for name in names}
         required = [name for name in names if random.random() < 0.6]
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    if kind == "map":
+        named: dict[str, Any] = {"additionalProperties": part()}
+        if low:
+            named = {"patternProperties": {"^n[0-9]{1,3}$": part()}, "additionalProperties": False}
+        return {"type": "object", "minProperties": low, "maxProperties": low + more, **named}
     if kind == "array":
-        low = int(random.integers(0, 3))
-        return {
-            "type": "array",
-            "items": random_schema(random, depth + 1),
-            "minItems": low,
-            "maxItems": low + int(random.integers(0, 4)),
-        }
+        return {"type": "array", "items": part(), "minItems": low, "maxItems": low + more}
+    if kind == "tuple":
+        first = [part(), part()]
+        return {"type": "array", "prefixItems": first, "items": part(), "minItems": low, "maxItems": 2 + more}
     if kind == "anyOf":
-        return {"anyOf": [random_schema(random, depth + 1) for _ in range(2)]}
-    return {"type": str(kind)}
+        return {"anyOf": [part(), part()]}
+    return {"oneOf": [{"type": "null"}, {"type": "array", "items": part(), "maxItems": 1 + low}]}
 
 
 def check_schemas(model: Model, grammars: Grammars, seeds: range) -> None:
     stopped = 0
     for seed in seeds:
-        schema = random_schema(np.random.default_rng(seed))
+        schema = {**random_schema(np.random.default_rng(seed)), "$defs": DEFINITIONS}
         result = written(model, grammars, Grammar.of_schema(schema), seed)
         assert result.finish_reason in ("stop", "length")
         if result.finish_reason == "stop":
             stopped += 1
-            jsonschema.validate(json.loads(result.text), schema)
+            form = jsonschema.Draft202012Validator
+            jsonschema.validate(json.loads(result.text), schema, form, format_checker=form.FORMAT_CHECKER)
     assert stopped > 0.8 * len(seeds)  # numbers may have any number of digits
 
 

@@ -55,7 +55,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin a training (`init_lora_weights`) that change the base model's weights too."""
 
 ENDS = (("model.embed_tokens.weight", "lm_head.weight"), ("gpt_neox.embed_in.weight", "embed_out.weight"))
-"""Embedding and head, of which a tied checkpoint stores one."""
+"""The embedding and the head; a tied checkpoint stores one of them."""
 
 
 def merged(checkpoint: Checkpoint, folders: Iterable[Path]) -> Checkpoint:
@@ -188,7 +188,7 @@ class _Adapter:
         return _changed(stored, partial(_plus_product, update, names, self._scaling(update.module), transposed))
 
     def _scaling(self, module: str) -> float:
-        """What the product is multiplied with: alpha / r, of rsLoRA alpha / sqrt(r)."""
+        """The factor of the product: alpha / r, for rsLoRA alpha / sqrt(r)."""
         rank = self._pattern("rank_pattern", module) or self.config.integer("r", 8)
         found = self._pattern("alpha_pattern", module)
         alpha = self.config.number("lora_alpha", 8.0) if found is None else found

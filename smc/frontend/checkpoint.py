@@ -31,9 +31,9 @@ class Coded:
 class StoredTensor:
     """One tensor of a checkpoint, not read yet.
 
-    encoding: the float encoding that holds its values exactly. read: gives them, in that dtype and in `shape`.
-    origin: the file it lies in, for messages. coded: the same as codes, where the file has them and an encoding can say
-    it.
+    encoding: the float encoding that holds its values exactly. read: returns them, in that dtype and in `shape`.
+    origin: the file it lies in, for messages. coded: the same as codes, if the file has codes that an encoding
+    represents.
     """
 
     name: str
@@ -85,7 +85,7 @@ class IntegerTensor(StoredTensor):
         return self.read()
 
     def parameter(self) -> Parameter:
-        """Raises InputError: an architecture can't use it."""
+        """Raises InputError: architectures can't use integers."""
         raise InputError(f"{self.origin}: tensor {self.name} is stored as {self.dtype}, which can't be weights")
 
 

@@ -1,4 +1,4 @@
-"""What several architectures read of a model's config.json alike."""
+"""Parts of a model's config.json that several architectures read in the same way."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ Config = Fields
 CONTEXT = Range(1, MOST_CONTEXT, f"a positive integer, at most {MOST_CONTEXT:,}")
 THETA = Range(1, 1e30, "a number from 1 to 1e30")
 FACTOR = Range(1e-6, 1e6, "a positive number from 1e-6 to 1e6")
-"""With these, frequencies times positions stay finite in float32."""
+"""Within these bounds, frequencies times positions stay finite in float32."""

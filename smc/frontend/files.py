@@ -1,4 +1,4 @@
-"""Reading the small files of a checkpoint: JSON and text, and telling what is none of them."""
+"""Reads the small files of a checkpoint, JSON and text, and refuses what is neither."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smc.errors import InputError
 from smc.fields import parse_json
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the file begins that git leaves in the place of a large one (git-lfs, docs/spec.md)."""
+"""The beginning of a file that git leaves in the place of a large one (git-lfs, docs/spec.md)."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

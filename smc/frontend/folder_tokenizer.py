@@ -119,7 +119,8 @@ def _parsed(text: str, path: Path) -> Tokenizer:
 
 
 def _as_llama(tokenizer: Tokenizer, settings: Config) -> Tokenizer:
-    """The vocabulary as transformers' LlamaTokenizer uses it: spaces by the settings, bytes for what has no token.
+    """The vocabulary as transformers' LlamaTokenizer uses it: spaces as the settings say, byte tokens for characters
+    without a token.
 
     `legacy`: a space comes before every piece of a text between added tokens, else before the text's beginning only.
     """
@@ -137,7 +138,7 @@ def _as_llama(tokenizer: Tokenizer, settings: Config) -> Tokenizer:
 
 
 def _from_vocabulary(folder: Path, settings: Config, kind: str) -> Tokenizer:
-    """Byte-level BPE from GPT-2's two files, which say nothing of how a text is cut: the class does."""
+    """Byte-level BPE from GPT-2's two files. They do not say how a text is split; the class does."""
     pipelines = {"": "GPT2Tokenizer", "PreTrainedTokenizer": "GPT2Tokenizer", "TokenizersBackend": "GPT2Tokenizer"}
     pipeline = pipelines.get(kind, kind)
     if pipeline not in ("GPT2Tokenizer", "Qwen2Tokenizer"):

@@ -39,7 +39,7 @@ def new_model(
             source = block.sources[slot.name]
             shape = tuple(block.sizes[d] if isinstance(d, str) else d for d in slot.tensor.shape)
             if source.transform is not None:
-                shape = source.transform.shape(shape)  # which undoes itself
+                shape = source.transform.shape(shape)  # which is its own inverse
             rows = shape[0] if source.rows is None else max(source.rows.stop, shapes.get(source.name, (0,))[0])
             shapes[source.name] = (rows, *shape[1:])
             kinds[source.name] = slot.attributes["role"]

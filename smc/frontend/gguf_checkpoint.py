@@ -43,13 +43,13 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""GGUF's name of a module → the checkpoint's, as most families have it; a layer's without the layer."""
+"""GGUF's name of a module → the checkpoint's, for most families; names of layers without the layer."""
 
 METADATA = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "layer_norm_eps",
 }
-"""Key of the metadata → key of config.json, as most families have it."""
+"""Key of the metadata → key of config.json, for most families."""
 
 PARTS = Range(0, 1 << 16, "a number of parts")
 """0 in files that llama-gguf-split has merged."""
@@ -89,7 +89,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A file, in the terms of a family's config.json and under its names of tensors."""
+    """A file, with the keys of a family's config.json and its names of tensors."""
 
     file: GGUFFile
     metadata: Config
@@ -130,7 +130,7 @@ class _Reader:
 
     @cached_property
     def _keeps_codes(self) -> bool:
-        """Whether most weights are of types that an encoding says: of others, floats would outweigh the codes."""
+        """Whether most weights have types that an encoding represents: otherwise floats would outweigh the codes."""
         exact = {*BLOCK_TYPES, "F32", "F16", "BF16"}
         sizes = [(math.prod(t.shape), t.type.name in exact) for t in self.file.tensors.values()]
         return 2 * sum(size for size, is_exact in sizes if is_exact) > sum(size for size, _ in sizes)
@@ -152,7 +152,7 @@ class _Reader:
         return found[0]
 
     def _vocab_size(self) -> int:
-        """As declared; in old files, which do not, the rows of the embedding."""
+        """The declared size; old files do not declare one, so there the rows of the embedding."""
         embedding = self.file.tensors.get("token_embd.weight")
         return self.metadata.integer(self._key("vocab_size"), embedding.shape[0] if embedding else None)
 
@@ -202,7 +202,7 @@ class _Reader:
 
 
 def _coded(file: GGUFFile, tensor: GGUFTensor, heads: int | None) -> Coded | None:
-    """The tensor's codes, where an encoding says all of its type."""
+    """The tensor's codes, if an encoding represents its type."""
     kind = BLOCK_TYPES.get(tensor.type.name)
     if kind is None or len(tensor.shape) < 2:
         return None

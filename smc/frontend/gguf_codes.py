@@ -1,4 +1,4 @@
-"""GGUF's block types as codes and scales: those that an encoding says exactly.
+"""GGUF's block types as codes and scales: those that an encoding represents exactly.
 
 The layouts are those of ggml-common.h (https://github.com/ggml-org/ggml), block after block along a row. The K types
 have two levels of scales, and those with minima two levels of these: f16 `d` (and `dmin`) times 4- or 6-bit codes.
@@ -15,7 +15,7 @@ import numpy as np
 from smc.ir import EncodedTensor, Encoding, matrix_shape
 
 TWO_BITS = np.array([0, 2, 4, 6], np.uint8)
-"""How far the four pairs of bits of a byte are from the lowest."""
+"""The shifts of the four pairs of bits in a byte."""
 
 Blocks = np.ndarray
 """uint8 [rows, blocks, bytes]."""
@@ -89,13 +89,13 @@ def _base3(blocks: Blocks) -> np.ndarray:
     parts = []
     for begin, end, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
         for digit in range(count):
-            shifted = blocks[..., begin:end] * np.uint8(3**digit)  # modulo 256, as the format wants
+            shifted = blocks[..., begin:end] * np.uint8(3**digit)  # modulo 256, as the format defines it
             parts.append((shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8))
     return np.concatenate(parts, axis=-1)
 
 
 def _twos(blocks: Blocks) -> np.ndarray:
-    """TQ2_0: of two halves of 32 bytes each, the lowest two bits of all, then the next."""
+    """TQ2_0: two halves of 32 bytes; in each, first the lowest two bits of all bytes, then the next two."""
     halves = (blocks[..., :32], blocks[..., 32:64])
     return np.concatenate([half >> shift & 3 for half in halves for shift in (0, 2, 4, 6)], axis=-1)
 
@@ -136,7 +136,7 @@ def _q6(blocks: Blocks) -> np.ndarray:
 
 
 def _pairs(place: int) -> Callable[[Blocks], np.ndarray]:
-    """Q2_K, Q3_K: in each half 32 bytes, the lowest two bits of all first."""
+    """Q2_K, Q3_K: in each half 32 bytes, first the lowest two bits of all."""
 
     def codes(blocks: Blocks) -> np.ndarray:
         halves = blocks[..., place : place + 64].reshape(*blocks.shape[:2], 2, 1, 32)
@@ -153,7 +153,7 @@ def _q3(blocks: Blocks) -> np.ndarray:
 
 
 def _q3_scales(blocks: Blocks) -> np.ndarray:
-    """Q3_K: sixteen 6-bit scales in 12 bytes, 32 more than they are: nibbles of 8 bytes, upper pairs in 4."""
+    """Q3_K: sixteen 6-bit scales plus 32 in 12 bytes: nibbles of 8 bytes, upper pairs in 4."""
     nibbles = np.concatenate((blocks[..., 96:104] & 15, blocks[..., 96:104] >> 4), axis=-1)
     upper = blocks[..., None, 104:108] >> TWO_BITS[:, None] & 3
     return (nibbles | upper.reshape(nibbles.shape) << 4).view(np.int8) - 32
@@ -165,7 +165,7 @@ def _signed(begin: int, end: int) -> Callable[[Blocks], np.ndarray]:
 
 
 def _iq4_scales(blocks: Blocks) -> np.ndarray:
-    """IQ4_XS: eight 6-bit scales, 32 more than they are: nibbles in 4 bytes, upper pairs in two before them."""
+    """IQ4_XS: eight 6-bit scales plus 32: nibbles in 4 bytes, upper pairs in two before them."""
     nibbles = np.stack((blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4), axis=-1)
     upper = blocks[..., 2:4, None] >> TWO_BITS & 3
     return (nibbles.reshape(*blocks.shape[:2], 8) | upper.reshape(*blocks.shape[:2], 8) << 4).view(np.int8) - 32

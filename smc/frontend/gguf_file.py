@@ -102,7 +102,7 @@ class _Cursor:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def string(self) -> str:
-        # A vocabulary may hold bytes that are no UTF-8; such tokens are never matched, but must not stop the reader.
+        # A vocabulary may hold bytes that are not UTF-8; such tokens are never matched, but must not stop the reader.
         return self.take(self.scalar("Q")).decode("utf-8", errors="replace")
 
     def value(self, kind: int) -> Any:

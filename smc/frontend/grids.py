@@ -55,7 +55,8 @@ def _load(stored: StoredTensor, encoding: Encoding) -> EncodedTensor:
 
 
 def grid_of(values: Tensor) -> Encoding | None:
-    """The encoding that says a matrix [rows, columns] exactly with the fewest bits: ternary, else 4 bits; or None."""
+    """The encoding that represents a matrix [rows, columns] exactly with the fewest bits: ternary, else 4 bits; or
+    None."""
     for largest in (TERNARY, FOURBIT):
         for group in GROUPS:
             if isinstance(group, int) and values.shape[1] % group:
@@ -95,7 +96,7 @@ def _scales(values: Tensor, group: int | Literal["row"], largest: int) -> Tensor
     amax, (low, high) = groups.abs().amax(-1), (groups.amin(-1), groups.amax(-1))
     result, missing = torch.zeros_like(amax), amax > 0
     for steps in range(1, largest + 1):
-        # As many codes lie below zero as above, but for one more below: 8 steps need the sign that has it there.
+        # There is one code more below zero than above: 8 steps need the sign that puts them below.
         sign = torch.where(high > -low, -1.0, 1.0) if steps == FOURBIT else torch.ones_like(amax)
         scale = _short(amax / steps) * sign
         whole = torch.where(scale[..., None] == 0, 0, groups / scale[..., None]).round()

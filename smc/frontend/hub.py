@@ -13,7 +13,7 @@ SUBFOLDERS_AND_DUPLICATES = ["*/*", "consolidated*"]
 def download(model: str) -> Path:
     """The folder of a snapshot of `model` ("org/name"); only what is missing in the cache is fetched.
 
-    Weights that exist only pickled are not fetched. InputError if the hub can't be reached or has no such model.
+    Pickled weights are not fetched. InputError if the hub can't be reached or has no such model.
     """
     from huggingface_hub import errors, snapshot_download
 

@@ -15,8 +15,8 @@ from smc.ir import RopeTable
 
 @dataclass(frozen=True)
 class _Scaled:
-    """What a scaling makes of the plain frequencies, and the factor of cosines and sines; `short`: the frequencies for
-    contexts of at most `short_context` tokens."""
+    """The frequencies after a scaling, and the factor of cosines and sines; `short`: the frequencies for contexts of at
+    most `short_context` tokens."""
 
     frequencies: np.ndarray
     magnitude: float = 1.0
@@ -27,7 +27,7 @@ class _Scaled:
 
 @dataclass(frozen=True)
 class _Rope:
-    """A rotary embedding before its scaling: `width` channels of a head in pairs, and where its settings stand."""
+    """A rotary embedding before its scaling: `width` channels of a head in pairs, and its settings."""
 
     settings: Config
     config: Config
@@ -165,7 +165,7 @@ def _longrope(rope: _Rope) -> _Scaled:
 
 
 def _divided(rope: _Rope) -> _Scaled:
-    """A divisor for each pair: what GGUF files have in place of llama3's parameters."""
+    """A divisor for each pair, which GGUF files store in place of llama3's parameters."""
     return _Scaled(rope.plain / _divisors(rope, "divisors"), text="divided")
 
 

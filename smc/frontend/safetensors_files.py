@@ -25,8 +25,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 ENCODINGS = {"F32": F32, "F16": F16, "BF16": BF16}
 INTEGERS = ("U8", "I8", "I16", "I32", "I64", "F8_E4M3", "F8_E8M0")
-"""What methods of quantization store: codes. fp8 counts as one, for it has no meaning without its scales; of powers of
-two the exponents are read."""
+"""Types in which quantization methods store codes. fp8 counts as one, because it has no meaning without its scales; of
+powers of two the exponents are read."""
 LARGEST_HEADER = 100 << 20
 """Bytes; the safetensors library refuses more."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -68,7 +68,7 @@ def _inside(folder: Path, name: str, origin: str) -> Path:
 
 
 def _tell_left_out(folder: Path, chosen: str, shards: Iterable[str] = ()) -> None:
-    """Old weights beside new ones are a mistake that nothing else would report."""
+    """Report files that are left out: old weights beside new ones are a mistake that nothing else would show."""
     names = (p.name for p in folder.iterdir() if p.name.endswith((".safetensors", INDEX_SUFFIX)) and p.is_file())
     others = sorted(set(names) - {chosen, *shards}, key=lambda name: (len(name), name))  # the index before shards
     if others:

@@ -15,7 +15,7 @@ from pathlib import Path
 from smc.errors import InputError
 
 SPACE = "\u2581"
-"""What stands for a space in pieces: "▁"."""
+"""The character that stands for a space in pieces: "▁"."""
 
 
 class Kind(IntEnum):
@@ -78,7 +78,7 @@ class Vocabulary:
         return str(tokenizer.to_str())
 
     def _merges(self) -> list[tuple[str, str]]:
-        """Every way to make a piece of two others, best score first; ties in the order of the pieces."""
+        """All pairs of pieces whose union is a piece, best score first; ties in the order of the pieces."""
         normal = {p: i for i, (p, kind) in enumerate(zip(self.pieces, self.kinds, strict=True)) if kind == Kind.NORMAL}
         ranked = sorted(normal, key=lambda piece: (-self.scores[normal[piece]], normal[piece]))
         return [

@@ -1,4 +1,4 @@
-"""What a source is: a folder, a GGUF file or a hub id."""
+"""Finds out whether a source is a folder, a GGUF file or a hub id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens that a Hugging Face folder names beside its vocabulary, in all the files where it may do so.
+"""The tokens that a Hugging Face folder names beside its vocabulary, from all files that may name them.
 
 Precedence is that of transformers 5: where tokenizer_config.json has `added_tokens_decoder`, it says which tokens were
 added and how they are found (`special`, `lstrip`, …), also where tokenizer.json says otherwise. Else
@@ -24,7 +24,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class TokenSources:
-    """What a folder says of its tokens.
+    """The tokens of a folder's files.
 
     by_id: added tokens with the ids that they must have. named: "bos_token" and the like, those of the model's own
     ("image_token") too. extra: more special tokens.
@@ -111,7 +111,7 @@ def _flagged(token: AddedToken, special: bool) -> AddedToken:
 
 
 def _token(value: Any, default: Mapping[str, Any], config: Config, name: str) -> AddedToken:
-    """A token that is stored as a string or as an object with a "content"; flags that it lacks are as in `default`."""
+    """A token that is stored as a string or as an object with a "content"; missing flags are those of `default`."""
     flags = dict(default)
     if isinstance(value, dict):
         flags |= value

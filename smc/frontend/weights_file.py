@@ -1,4 +1,4 @@
-"""A file that weights are read from, a stretch at a time and long after its head was read."""
+"""A file of weights, which are read part by part, long after its head."""
 
 from __future__ import annotations
 

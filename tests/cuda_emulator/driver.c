@@ -112,7 +112,7 @@ API int cuFuncSetAttribute(void *function, int attribute, int value) {
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *count, void *function, int threads, size_t shared) {
   return function && threads == THREADS ? (*count = shared <= MOST_SHARED, OK) : INVALID;
 }
-static int eaten_seen; /* only whoever asks for more than is left notices the other process */
+static int eaten_seen; /* queries show the other process's memory only after an allocation has failed */
 API int cuMemGetInfo_v2(size_t *left, size_t *total) {
   *total = (size_t)settings.memory << 20;
   const size_t used = used_bytes + (eaten_seen ? (size_t)settings.eaten << 20 : 0);
@@ -120,7 +120,7 @@ API int cuMemGetInfo_v2(size_t *left, size_t *total) {
   return OK;
 }
 
-/* For tests: what another process took is its own again. */
+/* For tests: queries no longer show the other process's memory. */
 API void emulator_forget(void) { eaten_seen = 0; }
 
 static int take(uint64_t *pointer, size_t bytes) {

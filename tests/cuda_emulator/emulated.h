@@ -112,8 +112,7 @@ SMC_DEVICE void smc_end_copies() { smc_emulator->end_group(); }
 template <int GROUPS> SMC_DEVICE void smc_wait_copies_at(int line) { smc_emulator->wait_copies(GROUPS, line); }
 #define smc_wait_copies(groups) smc_wait_copies_at<groups>(__LINE__)
 
-/* Another one in every phase, so that nothing goes well only because the same block happens to have the same work
- * again. */
+/* Another order in every phase, so that no test passes only because a block happens to have the same work again. */
 SMC_DEVICE int32_t smc_first_block(int32_t index, int32_t count, uint32_t phase) {
   return (int32_t)(((uint32_t)index + phase) % (uint32_t)count);
 }

@@ -6,8 +6,8 @@
 struct emulator {
   int32_t thread, block, blocks;
   uint8_t *shared;
-  uint64_t now;        /* one more for every turn of waiting: time stands still while something happens */
-  const uint8_t *seen; /* the memory whose accesses are looked at: of the device, and shared … */
+  uint64_t now;        /* rises by one per turn of waiting: time stands still while any thread works */
+  const uint8_t *seen; /* the memory whose accesses are checked: of the device, and shared … */
   size_t seen_bytes;   /* … 0: none is */
   int32_t left_out;    /* the line of a wait that is left out, for tests of the tests; 0: none */
   void (*sync)(int line);

@@ -60,7 +60,7 @@ struct fiber {
   enum state state;
   int line, value;
   uint32_t turn;                   /* of the warp's exchanges */
-  struct copy copies[MOST_COPIES]; /* begun and not waited for */
+  struct copy copies[MOST_COPIES]; /* begun and not yet awaited */
   int32_t copy_count, group;
 };
 
@@ -107,7 +107,7 @@ static int sync_any(int value, int line) {
   block->any |= value;
   if (++block->arrived + block->done < THREADS) {
     pause_fiber(AT_BARRIER, line);
-  } else { /* the last one lets all go */
+  } else { /* the last one releases all */
     for (int i = 0; i < THREADS; i++) {
       struct fiber *fiber = &block->fibers[i];
       if (fiber->state == AT_BARRIER && fiber->line != line) fail("threads of a block are at different barriers", line);

@@ -7,7 +7,7 @@
 
 #define RACES_MOST_BLOCKS 16
 
-/* Memory that is looked at lies here; its shadow is made with it. */
+/* Allocates memory whose accesses are checked, with its shadow. */
 uint8_t *races_region(size_t bytes);
 /* A launch begins: all that was before is ordered before it. */
 void races_launch(int blocks);

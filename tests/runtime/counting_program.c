@@ -1,4 +1,4 @@
-/* A program of the engine whose logits can be told by hand: it stands in for a compiled model in the tests.
+/* A program of the engine whose logits can be computed by hand: it stands in for a compiled model in the tests.
  *
  * A token's K is its id. The logits of a token are highest at the sum of (i + 1) * id_i over all tokens i of its
  * sequence up to itself, modulo VOCAB, and fall by 0.125 a step round the vocabulary. So they depend on every token of

@@ -28,7 +28,7 @@ CUDA_TRAITS = Traits(
 )
 
 FAST_PATHS = {"tail": tail, "argmax": argmax}
-"""Those that make sense on a GPU."""
+"""The fast paths that make sense on a GPU."""
 
 
 class CudaBackend:
@@ -37,7 +37,7 @@ class CudaBackend:
     traits = CUDA_TRAITS
 
     def schedule(self, plan: Plan, without: Collection[str] = ()) -> Schedule:
-        """The straight schedule, then the fast paths but some. InputError for mixtures of experts."""
+        """The straight schedule, then all fast paths but those left out. InputError for mixtures of experts."""
         if plan.module.chosen_by_token():
             raise InputError(f"{plan.module.facts.name} is a mixture of experts, which smc runs on CPUs only")
         return apply_paths(plan, self.traits, FAST_PATHS, without)

@@ -1,4 +1,4 @@
-"""What device/matrix.cuh asks of an encoding: a C++ struct of constants, and the table of a codebook."""
+"""An encoding for device/matrix.cuh: a C++ struct of constants, and the table of a codebook."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """CUDA C++ → machine code, by NVRTC from PyPI: no GPU, no CUDA toolkit and no host compiler are needed.
 
-Floats are computed as docs/numerics.md says: no product is fused with a sum, nothing is approximated.
+Floats follow docs/numerics.md: no product is fused with a sum, nothing is approximated.
 """
 
 from __future__ import annotations

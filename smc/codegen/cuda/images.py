@@ -55,7 +55,7 @@ def as_ptx(level: GpuLevel) -> GpuLevel:
 
 
 def build_images(text: str, target: Target, folder: Path, report: Callable[[float], None]) -> Images:
-    """Compile for every level, in parallel, and wrap what comes out in objects, in `folder`."""
+    """Compile for every level, in parallel, and wrap the results as objects in `folder`."""
     version = compiler_version()
     codes: dict[GpuLevel, bytes] = {}
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -48,7 +48,7 @@ def kernel_structs(specs: Sequence[KernelSpec]) -> list[str]:
 
 
 def choice_function(name: str, specs: Sequence[KernelSpec]) -> list[str]:
-    """A function that calls one of several kernels with the same parameters, by number."""
+    """A function that calls one of several kernels with the same parameters, chosen by number."""
     [signature] = {spec.signature() for spec in specs}
     arguments = signature.arguments({p.name: p.name for p in signature.parameters})
     cases = [f"  case {i}: kernel_{spec.name()}({arguments}); break;" for i, spec in enumerate(specs)]
@@ -264,7 +264,7 @@ def shared_bytes(specs: Sequence[KernelSpec]) -> int:
 
 
 def _room(spec: KernelSpec) -> int:
-    """As the …_room structs of device/ have it, for 8 tokens."""
+    """The size of device/'s …_room structs, for 8 tokens."""
     if isinstance(spec, AttentionKernel):
         rows = 8
         return 4 * (rows * (2 * spec.shape.head_dim + 256 + 16 + 1 + 2) + 256)

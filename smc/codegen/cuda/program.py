@@ -23,7 +23,7 @@ from smc.codegen.weights import WeightTable
 from smc.targets import Target
 
 DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
-"""Of device/, in the order in which they need each other; base.cuh and the engine's step.h come first."""
+"""Files of device/, each behind those that it uses; base.cuh and the engine's step.h come first."""
 
 
 def device_folder() -> Path:
@@ -32,7 +32,7 @@ def device_folder() -> Path:
 
 
 def device_text(schedule: Schedule, memory: MemoryPlan, table: WeightTable) -> str:
-    """The whole source of the device's program: nothing is included, but for the stand-in of the tests."""
+    """The whole source of the device's program: it includes nothing, except for the tests' stand-in."""
     specs = program_kernels(schedule)
     out = CWriter()
     out.write(f"/* {c_comment(schedule.plan.module.facts.name)}: the device's program, generated. */")

@@ -1,6 +1,6 @@
-"""What can be said of a program for GPUs without one: registers, spills, loads, room for blocks, bytes per token.
+"""Facts about a program for GPUs that need no GPU: registers, spills, loads, room for blocks, bytes per token.
 
-The assembler reports registers and spills; what instructions there are says nvdisasm, where it is installed.
+The assembler reports registers and spills; nvdisasm, if it is installed, shows the instructions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from smc.ir import Encoding, Module
 from smc.targets import find_target
 
 MOST_REGISTERS, LEAST_BLOCKS, MOST_BYTES = 128, 2, 1.1
-"""Registers of a thread, blocks of threads that a multiprocessor holds, bytes of a token over those that must be."""
+"""Bounds: registers per thread, blocks of threads per multiprocessor, bytes per token over the least possible ones."""
 
 SHARED_KIB = {80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 120: 100}
 """Shared memory of a multiprocessor ("CUDA C++ Programming Guide", compute capabilities)."""
@@ -82,7 +82,7 @@ class StaticFacts:
     wide: frozenset[str]
 
     def faults(self) -> list[str]:
-        """What is not as it should be, a sentence each."""
+        """One sentence per fact that is out of bounds."""
         ratio = self.token_bytes / self.least_bytes
         found = [f"a token moves {ratio:.2f} times the bytes that it must"] if ratio > MOST_BYTES else []
         for level in self.levels:
@@ -157,7 +157,7 @@ def _is_wide(encoding: Encoding) -> bool:
 
 
 def _token_bytes(schedule: Schedule, table: WeightTable) -> tuple[int, int]:
-    """What a step of one token moves, and what it must."""
+    """The bytes that a step of one token moves, and the least that it must move."""
     vectors = sum(parameter.shape[0] * 4 for parameter in schedule.plan.vectors())
     matrices = sum(p.encoding.stored_bits(p.shape) // 8 for p in schedule.plan.multiplied())
     activations = sum(task.work.token_bytes for task in profile_tasks(schedule))

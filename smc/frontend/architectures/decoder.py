@@ -1,4 +1,4 @@
-"""From an architecture's functions and a checkpoint's tensors to a verified module."""
+"""Makes a verified module from an architecture's functions and a checkpoint's tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only transformer: what an architecture makes of a checkpoint.
+    """A decoder-only transformer, which an architecture makes from a checkpoint.
 
     embed: tokens (and, where its function takes them, positions) → x. layers: x and positions → x; they may differ, and
     those of equal functions share one. head: x → logits. unused: tensors that the checkpoint may hold beside theirs (a
@@ -101,7 +101,7 @@ class _Program:
         return self.main.add("call", *taken, name=name, type=result, **attributes)
 
     def _share(self, function: Function) -> Function:
-        """The function equal to this one that there is already, or this one under a name of its own."""
+        """An equal function that exists already, or this one under a name of its own."""
         key = repr((list(function.nodes()), function.outputs))
         if key not in self._shared:
             names = itertools.chain([function.name], (f"{function.name}_{i}" for i in itertools.count(2)))

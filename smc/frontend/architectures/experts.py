@@ -85,6 +85,6 @@ def stacked(checkpoint: Checkpoint, experts: Experts, layers: Iterable[int]) -> 
 
 
 def finished(decoder: Decoder, checkpoint: Checkpoint, experts: Experts, layers: Iterable[int]) -> Decoder:
-    """The decoder of a checkpoint with stacks, which says how these are stored."""
+    """The decoder, with the names under which its stacks are stored."""
     stacks = {stack_name(pattern): pattern for pattern in experts.patterns(layers)}
     return replace(decoder, tensors=checkpoint.tensors, stacks=stacks)

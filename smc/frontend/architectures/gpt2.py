@@ -109,7 +109,7 @@ def gpt2(checkpoint: Checkpoint) -> Decoder:
 
 
 def _usual(config: Config) -> Config:
-    """A config under the keys that others have."""
+    """The config with the keys of other families."""
     values: dict[str, Any] = dict(config.values)
     if "n_embd" in values:
         values |= {name: values.get(key) for key, name in KEYS.items()}

@@ -81,7 +81,7 @@ class Heads:
 
 
 def rounded(value: float, checkpoint: Checkpoint, tensor: str) -> float:
-    """A number as the dtype of a stored tensor has it."""
+    """A number rounded to the dtype of a stored tensor."""
     import torch
 
     stored = checkpoint.tensors.get(tensor)
@@ -183,7 +183,7 @@ def attend(
 
 
 def window_of(config: Config, layer: int, *, every: int | None = None) -> int | None:
-    """The window of a layer, where `layer_types` says which layers have one; without, all but each `every`th do."""
+    """The window of a layer: `layer_types` says which layers have one; without it, all but each `every`th."""
     kinds, count = config.items("layer_types"), config.integer("num_hidden_layers")
     if kinds:
         if len(kinds) != count or not set(map(str, kinds)) <= {"sliding_attention", "full_attention"}:

@@ -13,7 +13,7 @@ from smc.frontend.rope import rope_table
 
 @architecture("Qwen2ForCausalLM", model_type="qwen2", gguf=GGUF("qwen2"))
 def qwen2(checkpoint: Checkpoint) -> Decoder:
-    """Every layer alike, but for windows where a config turns them on."""
+    """All layers are alike, except for windows if a config turns them on."""
     heads = parts.Heads.of(checkpoint.config, default_kv_heads=32)
     return decoder(checkpoint, heads, bias=True, output_bias=False, head_norms=False)
 

@@ -12,7 +12,7 @@ HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_nor
 
 @architecture("Qwen3ForCausalLM", model_type="qwen3", gguf=GGUF("qwen3", tensors=HEAD_NORMS))
 def qwen3(checkpoint: Checkpoint) -> Decoder:
-    """Heads have 128 channels unless the config says otherwise, whatever the hidden size."""
+    """Heads have 128 channels for any hidden size, unless the config says otherwise."""
     config = checkpoint.config
     heads = parts.Heads.of(config, default_kv_heads=32, default_head_dim=128)
     bias = config.flag("attention_bias", False)

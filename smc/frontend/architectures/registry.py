@@ -21,7 +21,7 @@ class GGUF:
 
     prefix: `general.architecture`, which begins the names of its metadata. tensors: GGUF's name of a module → the
     checkpoint's, beside those that all have. metadata: key (after the prefix) → key of config.json, beside those that
-    all have. config: what the file does not say. paired_rows: q and k have the rows of a rotary pair side by side.
+    all have. config: keys that the file lacks. paired_rows: q and k have the rows of a rotary pair side by side.
     layer: what the checkpoint's names of a layer's tensors begin with. needs: a key of the metadata without which the
     file is of another family. applied: kinds of transforms that the converter has done.
     """

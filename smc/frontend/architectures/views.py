@@ -19,7 +19,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of a whole tensor, one to one. kind: what it is, for formats that store it done (`Checkpoint.applied`).
+    """A one-to-one change of a whole tensor. kind: its name, for formats that store tensors already changed
+    (`Checkpoint.applied`).
 
     undo: from the result to what is stored. shape: that of the result, from the stored one. exact: the result fits the
     dtype it came in. moves_rows: it puts rows in another order and does nothing else, so that it can be done to codes.
@@ -110,7 +111,7 @@ class Source:
         return stored
 
     def _pending(self, checkpoint: Checkpoint) -> Transform | None:
-        """The transform, unless the format stores it done."""
+        """The transform, unless the format stores the tensor already changed."""
         return None if self.transform is None or self.transform.kind in checkpoint.applied else self.transform
 
     def _fits(self, whole: Shape, shape: Shape) -> bool:
@@ -127,12 +128,12 @@ class Source:
         return transform.shape(shape) if transform else shape
 
     def area(self, shape: Shape) -> tuple[range, range]:
-        """The rows and columns that are seen of a tensor of this shape; a vector is one column."""
+        """The rows and columns of a tensor of this shape that the view shows; a vector is one column."""
         columns = range(shape[-1] if len(shape) > 1 else 1)
         return self.rows or range(shape[0]), self.columns or columns
 
     def __str__(self) -> str:
-        """The tensor's name, and the range where it is not seen whole."""
+        """The tensor's name, and the range if the view shows only a part."""
         if self.rows is None and self.columns is None:
             return self.name
         ranges = [f"{r.start}:{r.stop}" if r else ":" for r in (self.rows, self.columns)]

@@ -1,4 +1,5 @@
-"""mxfp4 (Open Compute Project, "OCP Microscaling Formats Specification 1.0", 2023): e2m1 floats, 32 columns a scale.
+"""mxfp4 (Open Compute Project, "OCP Microscaling Formats Specification 1.0", 2023): e2m1 floats, one scale per 32
+columns.
 
 A byte has two neighbouring columns, the first in its lower half; a scale is a byte e that stands for 2**(e - 127).
 transformers has `NAME_blocks` [rows, groups, 16] and `NAME_scales` [rows, groups], of experts one dim more in front;
@@ -28,7 +29,7 @@ BYTES = ("U8", "F8_E8M0")
 
 _HALVES = (0, 1, 2, 3, 4, 6, 8, 12)
 ENTRIES = (*_HALVES, *(-value for value in _HALVES))
-"""What codes stand for, twice as large, so that they are whole numbers; scales are half as large."""
+"""The values of codes, doubled to be whole numbers; scales are halved."""
 
 ENCODING = Encoding.of(bits=4, codebook=ENTRIES, group=GROUP, scale_dtype="bf16")
 """Powers of two are bf16 numbers, exactly."""

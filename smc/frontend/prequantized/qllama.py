@@ -17,7 +17,7 @@ from smc.ir import EncodedTensor, Encoding
 
 
 def has_row_scales(tensors: Tensors) -> bool:
-    """Whether some layer stores `scales` beside its weight; no method in `quantization_config` says so of QLlama."""
+    """Whether some layer stores `scales` beside its weight. QLlama has no `quantization_config` that says so."""
     return any(name.endswith(".scales") for name in tensors)
 
 

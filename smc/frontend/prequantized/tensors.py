@@ -1,4 +1,4 @@
-"""What the methods have in common: the stored tensors of one matrix, and unpacking codes from words."""
+"""Common parts of the methods: the stored tensors of one matrix, and unpacking codes from words."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Parts:
 class Groups:
     """Which columns share a scale. size: columns per group, or "row". count: of groups in a row of `columns`.
 
-    index: the group of every column where that does not follow from its place (act-order).
+    index: the group of every column if it does not follow from the column's place (act-order).
     """
 
     size: int | Literal["row"]

@@ -48,7 +48,7 @@ int main(int count, char **arguments) {
       states += (tokens[i].flags & SMC_WANT_HIDDEN) != 0;
       argmaxes += (tokens[i].flags & SMC_WANT_ARGMAX) != 0;
     }
-    /* Aligned, as smc's own callers have it: else a step would take no more than 32 tokens that want logits. */
+    /* Aligned, as in smc's own callers: else a step would take at most 32 tokens that request logits. */
     float *logits = aligned_alloc(64, (rows + 1) * (size_t)info.logits_stride * sizeof *logits);
     float *hidden = calloc(states + 1, (size_t)info.hidden_size * sizeof *hidden);
     int32_t *argmax = calloc(argmaxes + 1, sizeof *argmax);

@@ -1,4 +1,4 @@
-/* The largest logit of a token, out of what the head's threads and lanes have found. */
+/* The largest logit of a token, from the results of the head's threads and lanes. */
 #include "internal.h"
 
 #include <math.h>
@@ -24,6 +24,6 @@ int32_t smc_argmax_of(const struct smc_step *step, int32_t threads, int32_t i) {
       id = argmax->ids[lane];
     }
   }
-  /* NaN is never the largest: where all logits are, nothing was found. */
+  /* NaN is never the largest: if all logits are NaN, there is none. */
   return isfinite(largest) ? id : -1;
 }

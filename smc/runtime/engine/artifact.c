@@ -1,8 +1,8 @@
 /* The artifact: a ZIP file whose members are stored as they are, mapped once from its beginning.
  *
- * Nothing is read before it is known to lie inside the file, so a cut or damaged file is a sentence. Only the directory
- * is looked at, and the weights, which must have their checksum before a step uses them; the manifest is not read. See
- * "4.3 General Format" of PKWARE's APPNOTE.TXT. */
+ * Nothing is read before it is known to lie inside the file, so a cut or damaged file gives a sentence. Only the
+ * directory and the weights are read, and the weights must have their checksum before a step uses them; the manifest is
+ * not read. See "4.3 General Format" of PKWARE's APPNOTE.TXT. */
 #include "internal.h"
 
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define CHECKED_BYTES (1 << 20) /* between two looks at whether somebody cancels */
+#define CHECKED_BYTES (1 << 20) /* between two checks for a cancellation */
 
 static uint64_t little(const uint8_t *bytes, int count) {
   uint64_t value = 0;
@@ -209,7 +209,7 @@ int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *erro
     return smc_fail(error, SMC_BAD_INPUT, "%s is not an artifact: it is empty or not a regular file", path);
   }
   artifact->size = (uint64_t)facts.st_size;
-  /* Shared is faster, by a quarter of the time of copying it; not all file systems can do that. */
+  /* A shared mapping is faster, by a quarter of the time of copying; not all file systems have it. */
   void *data = mmap(NULL, artifact->size, PROT_READ, MAP_SHARED, file, 0);
   if (data == MAP_FAILED && errno != ENOMEM) data = mmap(NULL, artifact->size, PROT_READ, MAP_PRIVATE, file, 0);
   int status = SMC_OK;

@@ -1,4 +1,4 @@
-/* The cgroups that this process is in: what a container may use is said there, not by the machine. */
+/* The cgroups of this process: they, not the machine, say what a container may use. */
 #include "internal.h"
 
 #include <stdio.h>
@@ -57,7 +57,7 @@ void smc_cgroup_levels(const char *membership, const char *root, const char *con
     if (!named) continue;
     visit_mount(root, controllers, group, 1, visit, context);
     if (strcmp(controllers, controller))
-      visit_mount(root, controller, group, 1, visit, context); /* mounted by its own name */
+      visit_mount(root, controller, group, 1, visit, context); /* mounted under its own name */
   }
   fclose(file);
 }

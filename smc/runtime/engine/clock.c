@@ -1,4 +1,4 @@
-/* The clock that waiting and profiles go by. */
+/* The clock of waiting threads and profiles. */
 #include "internal.h"
 
 #include <time.h>

@@ -1,4 +1,4 @@
-/* What this CPU can do, under LLVM's names, which are those that kernels were compiled with. */
+/* The features of this CPU, under LLVM's names, which the kernels were compiled with. */
 #include "internal.h"
 
 #include <stdio.h>
@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* Where CPUID says it, and which register state the operating system must save for it. */
+/* A feature's place in CPUID, and the register state that the operating system must save for it. */
 enum { EAX, EBX, ECX, EDX };
 enum { NONE = 0, YMM = 0x6, ZMM = 0xe6 }; /* bits of XCR0: SSE and AVX state; mask registers and upper ZMM state */
 
@@ -54,7 +54,7 @@ static const struct {
     {"avxvnniint16", 7, 1, EDX, 10, YMM},
 };
 
-/* The register state that the operating system saves (XCR0), 0 where it can't say. */
+/* The register state that the operating system saves (XCR0); 0 if that is unknown. */
 static uint32_t saved_state(void) {
   uint32_t registers[4], low, high;
   if (!__get_cpuid(1, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX])) return 0;

@@ -12,7 +12,7 @@
 
 #define POLYNOMIAL 0xedb88320u /* its bits reversed */
 #define SLICES 8
-#define FEW 512 /* bytes that are not worth the tables */
+#define FEW 512 /* up to so many bytes the tables do not pay */
 
 static uint64_t load(const uint8_t *bytes) {
   uint64_t value;
@@ -30,7 +30,7 @@ static uint32_t add_by_bits(uint32_t sum, const uint8_t *data, uint64_t bytes) {
 }
 
 static uint32_t add_by_tables(uint32_t sum, const uint8_t *data, uint64_t bytes) {
-  uint32_t tables[SLICES][256]; /* what a byte becomes by so many bytes behind it */
+  uint32_t tables[SLICES][256]; /* a byte's remainder after so many more bytes */
   if (bytes < FEW) return add_by_bits(sum, data, bytes);
   for (int byte = 0; byte < 256; byte++) tables[0][byte] = add_by_bits(0, &(const uint8_t){(uint8_t)byte}, 1);
   for (int slice = 1; slice < SLICES; slice++)
@@ -89,7 +89,7 @@ static uint32_t add_fast(uint32_t sum, const uint8_t *data, uint64_t bytes) {
 #endif
 
 uint32_t smc_crc32(uint32_t crc, const void *data, uint64_t bytes) {
-  static atomic_int fast; /* 1 or -1 once it is known: to ask the CPU can take long in a virtual machine */
+  static atomic_int fast; /* 1 or -1 once it is known: CPUID can take long in a virtual machine */
   if (!atomic_load(&fast)) atomic_store(&fast, smc_cpu_has(FEATURE, sizeof FEATURE - 1) ? 1 : -1);
   return ~(atomic_load(&fast) > 0 ? add_fast : add_by_tables)(~crc, data, bytes);
 }

@@ -1,12 +1,12 @@
-/* What the engine asks of the device that runs a program's steps; cpu/ and cuda/ have these functions, and a program is
- * linked with one of them. Included by internal.h. */
+/* The engine's interface to the device that runs a program's steps; cpu/ and cuda/ define these functions, and a
+ * program is linked with one of them. Included by internal.h. */
 #ifndef SMC_DEVICE_H
 #define SMC_DEVICE_H
 
-/* What a device keeps of a model; cpu/ has none. */
+/* A device's data of a model; cpu/ has none. */
 struct smc_device;
 
-/* The best level of a program that the machine runs, or the one that is requested by name ("" or NULL: none is):
+/* The best level of a program that the machine runs, or the one with the requested name ("" or NULL: the best):
  * SMC_OK, SMC_BAD_INPUT or SMC_UNSUPPORTED. */
 int smc_device_level(const struct smc_program *program, const char *asked, const struct smc_level **level, char *error);
 /* How many threads a model's own pool has where its caller requests so many. */
@@ -20,11 +20,11 @@ void smc_device_close(smc_model *model);
  */
 
 uint8_t *smc_pages_reserve(struct smc_device *device, uint64_t bytes); /* NULL: there is no room */
-/* Where there was none: what a sentence about it ends with. */
+/* The end of a sentence about missing memory. */
 void smc_pages_note(const struct smc_device *device, char *text, size_t size);
 void smc_pages_free(struct smc_device *device, uint8_t *pages, uint64_t bytes);
 void smc_pages_give_back(struct smc_device *device, uint8_t *page, uint64_t bytes);
-/* Bytes that pages can still take; looked for only as far as `enough`. */
+/* Bytes that pages can still take; the search ends at `enough`. */
 uint64_t smc_pages_available(const struct smc_device *device, uint64_t enough);
 void smc_pages_copy(struct smc_device *device, uint8_t *to, const uint8_t *from, uint64_t bytes);
 /* From the cache to memory of the host, and back: SMC_OK or SMC_FAILED. */
@@ -41,12 +41,13 @@ void smc_device_release(smc_model *model);
 int32_t smc_device_most_logits(int aligned);
 /* Runs a step whose tables are full; logits go to step->logits, memory of the host. SMC_OK, or a sentence. */
 int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, char *error);
-/* Behind a step: the last hidden states of its wanted tokens, in memory of the host; NULL where they can't be had. */
+/* After a step: the last hidden states of its requested tokens, in memory of the host; NULL if the device does not have
+ * them. */
 const float *smc_device_hidden(smc_model *model, const struct smc_step *step);
 
-/* What the machine can do at most: SMC_OK, SMC_NO_MEMORY or SMC_UNSUPPORTED. */
+/* The limits of the machine: SMC_OK, SMC_NO_MEMORY or SMC_UNSUPPORTED. */
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error);
-/* SMC_OK where profiles can be taken. */
+/* SMC_OK if the device can take profiles. */
 int smc_device_profiles(char *error);
 
 #endif

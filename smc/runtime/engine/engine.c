@@ -1,4 +1,4 @@
-/* The function table: opening a model, and the lock and the checks around all that is done with it. */
+/* The function table: opens a model; locks it and checks arguments around every call. */
 #include "internal.h"
 
 #include <stdio.h>
@@ -114,12 +114,12 @@ static int model_open(const smc_options *given, smc_model **result, char *error)
 
 static int leave(smc_model *model, int status) {
   pthread_mutex_unlock(&model->mutex);
-  atomic_fetch_sub(&model->callers, 1); /* the last that is done here: close may free the model then */
+  atomic_fetch_sub(&model->callers, 1); /* the last action: after it, close may free the model */
   return status;
 }
 
-/* Locks the model until `leave`, or says why that can't be. In a forked child the lock may be held by a thread that is
- * not there. The API's const models are ours to lock. */
+/* Locks the model until `leave`, or explains why it can't. In a forked child, a thread that does not exist there may
+ * hold the lock. The API's const models may be locked. */
 static int enter(const smc_model *model, smc_model **locked, char *error) {
   if (!model) return smc_fail(error, SMC_BAD_INPUT, "the model is NULL");
   if (model->process != getpid())

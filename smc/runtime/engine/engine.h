@@ -7,7 +7,7 @@
  *
  * A model may be used from several threads: calls are serialized by a mutex. `cancel` and `cancels` run beside them.
  * `close` ends the running step, waits for the calls that have begun, and frees the model: none may begin after it.
- * A forked child has none of the parent's threads: there every call but `close` fails with a sentence.
+ * A forked child has none of the parent's threads: there, every call except `close` fails with a sentence.
  */
 #ifndef SMC_ENGINE_H
 #define SMC_ENGINE_H
@@ -24,9 +24,9 @@ typedef enum smc_status {
   SMC_NO_MEMORY = -2,   /* the KV cache or a buffer does not fit */
   SMC_CANCELLED = -3,   /* cancel() or close() was called; the sequences of the batch are as before the step */
   SMC_NO_SPACE = -4,    /* no free sequence slot, or a sequence would outgrow the context */
-  SMC_UNSUPPORTED = -5, /* this CPU has none of the feature levels that the artifact brings */
+  SMC_UNSUPPORTED = -5, /* this CPU has none of the artifact's feature levels */
   SMC_FAILED = -6,      /* the operating system refused something */
-  SMC_NOT_FINITE = -7, /* numbers go beyond what the arithmetic or the KV cache holds; sequences as for SMC_CANCELLED */
+  SMC_NOT_FINITE = -7,  /* numbers exceed the arithmetic or the KV cache; sequences as for SMC_CANCELLED */
 } smc_status;
 
 typedef enum smc_kv_dtype {
@@ -41,7 +41,7 @@ typedef struct smc_pool smc_pool;
 typedef struct smc_options {
   uint32_t size;          /* sizeof(smc_options): lets the struct grow */
   int32_t context_length; /* tokens that a sequence may hold; 0: as the model was trained */
-  int32_t sequences;      /* how many sequences live at once; 0: 1 */
+  int32_t sequences;      /* how many sequences exist at once; 0: 1 */
   int32_t kv_dtype;       /* smc_kv_dtype */
   int32_t threads;        /* 0: one per (fast) CPU in the affinity mask and the cgroup quota; ignored with `pool` */
   const char *path;       /* the artifact; mapped once, read-only */
@@ -60,7 +60,7 @@ typedef struct smc_info {
   int32_t context_length; /* of this model object */
   int32_t sequences, threads, kv_dtype;
   int32_t max_step_tokens; /* longer batches are run in chunks of this many */
-  int32_t finds_argmax;    /* whether tokens may want the id of their largest logit */
+  int32_t finds_argmax;    /* whether tokens may request the id of their largest logit */
   int32_t kv_page_tokens;
   const char *name, *level;    /* level: the feature level in use */
   uint64_t weight_bytes;       /* mapped */
@@ -84,17 +84,17 @@ typedef struct smc_token {
 typedef struct smc_batch {
   int32_t count;
   const smc_token *tokens; /* [count] */
-  float *logits;           /* one row of logits_stride floats for every token that wants logits, in batch order; 64-byte
-                              aligned or not; may be NULL where none does */
-  float *hidden;           /* one row of hidden_size floats for every token that wants its last hidden state */
-  int32_t *argmax;         /* for every token that wants it, and not its logits: the id of the largest logit, the lower
-                           one among equals. No logits are written for it; where others of the batch want theirs,
-                           the head's weights are read twice */
-  uint32_t cancels;        /* what cancels() said when the work began that this step is a part of: a cancel() since then
-                              ends the step, and none from before */
+  float *logits;    /* one row of logits_stride floats for every token that requests logits, in batch order; 64-byte
+                       aligned or not; may be NULL where none does */
+  float *hidden;    /* one row of hidden_size floats for every token that requests its last hidden state */
+  int32_t *argmax;  /* for every token that requests it, and not its logits: the id of the largest logit, the lower one
+                       among equals. No logits are written for it; if other tokens of the batch request theirs, the
+                       head's weights are read twice */
+  uint32_t cancels; /* the value of cancels() when the work of this step began: a cancel() since then ends the step, an
+                       earlier one does not */
 } smc_batch;
 
-/* What one task of the program (a kernel with its place in the model, in all layers together) has cost since
+/* The cost of one task of the program (a kernel with its place in the model, in all layers together) since
  * profile_start. Seconds are of all threads together. */
 typedef struct smc_profile_task {
   const char *function, *name, *kernel; /* "block", "q_proj", "linear_int4_g32" */
@@ -104,7 +104,7 @@ typedef struct smc_profile_task {
   uint64_t bytes;        /* that it must read and write: weights once per step, activations, keys and values */
   uint64_t macs;         /* multiply-adds */
   double kernel_seconds; /* inside the kernel */
-  double wait_seconds;   /* from a thread's last block to the end of the barrier; told of the first task of a phase */
+  double wait_seconds;   /* from a thread's last block to the end of the barrier; counted for a phase's first task */
 } smc_profile_task;
 
 /* threads * seconds = the kernel_seconds and wait_seconds of all tasks + claim_seconds + outside_seconds. */
@@ -118,7 +118,7 @@ typedef struct smc_profile {
   const smc_profile_task *tasks; /* [task_count], valid until the next call of a profile_… function or close */
 } smc_profile;
 
-/* What this machine can do at most, with `threads` threads at the model's level; 0: not known. Bytes and multiply-adds
+/* The limits of this machine with `threads` threads at the model's level; 0: not known. Bytes and multiply-adds
  * per second, the best of several runs. */
 typedef struct smc_limits {
   uint32_t size;            /* in: sizeof(smc_limits) */
@@ -164,7 +164,7 @@ typedef struct smc_engine_api {
   int (*sequence_save)(const smc_model *model, int32_t sequence, void *buffer, uint64_t *size, char *error);
   int (*sequence_restore)(smc_model *model, const void *buffer, uint64_t size, char *error); /* a new slot id */
 
-  /* Profiling changes no result and costs nothing where it is off. start forgets what was taken before. */
+  /* Profiling changes no result and costs nothing while it is off. start forgets earlier measurements. */
   int (*profile_start)(smc_model *model, char *error);
   int (*profile_stop)(smc_model *model, smc_profile *profile, char *error);
   int (*limits)(smc_model *model, smc_limits *limits, char *error); /* measures for about a second */

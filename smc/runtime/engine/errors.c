@@ -1,4 +1,4 @@
-/* What went wrong, as a status and a sentence. */
+/* A failure as a status and a sentence. */
 #include "internal.h"
 
 #include <stdarg.h>

@@ -1,9 +1,9 @@
 /* Weights, the KV cache and activations on huge pages.
  *
  * A token reads all weights once, and on pages of 4 KiB that costs a look-up of the page table every 64 cache lines:
- * under virtualization reading was measured a quarter faster on pages of 2 MiB. A mapped file gets small pages, so
- * where the kernel gives huge ones for the asking and memory is ample, the weights are copied and the file is let go.
- * What is copied is in a cache just then: its checksum costs little. */
+ * under virtualization reading was measured a quarter faster on pages of 2 MiB. A mapped file gets small pages. So if
+ * the kernel grants huge pages and memory is ample, the weights are copied and the file is unmapped. The copied bytes
+ * are in a cache, so their checksum costs little. */
 #include "internal.h"
 
 #include <signal.h>
@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 
 #define HUGE_PAGE (2u << 20)
-#define SMALLEST_COPY (8u << 20)   /* less fits caches anyway */
+#define SMALLEST_COPY (8u << 20)   /* smaller weights fit caches anyway */
 #define CHECKED_BYTES (128u << 10) /* copied, then read once more while caches have it */
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -54,7 +54,7 @@ static void *copy_slices(void *argument) {
       crc = smc_crc32(crc, copy->to + begin + at, count);
     }
     copy->crcs[slice] = crc;
-    /* What is copied need not stay mapped: the process never holds the weights twice. */
+    /* The copied part of the file is unmapped, so the process never holds the weights twice. */
     (void)madvise((void *)(uintptr_t)(copy->from + begin), bytes, MADV_DONTNEED);
   }
   return NULL;

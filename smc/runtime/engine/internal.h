@@ -1,5 +1,5 @@
-/* What the engine's files know of each other: nothing here crosses the boundary of program.so, except that a pool may
- * be lent to the engine of another program.so. The layout of struct smc_pool is therefore part of SMC_ABI_VERSION. */
+/* Shared declarations of the engine's files. Nothing here crosses the boundary of program.so, except that a pool may be
+ * lent to the engine of another program.so. The layout of struct smc_pool is therefore part of SMC_ABI_VERSION. */
 #ifndef SMC_INTERNAL_H
 #define SMC_INTERNAL_H
 
@@ -46,8 +46,8 @@ static inline struct smc_share smc_share_of(int64_t total, int32_t threads, int3
 
 /* ---- pool.c: the threads */
 
-/* What the threads run together. It ends early (smc_cancelled) when the model's count of cancellations is not the one
- * that its caller has seen. */
+/* Work that the threads run together. It ends early (smc_cancelled) when the model's count of cancellations differs
+ * from the one that its caller saw. */
 struct smc_job {
   void (*run)(struct smc_thread *thread, const struct smc_step *step);
   struct smc_step step; /* by value: workers on their way out of a step still look at it */
@@ -58,11 +58,11 @@ struct smc_job {
   struct smc_thread_profile *profile; /* [threads], or NULL */
 };
 
-/* What one thread counts in blocks since the step began, on lines of their own. */
+/* One thread's counts of blocks since the step began, each on a cache line of its own. */
 struct smc_counters {
   alignas(SMC_CACHE_LINE) _Atomic int64_t claimed;  /* of the thread's shares, by any thread: others steal from it */
   int64_t waited;                                   /* the thread's own: nanoseconds of long waits in this job */
-  alignas(SMC_CACHE_LINE) _Atomic int64_t finished; /* by the thread, of whosesoever shares: others watch it */
+  alignas(SMC_CACHE_LINE) _Atomic int64_t finished; /* by the thread, from any share: others watch it */
 };
 
 struct smc_worker {
@@ -82,7 +82,7 @@ struct smc_pool {
   int32_t caller_cpu;  /* … which was this one at the last look */
   cpu_set_t allowed;   /* CPUs that the pool may use */
   int64_t job_time;    /* nanoseconds of the last job */
-  int32_t uneven_jobs; /* for so many jobs to come threads leave, of their shares, to others what they have not begun */
+  int32_t uneven_jobs; /* for so many more jobs, threads may take blocks of others that these have not begun */
   /* Which job runs: epoch << 32 | open << 31 | number of workers inside. */
   alignas(SMC_CACHE_LINE) _Atomic uint64_t ticket;
   alignas(SMC_CACHE_LINE) atomic_int abort;
@@ -94,7 +94,7 @@ struct smc_pool {
   struct smc_worker workers[SMC_MAX_THREADS];
 };
 
-/* Tells the CPU, and after `turns` spins the scheduler, that this thread waits. */
+/* Signals the CPU, and after `turns` spins the scheduler, that this thread waits. */
 void smc_relax(int turns);
 
 int smc_pool_create(int32_t threads, struct smc_pool **pool); /* SMC_OK, SMC_BAD_INPUT, SMC_NO_MEMORY or SMC_FAILED */
@@ -139,7 +139,7 @@ void smc_profile_close(struct smc_profiler *profiler);
 /* Around a call of step(); all workers must have left the last job. */
 void smc_profile_step_begin(struct smc_profiler *profiler);
 void smc_profile_step_end(struct smc_profiler *profiler);
-void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step); /* what a step was about */
+void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step); /* the counts of a step */
 /* Called by a thread that has a profile: when it enters a job; before and after it looks for blocks; behind the
  * barrier. */
 void smc_profile_enter(struct smc_thread_profile *profile);
@@ -147,15 +147,15 @@ void smc_profile_look(struct smc_thread_profile *profile, const struct smc_phase
 void smc_profile_found(struct smc_thread_profile *profile, const struct smc_phase *phase, int got);
 void smc_profile_pass(struct smc_thread_profile *profile, const struct smc_phase *phase);
 
-int64_t smc_nanoseconds(void); /* of a clock that only goes forward */
+int64_t smc_nanoseconds(void); /* of a monotonic clock */
 
-/* ---- argmax.c: the largest logits, found by every thread among those that it made */
+/* ---- argmax.c: the largest logits, which every thread finds among those that it computed */
 
 void smc_argmax_clear(const struct smc_step *step, int32_t threads);
-/* The id of the step's i-th token that wants one; -1 where the largest is infinite or all are NaN. */
+/* The id for the step's i-th token that requests one; -1 if the largest is infinite or all are NaN. */
 int32_t smc_argmax_of(const struct smc_step *step, int32_t threads, int32_t i);
 
-/* ---- cpu/limits.c: what the machine can do */
+/* ---- cpu/limits.c: the limits of the machine */
 
 int smc_measure_limits(struct smc_pool *pool, const struct smc_level *level, const void *weights, uint64_t weight_bytes,
                        smc_limits *limits); /* SMC_OK or SMC_NO_MEMORY */
@@ -187,14 +187,13 @@ int smc_read_line(const char *path, char *line, int size);
 
 /* ---- memory.c: how much there is */
 
-/* Bytes that the machine and the process's cgroups can still give, the least of them; UINT64_MAX if unknown.
- * What they hold of files can be taken back and counts as free; that is looked at only where less than `enough` is free
- * without. */
+/* The least number of bytes that the machine and the process's cgroups can still give; UINT64_MAX if unknown. Cached
+ * files count as free; they are read only if less than `enough` is free without them. */
 uint64_t smc_available_memory(uint64_t enough);
 /* The same for other files than /proc/meminfo, /proc/self/cgroup and /sys/fs/cgroup. */
 uint64_t smc_memory_left(const char *meminfo, const char *membership, const char *root, uint64_t enough);
 
-/* ---- cpu.c: what this CPU can do */
+/* ---- cpu.c: the features of this CPU */
 
 /* Whether the CPU has the LLVM feature of that name; an unknown name counts as missing. */
 int smc_cpu_has(const char *feature, size_t length);
@@ -203,7 +202,7 @@ int smc_cpu_missing(const char *features, char *missing, size_t size);
 
 /* ---- crc.c */
 
-/* The CRC-32 of what has the checksum `crc` (of nothing: 0) and of data[0..bytes) behind it. */
+/* The CRC-32 of data with the checksum `crc` (of nothing: 0) followed by data[0..bytes). */
 uint32_t smc_crc32(uint32_t crc, const void *data, uint64_t bytes);
 /* The CRC-32 of data with the checksum `first` and of `bytes` bytes with the checksum `second` behind it. */
 uint32_t smc_crc32_join(uint32_t first, uint32_t second, uint64_t bytes);
@@ -222,7 +221,7 @@ struct smc_artifact {
   const uint8_t *weights; /* the member, SMC_MEMBER_ALIGNMENT-aligned in the file */
   uint64_t weight_bytes;
   uint32_t crc; /* that the weights should have, and … */
-  int checked;  /* … whether they have it, as far as anybody looked */
+  int checked;  /* … whether they have it, if that was checked */
 };
 #define SMC_MEMBER_ALIGNMENT 65536
 
@@ -232,7 +231,7 @@ int smc_zip_find(const uint8_t *data, uint64_t size, const char *name, struct sm
 #define SMC_NAME_BYTES 65
 int smc_zip_member(const uint8_t *data, uint64_t size, uint64_t index, char *name, struct smc_member *member,
                    char *error);
-/* Maps the file, or reads it where it can't be mapped, without a look at it; open also finds its weights. */
+/* Maps the file, or reads it if it can't be mapped, without checking it; open also finds its weights. */
 int smc_artifact_map(struct smc_artifact *artifact, const char *path, char *error);
 int smc_artifact_open(struct smc_artifact *artifact, const char *path, uint64_t weight_bytes, char *error);
 /* Compares the weights with their checksum, all of them: SMC_OK, SMC_BAD_INPUT, or SMC_CANCELLED when *cancels is no
@@ -246,13 +245,13 @@ void smc_artifact_close(struct smc_artifact *artifact);
 /* Replaces the mapped file by a copy of its weights where that is faster, and checks them as it goes: SMC_OK or
  * SMC_BAD_INPUT. A second thread helps where the model has several. */
 int smc_weights_to_huge_pages(struct smc_artifact *artifact, int32_t threads, char *error);
-/* The region will be read over and over: of what lies in whole huge pages, memory comes in these. */
+/* The region will be read again and again: use huge pages for all of it that lies in whole ones. */
 void smc_advise_huge_pages(void *begin, uint64_t bytes);
 
 /* ---- kv_cache.c: pages of SMC_PAGE_TOKENS tokens for each group of layers, found by one block table per sequence */
 
 #define SMC_KV_ROLLBACK                                                                                                \
-  64 /* tokens that a window keeps behind what it needs: so many can be taken back without computing */
+  64 /* tokens that a window keeps in addition to what it needs: so many can be taken back without computing */
 
 struct smc_sequence {
   int32_t live, length;
@@ -265,8 +264,7 @@ struct smc_past_token {
   int32_t token, position;
 };
 
-/* Pages begin … end - 1 of a sequence's block table are its own or shared; those before `begin` a window has left
- * behind. */
+/* Pages begin … end - 1 of a sequence's block table are its own or shared; a window has left those before `begin`. */
 struct smc_kv_span {
   int32_t begin, end;
 };
@@ -300,7 +298,7 @@ void smc_kv_close(struct smc_kv_cache *cache);
 static inline uint64_t smc_kv_element_bytes(int32_t kv_dtype) {
   return kv_dtype == SMC_KV_F16 ? 2 : kv_dtype == SMC_KV_F32 ? 4 : 1;
 }
-/* Bytes that so many numbers of K and V take, whole heads of tokens: with their scales, where there are any. */
+/* Bytes of so many numbers of K and V, in whole heads of tokens, with their scales if there are any. */
 static inline uint64_t smc_kv_bytes(int32_t head_dim_padded, int32_t kv_dtype, uint64_t numbers) {
   const uint64_t scales = kv_dtype == SMC_KV_I8 ? numbers / (uint64_t)head_dim_padded : 0;
   return numbers * smc_kv_element_bytes(kv_dtype) + scales * sizeof(float);
@@ -316,7 +314,7 @@ uint64_t smc_kv_bytes_used(const struct smc_kv_cache *cache);
 int smc_kv_check(const struct smc_kv_cache *cache, int32_t sequence, char *error); /* SMC_OK if it lives */
 int smc_kv_create(struct smc_kv_cache *cache, char *error);
 int smc_kv_fork(struct smc_kv_cache *cache, int32_t sequence, char *error);
-/* Forgets what lies behind `length` tokens, no more than there are; a sequence whose windows then lack something is
+/* Forgets what lies behind `length` tokens, at most all of them; a sequence whose windows then lack K and V is
  * stale. */
 void smc_kv_shorten(struct smc_kv_cache *cache, int32_t sequence, int32_t length);
 void smc_kv_drop(struct smc_kv_cache *cache, int32_t sequence);
@@ -351,16 +349,16 @@ struct smc_model {
   struct smc_pool *pool;
   int own_pool;
   struct smc_device *device;
-  int32_t workers; /* who share the blocks of a phase: threads of the pool, or those of another device */
+  int32_t workers; /* the number that share the blocks of a phase: threads of the pool, or workers of another device */
   struct smc_profiler profiler;
   _Atomic uint32_t cancels;
-  _Atomic uint32_t *cancels_word; /* the same where a device sees it while it runs a step; NULL: it needs none */
+  _Atomic uint32_t *cancels_word; /* the same count, where a device sees it during a step; NULL: it needs none */
   uint64_t memory_bytes;          /* of all that steps need */
   /* Memory of the device: the arena, the threads' scratch, partial results of attention. */
   uint8_t *arena, *scratch;
   uint64_t arena_bytes, scratch_stride;
   float *partials;
-  int32_t partial_count; /* for how many pairs of a token and a split there is room */
+  int32_t partial_count; /* how many pairs of a token and a split fit */
   /* Memory of the host, one mapping: the tables of a step. */
   uint8_t *tables;
   uint64_t table_bytes;
@@ -375,7 +373,7 @@ struct smc_model {
 
 #include "device.h"
 
-/* ---- step.c: a batch as steps; who calls holds the mutex */
+/* ---- step.c: a batch as steps; the caller holds the mutex */
 
 /* The activations' memory of a model with a pool and a cache: SMC_OK or SMC_NO_MEMORY. */
 int smc_step_allocate(smc_model *model, char *error);

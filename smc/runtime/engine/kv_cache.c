@@ -1,12 +1,12 @@
 /* The KV cache: pages of SMC_PAGE_TOKENS tokens, reached through a block table per sequence and group of layers.
  *
- * A group's region is reserved once for the worst case and gets memory when it is first written; pages that nobody uses
- * go back to the operating system, but for the few that are taken next. Sequences share pages (fork) until one writes
- * to a partly filled last page: it gets a copy of its own first. Full pages are never written with other values, so
- * they need no copy.
+ * A group's region is reserved once for the worst case and gets memory when it is first written; unused pages go back
+ * to the operating system, except for the few that are taken next. Sequences share pages (fork) until one writes to a
+ * partly filled last page: it gets a copy of its own first. Full pages are never written with other values, so they
+ * need no copy.
  *
  * A group with a window keeps the pages of the window and of SMC_KV_ROLLBACK tokens before it. A sequence that is
- * truncated further is stale: its tokens, which are remembered, are computed again before its next step (step.c). */
+ * truncated further is stale: its tokens are kept, and computed again before its next step (step.c). */
 #include "internal.h"
 
 #include <stdio.h>
@@ -15,10 +15,10 @@
 
 #define MEBIBYTE (1024.0 * 1024.0)
 #define PAGE_ROUNDING 4096 /* so that a page can be given back */
-/* This much memory of unused pages stays: the next prompt would get it back page fault by page fault, cleared
- * each time, which took 70 % of the time in which 512 tokens of a 135M model were written to the cache. */
+/* This much memory of unused pages stays. Else the next prompt would get it back, cleared, by page faults, which took
+ * 70 % of the time of writing 512 tokens of a 135M model to the cache. */
 #define KEPT_BYTES (16 << 20)
-#define SPARE_BYTES (16 << 20) /* of memory that the cache leaves to all the others in the process */
+#define SPARE_BYTES (16 << 20) /* of memory that the cache leaves to the rest of the process */
 
 /* ---- open */
 
@@ -140,7 +140,7 @@ static void keep_pages(const struct smc_kv_cache *cache, struct smc_kv_group *gr
   if (span->begin == span->end) *span = (struct smc_kv_span){0, 0};
 }
 
-/* The page of the first cached token that the token at `index` sees, or that tokens which many before it see. */
+/* The page of the first cached token that is seen by the token at `index`, or by the tokens `many` before it. */
 static int32_t first_page(const struct smc_kv_group *group, int32_t index, int32_t rollback) {
   const int32_t first = group->window ? index + 1 - group->window - rollback : 0;
   return first > 0 ? first / SMC_PAGE_TOKENS : 0;

@@ -4,10 +4,10 @@
 
 #include <string.h>
 
-/* What a saved sequence begins with. */
+/* The head of a saved sequence. */
 struct saved {
   char magic[8];
-  char weights_hash[64]; /* K and V mean nothing to another model */
+  char weights_hash[64]; /* K and V are meaningless to another model */
   int32_t page_tokens, kv_dtype, length, group_count;
   uint64_t page_bytes; /* of all groups */
   uint8_t zeros[32];
@@ -154,6 +154,6 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
       return written;
     }
   }
-  smc_kv_shorten(cache, sequence, header.length); /* stale, where a window lacks something */
+  smc_kv_shorten(cache, sequence, header.length); /* stale if a window lacks K and V */
   return sequence;
 }

@@ -1,4 +1,4 @@
-/* How much memory there is: what Linux or the process's cgroups refuse to give ends in a killed process, so it is
+/* How much memory there is: Linux kills a process that exceeds what the machine or its cgroups have, so memory is
  * checked before. */
 #include "internal.h"
 
@@ -22,8 +22,7 @@ static uint64_t number_in(const char *directory, const char *name) {
                                                                                                          : NO_LIMIT;
 }
 
-/* Pages of files, which the kernel takes back when memory is needed. Those in memory only (tmpfs) are not counted
- * there. */
+/* Pages of files, which the kernel takes back when memory is needed. Files in memory only (tmpfs) do not count. */
 static uint64_t file_pages(const char *directory, int version) {
   static const char *const names[2][2] = {{"total_inactive_file", "total_active_file"},
                                           {"inactive_file", "active_file"}};

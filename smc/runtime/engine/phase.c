@@ -5,30 +5,30 @@
  * mean "this phase". Nobody waits for a thread that holds no block, and one that comes late finds every counter already
  * past and skips what is over. Numbers of blocks may therefore depend on smc_step's scalars only, never on the arena.
  *
- * What a phase costs is cache lines that travel between cores, 100-150 ns each. So every thread counts on lines of its
+ * A phase costs cache lines that travel between cores, 100-150 ns each. So every thread counts on lines of its
  * own; in a phase that is well balanced only the counts of finished blocks travel, and those once. */
 #include "internal.h"
 
-/* A piece is this part of what a share still has, and no less than that part of the share: what a slow thread leaves
- * behind can be stolen, and the last pieces, for which the others wait, are small. */
+/* A piece is this part of a share's rest, and at least that part of the whole share: other threads can take the rest
+ * from a slow thread, and the last pieces, for which all wait, are small. */
 #define PIECE_OF_REST 3
 #define PIECE_OF_SHARE 32
-/* In a step of so few tokens a thread takes a share of so few blocks at once, unless threads are uneven. Weights are
- * read as streams, each of which is slow until the CPU's prefetchers have seen it, and gate and up begin again in every
- * piece: that costs more than could be stolen. */
+/* In a step of at most so many tokens, a thread takes a share of at most so many blocks at once, unless threads are
+ * uneven. Weights are read as streams, each slow until the CPU's prefetchers detect it, and gate and up begin new ones
+ * in every piece: that costs more than sharing gains. */
 #define WHOLE_TOKENS 8
 #define WHOLE_BLOCKS 16
-/* Who waits for more spins than these, 2 µs, takes the time. */
+/* A thread that waits longer than so many spins, 2 µs, measures the time. */
 #define LONG_WAIT 64
 
-/* A thread that is through waits so many spins for the others before it looks at their shares. */
+/* A thread without blocks waits so many spins for the others before it looks at their shares. */
 #define GRACE 32
 
-/* So many tokens at least has a piece, which reads all weights. */
+/* A piece, which reads all weights, has at least so many tokens. */
 #define LEAST_PIECE 64
 
-/* A waiting thread prefetches so much of the next phase's weights, a few lines per spin: memory would idle while the
- * last thread finishes, but that thread must not wait behind the others' prefetches. */
+/* A waiting thread prefetches so much of the next phase's weights, a few lines per spin: else memory would idle while
+ * the last thread finishes. More would slow down that thread. */
 #define PREFETCH_BYTES 16384
 #define LINES_PER_SPIN 4
 
@@ -87,7 +87,7 @@ static int64_t locate(struct smc_phase *phase, int64_t block) {
   return phase->blocks[task] - block;
 }
 
-/* How many blocks to take of a share of `size`, of which `rest` are left: the thread's own share or another's. */
+/* How many blocks to take from a share of `size` blocks with `rest` left: the thread's own or another's. */
 static int64_t piece_of(const struct smc_pool *pool, int is_own, int64_t size, int64_t rest) {
   if (is_own && size <= WHOLE_BLOCKS && pool->job.step.count <= WHOLE_TOKENS && pool->uneven_jobs == 0) return rest;
   const int64_t part = rest / PIECE_OF_REST, least = size / PIECE_OF_SHARE, piece = part > least ? part : least;
@@ -114,7 +114,7 @@ static int claim_from(struct smc_thread *thread, struct smc_phase *phase, int32_
   }
 }
 
-/* Tells the others about the blocks that this thread has finished. */
+/* Publishes the number of blocks that this thread has finished. */
 static void publish(const struct smc_thread *thread, struct smc_phase *phase) {
   if (phase->finished == 0) return;
   _Atomic int64_t *finished = &thread->pool->counters[thread->index].finished;
@@ -123,9 +123,9 @@ static void publish(const struct smc_thread *thread, struct smc_phase *phase) {
   phase->finished = 0;
 }
 
-/* Whether `target` blocks are finished, by all threads since the step began. The counts are read one after the other:
- * one read late may hold blocks of the next phase, but who runs those has seen all of this phase, and so has who sees
- * them. */
+/* Whether `target` blocks are finished, by all threads since the step began. The counts are read one after the other: a
+ * late one may include blocks of the next phase, but a thread that runs those has seen the end of this phase, and so
+ * has a thread that sees them. */
 static int is_finished(const struct smc_thread *thread, int64_t target) {
   int64_t sum = 0;
   for (int32_t t = 0; t < thread->count; t++)

@@ -1,11 +1,11 @@
 /* How many threads a pool has by default, and on which CPUs its workers run.
  *
- * The caller's affinity is its own business. But Linux may leave the caller and a worker on one CPU for a whole run
+ * The caller's affinity is never changed. But Linux may leave the caller and a worker on one CPU for a whole run
  * while another idles (waiting with sched_yield hides the imbalance), which costs all the speed-up. So workers keep off
  * the CPU on which the caller runs, and where there is a CPU for every thread and no more, each worker has its own.
  *
- * Where some CPUs are much slower than others (big.LITTLE), the fast ones alone are used: all wait at the end of a
- * phase for the piece that a slow one has taken. */
+ * If some CPUs are much slower than others (big.LITTLE), only the fast ones are used: else all would wait at the end of
+ * a phase for a slow one's piece. */
 #include "internal.h"
 
 #include <stdio.h>
@@ -62,7 +62,8 @@ void smc_keep_fast_cpus(const char *root, cpu_set_t *cpus) {
     if (CPU_ISSET(cpu, cpus) && capacity[cpu] < most / 2) CPU_CLR(cpu, cpus);
 }
 
-/* The CPUs that this thread may use, or of those the fast ones where they are at least `wanted`. 0 if unknown. */
+/* The number of CPUs that this thread may use; only the fast ones if there are at least `wanted` of them. 0 if
+ * unknown. */
 static int usable_cpus(cpu_set_t *cpus, int wanted) {
   if (sched_getaffinity(0, sizeof *cpus, cpus)) return 0;
   cpu_set_t fast = *cpus;
@@ -92,7 +93,7 @@ static void pin_worker(struct smc_worker *worker, int cpu) {
   restrict_worker(worker, &one);
 }
 
-/* Where there are more CPUs than threads: the scheduler knows best which are fast and which share a core. */
+/* With more CPUs than threads, the scheduler knows best which are fast and which share a core. */
 static void keep_off(struct smc_pool *pool, int cpu) {
   cpu_set_t others = pool->allowed;
   CPU_CLR(cpu, &others);

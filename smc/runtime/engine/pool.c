@@ -12,8 +12,8 @@
 #define MAGIC 0x736d6370u /* "smcp" */
 #define OPEN (UINT64_C(1) << 31)
 #define INSIDE (OPEN - 1)
-#define SPINS 256 /* 5 µs; then the scheduler is asked: a pure spinner loses whole time slices in company */
-#define IDLE_NANOSECONDS 200000 /* a worker looks for the next job this long before it sleeps: waking costs 5–50 µs */
+#define SPINS 256 /* 5 µs, then yield: a thread that only spins loses whole time slices if other programs run */
+#define IDLE_NANOSECONDS 200000 /* a worker looks this long for a job before it sleeps: waking costs 5–50 µs */
 /* Threads are uneven for so many jobs after one of them has waited for more than this part of a job. */
 #define UNEVEN_JOBS 16
 #define LONG_PART 4
@@ -54,7 +54,7 @@ static void await_ticket(struct smc_pool *pool, uint32_t seen) {
   }
   pthread_mutex_lock(&pool->sleep_mutex);
   atomic_fetch_add(&pool->sleepers,
-                   1); /* sequentially consistent, like the ticket's store: one of both sees the other */
+                   1); /* sequentially consistent, like the ticket's store: one of the two sees the other */
   while (epoch_of(atomic_load(&pool->ticket)) == seen && !atomic_load(&pool->quit))
     pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
   atomic_fetch_sub(&pool->sleepers, 1);
@@ -95,8 +95,7 @@ static uint64_t await_leaving(struct smc_pool *pool) {
   return ticket;
 }
 
-/* Whether threads are uneven, after every job: one of them has waited long for others, which have less of a CPU than it
- * has. */
+/* After every job: whether threads are uneven, so that one has waited long for others that get less CPU time. */
 static void look_for_waits(struct smc_pool *pool) {
   int64_t longest = 0;
   for (int32_t t = 0; t < pool->threads; t++) {

@@ -1,4 +1,4 @@
-/* Profiles: which task the threads' time went to.
+/* Profiles: the time that threads spend on each task.
  *
  * Every thread reads the CPU's counter before and after it looks for blocks and behind the barrier, and adds the time
  * since its last reading to one of its counters: a reading costs about 10 ns, and nothing is lost or counted twice. */
@@ -9,7 +9,7 @@
 
 static int64_t read_ticks(void) {
 #if defined(__x86_64__)
-  return (int64_t)__builtin_ia32_rdtsc(); /* runs at a constant rate, alike on all cores, in all CPUs with AVX2 */
+  return (int64_t)__builtin_ia32_rdtsc(); /* runs at a constant rate, the same on all cores, in all CPUs with AVX2 */
 #elif defined(__aarch64__)
   int64_t ticks;
   __asm__ __volatile__("mrs %0, cntvct_el0" : "=r"(ticks));

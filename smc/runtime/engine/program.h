@@ -20,7 +20,7 @@
 #define SMC_MAX_THREADS 64
 #define SMC_PAGE_TOKENS 64   /* tokens of a KV page; attention kernels work page by page */
 #define SMC_TOKEN_BLOCK 8    /* tokens whose int8 activations may be interleaved; matmuls begin at multiples of it */
-#define SMC_SPLIT_TOKENS 256 /* cached tokens that may be a block of attention: splits have softmaxes of their own */
+#define SMC_SPLIT_TOKENS 256 /* cached tokens per split of attention, which has a softmax of its own */
 #define SMC_MAX_KV_GROUPS 8
 
 /* ---- constants that codegen writes */
@@ -47,7 +47,7 @@ struct smc_work {
 struct smc_task {
   const char *function, *name, *kernel;
   struct smc_work all;    /* of the calls that work on all tokens of a step, … */
-  struct smc_work wanted; /* … and of those that work on the wanted ones only; in the head, on rows of logits */
+  struct smc_work wanted; /* … and of those that work on requested tokens only; in the head, on rows of logits */
   uint64_t cache_writes;  /* elements that a token adds to the KV cache */
   int32_t kv_group;       /* whose K and V it reads or writes */
   int32_t head, integer;  /* whether it works on rows of logits; whether its multiply-adds are of int8 */
@@ -64,7 +64,7 @@ struct smc_rope_table {
   int32_t pairs;
   float magnitude;
   const float *inverse_frequencies; /* [pairs] */
-  /* others, for a model that is opened with a context of at most so many tokens; 0: there are none */
+  /* frequencies for a model that is opened with a context of at most so many tokens; 0: there are none */
   int32_t short_context;
   const float *short_frequencies;
 };
@@ -86,9 +86,9 @@ struct smc_program {
   uint64_t weight_bytes, token_weight_bytes;
   uint64_t arena_bytes;          /* activations of max_step_tokens tokens */
   uint64_t thread_scratch_bytes; /* private scratch of every thread */
-  uint64_t partial_bytes;        /* what attention leaves of a token in a split of the cache, at most */
-  uint64_t hidden_offset;        /* where in the arena the wanted tokens' last hidden states lie after a step, and … */
-  uint64_t hidden_stride;        /* … the floats from one of them to the next */
+  uint64_t partial_bytes;        /* bytes of a token's partial result in one split of the cache, at most */
+  uint64_t hidden_offset; /* the offset in the arena of the requested tokens' last hidden states after a step, and … */
+  uint64_t hidden_stride; /* … the floats from one of them to the next */
   int32_t level_count;
   const struct smc_level *levels; /* best first */
   int32_t task_count;
@@ -100,8 +100,8 @@ extern const struct smc_program smc_program;
 
 /* ---- the state of a step: written by the engine, the same for all threads
  *
- * A thread may be late: the scalars of its step stay as they are until it has left, but what the pointers point to is
- * only sure inside a block. So the phases and their numbers of blocks may depend on scalars alone. */
+ * A thread may be late: the scalars of its step stay unchanged until it has left, but memory behind the pointers is
+ * valid only inside a block. So the phases and their numbers of blocks may depend on scalars alone. */
 
 #include "step.h"
 
@@ -138,13 +138,13 @@ struct smc_phase {
 void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                      const int32_t *blocks);
 /* A step of many tokens is cut into pieces, as many as there are threads if each has enough tokens: then a thread works
- * on the same tokens in every phase, and finds what it made of them in its own caches. smc_piece_tokens says how many
- * tokens a piece has, a multiple of 8 but for the last, or all of them. smc_phase_pieces declares after smc_phase_begin
- * that the phase's blocks are those of one piece, and the phase has them for each. */
+ * on the same tokens in every phase, and their values are in its own caches. smc_piece_tokens says how many tokens a
+ * piece has, a multiple of 8 but for the last, or all of them. smc_phase_pieces declares after smc_phase_begin that the
+ * phase's blocks are those of one piece, and the phase has them for each. */
 int32_t smc_piece_tokens(const struct smc_thread *thread, int32_t tokens);
 void smc_phase_pieces(struct smc_phase *phase, int32_t tokens, int32_t piece_tokens);
-/* Declares after smc_phase_begin what the next tasks with weights read: a thread that waits for the others prefetches
- * the beginning of its share there. Phases between the two may be left out; streams without blocks do not count. */
+/* Declares after smc_phase_begin what the next tasks with weights read: a waiting thread prefetches the beginning of
+ * its share of them. Phases between the two may be left out; streams without blocks do not count. */
 void smc_phase_prefetch(const struct smc_thread *thread, struct smc_phase *phase, const uint8_t *weights,
                         const struct smc_stream *streams, int32_t count);
 /* In a step of one token, inside a block of an earlier phase: prefetches where the thread's share of the KV heads, the

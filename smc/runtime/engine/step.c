@@ -6,10 +6,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ALIGNMENT 64        /* of rows of logits: kernels count on it */
+#define ALIGNMENT 64        /* of rows of logits, which kernels rely on */
 #define MOST_PARTIALS 256   /* pairs of a token and a split, unless one token alone needs more */
-#define MOST_ARGMAXES 64    /* tokens of a step that want the id of their largest logit */
-#define BLOCKS_PER_THREAD 4 /* fewer blocks of attention are not shared out well enough: they are split */
+#define MOST_ARGMAXES 64    /* tokens of a step that request the id of their largest logit */
+#define BLOCKS_PER_THREAD 4 /* with fewer blocks of attention some threads would idle: blocks are split */
 
 /* ---- memory */
 
@@ -148,8 +148,8 @@ static void fill_rope(const smc_model *model, const smc_token *tokens, int32_t c
   }
 }
 
-/* Into how many blocks attention over `longest` cached tokens is split: where sequences are few and long, threads would
- * wait for the one with the most heads. The results are the same bits. */
+/* The number of blocks into which attention over `longest` cached tokens is split: with few and long sequences, threads
+ * would wait for the one with the most heads. Results have the same bits. */
 static int32_t choose_splits(const smc_model *model, const struct smc_step *step, int32_t longest) {
   const struct smc_program *program = model->program;
   const int32_t splits = splits_for(longest);
@@ -161,7 +161,7 @@ static int32_t choose_splits(const smc_model *model, const struct smc_step *step
   return few && (int64_t)step->count * splits <= model->partial_count ? splits : 1;
 }
 
-/* Which tiles the last layer's attention has: those with wanted tokens. A tile that is alone may write its K and V
+/* The tiles of the last layer's attention: those with requested tokens. A tile that is alone may write its K and V
  * itself. */
 static void choose_wanted_tiles(const smc_model *model, struct smc_step *step) {
   int32_t done = 0;
@@ -319,7 +319,7 @@ static int run_stale(smc_model *model, uint32_t cancels, char *error) {
 int smc_step_batch(smc_model *model, const smc_batch *batch, char *error) {
   const int profiled = model->profiler.on;
   if (profiled) {
-    smc_pool_await(model->pool); /* who leaves late still counts */
+    smc_pool_await(model->pool); /* a thread that leaves late still counts */
     smc_profile_step_begin(&model->profiler);
   }
   int status = check_batch(model, batch, error);

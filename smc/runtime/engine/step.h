@@ -25,7 +25,7 @@ struct smc_argmax {
 struct smc_kv_pages {
   uint8_t *data;
   uint64_t page_bytes;
-  const int32_t *tables; /* block tables: the page of every SMC_PAGE_TOKENS tokens of a sequence */
+  const int32_t *tables; /* block tables: the page of each SMC_PAGE_TOKENS tokens of a sequence */
   const int32_t *slots;  /* [count] page * SMC_PAGE_TOKENS + place in the page, where K and V of the step are written */
 };
 
@@ -39,8 +39,8 @@ struct smc_step {
   const struct smc_tile *tiles;
   const struct smc_kv_pages *kv; /* [kv_group_count] */
   int32_t alone;                 /* every tile is the only one of its sequence: it reads no K and V of another's */
-  int32_t splits;                /* into how many blocks attention cuts what a tile sees; 1: it does all in one block */
-  float *partials;               /* [count][splits], of partial_bytes: where a token's splits wait to be merged */
+  int32_t splits;                /* the number of blocks into which attention splits what a tile sees */
+  float *partials;               /* [count][splits], of partial_bytes: a token's splits until they are merged */
   int32_t wanted_count;
   /* [wanted_count] the tokens of the step whose output was requested: the others end with their K and V of the last
    * layer, and the last block leaves the rows of these, one after the other */
@@ -50,15 +50,15 @@ struct smc_step {
   const struct smc_tile *wanted_tiles;
   int32_t wanted_begin, wanted_end; /* the tokens from the first to the last of these tiles, in whole blocks of 8 */
   int32_t logits_count;
-  const int32_t *logits_tokens; /* [logits_count] which of the wanted tokens want logits */
+  const int32_t *logits_tokens; /* [logits_count] indices, among the requested tokens, of those that need logits */
   float *logits;                /* [logits_count][logits_stride], 64-byte aligned */
   int32_t argmax_count;
-  const int32_t *argmax_tokens; /* [argmax_count] which of the wanted tokens want the id of their largest logit only */
-  struct smc_argmax *argmaxes;  /* [threads][argmax_count] what every thread has found, at the step's begin nothing */
+  const int32_t *argmax_tokens; /* [argmax_count] … that need the largest logit's id only */
+  struct smc_argmax *argmaxes;  /* [threads][argmax_count] what every thread has found; nothing when the step begins */
   const uint8_t *weights;       /* the weights member, 64-KiB aligned */
   uint8_t *arena;               /* 64-byte aligned */
-  int32_t *beyond;     /* becomes 1 where a key or a value is beyond the cache's range; at the step's begin 0 */
-  const void *kernels; /* of the level in use */
+  int32_t *beyond;              /* 0 when the step begins, 1 if a key or a value is beyond the cache's range */
+  const void *kernels;          /* of the level in use */
 };
 
 #endif

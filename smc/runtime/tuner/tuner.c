@@ -1,9 +1,9 @@
 /* Measures the candidates of kernels on this machine and writes a tuning record per line to standard output.
  *
- * A call takes the next of many matrices, as many as a model has, so that weights come from where they come from in
- * real use: from memory, or from a cache that holds the whole model. Candidates take turns, the time is the CPU's for
- * this thread, and the median of the rounds counts: so neither a slow phase of the machine nor another process chooses
- * the winner. */
+ * Each call uses the next of many matrices, as many as a model has, so that weights come from the same place as in real
+ * use: from memory, or from a cache that holds the whole model. Candidates alternate, time is this thread's CPU time,
+ * and the median of the rounds counts: so neither a slow phase of the machine nor another process changes the
+ * winner. */
 #define _GNU_SOURCE
 #include "tuner.h"
 
@@ -25,10 +25,10 @@ int smc_cpu_missing(const char *features, char *missing, size_t size); /* the en
 
 #define MIN_ROUNDS 3
 #define MAX_ROUNDS 15
-#define BATCH_NANOSECONDS 4e6 /* at least so long runs what is timed at once, or one call */
-#define HOPELESS 1.25         /* so much slower than the best after MIN_ROUNDS: not measured any more */
+#define BATCH_NANOSECONDS 4e6 /* a measurement lasts at least this long, or one call */
+#define HOPELESS 1.25 /* a candidate that is so much slower than the best after MIN_ROUNDS is not measured any more */
 #define ALIGNMENT 64
-#define SUMMED 16 /* columns, at least, that a sum of inputs is of */
+#define SUMMED 16 /* the least number of columns of a sum of inputs */
 #define HUGE_PAGE (2u << 20)
 #define NAME_BYTES 128
 #define PREFIX_BYTES 1024
@@ -52,7 +52,7 @@ struct options {
 
 /* ---- the machine */
 
-/* The CPU's name in records: who made it, and which design it is. */
+/* The CPU's name in records: its maker and its design. */
 static void cpu_name(char *name, size_t size) {
 #if defined(__x86_64__)
   uint32_t a = 0, b = 0, c = 0, d = 0;
@@ -83,7 +83,7 @@ static long read_number(const char *path) {
   return number;
 }
 
-/* Where there are fast and slow cores: stay on the fastest, which is where a model is meant to run. Best effort. */
+/* If there are fast and slow cores, stay on the fastest, on which models run. Best effort. */
 static void stay_on_fastest_cores(void) {
   cpu_set_t allowed, fastest;
   long best = 0;
@@ -141,8 +141,8 @@ static void fill(void *memory, uint64_t bytes, uint16_t bits, uint16_t others) {
   }
 }
 
-/* Words that are harmless in every role but one: as codes and integers they are anything; read as f16, bf16 or f32 they
- * are normal numbers of both signs whose products are normal, too, for subnormal ones would take longer. */
+/* Words for every role but one: as codes and integers they are arbitrary; as f16, bf16 or f32 they are normal numbers
+ * of both signs, whose products are normal too, because subnormal ones would take longer. */
 static void fill_numbers(void *memory, uint64_t bytes) { fill(memory, bytes, 0x2c00, 0x83ff); }
 
 /* The other role: zeros are codes of weights, of 2 bits and more, two of 4 bits or one in a byte. */
@@ -243,7 +243,7 @@ struct timing {
   int count, dropped;
 };
 
-/* Candidates that compute something else than the default are dropped at once. Returns how many. */
+/* Candidates whose results differ from the default's are dropped at once. Returns how many. */
 static int drop_wrong(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
                       struct timing *timings) {
   const uint64_t bytes = (uint64_t)w->tokens * w->padded_rows * sizeof(float);
@@ -271,7 +271,7 @@ static void drop_hopeless(struct timing *timings, int count) {
     if (timings[c].count && median(timings[c].rounds, timings[c].count) > HOPELESS * best) timings[c].dropped = 1;
 }
 
-/* Takes the rounds, until `deadline` on the monotonic clock or until there are enough. */
+/* Measures rounds until `deadline` on the monotonic clock, or until there are enough. */
 static void take_rounds(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
                         struct timing *timings, double deadline) {
   const double one = timed(m, k, w, 0, 1);
@@ -288,7 +288,7 @@ static void take_rounds(const struct memory *m, const struct tuner_kernel *k, co
 
 /* ---- records */
 
-/* The begin of a record: what was measured. */
+/* The beginning of a record: what was measured. */
 static void write_prefix(char *text, const char *cpu, const struct tuner_kernel *k, const struct tuner_workload *w) {
   snprintf(text, PREFIX_BYTES,
            "{\"version\": 1, \"cpu\": \"%s\", \"level\": \"%s\", \"kernel\": \"%s\", "

@@ -41,7 +41,7 @@ enum {
 static const float frequencies[FIRST_PAIRS + PAIRS] = {1.0f, 0.5f,  0.25f, 0.125f, 0.1f,  0.75f, 0.3f,
                                                        0.2f, 0.15f, 0.11f, 0.07f,  0.03f, 0.01f};
 
-/* Tests make a step last: microseconds that every block of the first task takes. */
+/* Makes a step slow: the microseconds that every block of the first task takes. */
 __attribute__((visibility("default"))) int fake_block_microseconds = 0;
 
 static float read_value(const struct smc_step *step, const uint8_t *at, int index) {

@@ -3,7 +3,7 @@
  *   parts find FILE NAME              where a member of a ZIP file lies: "offset length", or the sentence
  *   parts fuzz FILE NAME COUNT SEED   the same for COUNT damaged copies of the file: "found refused"
  *   parts features NAME…              1 or 0 for every LLVM feature
- *   parts missing LIST                what the CPU lacks of a comma-separated list
+ *   parts missing LIST                those of a comma-separated list that the CPU lacks
  *   parts crc FILE PART               its CRC-32, taken of so many bytes at a time
  *   parts map FILE                    the CRC-32 of the file as the engine maps or reads it
  */

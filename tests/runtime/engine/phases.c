@@ -127,7 +127,7 @@ static atomic_int held;
 static void uneven_run(struct smc_thread *thread, const struct smc_step *step) {
   const int32_t each = 9, blocks[] = {thread->count * each}, end = (thread->index + 1) * each;
   const int uneven = thread->pool->uneven_jobs > 0, last = thread->index == thread->count - 1;
-  while (step->count && !last && !atomic_load(&held)) usleep(100); /* or they would steal what it has */
+  while (step->count && !last && !atomic_load(&held)) usleep(100); /* else they would take its blocks */
   for (int i = 0; i < 10; i++) {
     struct smc_phase phase;
     smc_phase_begin(thread, &phase, 0, 1, blocks);

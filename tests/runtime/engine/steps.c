@@ -130,7 +130,7 @@ static void *step_once(void *argument) {
   return NULL;
 }
 
-/* One of the two runs a step of a second and the other waits for it: both end, and then nobody looks at the model. */
+/* One thread runs a step of a second and the other waits for it: both must end, and then no one uses the model. */
 static void close_while_running(void) {
   pthread_t steppers[2];
   smc_model *model = open_model(0, pool);

@@ -94,7 +94,7 @@ class PerToken:
     values: Sequence[Expr]
 
     def spread(self, tokens: Sequence[int]) -> Expr:
-        """A vector whose lanes are the numbers of these tokens; of scalars only one can be taken."""
+        """A vector whose lanes are the numbers of these tokens. Scalars allow one token only."""
         width = lanes_of(self.values[0])
         if width == 1:
             assert len(set(tokens)) == 1
@@ -150,11 +150,11 @@ class Source:
         return [begins[m // TOKEN_BLOCK] + m % TOKEN_BLOCK * QUADS for m in places]
 
     def scales(self, tile: Expr) -> PerToken:
-        """float32: of every token the scale of a tile."""
+        """float32: the scale of a tile, for every token."""
         return self._per_token(self.inputs.scales, tile)
 
     def sums(self, index: Expr, per_tile: int) -> PerToken:
-        """int32: of every token the row's sum number `index`, of which a tile has `per_tile`."""
+        """int32: the row's sum number `index`, for every token; a tile has `per_tile` of them."""
         return self._per_token(self.inputs.sums, index, per_tile)
 
     def zeros(self) -> list[Expr]:

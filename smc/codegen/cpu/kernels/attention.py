@@ -51,11 +51,11 @@ def attention_kernel(name: str, spec: AttentionKernel, level: CpuLevel) -> Kerne
     """Blocks are (tile, KV head, split).
 
     splits: 1 for blocks that do all splits of their tile and write `out`; otherwise block s of a tile and head writes
-    the states of split s to `partials`: float32 [tokens, splits, heads, state]. scales: the same memory as cache, for
-    those of an int8 cache. tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers. q, out:
-    float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines, by which q is rotated; a token at
-    cache index i sees indices i-window < j <= i (window 0: all). page: bytes of a page; layer: KV heads in front of
-    this layer's; scale: what q is multiplied with, log2(e) included, for the softmax is one of powers of 2.
+    the states of split s to `partials`: float32 [tokens, splits, heads, state]. scales: the same memory as cache, read
+    as the scales of an int8 cache. tiles: int32 [n][4] token, count, table, index (program.h); tables: page numbers. q,
+    out: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines, by which q is rotated; a
+    token at cache index i sees indices i-window < j <= i (window 0: all). page: bytes of a page; layer: the number of
+    KV heads before this layer's; scale: the factor of q, which includes log2(e), because the softmax uses powers of 2.
     Writing `out`, the last KV head's block also clears its padding.
     """
     return _Attention(name, spec, level).build()
@@ -136,7 +136,7 @@ def _partial(shape: AttentionShape, token: Expr, splits: Expr, split: Expr, head
 
 
 def _split_range(k: Kernel, first: Expr, last: Expr, window: Expr) -> tuple[Expr, Expr]:
-    """The splits that tokens at the cache indices first…last attend to: from, to."""
+    """The splits that tokens at the cache indices first…last attend to: the first one, and the end."""
     begin = k.let(_first_seen(first, window) // SPLIT_TOKENS, "first_split")
     return begin, k.let(last // SPLIT_TOKENS + 1, "last_split")
 
@@ -309,7 +309,7 @@ class _Attention:
         return self._page_begin(self.k.let(cast(self.tables.load(self.table + later), "int64"), "later_number"))
 
     def _fetch(self, begin: Expr, step: Expr, elements: int) -> None:
-        """Prefetch a loop's share of what lies from `begin` on: in each step so many elements."""
+        """Prefetch a loop's share of the memory from `begin` on, so many elements per turn."""
         line = CACHE_LINE // self.shape.element_bytes
         for offset in range(0, elements, line):
             self.k.prefetch(self.cache, begin + step * elements + offset)
@@ -322,7 +322,7 @@ class _Attention:
         widths = [n for n in (4, 2, 1) if n == 1 or rows.rows * n * self.units <= self.budget]
         vectors = k.let((tokens + (LANES - 1)) // LANES, "vectors")
         if rows.fetches:
-            # The last chunk of a token may be computed for nothing.
+            # The last chunk may compute tokens that no one sees.
             widths = widths[:1]
             vectors = vectors + (widths[0] - 1)
         done = const(0, "int64")
@@ -435,7 +435,7 @@ class _Attention:
             k.store(self.scratch, const(self.factors + number * MOST_ROWS + first, "int64"), lanes)
 
     def _row_factors(self, row: Expr) -> list[Expr]:
-        """What the state of a pass's row is multiplied with, and then its split."""
+        """The factor of the state of a pass's row, then the factor of its split."""
         places = [self.factors + row, self.factors + MOST_ROWS + row]
         return [broadcast(self.k.let(self.scratch.load(place), "factor"), LANES) for place in places]
 

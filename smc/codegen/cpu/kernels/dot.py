@@ -135,7 +135,7 @@ class InPlaceDot(_Vpdpbusd):
         k, dtype = self.kernel, f"int8x{4 * self.lanes}"
         for quad in quads:
             values = reinterpret(broadcast(k.let(x.load(start + quad), "x"), self.lanes), dtype)
-            # Masks of all units before the products: alternating, they wait for the same pipes on Zen 4.
+            # All masks come before the products: if they alternate, both wait for the same pipes on Zen 4.
             found = [[k.let(reinterpret(term, dtype), "term") for term in terms(unit, quad)] for unit in units]
             for parts, some in zip(self._partial, found, strict=True):
                 for part, term in zip(parts[self.place.sum_of(quad) :], some, strict=False):
@@ -220,11 +220,11 @@ def magnitude(codes: Expr) -> Expr:
 
 
 INTERLEAVED = 4
-"""Sums that are computed alternately, because a single one would wait for itself: in-order cores need this many."""
+"""The number of sums that alternate: a single sum would wait for itself, and in-order cores need this many."""
 
 
 class ArmDot(Dot):
-    """A unit's codes stay in registers for several tokens; of one token a few units are multiplied in turn."""
+    """A unit's codes stay in registers for several tokens; with one token, the products of a few units alternate."""
 
     def to_float(self, value: Expr) -> Expr:
         """float32 [4], divided by the shift's power of two."""

@@ -89,7 +89,7 @@ class _RowDecoder:
                 k.store(out, start + column, self._values(code, vector, lane, group) * broadcast(scale, 4))
 
     def _values(self, code: Expr, vector: Expr, lane: Expr, group: Expr) -> Expr:
-        """float32 [4]: what codes of a group stand for."""
+        """float32 [4]: the values of a group's codes."""
         k, encoding, size = self.kernel, self.encoding, self.per_scale
         index = k.let(cell(vector, group, self.groups) * ROW_VECTOR + lane, "index")
         outer = cell(vector, group // size, self.super_groups) * ROW_VECTOR + lane
@@ -151,7 +151,7 @@ def _packed_codes(encoding: Encoding, family: str, codes: Pointer, base: Expr, q
 
 
 def _base3_codes(stored: Expr, power: Expr) -> Expr:
-    """int32 [4]: a digit of four bytes of base 3, as fractions of 256 (kernels/layout.py)."""
+    """int32 [4]: one digit of each of four base-3 bytes, which are fractions of 256 (kernels/layout.py)."""
     fraction = (cast(stored, "int32x4") * broadcast(power, 4)) & const(0xFF, "int32x4")
     return (fraction * const(3, "int32x4")) >> const(8, "int32x4")
 

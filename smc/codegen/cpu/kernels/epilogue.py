@@ -21,7 +21,8 @@ class Epilogue:
 
     flags, bias, out: the kernel's parameters (linear.py). out_row, out_first: how many floats of `out` a token has,
     and which of the matrix's rows is the first there (int64).
-    argmax_rows: how many rows count (int32) where of each token only the largest results are kept; None if all are.
+    argmax_rows: int32, how many rows count, if only each token's largest results are kept; None if all results are
+    stored.
     """
 
     matrix: PackedMatrix
@@ -34,7 +35,7 @@ class Epilogue:
     argmax_rows: Expr | None
 
     def prefetch(self, rows: RowTile, tokens: Sequence[Expr]) -> None:
-        """Prefetch where the results go: other threads wrote there last, and a residual is read."""
+        """Prefetch the memory of the results: other threads wrote there last, and a residual is read from it."""
         for unit in rows.units:
             if unit.offset % ROW_VECTOR == 0:
                 for token in tokens:
@@ -73,7 +74,8 @@ class Epilogue:
                 k.store(self.out, token * self.out_row + to, result.value)
 
     def _keep_largest(self, results: list[Expr], tokens: Sequence[Expr], place: Expr, count: Expr) -> None:
-        """A unit's results, of every token, against the largest ones of the blocks before; `count` rows count."""
+        """Compare each token's results of a unit with the largest ones of earlier blocks; the first `count` rows
+        count."""
         k, lanes = self.matrix.kernel, self.matrix.level.lanes
         first = k.let(cast(place, "int32"), "first")
         rows = tirx.Ramp(first, const(1, "int32"), lanes)

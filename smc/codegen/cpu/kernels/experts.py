@@ -19,7 +19,7 @@ from smc.targets import CpuLevel
 
 VECTOR = f"float32x{LANES}"
 GROUP_NUMBERS = 3
-"""Of an expert that is chosen: its number, its first row, its rows."""
+"""What `groups` has per chosen expert: its number, its first row, the number of its rows."""
 
 
 def route_kernel(name: str, spec: RouteKernel, level: CpuLevel) -> Kernel:
@@ -27,7 +27,7 @@ def route_kernel(name: str, spec: RouteKernel, level: CpuLevel) -> Kernel:
 
     logits: float32 [tokens, stride]. weights: float32 [tokens, `chosen`, padded], zeros in the padding. groups: int32
     [experts that tokens may choose at most, 3]: number, first row, rows; zeros behind those that are chosen. rows:
-    int32 [tokens · chosen], whose token every row is of. places: int32 [tokens, chosen], the row of every choice.
+    int32 [tokens · chosen], the token of every row. places: int32 [tokens, chosen], the row of every choice.
     """
     k = Kernel(name, spec.signature())
     logits, weights = k.pointer("logits"), k.pointer("weights")
@@ -58,7 +58,7 @@ def route_kernel(name: str, spec: RouteKernel, level: CpuLevel) -> Kernel:
 def _largest(
     k: Kernel, spec: RouteKernel, logits: Pointer, start: Expr
 ) -> tuple[Sequence[Register], Sequence[Register]]:
-    """The largest logits of a row from the largest down, and whose they are; of equals the lower one comes first."""
+    """The largest logits of a row in descending order, and their experts; among equals the lower expert comes first."""
     lowest = const(float("-inf"), "float32")
     values = [k.register(lowest, "value") for _ in range(spec.chosen)]
     # Numbers of experts even where no logit is above the lowest.
@@ -122,7 +122,7 @@ def _first(vector: Expr, count: int) -> Expr:
 
 
 def _share_out(k: Kernel, spec: RouteKernel, tokens: Expr, counts: Pointer, groups: Pointer) -> None:
-    """Write the groups, and put in the place of each expert's count its first row."""
+    """Write the groups, and replace each expert's count with its first row."""
     group, row = k.register(const(0, "int32"), "group"), k.register(const(0, "int32"), "row")
     with k.loop(const(spec.experts, "int32"), "expert") as expert:
         count = k.register(counts.load(expert), "count").value
@@ -140,7 +140,7 @@ def _share_out(k: Kernel, spec: RouteKernel, tokens: Expr, counts: Pointer, grou
 
 
 def dispatch_kernel(name: str, spec: DispatchKernel, level: CpuLevel) -> Kernel:
-    """The rows begin…end of `tokens` rows, of which the row i is that of x [·, stride] that rows[first + i] says."""
+    """Copies the rows begin…end: row i is the row rows[first + i] of x [·, stride]."""
     k = Kernel(name, spec.signature())
     x, rows = k.pointer("x"), k.pointer("rows")
     sink = Sink(k, level, spec.forms)
@@ -155,8 +155,9 @@ def dispatch_kernel(name: str, spec: DispatchKernel, level: CpuLevel) -> Kernel:
 
 
 def combine_kernel(name: str, spec: CombineKernel, level: CpuLevel) -> Kernel:
-    """The tokens begin…end: out [·, stride] = Σ weights [·, weights_stride] times the rows of x [·, stride] that
-    `places` [·, chosen] says, from 0 one fma per choice, in order; then plus the residual [·, stride]."""
+    """For the tokens begin…end: out [·, stride] = Σ weights [·, weights_stride] · rows of x [·, stride], which `places`
+    [·, chosen] names. The sum begins with 0 and has one fma per choice, in order; the residual [·, stride] comes
+    last."""
     k = Kernel(name, spec.signature())
     x, weights, places, out = (k.pointer(name) for name in ("x", "weights", "places", "out"))
     residual = k.pointer("residual") if spec.residual else None

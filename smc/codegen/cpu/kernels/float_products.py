@@ -31,7 +31,7 @@ class FloatProducts:
     accumulators: list[list[Register]]
 
     def add_floats(self, columns: Expr) -> None:
-        """The whole row of float weights, of so many columns (int32)."""
+        """Add a whole row of float weights with `columns` columns (int32)."""
         k, lanes, rows = self.weights.kernel, self.weights.level.lanes, self.weights.rows
         width = k.let(cast(columns, "int64"), "width")
         inputs = [k.let(token * cast(self.inputs.stride, "int64"), "row") for token in self.tokens]
@@ -44,7 +44,7 @@ class FloatProducts:
                     k.set(accumulator, fma(weight, broadcast(x, lanes), accumulator.value))
 
     def add_codes(self) -> None:
-        """The whole row of quantized weights, a sum of its own for each group."""
+        """Add a whole row of quantized weights; each group has a sum of its own."""
         weights = self.weights
         k, encoding, tiles = weights.kernel, weights.encoding, weights.matrix.tiles
         if encoding.scales.group == 16:

@@ -1,4 +1,4 @@
-"""Norms of single heads: of what attention reads while it reads it, and layer norms, which are whole kernels.
+"""Norms of single heads: of q and k while attention reads them, and layer norms, which are whole kernels.
 
 A head is shorter than a padded row, and what lies behind it is another head: loads end where it does.
 """
@@ -51,7 +51,7 @@ class HeadNorm:
 
 
 def few(k: Kernel, x: Pointer, start: Expr, count: int) -> Expr:
-    """A vector of the next `count` channels, the other lanes 0: more must not be read."""
+    """A vector of the next `count` channels, the other lanes 0: memory behind them must not be read."""
     if count == LANES:
         return k.let(x.load(start, LANES), "x")
     vector = const(0.0, VECTOR)
@@ -74,7 +74,7 @@ def _first(vector: Expr, count: int) -> Expr:
 
 
 def head_layer_norm_kernel(name: str, spec: HeadLayerNormKernel, level: CpuLevel) -> Kernel:
-    """Of `tokens` those from begin to end; x and out have rows of `stride` floats, weight those of all heads."""
+    """Norms the tokens begin…end of `tokens`; x and out have rows of `stride` floats, weight those of all heads."""
     k = Kernel(name, spec.signature())
     x, weight, out = k.pointer("x"), k.pointer("weight"), k.pointer("out")
     heads, stride, eps = k.scalar("heads"), k.scalar("stride"), k.scalar("eps")
@@ -112,7 +112,7 @@ def _norm_head(
 
 
 def _sum(k: Kernel, values: list[Expr], factors: list[Expr] | list[None]) -> Expr:
-    """The sum of vectors, or of their products, in two vectors in turn, then as a tree."""
+    """The sum of vectors, or of their products: alternately into two vectors, then as a tree."""
     sums = [k.register(const(0.0, VECTOR), "sums") for _ in range(2)]
     for place, (value, factor) in enumerate(zip(values, factors, strict=True)):
         register = sums[place % 2]

@@ -30,8 +30,8 @@ from smc.ir import Encoding
 
 @dataclass(frozen=True)
 class TileInputs:
-    """Of every token, for some of a row's tiles or half of one: the sum of its codes, its scale (None: a larger sum is
-    multiplied by it), and what integer sums begin with (None: 0)."""
+    """The inputs of some tiles, or of half a tile, for every token: the sum of its codes, its scale (None: a larger sum
+    is multiplied by it), and the initial value of integer sums (None: 0)."""
 
     totals: PerToken
     scales: PerToken | None
@@ -40,8 +40,8 @@ class TileInputs:
 
 @dataclass(frozen=True)
 class IntegerProducts:
-    """A few tokens by a row tile: `dot` multiplies the inputs at `source` by the weights, and what comes of it is added
-    to the accumulators, float32 [token][unit] in the form of `dot`."""
+    """A few tokens by a row tile: `dot` multiplies the inputs at `source` by the weights, and the products are added to
+    the accumulators, float32 [token][unit] in the form of `dot`."""
 
     weights: Weights
     dot: Dot
@@ -146,12 +146,12 @@ class IntegerProducts:
             self.flush(units, sums, inputs, some)
 
     def _begin_with_zeros(self, sums: list[list[Register]], zeros: list[Expr], totals: PerToken) -> None:
-        """sum = - zero * total: both fit int16, of which x86 multiplies pairs sooner than it does int32."""
+        """sum = - zero * total: both fit int16, and x86 multiplies pairs of int16 faster than int32."""
         k, vector = self.kernel, f"int32x{self.lanes}"
         name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
         words = f"int16x{2 * self.lanes}"
         amounts = list(totals.values)
-        # One upper half of each product is 0: that of the negative factor, of which there had better be few.
+        # Each product needs one factor whose upper half is 0: negate and mask the factor that has fewer values.
         if len(amounts) == 1:
             amounts = [k.let((const(0, "int32") - amounts[0]) & const(0xFFFF, "int32"), "amount")]
         else:
@@ -162,7 +162,7 @@ class IntegerProducts:
                 k.set(register, intrinsic(vector, name, reinterpret(zero, words), pair))
 
     def tile_inputs(self, tile: Expr, half: int) -> TileInputs:
-        """What a tile's sums begin and end with."""
+        """The initial values, sums and scales for a tile's sums."""
         zero, totals = self.weights.zero, self._input_sums(tile, half)
         initial = self._negated(totals, zero) if zero else None
         return TileInputs(totals, self._input_scales(tile), initial)
@@ -171,8 +171,8 @@ class IntegerProducts:
         """- zero * total of every token."""
         if isa(self.weights.level).is_vector_by_lane or self.lanes == 16:
             return self._times(totals, -zero)
-        # LLVM would multiply scalars and move them between registers, which takes longer than another two of these
-        # instructions; 512-bit ones are dear.
+        # LLVM would multiply scalars and move them between registers, which takes longer than two more of these
+        # instructions. In 512 bits they are slow.
         spread = [fence(broadcast(total, self.lanes)) for total in totals.values]
         return SpreadPerToken([self.kernel.let(v * const(-zero, dtype_of(v)), "initial") for v in spread])
 
@@ -198,7 +198,7 @@ class IntegerProducts:
         return self.source.sums(tile * per_tile + half, per_tile)
 
     def _input_scales(self, tile: Expr) -> PerToken | None:
-        """Of every token: the scale of a tile's inputs; None if it is applied later, to a larger sum."""
+        """The scale of a tile's inputs, for every token; None if it is applied later, to a larger sum."""
         if self.encoding.input_group == "token" or self.encoding.has_partial_sums:
             return None
         return self.source.scales(tile)
@@ -237,7 +237,7 @@ class IntegerProducts:
                     k.set(accumulator, fma(offset, amounts.spread(lanes), accumulator.value))
 
     def _amounts(self, inputs: TileInputs) -> PerToken:
-        """float32: what every token's inputs sum up to, times their scale unless that comes later."""
+        """float32: the sum of every token's inputs, times their scale unless that comes later."""
         amounts = [cast(v, dtype_of(v).replace("int32", "float32")) for v in inputs.totals.values]
         if inputs.scales is not None:
             pairs = zip(amounts, inputs.scales.values, strict=True)

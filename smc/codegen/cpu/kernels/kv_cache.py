@@ -46,9 +46,9 @@ def read_tile(k: Kernel, tiles: Pointer, tile: Expr) -> tuple[Expr, Expr, Expr, 
 def rope_cache_kernel(name: str, spec: RopeKernel, level: CpuLevel) -> Kernel:
     """Blocks are (tile, KV head): rotates the tile's keys and writes keys and values into the cache.
     k, v: float32 [tokens, stride]; rope: float32 [tokens][2][head_dim/2] cosines and sines; slots: int32 [tokens];
-    tiles: int32 [n][4] token, count, table, index; cache: all pages; scales: the same memory, for those of an int8
-    cache; page: bytes of a page; layer: KV heads in front of this layer's. beyond: int32 [1], becomes 1 where a key or
-    a value is beyond the cache's range: NaN, infinite, or in f16 what would be rounded to infinity.
+    tiles: int32 [n][4] token, count, table, index; cache: all pages; scales: the same memory, read as the scales of an
+    int8 cache; page: bytes of a page; layer: the number of KV heads before this layer's. beyond: int32 [1], becomes 1
+    if a key or a value is beyond the cache's range: NaN, infinite, or in f16 rounded to infinity.
     """
     return _CacheWrite(name, spec, level).build()
 
@@ -60,7 +60,7 @@ def _floats(lanes: int) -> str:
 @dataclass(frozen=True)
 class _Slot:
     """A token's place in a KV head's part of a page: element indices (int64) of its key, whose channels are 16 apart,
-    of its value, and, in the scales of an int8 cache, of the key's."""
+    of its value, and of the key's scale in an int8 cache."""
 
     key: Expr
     value: Expr
@@ -82,11 +82,11 @@ class _CacheWrite:
         self.norm = HeadNorm(k.pointer("norm"), k.scalar("eps")) if shape.normed else None
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.page, self.layer = k.let(page // shape.element_bytes, "page_elements"), layer
-        # A tile's keys as the cache has them, and for codes a rotated key.
+        # A tile's keys in the cache's type; for codes also a rotated key.
         self.rows = k.array(shape.element_dtype, TILE_TOKENS * shape.padded_dim, "rows")
         self.rotated = k.array("float32", shape.padded_dim, "rotated") if shape.kv_dtype == "i8" else None
         self.limit = F16_OVERFLOW if shape.kv_dtype == "f16" else float("inf")
-        # Not 0 where an element was beyond the range, by how many come at once.
+        # By width of a vector: not 0 if an element was beyond the range.
         self.faults: dict[int, Register] = {}
 
     def build(self) -> Kernel:
@@ -116,7 +116,7 @@ class _CacheWrite:
         return k
 
     def _watch(self, values: Expr) -> Expr:
-        """The values, compared with the limit on their way; NaN is never below it."""
+        """Compare values with the limit and return them; NaN is never below it."""
         k, lanes = self.k, lanes_of(values)
         values = k.let(values, "values")
         dtype = _floats(lanes)
@@ -126,7 +126,7 @@ class _CacheWrite:
         return values
 
     def _tell(self) -> None:
-        """One flag for the step: all threads that set it write the same."""
+        """Set the step's flag if an element was beyond the range; all threads write the same value."""
         k, zero = self.k, const(0.0, "float32")
         for lanes, fault in self.faults.items():
             largest = horizontal(k, fault.value, tirx.max) if lanes == LANES else zero
@@ -193,7 +193,7 @@ class _CacheWrite:
         vectors = [k.let(self.rows.load(begin + t * shape.padded_dim, width), "row") for t in range(TILE_TOKENS)]
         in_turns = [lane // 2 + lane % 2 * width for lane in range(2 * width)]
         for _ in range(TILE_TOKENS.bit_length() - 1):
-            # Every step halves the distance between tokens, in lanes and vectors, that were neighbours at first.
+            # Every step halves the distance, in lanes and vectors, between tokens that were neighbours at first.
             pairs = list(zip(vectors[: TILE_TOKENS // 2], vectors[TILE_TOKENS // 2 :], strict=True))
             parts = in_turns[:width], in_turns[width:]
             vectors = [k.let(shuffle_pair(pair, part), "zipped") for pair in pairs for part in parts]

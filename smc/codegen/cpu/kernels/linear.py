@@ -1,8 +1,8 @@
 """The matmul: out[token, row] = Σ x[token, column] · weight[row, column], for any encoding on any level.
 
-This is its frame: parameters, loops over row blocks, rows and tokens. What is multiplied: weights.py. How, and where
-sums are scaled: integer_products.py and float_products.py. What becomes of the sums: epilogue.py. Many tokens go other
-ways, in which weights are unpacked once for all of them: many_tokens.py on x86, token_blocks.py on arm64.
+This is its frame: parameters, loops over row blocks, rows and tokens. weights.py reads the weights; integer_products.py
+and float_products.py multiply and scale; epilogue.py stores the results. For many tokens, weights are unpacked once for
+all of them: many_tokens.py on x86, token_blocks.py on arm64.
 
 Reduction order, the same for every tile and level: groups of columns one after the other along a row, each group's
 integer dot exact, then one float32 fma per group (docs/numerics.md).
@@ -31,8 +31,8 @@ from smc.codegen.kernels.specs import LinearKernel
 from smc.targets import CpuLevel
 
 PREFETCH_TURNS = 4
-"""From so many tiles of tokens on, the next block's weights are prefetched while one is multiplied: else its first tile
-would wait for them. A token or two read them as a stream, which the CPU sees coming."""
+"""With this many tiles of tokens or more, the next block's weights are prefetched while one is multiplied: else its
+first tile would wait for them. With fewer tokens weights are read as a stream, which the CPU prefetches itself."""
 
 
 def linear_kernel(name: str, spec: LinearKernel, level: CpuLevel) -> Kernel:
@@ -97,7 +97,8 @@ class _Linear:
         return k
 
     def _steps(self) -> list[int]:
-        """How many tokens at once, then with those left over; interleaved blocks of tokens must not be split."""
+        """The numbers of tokens per pass: first the full number, then smaller ones for the rest. Interleaved blocks of
+        tokens must not be split."""
         step = self.tile.tokens
         if is_blocked(self.level):
             return sorted({TOKEN_BLOCK if self.integer else step, 1}, reverse=True)
@@ -105,7 +106,8 @@ class _Linear:
         return sorted({step, max(1, step // 3), 1}, reverse=True)
 
     def _prefetches(self, step: int) -> bool:
-        """Whether there may be so many turns of this step; of what a panel or larger tiles leave there are fewer."""
+        """Whether a step of this size can have PREFETCH_TURNS turns: the rest behind a panel or larger tiles has
+        fewer."""
         whole = step == self.tile.tokens > 1 and not self.tile.panel
         return whole and self.integer and not isa(self.level).is_vector_by_lane
 

@@ -27,7 +27,7 @@ def lookup_bytes(table: Sequence[int], index: Expr, level: CpuLevel, dtype: str)
 
 
 def _lookup_pairs(table: Sequence[int], index: Expr) -> Expr:
-    """uint16 [32], two bytes of a table of more than 128 in each: AVX-512 looks words up in half as many steps.
+    """uint16 [32], two bytes of a table of more than 128 in each: AVX-512 looks up words in half as many steps.
 
     Word i of the table has bytes i and i + 128. The instruction takes the lowest six bits of a word as its index.
     """

@@ -1,10 +1,9 @@
 """Many tokens on x86 (int8 inputs): weights are unpacked once for all of them.
 
-A tile of a few tokens is soon multiplied, and unpacking it takes as long as that where codes are split into planes,
-looked up or packed in base 3. So a kernel for many tokens cuts its rows into blocks of columns (as in Goto and van de
-Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a block is unpacked into the panel (panel.py), which
-stays in the first cache, and then multiplied with all tokens of a chunk, whose sums wait on the stack from one block
-to the next.
+Multiplying a tile by a few tokens is fast, and unpacking takes as long if codes are split into planes, looked up or
+packed in base 3. So a kernel for many tokens cuts its rows into blocks of columns (as in Goto and van de Geijn, Anatomy
+of High-Performance Matrix Multiplication, 2008): a block is unpacked into the panel (panel.py), which stays in the
+first cache, and then multiplied with all tokens of a chunk, whose sums wait on the stack from one block to the next.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from smc.codegen.kernels.layout import ROW_BLOCK
 from smc.codegen.kernels.specs import Tile
 
 MANY_TOKENS = 16
-"""From so many tokens on unpacking into a panel pays."""
+"""Unpacking into a panel pays with this many tokens or more."""
 
 CHUNK_TOKENS = 128
 """Tokens that share a panel: their sums take 16 KiB of stack."""
@@ -53,12 +52,13 @@ class ManyTokens:
         self.kernel, self.level = matrix.kernel, matrix.level
 
     def multiply(self, first: Expr, tokens: Expr) -> Expr:
-        """If there are enough tokens: whole tiles of them by the 32 rows from `first` on. Returns how many (int32)."""
+        """Multiply whole tiles of tokens by the 32 rows from `first` on, if there are enough tokens. Returns the number
+        of these tokens (int32)."""
         k, step, lanes = self.kernel, self.tile.tokens, self.level.lanes
         enough = tokens >= const(MANY_TOKENS, "int32")
         count = k.let(tirx.Select(enough, tokens // const(step, "int32"), const(0, "int32")), "count")
         panel, most = Panel(k, self.matrix.encoding, self.level), CHUNK_TOKENS // step
-        # Where one scale is for whole rows of weights and of inputs, integers wait until the row's end.
+        # If weights and inputs have one scale per row, sums stay integers until the row's end.
         whole_rows = tiles_of_scales(self.matrix.encoding) == (None, None)
         dtype = "int32" if whole_rows else "float32"
         sums = k.array(dtype, CHUNK_TOKENS * ROW_BLOCK, "panel_sums")

@@ -36,7 +36,7 @@ VECTOR = f"float32x{LANES}"
 
 
 def rms_norm_kernel(name: str, spec: RmsNormKernel, level: CpuLevel) -> Kernel:
-    """Of `tokens` those from begin to end.
+    """Norms the tokens begin…end of `tokens`.
 
     Rows have `stride` floats. Mean square over the true `width`; x·(1/sqrt(mean + eps)), then times weight, as
     transformers rounds it; then plus the residual, whose rows are like those of x.
@@ -58,7 +58,7 @@ def rms_norm_kernel(name: str, spec: RmsNormKernel, level: CpuLevel) -> Kernel:
 
 
 def _squares(k: Kernel, x: Pointer, starts: Sequence[Expr], tiles: Expr) -> list[list[Register]]:
-    """Sums of squares of the rows that begin at `starts`, two vectors each."""
+    """Sums of squares of the rows that begin at `starts`, in two vectors per row."""
     squares = [[k.register(const(0.0, VECTOR), "squares") for _ in range(2)] for _ in starts]
     with k.loop(tiles, "tile") as tile:
         for registers, halves in zip(squares, tile_of_rows(k, x, starts, tile), strict=True):
@@ -76,7 +76,7 @@ def _factors(k: Kernel, squares: Sequence[Sequence[Register]], width: Expr, eps:
 
 
 def _means(k: Kernel, sums: Sequence[Sequence[Register]], width: Expr) -> Expr:
-    """The sums of rows, in two vectors each, over their width: as `horizontal_each` has them."""
+    """The means of rows from their sums, two vectors per row, as `horizontal_each` returns them."""
     totals = horizontal_each(k, [low.value + high.value for low, high in sums], add)
     return totals / broadcast(cast(width, "float32"), lanes_of(totals))
 
@@ -109,7 +109,7 @@ def _normed_tile(
 
 
 def layer_norm_kernel(name: str, spec: LayerNormKernel, level: CpuLevel) -> Kernel:
-    """Of `tokens` those from begin to end; rows have `stride` floats.
+    """Norms the tokens begin…end of `tokens`; rows have `stride` floats.
 
     Mean and variance over the true `width`, the variance from the squares of the differences to the mean.
     """

@@ -25,10 +25,10 @@ from smc.targets import CpuLevel
 class Panel:
     """The arrays, and how codes lie in them.
 
-    tiles: how many it has room for. packed_form: of the weights that `fill` wants, not shifted. form, zero: what the
-    panel's bytes say, and which byte stands for 0 (0 where zeros are stored beside scales).
-    Scales, offsets (float32 [32]), zeros and what split codes lack (int32 [32]) belong to pieces: tiles, or halves of
-    tiles in groups of 16.
+    tiles: how many it has room for. packed_form: the form of the weights that `fill` reads, not shifted. form, zero:
+    the form of the panel's bytes, and which byte stands for 0 (0 if zeros are stored beside scales). Scales, offsets
+    (float32 [32]), zeros and what split codes lack (int32 [32]) belong to pieces: tiles, or halves of tiles in groups
+    of 16.
     """
 
     def __init__(self, kernel: Kernel, encoding: Encoding, level: CpuLevel) -> None:
@@ -89,7 +89,7 @@ class Panel:
         k.store(self.lacking, piece, fours)
 
     def code_place(self, tile: Expr, quad: int, row: Expr) -> Expr:
-        """Where the codes of a quad of rows from `row` of the block on lie; tile: counted in the panel."""
+        """The place of the codes of a quad, for rows from `row` of the block on; tile: its number in the panel."""
         return (tile * QUADS + quad) * (4 * ROW_BLOCK) + row * 4
 
     def _store_codes(self, place: Expr, code: Expr, zero: Expr | None) -> None:
@@ -145,7 +145,7 @@ class PanelWeights(Weights):
         return [self.kernel.let(array.load(piece + self._row(u), self.level.lanes), "lacking") for u in self.rows.units]
 
     def _piece_of(self, group: Expr) -> Expr:
-        """Where the scales of a group begin: those of its first piece."""
+        """The place of a group's scales, which are those of its first piece."""
         size = self.encoding.scales.group
         if not isinstance(size, int):
             return const(0, "int64")

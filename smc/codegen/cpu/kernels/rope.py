@@ -11,7 +11,7 @@ from smc.codegen.kernels.abi import AttentionShape
 
 
 def rotated_lanes(shape: AttentionShape) -> int:
-    """How many elements of a half of the rotated channels come at once."""
+    """How many elements of a half of the rotated channels are rotated at once."""
     return next(n for n in (16, 8, 4, 2, 1) if shape.pairs % n == 0)
 
 

@@ -22,8 +22,8 @@ from smc.targets import CpuLevel
 
 
 def rows_together(k: Kernel, level: CpuLevel, begin: Expr, end: Expr) -> Iterator[list[Expr]]:
-    """Loops over the rows begin…end (int32), yields the numbers (int64) of a turn's: several, so that they share the
-    shuffles of their maxima and sums, and then the rest one by one. A vector of each takes four registers."""
+    """Loops over the rows begin…end (int32) and yields the numbers (int64) of a turn's rows: several, which share the
+    shuffles of their maxima and sums, then the rest one by one. One vector of each row takes four registers in all."""
     done = begin
     for step in sorted({4 * level.lanes // LANES, 1}, reverse=True):
         turns = k.let((end - done) // const(step, "int32"), "turns")
@@ -67,9 +67,9 @@ def elementwise_kernel(name: str, spec: ElementwiseKernel, level: CpuLevel) -> K
 
 def _chained_kernel(name: str, spec: ElementwiseKernel, level: CpuLevel) -> Kernel:
     """The tiles begin…end, whole groups of codes, of the tokens first…first+count of a step of `tokens`. a and b hold
-    these alone; a is overwritten.
+    only these tiles; a is overwritten.
 
-    Floats alone are stored at once. Else the op goes first through all vectors, which don't wait for each other, and
+    Floats alone are stored at once. Otherwise the op first runs on all vectors, which do not wait for each other, and
     then the results are stored.
     """
     k, op = Kernel(name, spec.signature()), spec.op

@@ -27,7 +27,7 @@ Halves = tuple[Expr, Expr]
 
 
 class Sink:
-    """Where a row kernel puts its results: the pointers of every form, and the code that stores columns."""
+    """Where a row kernel puts its results: the pointers of every form, and code that stores columns."""
 
     def __init__(self, kernel: Kernel, level: CpuLevel, forms: Sequence[Form]) -> None:
         self.kernel = kernel
@@ -51,8 +51,8 @@ class Sink:
     ) -> None:
         """The tiles first…first+count (32 columns each, int64) of some tokens' rows of `stride` floats.
 
-        Groups of codes begin at first. values: a tile's number → its columns in every token's row; called, and so
-        computed, for each way in which results leave.
+        Groups of codes begin at first. values: a tile's number → its columns in every token's row; each form calls it,
+        so it computes them again.
         """
         k = self.kernel
         if len(self.wide) < len(self.codes) or self.floats is not None:
@@ -62,7 +62,7 @@ class Sink:
             codes.store_groups(codes.destinations(self.tokens, tokens, stride), tokens, first, count, values)
 
     def store_tile(self, tokens: Sequence[Expr], stride: Expr, tile: Expr, halves: Sequence[Halves]) -> None:
-        """One tile, in all forms but those whose groups are wider."""
+        """Store one tile in all forms whose groups are no wider than a tile."""
         k, count = self.kernel, len(tokens)
         if self.floats is not None:
             column = k.let(tile * TILE, "column")
@@ -92,7 +92,7 @@ class _CodesSink:
         self.sums = kernel.pointer(f"sums_{place}")
 
     def destinations(self, step: Expr, tokens: Sequence[Expr], stride: Expr) -> list[Destination]:
-        """Where some tokens' codes go, of a step of so many tokens (int32)."""
+        """The places of some tokens' codes, in a step of so many tokens (int32)."""
         per_tile = TILE // self.form.sum_group
         return [destination(self.kernel, self.level, step, token, stride, per_tile) for token in tokens]
 
@@ -115,7 +115,7 @@ class _CodesSink:
         count: Expr,
         values: Callable[[Expr], Sequence[Halves]],
     ) -> None:
-        """As `Sink.store`, of groups that are several tiles, or the row: first their largest magnitudes, then codes."""
+        """As `Sink.store`, for groups of several tiles or whole rows: first their largest magnitudes, then codes."""
         k, group_size = self.kernel, self.form.group
         size = count if group_size == "token" else const(group_size // TILE, "int64")
         with k.loop(k.let((count + size - const(1, "int64")) // size, "groups"), "group") as group:

@@ -1,7 +1,7 @@
 """Token blocks: many tokens on arm64 (int8 inputs), whose activations lie interleaved by 8 tokens (activations.py).
 
 A tile's codes are unpacked into registers and stay there for many blocks of tokens, whose accumulators lie on the
-kernel's stack, in the first cache. So the sums of every tile, or half of one, leave at once.
+kernel's stack, in the first cache. So the sums of every tile, or half of one, are flushed at once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from smc.ir import Encoding
 from smc.targets import CpuLevel
 
 ARRAY_FLOATS, ARRAY_TOKENS = 248, 4
-"""Accumulators in an array on a kernel's stack, a little less than 1 KiB, and how many tokens of a block share one."""
+"""Accumulators in an array on a kernel's stack, a little less than 1 KiB, and the number of a block's tokens that share
+an array."""
 
 
 def has_stationary_codes(encoding: Encoding, level: CpuLevel) -> bool:
-    """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must leave at once."""
+    """Whether tiles are unpacked once for many blocks of tokens: then each tile's sums must be flushed at once."""
     return encoding.rounds_inputs and is_blocked(level) and flushes_tiles(encoding)
 
 
@@ -82,7 +83,8 @@ class TokenBlocks:
                 self.kernel.store(array, place * lanes, const(0.0, f"float32x{lanes}"))
 
     def _add_with_parts(self, weights: PackedWeights, sums: list[Pointer], most: int, begin: Expr, count: Expr) -> None:
-        """Add all tiles: what an input scale holds for to sums of its own, for at `most` so many blocks."""
+        """Add all tiles of at most `most` blocks. The tiles of one input scale have sums of their own, which are added
+        when the scale changes."""
         _, inputs = tiles_of_scales(self.encoding)
         parts = self._new_sums(most)
         self._clear(parts, count)
@@ -93,7 +95,7 @@ class TokenBlocks:
                 block = self._take(weights, sums, begin, index)
                 block.products.add_parts(part.products.accumulators, tile)
                 self._store(block)
-                # For the next scale, here: a loop that does nothing else becomes a call of memset.
+                # Clear the sums for the next scale here: LLVM would make a separate loop a call of memset.
                 for register in itertools.chain(*part.products.accumulators):
                     self.kernel.set(register, const(0.0, f"float32x{self.level.lanes}"))
                 self._store(part)
@@ -145,7 +147,7 @@ class TokenBlocks:
         return _Block([token + m for m in range(TOKEN_BLOCK)], products, places)
 
     def _store(self, block: _Block) -> None:
-        """A block's accumulators back to where they come from."""
+        """Store a block's accumulators back to their array."""
         for (array, place), registers in zip(block.places, block.products.accumulators, strict=True):
             for unit, register in enumerate(registers):
                 self.kernel.store(array, place + unit * self.level.lanes, register.value)

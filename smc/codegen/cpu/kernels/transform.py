@@ -14,9 +14,9 @@ LANES = 16
 def transform_kernel(name: str, spec: TransformKernel, level: CpuLevel) -> Kernel:
     """The tokens begin…end.
 
-    x, out: float32 [tokens, stride], the padding beyond `columns` 0. order: int32 [stride], the column of x that comes
-    to every place, read if `permuted`. rotation: the size of the blocks (a power of two that divides the columns) which
-    are multiplied by a Hadamard matrix in natural order over its root.
+    x, out: float32 [tokens, stride], the padding beyond `columns` 0. order: int32 [stride], the column of x for every
+    place, read if `permuted`. rotation: the size of the blocks (a power of two that divides the columns) which are
+    multiplied by a Hadamard matrix in natural order over its root.
     """
     k, rotation = Kernel(name, spec.signature()), spec.rotation
     x, order, out = k.pointer("x"), k.pointer("order"), k.pointer("out")

@@ -1,4 +1,5 @@
-"""Unpack: encoding → lanes. Reads packed bytes and gives codes, scales and zeros as vectors, knowing no machine's dot.
+"""Unpack: encoding → lanes. Reads packed bytes and returns codes, scales and zeros as vectors; it does not depend on
+the dot product.
 
 A *unit* is as many of a row vector's 16 rows as a machine's register has float lanes.
 """
@@ -78,7 +79,7 @@ def scale_place(encoding: Encoding, vector: Expr, group: Expr, tiles: Expr, offs
 
 @dataclass(frozen=True)
 class CodeForm:
-    """What unpacked bytes say: byte = (code or level + offset) << shift, in `bits` bits, signed or not.
+    """How unpacked bytes hold codes: byte = (code or level + offset) << shift, in `bits` bits, signed or not.
 
     split: magnitudes and signs (-1 or 0) are bytes of their own.
     """
@@ -113,7 +114,7 @@ def code_form(encoding: Encoding, level: CpuLevel) -> CodeForm:
 
 
 def unpacked_zero(encoding: Encoding, level: CpuLevel) -> int:
-    """The unpacked code, not shifted, of value 0; 0 where zeros are stored, which have the offset added themselves."""
+    """The unpacked code, not shifted, of value 0; 0 if zeros are stored, because these include the offset."""
     if encoding.stores_zeros:
         return 0
     return (encoding.constant_zero or 0) + code_form(encoding, level).offset
@@ -139,7 +140,7 @@ def unpack_quad(
     if fractions is not None:
         code = fractions.next_digits(quad)
         if not form.shift:
-            # Bits of no byte reach its neighbour.
+            # No bits of a byte reach its neighbour.
             words = f"uint16x{lanes // 2}"
             code = reinterpret(reinterpret(code, words) >> const(DIGIT_SHIFT, words), f"uint8x{lanes}")
     elif encoding.is_base3:
@@ -165,7 +166,7 @@ class Fractions:
     def __init__(self, kernel: Kernel, level: CpuLevel, tiles: Expr) -> None:
         self.kernel, self.lanes = kernel, 4 * level.lanes
         self.array = kernel.array("uint8", QUADS * self.lanes, "fractions")
-        # 0, but LLVM can't know: few registers must not be where it keeps the fractions from tile to tile.
+        # This is 0, which LLVM can't know. Else it would keep the fractions in registers, of which there are few.
         self.begin = const(0, "int64")
         if has_few_registers(level):
             self.begin = kernel.let(tiles >> const(40, "int64"), "begin")
@@ -177,7 +178,7 @@ class Fractions:
             self.kernel.store(self.array, self.begin + quad * self.lanes, fraction)
 
     def step(self, quad: int) -> tuple[Expr, Expr]:
-        """uint8 [4 * lanes]: a quad's fractions, and those that follow, which the next tile has."""
+        """uint8 [4 * lanes]: a quad's fractions, and the following ones, which the next tile uses."""
         k, place = self.kernel, self.begin + quad * self.lanes
         fraction = k.let(self.array.load(place, self.lanes), "fraction")
         following = k.let(fraction + fraction + fraction, "following")
@@ -195,8 +196,8 @@ class Fractions:
 
 @dataclass(frozen=True)
 class InPlace:
-    """How the codes of one token's product need not be unpacked: bytes are multiplied where they lie, and the sums of
-    codes follow from `count` sums of bytes, which `combined` puts together.
+    """How to multiply one token without unpacking codes: bytes are multiplied as they are stored, and `combined`
+    computes the sums of codes from `count` sums of bytes.
 
     Either codes of `bits` bits are masked in their bytes: a sum for each place, 2**bits times as large as the one
     before. Or fractions f of base 3 with g behind them (`Fractions`): 3 f - g is 256 times the digit.
@@ -206,7 +207,7 @@ class InPlace:
     bits: int
 
     def terms(self, codes: Pointer, tile: TilePlace, quad: int, row: Expr, fractions: Fractions | None) -> list[Expr]:
-        """uint8: what of a quad goes into each sum, from the first of these on; see `sum_of`."""
+        """uint8: the terms of a quad, one per sum, beginning with the sum `sum_of`."""
         if fractions is not None:
             return [*fractions.step(quad)]
         place = quad % self.count
@@ -234,7 +235,7 @@ def in_place(encoding: Encoding, level: CpuLevel, whole_row: bool) -> InPlace | 
         return None
     if encoding.is_base3:
         return InPlace(2, 8)
-    # A sum for each place takes registers.
+    # Each place needs a sum in a register.
     masked = whole_row and not has_few_registers(level) and encoding.bits in (2, 4)
     return InPlace(8 // encoding.bits, encoding.bits) if masked else None
 
@@ -243,7 +244,7 @@ def _packed_codes(
     encoding: Encoding, form: CodeForm, codes: Pointer, begin: Expr, quad: int, lanes: int, biased: bool
 ) -> Expr:
     """Codes of a quad from their planes. biased: they are stored as two's complement."""
-    # Sign extension needs the code at the top, an index and an unsigned code need it at the bottom.
+    # Sign extension needs the code in the top bits; an index or an unsigned code, in the lowest.
     bottom = 8 - encoding.bits if form.signed and not encoding.has_codebook else 0
     code, base, low = None, 0, 0
     for width in planes(encoding.bits):
@@ -324,7 +325,8 @@ def storage_dtype(name: str) -> str:
 def load_zeros(
     encoding: Encoding, level: CpuLevel, zeros: Pointer, cells: Sequence[Expr], rows: Expr, group: Expr
 ) -> Expr:
-    """int32 [lanes]: the stored zeros of a group. cells: of it, and of its pair; rows: the unit's place there."""
+    """int32 [lanes]: the stored zeros of a group. cells: the group's cell and its pair's; rows: the unit's place in
+    it."""
     lanes = level.lanes
     stored = cast(zeros.load(cells[encoding.zero_bits == 4] * ROW_VECTOR + rows, lanes), f"int32x{lanes}")
     if encoding.zero_bits == 8:

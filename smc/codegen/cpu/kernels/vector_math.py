@@ -37,8 +37,8 @@ def horizontal(kernel: Kernel, vector: Expr, combine: Callable[[Expr, Expr], Exp
 
 
 def horizontal_each(kernel: Kernel, vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """All lanes of every vector combined, in `horizontal`'s tree: one vector with a segment of equal lanes for each (a
-    power of two of them), or the number itself if there is but one."""
+    """All lanes of every vector combined, in `horizontal`'s tree: one vector with a segment of equal lanes per input (a
+    power of two of them), or the number itself if there is one input."""
     if len(vectors) == 1:
         return horizontal(kernel, vectors[0], combine)
     lanes = segment = lanes_of(vectors[0])
@@ -81,7 +81,7 @@ def magnitude(x: Expr) -> Expr:
 
 
 def nearest(level: CpuLevel, x: Expr) -> Expr:
-    """16 floats rounded to int32, halves to even, by one instruction for each of a level's vectors."""
+    """16 floats rounded to int32, halves to even, by one instruction per vector of the level."""
     if level.family == "x86":
         return intrinsic(f"int32x{LANES}", "llvm.lrint", x)
     # LLVM would take two instructions for lrint, which may signal that it was inexact.
@@ -142,7 +142,7 @@ def _power(kernel: Kernel, shifted: Expr, r: Expr) -> Expr:
     *rest, polynomial = (const(c, dtype) for c in EXP2_COEFFICIENTS)
     for coefficient in reversed(rest):
         polynomial = fma(polynomial, r, coefficient)
-    # No conversion: what n adds to the exponent is shifted out of the bits that the sum above left.
+    # No conversion is needed: shift n from the low bits of the sum above to the exponent.
     exponent = reinterpret(shifted, integers) << const(23, integers)
     return kernel.let(reinterpret(reinterpret(polynomial, integers) + exponent, dtype), "power")
 

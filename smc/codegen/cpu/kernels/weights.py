@@ -1,7 +1,6 @@
-"""Weights: what a matmul multiplies inputs with - codes, and what groups bring to them: scales, zeros, offsets.
+"""Weights: the codes of a matmul, with the scales, zeros and offsets of their groups.
 
-They are read as they are packed (`PackedWeights`) or from a panel where they wait unpacked (panel.py); products don't
-know which.
+They are read packed (`PackedWeights`) or, unpacked, from a panel (panel.py); products use both in the same way.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def row_tile(kernel: Kernel, level: CpuLevel, block: Expr, offset: Expr, rows: i
 
 @dataclass(frozen=True)
 class GroupParts:
-    """What a weight group brings for each unit: scales float32 [lanes] (none where the whole row has one, which the
+    """The parts of a weight group for each unit: scales float32 [lanes] (none if the whole row has one, which the
     epilogue applies), stored zeros int32 (float32 for float inputs), offsets float32."""
 
     scales: list[Expr] | None
@@ -92,8 +91,8 @@ class GroupParts:
 class Weights(ABC):
     """The weights of a row tile.
 
-    form, zero: what unpacked codes say, and which of them, shifted as they are, stands for 0 (0 where zeros are
-    stored). shift_in_scales: scales undo the codes' shift, so sums of products must not.
+    form, zero: the form of unpacked codes, and which code, with its shift, stands for 0 (0 if zeros are stored).
+    shift_in_scales: scales undo the codes' shift, so sums of products must not.
     """
 
     def __init__(self, kernel: Kernel, encoding: Encoding, level: CpuLevel, rows: RowTile) -> None:
@@ -104,14 +103,14 @@ class Weights(ABC):
 
     @abstractmethod
     def group_parts(self, group: Expr) -> GroupParts:
-        """What a group (its number in the row, int64) brings."""
+        """The parts of a group (its number in the row, int64)."""
 
     @abstractmethod
     def unpack(self, tile: Expr, quads: range) -> Unpack:
         """unit, quad → the unpacked codes of a tile, of these quads."""
 
     def lacking(self, tile: Expr, quads: range) -> list[Expr] | None:
-        """int32 [lanes] of every unit: what sums of a tile's products lack, of these quads; None: nothing."""
+        """int32 [lanes] per unit: what the sums of a tile's products lack for these quads; None: nothing."""
         return None
 
     def pieces(self, begin: Expr, tiles: Expr) -> Iterator[tuple[Expr, int, GroupParts]]:
@@ -160,7 +159,7 @@ class PackedMatrix:
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
     def prefetch_next(self, block: Expr, turn: Expr, turns: Expr) -> None:
-        """Prefetch the codes of the 32 rows behind `block`, another part in each of so many turns (all int32)."""
+        """Prefetch the codes of the 32 rows behind `block`, a different part in each of so many turns (all int32)."""
         k, line, tile = self.kernel, const(CACHE_LINE, "int64"), const(0, "int64")
         vectors = [(cast(block, "int64") + later) * (ROW_BLOCK // ROW_VECTOR) for later in range(2)]
         here, there = (tile_place(k, self.encoding, vector, tile, self.tiles).begin for vector in vectors)
@@ -189,7 +188,7 @@ class PackedMatrix:
         return k.let(load_floats(self.scales, begin + outer, lanes) * inner, name)
 
     def stored_zero(self, rows: RowTile, unit: Unit, group: Expr, form: CodeForm) -> Expr:
-        """int32 [lanes], in the form of the integer sums: with the offset that codes have, shifted as they are."""
+        """int32 [lanes], in the form of the integer sums: with the offset and the shift of codes."""
         one, lanes = const(1, "int64"), self.level.lanes
         cells = [
             cell(rows.vector, group, self.groups, unit.vector),
@@ -207,7 +206,7 @@ class PackedMatrix:
 
 
 class PackedWeights(Weights):
-    """A row tile's weights as they are packed. form: in which zeros and scales are, if not in that of the codes."""
+    """A row tile's packed weights. form: the form of zeros and scales, if not that of the codes."""
 
     def __init__(self, matrix: PackedMatrix, rows: RowTile, form: CodeForm | None = None) -> None:
         super().__init__(matrix.kernel, matrix.encoding, matrix.level, rows)
@@ -216,7 +215,7 @@ class PackedWeights(Weights):
         self.form = form or code_form(encoding, level)
         if not encoding.is_float and not encoding.stores_zeros:
             self.zero = unpacked_zero(encoding, level) << self.form.shift
-        # x86 has no conversion with a shift; a power of two changes no scale's digits.
+        # x86 has no conversion with a shift. Dividing a scale by a power of two is exact.
         self.shift_in_scales = not self.form.signed and self.form.shift > 0 and not encoding.has_row_scale
         # Base 3 on x86: every unit's bytes go from tile to tile.
         self.fractions: dict[Unit, Fractions] = {}
@@ -241,7 +240,7 @@ class PackedWeights(Weights):
         """See `Weights.unpack`."""
         places = self._tile_places(tile, quads)
 
-        @functools.cache  # taking a digit of base 3 moves on to the next
+        @functools.cache  # reading a base-3 digit moves on to the next
         def unpack(unit: Unit, quad: int) -> Expr:
             place, row, fractions = places[unit.vector], self.rows.first + unit.row, self.fractions.get(unit)
             return unpack_quad(self.kernel, self.encoding, self.level, self.matrix.codes, place, quad, row, fractions)
@@ -249,7 +248,7 @@ class PackedWeights(Weights):
         return unpack
 
     def terms(self, tile: Expr, quads: range, form: InPlace) -> Terms:
-        """unit, quad → the bytes of a tile that are multiplied in place, of these quads."""
+        """unit, quad → the bytes of a tile that are multiplied in place, for these quads."""
         places = self._tile_places(tile, quads)
 
         def terms(unit: Unit, quad: int) -> list[Expr]:
@@ -259,7 +258,7 @@ class PackedWeights(Weights):
         return terms
 
     def _tile_places(self, tile: Expr, quads: range) -> list[TilePlace]:
-        """Where the codes of a tile are, for each row vector; it takes the bytes where five tiles begin."""
+        """Where the codes of a tile are, for each row vector. In base 3, the first of five tiles loads the bytes."""
         k, rows, matrix = self.kernel, self.rows, self.matrix
         vectors = range(rows.units[-1].vector + 1)
         places = [tile_place(k, self.encoding, rows.vector, tile, matrix.tiles, v) for v in vectors]

@@ -6,7 +6,7 @@
 #define SMC_MASKED (-3.0e38f)
 #define SMC_LOWEST (-1.0e30f) /* a split's least maximum: 2 to the power of the difference of both is exactly 0 */
 
-/* A head of q or k as attention sees it: normed, then rotated. */
+/* A head of q or k for attention: normed, then rotated. */
 template <class S> struct smc_head {
   const float *x, *cosines, *norm;
   float factor;
@@ -88,12 +88,12 @@ SMC_DEVICE void smc_rope_cache(const float *k, const float *v, const float *rope
 
 /* ---- attention */
 
-#define SMC_QUERIES 8 /* query rows that a block has in hand together */
+#define SMC_QUERIES 8 /* query rows that a block computes together */
 #define SMC_SPLIT 256 /* cached tokens of a split: one per thread */
 
 template <class S> struct smc_attention_room {
   float queries[SMC_QUERIES][S::DIM];
-  float weights[SMC_QUERIES][SMC_SPLIT]; /* scores, then what values are multiplied with */
+  float weights[SMC_QUERIES][SMC_SPLIT]; /* scores, then the factors of values */
   float value_scales[SMC_SPLIT];
   float sums[SMC_QUERIES][16], maxima[SMC_QUERIES], factors[SMC_QUERIES][2];
   float outputs[SMC_QUERIES][S::DIM];

@@ -1,4 +1,4 @@
-/* What kernels are made of: integer types, threads, and the few instructions that C++ has no word for.
+/* Parts of kernels: integer types, threads, and the few instructions that C++ lacks.
  *
  * The same text is compiled for GPUs (by NVRTC, or by nvcc) and, by SMC_EMULATED, for the CPU stand-in of the tests, whose
  * emulated.h has these functions in plain C++. Every rounding is spelled out: no product is fused with a sum but by smc_fma. */
@@ -93,7 +93,8 @@ template <bool SIGNED> SMC_DEVICE void smc_tensor_product(int32_t *sums, const u
 
 /* ---- memory */
 
-/* Weights are read once: they do not stay in the first cache. Nothing else is read through this path, for it may be stale. */
+/* Weights are read once: they do not stay in the first cache. Nothing else is read through this path, because it may be
+ * stale. */
 SMC_DEVICE smc_words smc_load_weights(const void *place) {
   smc_words w;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(place));
@@ -102,7 +103,7 @@ SMC_DEVICE smc_words smc_load_weights(const void *place) {
 
 /* ---- the whole grid */
 
-/* Which of a phase's blocks a block of the grid does first; any will do, as long as each has another one. */
+/* Which of a phase's blocks a block of the grid does first; any order will do, if no two have the same. */
 SMC_DEVICE int32_t smc_first_block(int32_t index, int32_t count, uint32_t phase) {
   (void)count, (void)phase;
   return index;

@@ -1,10 +1,11 @@
 /* Products of a packed matrix with inputs of any number of tokens, in the order of docs/numerics.md.
  *
- * A block has 8 rows by up to TOKENS tokens. Its 256 threads are 8 rows by 32 tiles (or groups): each makes what is exact, or
- * belongs to one group, and leaves it in shared memory; then a thread per row and token adds the groups up in their order. */
+ * A block has 8 rows by up to TOKENS tokens. Its 256 threads are 8 rows by 32 tiles (or groups): each computes what is
+ * exact, or belongs to one group, and stores it in shared memory; then a thread per row and token adds the groups up in
+ * their order. */
 
 #define SMC_ROWS 8
-#define SMC_AT_ONCE 32 /* tiles, or groups, that a block has in hand together */
+#define SMC_AT_ONCE 32 /* tiles, or groups, that a block computes together */
 
 /* What is done with a finished sum. */
 struct smc_output {
@@ -46,7 +47,7 @@ SMC_DEVICE smc_part smc_part_of(int32_t block, int32_t tokens, int32_t at_once) 
   return smc_part{rows / 4, rows % 4 * SMC_ROWS, first, tokens - first < at_once ? tokens - first : at_once};
 }
 
-/* ---- int8 inputs: E::INPUTS tiles share an input scale, 0: all; E::PARTS: an input scale holds for several groups */
+/* ---- int8 inputs: E::INPUTS tiles share an input scale, 0: all; E::PARTS: several groups share an input scale */
 
 template <class E, int TOKENS> struct smc_integer_room {
   int32_t dots[SMC_AT_ONCE][E::HALVES + 1][TOKENS][SMC_ROWS];
@@ -218,7 +219,7 @@ SMC_KERNEL void smc_multiply_floats(const float *x, smc_matrix m, Output output,
 
 /* ---- float weights: [row block][column][32 rows]; a thread per row and token goes through the columns */
 
-#define SMC_COLUMNS 64 /* that wait in shared memory */
+#define SMC_COLUMNS 64 /* staged in shared memory */
 
 template <int TOKENS> struct smc_float_room {
   float weights[SMC_COLUMNS][SMC_ROWS];

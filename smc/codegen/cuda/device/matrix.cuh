@@ -58,7 +58,7 @@ template <class E> SMC_DEVICE int32_t smc_zero(const smc_matrix &m, int32_t row_
   return group % 2 ? two >> 4 : two & 15;
 }
 
-/* N words, N a power of two or 8: as few loads as there can be. */
+/* N words, N a power of two or 8: with as few loads as possible. */
 template <int N> SMC_DEVICE void smc_load_words(const uint8_t *place, uint32_t *words) {
   if (N >= 4) {
     for (int i = 0; i < N; i += 4) {
@@ -117,7 +117,7 @@ template <class E> SMC_DEVICE void smc_unpack(const smc_matrix &m, int32_t row_b
   if constexpr (E::BITS & 1) smc_add_plane<1, E::BITS & 6>(codes + (E::BITS & 6) * 128, row, quads);
 }
 
-/* What a scale multiplies, of the quad's column i: code less zero, or an entry of the codebook. */
+/* The value that a scale multiplies, for the quad's column i: code less zero, or an entry of the codebook. */
 template <class E> SMC_DEVICE float smc_number(uint32_t quad, int i, int32_t zero) {
   const int32_t code = (int32_t)(quad >> 8 * i & 255u);
   return E::LEVELS ? E::level(code) : smc_float(code - zero);

@@ -5,7 +5,7 @@
 struct smc_control {
   uint32_t arrived;         /* at barriers, all blocks together */
   uint32_t stop_at;         /* the number of the barrier behind which all leave; UINT32_MAX: none */
-  uint32_t failure;         /* becomes 1 where a block has waited in vain */
+  uint32_t failure;         /* becomes 1 if a block has waited too long */
   uint32_t phases;          /* how many the step has, once it ran */
   uint32_t resident;        /* one launch does all phases */
   uint32_t cancels_seen;    /* the step ends where … */
@@ -13,7 +13,7 @@ struct smc_control {
   uint64_t patience;        /* nanoseconds that a block waits at a barrier */
 };
 
-#define SMC_SOON 1000000 /* nanoseconds that a block waits before it asks whether another one has given up */
+#define SMC_SOON 1000000 /* nanoseconds that a block waits before it checks whether another one has given up */
 
 struct smc_thread {
   int32_t index, count;
@@ -28,8 +28,8 @@ struct smc_phase {
   const int32_t *blocks;
 };
 
-/* A value under a name, made anew wherever it is used: kept in registers, those of a function with many buffers would not do
- * behind the calls of its kernels. */
+/* A value under a name, computed wherever it is used: a function with many buffers has too few registers to keep them
+ * across the calls of its kernels. */
 template <class Make, class Value = decltype(((Make *)0)->operator()())> struct smc_name {
   Make make;
   SMC_DEVICE_MEMBER operator Value() const { return make(); }
@@ -47,8 +47,8 @@ SMC_DEVICE void smc_phase_begin(struct smc_thread *thread, struct smc_phase *pha
   thread->phase++;
 }
 
-/* The next block, the same for all threads of a CUDA block. They wait for each other here: what a block of the phase left in
- * shared memory is over then, so that kernels need not wait at their end. */
+/* The next block, the same for all threads of a CUDA block. They wait for each other here, so that kernels need not
+ * wait at their end: shared memory of the last block is no longer in use. */
 SMC_DEVICE int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phase) {
   int32_t block = phase->next;
   smc_sync();
@@ -61,7 +61,7 @@ SMC_DEVICE int smc_phase_claim(struct smc_thread *thread, struct smc_phase *phas
   return 1;
 }
 
-/* A block comes to the barrier number `phase` of the grid, and waits for all others; not 0 where the step ends here. The
+/* A block arrives at the grid's barrier number `phase` and waits for all others; not 0 if the step ends here. The
  * block's own threads have waited for each other in the claim that found no block. */
 SMC_KERNEL int smc_wait_for_all(struct smc_control *control, uint32_t phase) {
   const uint32_t target = phase * (uint32_t)smc_block_count();
@@ -83,7 +83,7 @@ SMC_KERNEL int smc_wait_for_all(struct smc_control *control, uint32_t phase) {
   return smc_sync_any(stop);
 }
 
-/* Not 0 where the step ends here. */
+/* Not 0 if the step ends here. */
 SMC_DEVICE int smc_phase_end(struct smc_thread *thread, struct smc_phase *phase) {
   (void)phase;
   if (thread->control->resident) return smc_wait_for_all(thread->control, thread->phase);
@@ -105,7 +105,7 @@ SMC_KERNEL void smc_move_row(float *to, const float *from, int32_t width) {
   for (int32_t column = smc_lane_of_block(); column < width; column += SMC_THREADS) to[column] = from[column];
 }
 
-/* What a block of the grid has found of the largest logits: nothing yet. */
+/* The largest logits that a block of the grid has found: none yet. */
 SMC_KERNEL void smc_clear_argmaxes(const struct smc_step *step, int32_t index) {
   for (int32_t i = smc_lane_of_block(); i < step->argmax_count * SMC_ARGMAX_LANES; i += SMC_THREADS) {
     struct smc_argmax *argmax = step->argmaxes + index * step->argmax_count + i / SMC_ARGMAX_LANES;

@@ -1,5 +1,5 @@
-/* Kernels that work on rows of activations. A row has `stride` columns, whole tiles of 32; its padding holds zeros. What a row
- * holds is given as a function of the column, so that it can be made again where it is needed once more. */
+/* Kernels that work on rows of activations. A row has `stride` columns, whole tiles of 32; its padding holds zeros. A
+ * row's values are a function of the column, so that they can be computed again when they are needed again. */
 
 /* The floats of a row, by all threads of a block. */
 template <class Row> SMC_DEVICE void smc_store_floats(const Row &row, float *out, int32_t stride) {

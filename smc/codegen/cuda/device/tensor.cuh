@@ -2,7 +2,7 @@
  * register may be any four. A block has 32 rows by 64 tokens, each of its warps 16 rows by 16 tokens for all columns: nothing is
  * shared, and no thread waits for another. Scales enter as docs/numerics.md says (smc_integer_sum). */
 
-#define SMC_MANY_TOKENS 8 /* with more than so many, linears come here */
+#define SMC_MANY_TOKENS 8 /* with more tokens than this, linears use this file */
 #define SMC_TENSOR_TOKENS 64
 
 /* How many blocks a linear has. */
@@ -23,7 +23,7 @@ template <int WIDTH, int LOW> SMC_DEVICE void smc_add_pair(const uint8_t *plane,
   }
 }
 
-/* The codes of two quads of a row's tile, or what a codebook has in their place. */
+/* The codes of two quads of a row's tile, or a codebook's entries for them. */
 template <class E> SMC_DEVICE void smc_unpack_pair(const smc_matrix &m, int32_t row_block, int32_t row, int32_t tile, int32_t pair, uint32_t *quads) {
   if constexpr (E::BASE3) {
     const uint32_t *words = (const uint32_t *)(m.codes + ((int64_t)row_block * ((m.tiles + 4) / 5) + tile / 5) * 1024 + row * 32);
@@ -68,7 +68,7 @@ SMC_KERNEL void smc_multiply_on_tensor_cores(const int8_t *x, const float *x_sca
   const int32_t chunks = (tokens + SMC_TENSOR_TOKENS - 1) / SMC_TENSOR_TOKENS, row_block = block / chunks;
   const int32_t warp = smc_lane_of_block() / 32, lane = smc_lane_of_block() & 31, g = lane / 4, t = lane % 4;
   const int32_t row = warp / 4 * 16 + g, first = block % chunks * SMC_TENSOR_TOKENS + warp % 4 * 16;
-  /* Tokens whose inputs the thread reads, and those whose sums it has; those that are not there read the last one's. */
+  /* Tokens whose inputs the thread reads, and those whose sums it has; missing ones read the last one's. */
   int32_t read[2], own[4];
 #pragma unroll
   for (int i = 0; i < 2; i++) read[i] = first + 8 * i + g < tokens ? first + 8 * i + g : tokens - 1;
@@ -91,7 +91,7 @@ SMC_KERNEL void smc_multiply_on_tensor_cores(const int8_t *x, const float *x_sca
 #pragma unroll
       for (int n = 0; n < 2; n++) {
         const uint32_t *inputs = (const uint32_t *)(x + (int64_t)read[n] * stride + tile * 32) + 2 * t;
-        const bool here = !E::HALVES || t / 2 == half; /* columns of the other half count nothing */
+        const bool here = !E::HALVES || t / 2 == half; /* columns of the other half do not count */
         const uint32_t b[2] = {here ? inputs[0] : 0u, here ? inputs[1] : 0u};
         int32_t dots[4] = {0, 0, 0, 0};
         smc_tensor_product<(E::LEVELS != 0)>(dots, a, b);

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define BOUNCE_ROWS 32 /* rows of logits that go through a buffer of ours where the caller's is not aligned */
+#define BOUNCE_ROWS 32 /* rows of logits that pass through our buffer if the caller's is not aligned */
 #if defined(__APPLE__)
 #define GIVE_BACK MADV_FREE
 #else
@@ -21,7 +21,7 @@ int smc_device_level(const struct smc_program *program, const char *asked, const
     const struct smc_level *candidate = &program->levels[i];
     snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", candidate->name);
     if (asked && strcmp(asked, candidate->name)) continue;
-    missing[0] = 0; /* in the end: what the lowest level misses */
+    missing[0] = 0; /* at the end: the features that the lowest level lacks */
     if (!smc_cpu_missing(candidate->features, missing, sizeof missing)) {
       *level = candidate;
       return SMC_OK;

@@ -1,4 +1,4 @@
-/* What the machine can do at most: reading memory, and multiply-adds in registers. Rooflines are drawn from it.
+/* The limits of the machine: reading memory, and multiply-adds in registers. Rooflines use them.
  * (S. Williams, A. Waterman, D. Patterson: Roofline. Communications of the ACM 52(4), 2009.) */
 #include "../internal.h"
 
@@ -13,8 +13,8 @@
 
 #define BUFFER_BYTES (UINT64_C(256) << 20) /* no CPU caches as much for a few cores */
 #define HUGE_PAGE (2u << 20)
-#define RUN_NANOSECONDS 2000000 /* a run is at least as long: sharing it out is nothing beside it */
-#define RUNS 30                 /* the best counts: in the others somebody else had the machine */
+#define RUN_NANOSECONDS 2000000 /* a run takes at least this long, so that starting the threads does not count */
+#define RUNS 30                 /* the best run counts: during the others, another program used the machine */
 
 /* Work that every thread repeats by itself, on its part of the data. */
 struct work {
@@ -43,7 +43,7 @@ static void read_part(const struct work *work, int32_t part) {
   __asm__ __volatile__("" ::"r"(sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7]));
 }
 
-/* ---- arithmetic: independent chains of one instruction, enough of them to hide what it takes */
+/* ---- arithmetic: enough independent chains of one instruction to hide its latency */
 
 struct peak {
   const char *feature; /* of the level */
@@ -74,7 +74,7 @@ struct peak {
 #if defined(__x86_64__)
 PEAK(vpdpbusd_512, "avx512f,avx512vnni", __m512i, "v", _mm512_dpbusd_epi32(sums[i], a, b))
 PEAK(vpdpbusd_256, "avx2,avxvnni", __m256i, "x", _mm256_dpbusd_avx_epi32(sums[i], a, b))
-/* Small codes' products are added up in int16: what widens those sums is rare. */
+/* Products of small codes are summed in int16, and these sums are rarely widened. */
 PEAK(vpmaddubsw, "avx2", __m256i, "x", _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(a, b)))
 PEAK(vfmadd_512, "avx512f", __m512, "v", _mm512_fmadd_ps(a, b, sums[i]))
 PEAK(vfmadd_256, "avx2,fma", __m256, "x", _mm256_fmadd_ps(a, b, sums[i]))

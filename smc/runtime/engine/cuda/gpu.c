@@ -11,7 +11,7 @@
 #define MEBIBYTE (1024.0 * 1024.0)
 #define STAGE_BYTES (UINT64_C(16) << 20) /* of weights on their way to the device */
 
-/* ---- failures: a device on which something failed is of no use any more */
+/* ---- failures: after one, the device can't be used any more */
 
 int smc_device_failed(struct smc_device *device, int status) {
   device->lost |= status >= CUDA_FIRST_LASTING && status <= CUDA_LAST_LASTING;
@@ -93,7 +93,7 @@ int32_t smc_device_pool_threads(int32_t asked) {
 
 /* ---- open */
 
-/* The mapped weights go through memory that the GPU copies from; their checksum is looked at by the way. */
+/* The mapped weights pass through memory that the GPU copies from; their checksum is computed meanwhile. */
 static int upload(struct smc_device *device, struct smc_artifact *artifact, char *error) {
   const struct smc_driver *driver = device->driver;
   void *stage = NULL;
@@ -248,7 +248,7 @@ int smc_pages_write(struct smc_device *device, uint8_t *to, const void *from, ui
   return device->broken ? smc_device_sentence(device, error) : SMC_OK;
 }
 
-/* ---- what can't be asked of a GPU yet */
+/* ---- what a GPU can't do yet */
 
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error) {
   (void)model, (void)limits;

@@ -1,4 +1,4 @@
-/* A model's part of a GPU; gpu.c and run.c have it together. */
+/* A model's state on a GPU, which gpu.c and run.c share. */
 #ifndef SMC_GPU_H
 #define SMC_GPU_H
 
@@ -6,7 +6,7 @@
 #include "device_program.h"
 #include "driver.h"
 
-/* As the device's phases.cuh has it. */
+/* The same struct as in phases.cuh. */
 struct smc_control {
   uint32_t arrived, stop_at, failure, phases, resident, cancels_seen;
   cuda_pointer cancels;
@@ -31,13 +31,13 @@ struct smc_device {
   cuda_pointer tables;
   uint64_t table_bytes;
   cuda_pointer logits, argmaxes; /* what a step leaves besides the tables' head */
-  cuda_pointer cancels;          /* model->cancels_word, as the GPU sees it */
+  cuda_pointer cancels;          /* model->cancels_word, at the GPU's address */
   float *hidden;                 /* memory of the host, NULL until it is needed */
-  const char *broken;            /* what the driver said when something failed for good; NULL: nothing did */
+  const char *broken;            /* the driver's sentence after a final failure; NULL: none */
   int lost;                      /* a kernel failed, and with it everything in the GPU's context */
 };
 
-/* Makes the device current for the calling thread, and back. Both keep what goes wrong in `broken`. */
+/* Makes the device current for the calling thread, and undoes that. Both keep failures in `broken`. */
 void smc_device_enter(struct smc_device *device);
 void smc_device_leave(struct smc_device *device);
 /* Remembers the first failure; returns whether this was one. */

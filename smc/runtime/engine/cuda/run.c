@@ -1,5 +1,5 @@
-/* Steps on a GPU: the tables of a step go there in one copy, and one launch does all of its phases; where the GPU can't
- * have all blocks wait for each other, every phase is a launch. */
+/* Steps on a GPU: the tables of a step go there in one copy, and one launch does all of its phases; if the GPU's blocks
+ * can't all wait for each other, every phase is a launch. */
 #include "gpu.h"
 
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #define PATIENCE UINT64_C(20000000000) /* nanoseconds that a block waits for the others before the step fails */
 #define ALIGNMENT 128
 
-/* What the tables begin with, and what comes back of them. */
+/* The head of the tables, and the part that is copied back. */
 struct head {
   struct smc_control control;
   uint8_t room[128 - sizeof(struct smc_control)];
@@ -145,8 +145,8 @@ static void launch(struct smc_device *device, int32_t blocks, uint32_t first, ui
                                                      (unsigned)device->shared_bytes, device->stream, arguments, NULL));
 }
 
-/* All phases in one launch, whose blocks wait for each other. 0 where the GPU, or who shares it out (MPS, a virtual
- * GPU), refuses such launches: nothing has run then. */
+/* All phases in one launch, whose blocks wait for each other. 0 if the GPU, or software that shares it (MPS, a virtual
+ * GPU), refuses such launches: then nothing has run. */
 static int launch_resident(struct smc_device *device) {
   cuda_pointer step = device->tables + STEP_AT, control = device->tables;
   uint32_t first = 0, last = UINT32_MAX;
@@ -160,7 +160,7 @@ static int launch_resident(struct smc_device *device) {
   return 1;
 }
 
-/* Phase by phase: first they are counted, by one block that does nothing else. Not 0 where somebody cancelled. */
+/* Phase by phase: one block first counts the phases. Not 0 if the step was cancelled. */
 static int launch_phases(smc_model *model, uint32_t cancels) {
   struct smc_device *device = model->device;
   const struct smc_control *control = (const struct smc_control *)(const void *)device->packed;

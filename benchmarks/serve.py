@@ -106,7 +106,7 @@ def shared_prompt(server: Server, tokens: int, texts: int = 9) -> dict[str, floa
 
 
 def soak(server: Server, minutes: float, tokens: int) -> dict[str, Any]:
-    """Load for so long; memory is looked at ten times a minute, or more often in a short run."""
+    """Load for so long; memory is measured ten times per minute, or more often in a short run."""
     memory: list[float] = []
     over = threading.Event()
 

@@ -162,9 +162,9 @@ class Llama:
         logprobs: whether to report them; top_logprobs: how many of the likeliest tokens to report with them. tools,
         tool_choice, response_format: as in OpenAI's API; response_format may also be llama-cpp-python's, with a schema.
         """
-        asked = chat_form(self.model, [dict(message) for message in messages], tools, tool_choice, response_format)
+        expected = chat_form(self.model, [dict(message) for message in messages], tools, tool_choice, response_format)
         text_stream = self._stream(
-            self.model.apply_chat_template(asked.messages, **asked.variables),
+            self.model.apply_chat_template(expected.messages, **expected.variables),
             max_tokens=max_tokens,
             stop=stop,
             seed=seed,
@@ -177,20 +177,20 @@ class Llama:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
-            constraint=self._constraint(asked.grammar) if asked.grammar is not None else None,
-            show_special=bool(asked.functions),
+            constraint=self._constraint(expected.grammar) if expected.grammar is not None else None,
+            show_special=bool(expected.functions),
         )
         name = model or self.model_path
         if stream:
-            return self._chat_pieces(form.new_answer("chat.completion.chunk", name), text_stream, asked)
+            return self._chat_pieces(form.new_answer("chat.completion.chunk", name), text_stream, expected)
         result = _run(text_stream)
-        told = form.chat_logprobs(result.logprobs, self._texts) if result.logprobs is not None else None
-        shown, calls = asked.parse(result.text)
+        own = form.chat_logprobs(result.logprobs, self._texts) if result.logprobs is not None else None
+        shown, calls = expected.parse(result.text)
         message: Answer = {"role": "assistant", "content": shown or None if calls else shown}
         if calls:
             message["tool_calls"] = [call.as_openai() for call in calls]
         reason = "tool_calls" if calls else form.FINISH_REASONS[result.finish_reason]
-        choice = form.chat_choice(0, message, told, reason)
+        choice = form.chat_choice(0, message, own, reason)
         return {**form.new_answer("chat.completion", name), "choices": [choice], "usage": form.usage([result])}
 
     def _constraint(self, grammar: Grammar) -> Constraint:
@@ -229,28 +229,28 @@ class Llama:
     def _completion_pieces(
         self, head: Answer, stream: TextStream, prompt: str, echo: bool, echoed: Answer | None
     ) -> Iterator[Answer]:
-        told, offset = 0, len(prompt)
+        sent, offset = 0, len(prompt)
         if echo:
             yield {**head, "choices": [form.completion_choice(0, prompt, echoed, None)]}
         for piece in stream:
             logprobs = None
             if stream.result.logprobs is not None:
-                logprobs = form.completion_logprobs(stream.result.logprobs[told:], self._texts, offset)
-                told = len(stream.result.logprobs)
+                logprobs = form.completion_logprobs(stream.result.logprobs[sent:], self._texts, offset)
+                sent = len(stream.result.logprobs)
             offset += len(piece)
             yield {**head, "choices": [form.completion_choice(0, piece, logprobs, None)]}
         reason = form.FINISH_REASONS[stream.result.finish_reason]
         yield {**head, "choices": [form.completion_choice(0, "", None, reason)]}
 
-    def _chat_pieces(self, head: Answer, stream: TextStream, asked: AnswerForm) -> Iterator[Answer]:
-        told, calls = 0, asked.filter()
+    def _chat_pieces(self, head: Answer, stream: TextStream, expected: AnswerForm) -> Iterator[Answer]:
+        sent, calls = 0, expected.filter()
         yield {**head, "choices": [form.chat_piece(0, {"role": "assistant"}, None, None)]}
         for piece in stream:
             shown = piece if calls is None else calls.push(piece)
             logprobs = None
             if stream.result.logprobs is not None:
-                logprobs = form.chat_logprobs(stream.result.logprobs[told:], self._texts)
-                told = len(stream.result.logprobs)
+                logprobs = form.chat_logprobs(stream.result.logprobs[sent:], self._texts)
+                sent = len(stream.result.logprobs)
             if shown or logprobs:
                 yield {**head, "choices": [form.chat_piece(0, {"content": shown}, logprobs, None)]}
         rest, found = calls.end(stream.result.text) if calls is not None else ("", [])
@@ -286,8 +286,8 @@ class Llama:
         texts = [input] if isinstance(input, str) else list(input)
         data = [{"object": "embedding", "index": i, "embedding": self.embed(text)} for i, text in enumerate(texts)]
         count = sum(len(self.model.encode(text)) for text in texts)
-        told = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "data": data, "model": model or self.model_path, "usage": told}
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": model or self.model_path, "usage": usage}
 
     def n_ctx(self) -> int:
         """The number of tokens that the context holds."""

@@ -215,13 +215,12 @@ def compile(
     with StageProgress() as progress, orderly_end():
         if out is not None:
             _check_output(out, inputs, force)
-        module = wanted.read(progress)
+        checkpoint = wanted.read(progress)
         if out is None:
-            out = Path(f"{_file_name(module.facts.name)}.smc")
+            out = Path(f"{_file_name(checkpoint.facts.name)}.smc")
             _check_output(out, inputs, force)
-        before = module
-        module, quantized, steps = wanted.change(module, requests, progress)
-        quality = _measured(before, module, requests, wanted.calib, measured, progress)
+        module, quantized, steps = wanted.change(checkpoint, requests, progress)
+        quality = _measured(checkpoint, module, requests, wanted.calib, measured, progress)
         _check_space(out, module, standalone)
         progress.detail(f"target: {machine.name}, levels {', '.join(level.name for level in machine.levels)}")
         options |= {"verify": not no_verify, "quality": quality, "progress": progress.update}

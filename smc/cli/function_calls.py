@@ -45,19 +45,19 @@ class FunctionQuestion:
 
 
 def print_calls(
-    model: Model, asked: FunctionQuestion, text: str, system: str | None, options: dict[str, Any], as_json: bool
+    model: Model, question: FunctionQuestion, text: str, system: str | None, options: dict[str, Any], as_json: bool
 ) -> None:
     """Put the question to the model and print the answer: text, and a line of JSON for every call."""
     from smc.structured.functional_tokens import MOST_TOKENS, call_functions, end_token
     from smc.structured.functions import read_functions
 
-    assert asked.file is not None
-    functions = read_functions(asked.file)
+    assert question.file is not None
+    functions = read_functions(question.file)
     if end_token(model.tokenizer) is not None:
         result = call_functions(model, functions, text, max_tokens=options.get("max_tokens") or MOST_TOKENS)
         said, calls, seconds = "", [call.as_json() for call in result.calls], result.seconds
     else:
-        said, calls, seconds = _by_template(model, asked, functions, text, system, options)
+        said, calls, seconds = _by_template(model, question, functions, text, system, options)
     if as_json:
         answer = {"text": said, "calls": calls, "seconds": seconds}
         click.echo(json.dumps(answer, ensure_ascii=not messages.writes_unicode()))
@@ -116,7 +116,12 @@ class ToolUse:
 
 
 def _by_template(
-    model: Model, asked: FunctionQuestion, functions: list[Any], text: str, system: str | None, options: dict[str, Any]
+    model: Model,
+    question: FunctionQuestion,
+    functions: list[Any],
+    text: str,
+    system: str | None,
+    options: dict[str, Any],
 ) -> tuple[str, list[dict[str, Any]], float]:
     """The answer's text, its calls, and the seconds that it took."""
     from smc.structured.answer_form import tools_form
@@ -125,7 +130,7 @@ def _by_template(
     conversation = [{"role": "system", "content": system}] if system is not None else []
     conversation.append({"role": "user", "content": text})
     tools = [function.as_tool() for function in functions]
-    form = tools_form(model, conversation, tools, "required" if asked.must_call else "auto")
+    form = tools_form(model, conversation, tools, "required" if question.must_call else "auto")
     constraint = None
     if form.grammar is not None:
         from smc.structured.constraint import Grammars

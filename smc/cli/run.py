@@ -99,7 +99,7 @@ def run(
     if streamed and not as_json:
         raise InputError("--stream needs --json: other output is always printed as it comes")
     if functions_file is not None or must_call:
-        asked = FunctionQuestion(functions_file, must_call, raw)
+        question = FunctionQuestion(functions_file, must_call, raw)
     text = _read_prompt(prompt)
     started = time.perf_counter()
     path = cached_artifact(model_path)
@@ -107,7 +107,7 @@ def run(
         load_seconds = time.perf_counter() - started
         describe_model(model)
         if functions_file is not None:
-            print_calls(model, asked, text, system, options, as_json)
+            print_calls(model, question, text, system, options, as_json)
             return
         drafter = drafter_of(draft, model)()
         stream = model.stream(_prompt_tokens(model, text, system, raw), drafter=drafter, **options)

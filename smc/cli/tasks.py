@@ -1,7 +1,7 @@
-"""`smc eval --tasks`: a model asked by EleutherAI's harness, the package lm-eval.
+"""`smc eval --tasks`: the tasks of EleutherAI's harness, the package lm-eval.
 
-The harness has the tasks, the prompts and the scoring. Here is what it asks of a model: how likely continuations are,
-how likely a whole text is, and what comes next.
+The harness has the tasks, the prompts and the scoring. This file answers its requests to a model: how likely
+continuations are, how likely a whole text is, and what comes next.
 """
 
 from __future__ import annotations

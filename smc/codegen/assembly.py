@@ -69,7 +69,7 @@ def write_artifact(
     front = 0
     if parts is not None:
         with stages("link executable") as report:
-            # It precedes the weights and contains their hash: a link with another hash tells its size.
+            # It precedes the weights and contains their hash: a link with another hash shows its size.
             front = len(linker.executable("0" * 64, parts, report))
     writer = ArtifactWriter(path, front)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smc.errors import InputError
+from smc.ir import ceil_div
 
 MOST_UNITS = 1 << 20
 """Most units into which the bits between the least and the most are divided."""
@@ -36,14 +37,14 @@ def allocate(items: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     most = sum(max(bits) for bits in extra)
     room = min(budget - least, most)
     unit = math.gcd(*(bits for choices in extra for bits in choices)) or 1
-    unit *= -(-(room // unit) // MOST_UNITS) or 1
+    unit *= ceil_div(room // unit, MOST_UNITS) or 1
     capacity = room // unit
     best = np.zeros(capacity + 1)
     chosen = np.zeros((len(items), capacity + 1), np.uint8)
     for index, choices in enumerate(items):
         better = np.full(capacity + 1, np.inf)
         for number, choice in enumerate(choices):
-            size = -(-extra[index][number] // unit)
+            size = ceil_div(extra[index][number], unit)
             if size > capacity:
                 continue
             offered = best[: capacity + 1 - size] + choice.loss
@@ -55,5 +56,5 @@ def allocate(items: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     for index in range(len(items) - 1, -1, -1):
         number = int(chosen[index, place])
         result.append(number)
-        place -= -(-extra[index][number] // unit)
+        place -= ceil_div(extra[index][number], unit)
     return result[::-1]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smc.errors import InputError
-from smc.ir import Module, Node
+from smc.ir import Module, Node, ceil_div
 from smc.ir.ops import find
 from smc.passes.files import read_tensors, write_tensors
 
@@ -280,7 +280,7 @@ class _Gathered:
             name = slot if source is None else source
             tensors[f"rows.{slot}"] = self.rows.pop(slot) / (guided * calibration.window)
             if slot in self.outputs:  # in half the space: they are noise in the third digit
-                windows = -(-guided // OUTPUT_WINDOWS)
+                windows = ceil_div(guided, OUTPUT_WINDOWS)
                 tensors[f"outputs.{slot}"] = (self.outputs.pop(slot) / (windows * calibration.window)).bfloat16()
             tensors[f"source.{slot}"] = torch.frombuffer(bytearray(name.encode()), dtype=torch.uint8)
             if source is None:

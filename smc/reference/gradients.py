@@ -131,9 +131,9 @@ class _GradientHook(Hook):
         if not result.requires_grad:
             result = result.detach().requires_grad_()
 
-        def tell(gradient: Tensor) -> None:
+        def observe(gradient: Tensor) -> None:
             with torch.no_grad():
                 self._observe(node, operands, gradient)
 
-        result.register_hook(tell)
+        result.register_hook(observe)
         return result

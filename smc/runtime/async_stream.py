@@ -22,7 +22,7 @@ async def stream_in_thread(make: Callable[[], TextStream]) -> AsyncIterator[str]
     queue: asyncio.Queue[object] = asyncio.Queue()
     left = threading.Event()
 
-    def tell(item: object) -> None:
+    def put(item: object) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
@@ -33,10 +33,10 @@ async def stream_in_thread(make: Callable[[], TextStream]) -> AsyncIterator[str]
                 if left.is_set():
                     stream.close()
                     return
-                tell(piece)
-            tell(_END)
+                put(piece)
+            put(_END)
         except BaseException as error:
-            tell(error)
+            put(error)
 
     threading.Thread(target=work, name="smc-stream", daemon=True).start()
     try:

@@ -333,7 +333,7 @@ class Model:
         return ChatTemplate(self.artifact.chat_template, self.tokenizer, named, self.eos_token_ids)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of `text`, with the tokens that the tokenizer adds to a text (such as BOS), unless told otherwise.
+        """Tokens of `text`. add_special_tokens: with those that the tokenizer adds to a text (such as BOS).
 
         The texts of special tokens in `text` are parsed as such: use this for prompts, not for text of users.
         """

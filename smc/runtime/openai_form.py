@@ -50,9 +50,9 @@ def completion_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts, offs
 
 def echoed_logprobs(first: int, others: Sequence[TokenLogprob], texts: TokenTexts) -> Answer:
     """The `logprobs` of an echoed prompt. Its `first` token has None, because nothing predicts it."""
-    told = completion_logprobs(others, texts, len(texts.text_of(first)))
+    usual = completion_logprobs(others, texts, len(texts.text_of(first)))
     head = {"tokens": texts.name_of(first), "token_logprobs": None, "top_logprobs": None, "text_offset": 0}
-    return {name: [head[name], *values] for name, values in told.items()}
+    return {name: [head[name], *values] for name, values in usual.items()}
 
 
 def joined_logprobs(before: Answer | None, after: Answer | None) -> Answer | None:
@@ -65,11 +65,11 @@ def joined_logprobs(before: Answer | None, after: Answer | None) -> Answer | Non
 def chat_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts) -> Answer:
     """The `logprobs` of a chat's answer."""
 
-    def told(token: int, logprob: float) -> Answer:
+    def shown(token: int, logprob: float) -> Answer:
         return {"token": texts.text_of(token), "logprob": logprob, "bytes": list(texts.bytes_of(token))}
 
     content = [
-        {**told(entry.token, entry.logprob), "top_logprobs": [told(token, logprob) for token, logprob in entry.top]}
+        {**shown(entry.token, entry.logprob), "top_logprobs": [shown(token, logprob) for token, logprob in entry.top]}
         for entry in entries
     ]
     return {"content": content, "refusal": None}

@@ -175,7 +175,7 @@ class Gate:
 
         json_scope = scope
 
-        async def told(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = json_scope.get("route")
                 self._metrics.count_request(getattr(route, "path", "other"), message["status"])
@@ -192,9 +192,9 @@ class Gate:
         if length.isdigit() and int(length) > MOST_BODY_BYTES:
             refused = ApiError(413, str(TooLargeError().detail))
         if refused is not None:
-            await JSONResponse(body_of(refused), status_code=refused.status)(scope, receive, told)
+            await JSONResponse(body_of(refused), status_code=refused.status)(scope, receive, send_counted)
             return
         # Bodies are JSON whatever their content type: curl says that they are forms.
         others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         json_scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
-        await self._app(json_scope, counted, told)
+        await self._app(json_scope, counted, send_counted)

@@ -94,14 +94,14 @@ def body_of(error: ApiError) -> dict[str, Any]:
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The response for an exception; Ollama's endpoints have another form than OpenAI's."""
-    told = as_api_error(error)
+    known = as_api_error(error)
     headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, QueueFullError) else {}
     if isinstance(error, HTTPException):
         headers |= error.headers or {}  # which methods there are
-    if told.status == 401:
+    if known.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    body = {"error": told.message} if request.url.path.startswith("/api/") else body_of(told)
-    return JSONResponse(body, status_code=told.status, headers=headers)
+    body = {"error": known.message} if request.url.path.startswith("/api/") else body_of(known)
+    return JSONResponse(body, status_code=known.status, headers=headers)
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:

@@ -72,12 +72,12 @@ def _with_functions(template: str, functions: Sequence[Function]) -> str:
     """The template with the functions in it: by its own words for tools, or in the system message."""
     if knows_tools(template):
         return f"{{%- set tools = {_jinja([function.as_tool() for function in functions])} -%}}{template}"
-    told = _jinja(tools_message(functions))
+    tools = _jinja(tools_message(functions))
     return (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set messages = [{'role': 'system', 'content': messages[0]['content'] ~ '\\n\\n' ~ "
-        f"{told}}}] + messages[1:] -%}}"
-        f"{{%- else -%}}{{%- set messages = [{{'role': 'system', 'content': {told}}}] + messages -%}}{{%- endif -%}}"
+        f"{tools}}}] + messages[1:] -%}}"
+        f"{{%- else -%}}{{%- set messages = [{{'role': 'system', 'content': {tools}}}] + messages -%}}{{%- endif -%}}"
         f"{template}"
     )
 

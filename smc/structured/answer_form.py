@@ -132,8 +132,8 @@ def _with_objects(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 raise InputError("messages: the arguments of a tool call must be JSON") from None
         return {**value, "function": function}
 
-    def told(message: dict[str, Any]) -> dict[str, Any]:
+    def with_calls(message: dict[str, Any]) -> dict[str, Any]:
         calls = message.get("tool_calls")
         return {**message, "tool_calls": [call(value) for value in calls]} if calls else message
 
-    return [told(message) for message in messages]
+    return [with_calls(message) for message in messages]

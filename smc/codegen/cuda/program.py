@@ -20,6 +20,7 @@ from smc.codegen.schedule.memory import MemoryPlan
 from smc.codegen.schedule.profile import profile_tasks
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.weights import WeightTable
+from smc.ir import ceil_div
 from smc.targets import Target
 
 DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
@@ -66,7 +67,7 @@ SMC_ENTRY smc_run(const struct smc_step *S, struct smc_control *control, uint32_
 
 
 def _padded(size: int) -> int:
-    return -(-size // 128) * 128
+    return ceil_div(size, 128) * 128
 
 
 def launch_bytes(schedule: Schedule, memory: MemoryPlan) -> int:

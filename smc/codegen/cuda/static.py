@@ -25,7 +25,7 @@ from smc.codegen.schedule.profile import profile_tasks
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.weights import WeightTable, place_weights
 from smc.errors import InputError
-from smc.ir import Encoding, Module
+from smc.ir import Encoding, Module, ceil_div
 from smc.targets import find_target
 
 MOST_REGISTERS, LEAST_BLOCKS, MOST_BYTES = 128, 2, 1.1
@@ -173,7 +173,7 @@ def _level_facts(name: str, architecture: int, code: bytes, log: str, shared: in
     listing = _disassembled(code)
     if listing is not None:
         _count_loads(listing, {function.symbol: function for function in functions})
-    by_registers = REGISTERS // (-(-registers // 8) * 8 * THREADS)
+    by_registers = REGISTERS // (ceil_div(registers, 8) * 8 * THREADS)
     by_shared = SHARED_KIB[architecture] * 1024 // (shared + RESERVED)
     blocks = min(by_registers, by_shared)
     return LevelFacts(name, registers, blocks, len(code), functions, listing is not None)

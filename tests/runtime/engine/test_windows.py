@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from smc.errors import InputError
+from smc.ir import ceil_div
 from smc.runtime.binding import CancelledError, Engine
 
 from .conftest import VOCAB, compile_fake_program
@@ -46,7 +47,7 @@ def reference() -> Reference:
 
 def window_pages(engine: Engine, length: int) -> int:
     """Pages of the layer with the window, where one sequence of this length is all there is."""
-    whole = -(-length // PAGE) * 2 * LAYER_PAGE
+    whole = ceil_div(length, PAGE) * 2 * LAYER_PAGE
     pages, rest = divmod(int(engine.info().kv_bytes_used) - whole, LAYER_PAGE)
     assert rest == 0
     return pages
@@ -66,7 +67,7 @@ def test_a_window_keeps_few_pages(open_windows: Open) -> None:
     for length in range(1, 300):
         feed(engine, [(sequence, [length % VOCAB])])
         pages = window_pages(engine, length)
-        assert pages <= -(-length // PAGE)
+        assert pages <= ceil_div(length, PAGE)
         most = max(most, pages)
     assert most == 3  # 40 + 64 tokens, wherever pages begin
     engine.sequence_drop(sequence)

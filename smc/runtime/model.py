@@ -29,7 +29,7 @@ _EMBED_TOKENS = 256
 """Tokens per step of a text to embed, so that other texts do not wait long."""
 
 _TEXT_CHUNK = 64
-"""Tokens per step of a text whose logits are all needed, which a large vocabulary makes large."""
+"""Tokens per step of a text whose logits are all needed: with a large vocabulary they take much memory."""
 
 
 class Sequence:
@@ -126,8 +126,8 @@ class Sequence:
         return states
 
     def run_prompt(self, tokens: Items[int], count: int, since: int | None = None) -> list[TokenLogprob]:
-        """Run `tokens`, a prompt, but for the last one, in this empty sequence; returns the log-probabilities of all
-        but the first one, with the `count` likeliest at each place.
+        """Run all of the prompt `tokens` except the last one in this empty sequence. Returns the log-probabilities of
+        all except the first one, with the `count` likeliest tokens at each place.
 
         since: which cancellations count, see `Engine.run`. Raises InputError as `extend` does, and for logits that are
         NaN or infinite.
@@ -248,7 +248,7 @@ class Model:
         return mean.astype(np.float32)
 
     def prompt_logprobs(self, tokens: Items[int], count: int) -> list[TokenLogprob]:
-        """The log-probabilities of a prompt's tokens but for the first, which nothing predicts, with the `count`
+        """The log-probabilities of a prompt's tokens except the first, which nothing predicts, with the `count`
         likeliest tokens at each place. The prompt takes a sequence. Raises InputError if it is longer than the
         context."""
         since = self.engine.cancels

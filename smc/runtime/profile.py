@@ -1,4 +1,4 @@
-"""Profiles and limits from the engine: where the time of steps goes, and what the machine can do at most."""
+"""Profiles and limits from the engine: where the time of steps goes, and the limits of the machine."""
 
 from __future__ import annotations
 

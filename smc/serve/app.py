@@ -41,9 +41,9 @@ OPEN_PATHS = {"/health", "/", "/page/chat.js", "/page/style.css"}
 class ServerOptions:
     """How artifacts are opened and served.
 
-    sequences: the number of sequences in the KV cache: those of running texts, kept prefixes, and one for embeddings.
-    patience: seconds that running texts may take after the server begins to shut down.
-    draft: what guesses tokens (smc/runtime/drafters.py), or None.
+    sequences: the number of sequences in the KV cache: those of running texts, kept prefixes, and one for embeddings
+    and log-probabilities of prompts. patience: seconds that running texts may take after the server begins to shut
+    down. draft: what guesses tokens (smc/runtime/drafters.py), or None.
     """
 
     context_length: int = 0

@@ -30,7 +30,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is none, but those of Ollama's endpoints."""
+    """The body of every error, except those of Ollama's endpoints."""
 
     error: ErrorBody
 

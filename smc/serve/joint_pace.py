@@ -15,9 +15,9 @@ MOST_IN_STEP = 48
 """Of all texts in a step."""
 
 _FIRST_GUESS = 0.1
-"""What a step with twice the tokens is taken to cost more before one was measured: little, so that it is tried."""
+"""The assumed additional cost of a step with twice the tokens, before one was measured: low, so that it is tried."""
 _MEMORY = 0.9
-"""What remains of older observations when a new one comes."""
+"""The weight of older observations when a new one comes."""
 _SOONEST, _LATEST = 16, 512
 """Steps without guesses after which a text is given one again: twice as many every time that it was wrong."""
 
@@ -46,11 +46,11 @@ class TextPace:
 
 
 class JointPace:
-    """Shares the guesses of a step out among its texts, by what steps took."""
+    """Distributes the guesses of a step among its texts, by the measured times of steps."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}  # of a step by how many tokens it has
-        self._right, self._wrong = 1.0, 0.0  # of all texts: what a new one begins with
+        self._right, self._wrong = 1.0, 0.0  # of all texts: a new text begins with it
 
     def new_text(self) -> TextPace:
         """For a text that begins."""
@@ -90,7 +90,7 @@ class JointPace:
             self._wrong = 0.99 * self._wrong + (right < guesses)
 
     def _expected(self, tokens: int) -> float:
-        """Seconds of a step: as measured, or else the least that what was measured beside it leaves possible.
+        """Seconds of a step: measured, or else the least that is possible by its neighbours' times.
 
         A step takes no less than one with fewer tokens, and no less per token than one with more.
         """

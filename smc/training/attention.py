@@ -1,4 +1,4 @@
-"""How far two models' attention is apart: what a loss at the taps of distillation compares (Jiao et al., "TinyBERT",
+"""The distance between two models' attention, for a loss at the taps of distillation (Jiao et al., "TinyBERT",
 arXiv 1909.10351; as a divergence: Wang et al., "MiniLM", arXiv 2002.10957).
 """
 

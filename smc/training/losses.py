@@ -45,7 +45,7 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         gradient, losses = torch.empty_like(logits), torch.zeros(len(logits))
         divergences = teacher is not None and bool(parts.forward or parts.reverse)
-        # Buffers for all rounds: new memory of this size costs more than what is computed in it.
+        # Buffers for all rounds: allocating memory of this size costs more than the arithmetic.
         own, other, q, p = (torch.empty(ROWS, logits.shape[1]) for _ in range(4))
         for start in range(0, len(logits), ROWS):
             rows = slice(start, min(start + ROWS, len(logits)))

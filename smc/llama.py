@@ -122,7 +122,9 @@ class Llama:
             logit_bias=logit_bias,
         )
         head = form.new_answer("text_completion", model or self.model_path)
-        text = prompt if isinstance(prompt, str) else self.model.decode(tokens)
+        text = ""
+        if echo or logprobs is not None:
+            text = prompt if isinstance(prompt, str) else self.model.decode(tokens)
         echoed = self._echoed_logprobs(tokens, logprobs) if echo and logprobs is not None else None
         if stream:
             return self._completion_pieces(head, text_stream, text, echo, echoed)

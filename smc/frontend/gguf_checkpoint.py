@@ -165,7 +165,7 @@ class _Reader:
             "partial_rotary_factor": width / head_dim,
         }
         divisors, long, short = (self._divisors(name) for name in ROPE_TENSORS)
-        kind = metadata.text(self._key("rope.scaling.type"), "none")
+        kind = metadata.text(self._key("rope.scaling.type"), "linear")
         linear = metadata.number(self._key("rope.scale_linear"), 1.0, FACTOR)
         factor = metadata.number(self._key("rope.scaling.factor"), linear, FACTOR)
         original = metadata.integer(self._key("rope.scaling.original_context_length"), context, CONTEXT)
@@ -175,11 +175,25 @@ class _Reader:
             return {**found, **stretched, "rope_type": "longrope", "long_factor": long, "short_factor": short}
         if divisors is not None:
             return {**found, "rope_type": "divided", "divisors": divisors}
-        if kind == "none" and self._value("rope.scale_linear") is None:
+        if kind == "none" or (kind == "linear" and factor == 1):
             return {**found, "rope_type": "default"}
         if kind == "yarn":
-            return {**found, **stretched, "rope_type": kind, "factor": factor}
-        return {**found, "rope_type": "linear" if kind == "none" else kind, "factor": factor}
+            return {**found, **stretched, "rope_type": kind, "factor": factor, **self._yarn(factor)}
+        return {**found, "rope_type": kind, "factor": factor}
+
+    def _yarn(self, factor: float) -> dict[str, Any]:
+        """What only YaRN has. The converter writes `yarn_attn_factor` for a config's own `attention_factor`; the older
+        `attn_factor` multiplies the usual one."""
+        metadata = self.metadata
+        usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        magnitude = usual * metadata.number(self._key("rope.scaling.attn_factor"), 1.0)
+        if metadata.number(self._key("rope.scaling.yarn_ext_factor"), 1.0) != 1:
+            raise metadata.fault(self._key("rope.scaling.yarn_ext_factor"), "1, others are not supported")
+        return {
+            "attention_factor": metadata.number(self._key("rope.scaling.yarn_attn_factor"), magnitude),
+            "beta_fast": self._value("rope.scaling.yarn_beta_fast"),
+            "beta_slow": self._value("rope.scaling.yarn_beta_slow"),
+        }
 
     def _divisors(self, name: str) -> list[float] | None:
         tensor = self.file.tensors.get(name)

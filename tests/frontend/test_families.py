@@ -38,6 +38,22 @@ def test_logits_equal_transformers(make_checkpoint: Make, kind: str, place: int)
     assert (fused - logits).abs().max() <= 1e-5 * largest
 
 
+@pytest.mark.parametrize("said", [False, True])
+def test_gemma_2_has_soft_caps_unless_they_are_null(make_checkpoint: Make, said: bool) -> None:
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    folder, model = make_checkpoint("Gemma2", head_dim=12, **(caps if said else {}))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**{k: v for k, v in config.items() if k not in caps}, **(caps if said else {})}))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(10)  # so that caps matter
+        model.save_pretrained(folder / "weights")
+        (folder / "weights" / "model.safetensors").replace(folder / "model.safetensors")
+        expected = model(TOKENS[None]).logits[0]
+    logits = Reference(load_checkpoint(folder)).logits(TOKENS)
+    assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,15 +232,57 @@ def rope_of_block(module: Module) -> RopeTable:
     return next(node.attributes["table"] for node in module.functions["block"].nodes() if node.op == "rope")
 
 
-def test_linear_rope_scaling(make_checkpoint: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [True, False])
+def test_linear_rope_scaling(make_checkpoint: Make, tmp_path: Path, said: bool) -> None:
+    """A factor without a type is linear, as llama.cpp has it."""
     folder, model = make_checkpoint(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
 
     def extra(writer: gguf.GGUFWriter) -> None:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        if said:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(4.0)
 
     write_gguf(tmp_path / "model.gguf", model, extra=extra)
     assert rope_of_block(load_checkpoint(tmp_path / "model.gguf")) == rope_of_block(load_checkpoint(folder))
+
+
+def test_no_rope_scaling_whatever_the_factor(make_checkpoint: Make, tmp_path: Path) -> None:
+    folder, model = make_checkpoint()
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(4.0)
+
+    write_gguf(tmp_path / "model.gguf", model, extra=extra)
+    assert rope_of_block(load_checkpoint(tmp_path / "model.gguf")) == rope_of_block(load_checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("keys", "same_as"),
+    [
+        ({}, {}),
+        ({"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}, {"beta_fast": 8.0, "beta_slow": 2.0}),
+        ({"yarn_attn_factor": 1.5}, {"attention_factor": 1.5}),
+        ({"attn_factor": 0.5}, {"attention_factor": 0.5 * (0.1 * math.log(4) + 1)}),
+    ],
+)
+def test_yarn_rope_scaling(
+    make_checkpoint: Make, tmp_path: Path, keys: dict[str, float], same_as: dict[str, float]
+) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    folder, model = make_checkpoint(rope_parameters={**rope, **same_as})
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(64)
+        for name, value in keys.items():
+            writer.add_float32(f"llama.rope.scaling.{name}", value)
+
+    write_gguf(tmp_path / "model.gguf", model, extra=extra)
+    found, wanted = (rope_of_block(load_checkpoint(path)) for path in (tmp_path / "model.gguf", folder))
+    assert found.frequencies == wanted.frequencies
+    assert found.magnitude == pytest.approx(wanted.magnitude)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -343,6 +386,12 @@ def test_another_architecture(make_checkpoint: Make, tmp_path: Path) -> None:
         assert_refused(tmp_path / "model.gguf", message)
 
 
+def extrapolated(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_yarn_ext_factor(0.5)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -350,6 +399,7 @@ def test_another_architecture(make_checkpoint: Make, tmp_path: Path) -> None:
         (lambda w: w.add_expert_count(8), "lacks the tensor model.layers.0.block_sparse_moe.gate.weight"),
         (lambda w: w.add_value_length(10), "llama.attention.value_length 10 differs from the head_dim 12"),
         (lambda w: w.add_string("llama.rope.scaling.type", "spiral"), "rope type spiral is not supported"),
+        (extrapolated, "llama.rope.scaling.yarn_ext_factor must be 1, others are not supported, not 0.5"),
         (lambda w: w.add_tensor("blk.0.extra.weight", np.zeros(3, np.float32)), "no place for the tensor blk.0.extra"),
         (
             lambda w: w.add_tensor("blk.0.x.weight", np.zeros((3, 292), np.uint8), raw_dtype=Type.Q8_K),

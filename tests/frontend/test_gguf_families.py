@@ -14,6 +14,7 @@ import pytest
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES
 
+from smc.errors import InputError
 from smc.frontend import load_checkpoint
 from smc.reference import Reference
 from tests.frontend.families import CASES, FAMILIES
@@ -46,7 +47,7 @@ PAIRED = ("SmolLM3", "Granite", "Mixtral")
 NOT_SAID = {
     "use_sliding_window", "layer_types", "query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval",
     "decoder_sparse_step", "mlp_only_layers", "scale_attn_by_inverse_layer_idx", "scale_attn_weights",
-    "activation_function",
+    "activation_function", "hidden_act",
 }  # fmt: skip
 """What GGUF files of these families have no key for: models that differ in it look alike."""
 
@@ -58,6 +59,18 @@ SAID = [
     for kind, place in CASES
     if not NOT_SAID & set(FAMILIES[kind][place])
 ]
+
+
+def sayable(kind: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes to a config, but for what files of the family can't say."""
+    changes = {"max_position_embeddings": 512, **changes}
+    if kind in ("Gemma", "Gemma2", "BitNet"):  # whose files have no place for a head of its own
+        changes["tie_word_embeddings"] = True
+    if kind in ("Gemma2", "Gemma3"):
+        changes["query_pre_attn_scalar"] = changes["head_dim"]
+    if kind == "Gemma2":  # without caps the usual ones are meant
+        changes = {name: value for name, value in changes.items() if value is not None}
+    return changes
 
 
 def converted(kind: str, config: Any, name: str, values: torch.Tensor) -> torch.Tensor:
@@ -142,6 +155,7 @@ def write(path: Path, kind: str, model: Any, quantized: bool = False) -> None:
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads if kind in ("GPTNeoX", "GPT2") else config.num_key_value_heads)
     writer.add_key_length(head_dim)
+    writer.add_tokenizer_model("none")
     writer.add_vocab_size(config.vocab_size)
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -150,12 +164,14 @@ def write(path: Path, kind: str, model: Any, quantized: bool = False) -> None:
         writer.add_parallel_residual(config.use_parallel_residual)
     if kind == "GPT2":
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    if getattr(config, "sliding_window", None) and kind in ("Gemma2", "Gemma3", "Phi3"):
+    if getattr(config, "sliding_window", None) and kind in ("Gemma2", "Gemma3", "Phi3", "Mixtral", "Olmo2"):
         writer.add_sliding_window(config.sliding_window)
     if kind == "Gemma2":
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(config, name) is not None:
                 writer.add_float32(f"{prefix}.{name}", getattr(config, name))
+    if kind == "BitNet":
+        writer.add_string(f"{prefix}.hidden_activation", config.hidden_act)
     if kind == "Granite":
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_attention_scale(config.attention_multiplier)
@@ -192,18 +208,30 @@ def write(path: Path, kind: str, model: Any, quantized: bool = False) -> None:
 
 @pytest.mark.parametrize(("kind", "place"), SAID)
 def test_logits_equal_those_of_the_folder(make_checkpoint: Make, tmp_path: Path, kind: str, place: int) -> None:
-    changes = {"max_position_embeddings": 512, **FAMILIES[kind][place]}
-    if kind in ("Gemma", "Gemma2", "BitNet"):  # whose files have no place for a head of its own
-        changes["tie_word_embeddings"] = True
-    if kind in ("Gemma2", "Gemma3"):
-        changes["query_pre_attn_scalar"] = changes["head_dim"]
-    folder, model = make_checkpoint(kind, **changes)
+    folder, model = make_checkpoint(kind, **sayable(kind, FAMILIES[kind][place]))
     write(tmp_path / "model.gguf", kind, model)
     expected = Reference(load_checkpoint(folder)).logits(TOKENS)
     module = load_checkpoint(tmp_path / "model.gguf")
     assert module.facts.architecture == type(model).__name__
     logits = Reference(module).logits(TOKENS)
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_gemma_3_of_27_billion_scales_scores_by_the_hidden_size(make_checkpoint: Make, tmp_path: Path) -> None:
+    """No key says it: llama.cpp knows the model by its 62 layers."""
+    folder, model = make_checkpoint("Gemma3", num_hidden_layers=62, head_dim=16, query_pre_attn_scalar=12)
+    write(tmp_path / "model.gguf", "Gemma3", model)
+    expected = Reference(load_checkpoint(folder)).logits(TOKENS[:9])
+    assert Reference(load_checkpoint(tmp_path / "model.gguf")).logits(TOKENS[:9]).equal(expected)
+
+
+def test_olmo_3_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
+    """Its files name the architecture of OLMo 2."""
+    _, model = make_checkpoint("Olmo2", pad_token_id=0)
+    model.config.sliding_window = 7
+    write(tmp_path / "model.gguf", "Olmo2", model)
+    with pytest.raises(InputError, match=r"OLMo with a window \(Olmo 3\) is not supported"):
+        load_checkpoint(tmp_path / "model.gguf")
 
 
 def test_stacks_of_experts_keep_their_codes(make_checkpoint: Make, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ SUB_NORMS = {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ff
 
 
 @architecture(
-    "BitNetForCausalLM", model_type="bitnet", gguf=GGUF("bitnet", SUB_NORMS, config={"hidden_act": "relu2"})
+    "BitNetForCausalLM",
+    model_type="bitnet",
+    # Files that name no activation are of the first checkpoints (1bitLLM/bitnet_b1_58-3B), which have SwiGLU.
+    gguf=GGUF("bitnet", SUB_NORMS, {"hidden_activation": "hidden_act"}, {"hidden_act": "silu"}),
 )
 def bitnet(checkpoint: Checkpoint) -> Decoder:
     """Its weights are rounded by the pass quantize-ternary."""

@@ -11,6 +11,7 @@ from smc.frontend.architectures.decoder import Decoder
 from smc.frontend.architectures.registry import GGUF, architecture
 from smc.frontend.architectures.views import ONE_PLUS
 from smc.frontend.checkpoint import Checkpoint
+from smc.frontend.config import Config
 from smc.frontend.rope import rope_table
 
 TENSORS = {
@@ -41,7 +42,7 @@ def gemma2(checkpoint: Checkpoint) -> Decoder:
     # GGUF files do not say it: only the 27B has another one than the others.
     is_27b = config.integer("num_hidden_layers") == LAYERS_27B
     scalar = config.number("query_pre_attn_scalar", hidden_size // heads.heads if is_27b else heads.head_dim)
-    caps = [config.number(name) if name in config else None for name in METADATA.values()]
+    caps = [cap_of(config, name, default) for name, default in zip(METADATA.values(), (50.0, 30.0), strict=True)]
 
     def layer(index: int, width: Width) -> Block:
         b = Block.layer(f"model.layers.{index}.", hidden_size)
@@ -61,3 +62,8 @@ def gemma2(checkpoint: Checkpoint) -> Decoder:
     return parts.decoder(
         checkpoint, layers, hidden_size, norm, default_context=8192, tied=True, scale=scale, softcap=caps[1]
     )
+
+
+def cap_of(config: Config, name: str, default: float | None = None) -> float | None:
+    """A soft-cap: null is none, and a missing key the default."""
+    return None if config.values.get(name, default) is None else config.number(name, default)

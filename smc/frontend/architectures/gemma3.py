@@ -9,7 +9,7 @@ from __future__ import annotations
 from smc.frontend.architectures import parts
 from smc.frontend.architectures.block import Block, Width
 from smc.frontend.architectures.decoder import Decoder
-from smc.frontend.architectures.gemma2 import METADATA, TENSORS
+from smc.frontend.architectures.gemma2 import METADATA, TENSORS, cap_of
 from smc.frontend.architectures.qwen3 import HEAD_NORMS
 from smc.frontend.architectures.registry import GGUF, architecture
 from smc.frontend.architectures.views import ONE_PLUS
@@ -18,11 +18,18 @@ from smc.frontend.config import Config
 from smc.frontend.rope import rope_table
 from smc.ir import RopeTable
 
+GGUF_METADATA = {
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "attention.sliding_window_pattern": "sliding_window_pattern",
+}
+LAYERS_27B = 62
+
 
 @architecture(
     "Gemma3ForCausalLM",
     model_type="gemma3_text",
-    gguf=GGUF("gemma3", {**TENSORS, **HEAD_NORMS}, applied=frozenset({ONE_PLUS.kind})),
+    gguf=GGUF("gemma3", {**TENSORS, **HEAD_NORMS}, GGUF_METADATA, applied=frozenset({ONE_PLUS.kind})),
 )
 def gemma3(checkpoint: Checkpoint) -> Decoder:
     """Every sixth layer sees the whole context, unless `layer_types` says otherwise."""
@@ -32,8 +39,9 @@ def gemma3(checkpoint: Checkpoint) -> Decoder:
     norm, head_norm = (parts.rms_norm(width, eps, ONE_PLUS) for width in (hidden_size, heads.head_dim))
     ropes, bias = _ropes(config, heads.head_dim), config.flag("attention_bias", False)
     activation = parts.activation_of(config, "hidden_activation", "gelu_pytorch_tanh")
-    scale = config.number("query_pre_attn_scalar", heads.head_dim) ** -0.5
-    caps = [config.number(name) if name in config else None for name in METADATA.values()]
+    is_27b = config.integer("num_hidden_layers") == LAYERS_27B
+    scalar = config.number("query_pre_attn_scalar", hidden_size // heads.heads if is_27b else heads.head_dim)
+    caps = [cap_of(config, name) for name in METADATA.values()]
 
     def layer(index: int, width: Width) -> Block:
         b = Block.layer(f"model.layers.{index}.", hidden_size)
@@ -44,7 +52,7 @@ def gemma3(checkpoint: Checkpoint) -> Decoder:
             q = head_norm(b, q, "self_attn.q_norm", "q_normed")
             k = head_norm(b, k, "self_attn.k_norm", "k_normed")
             rope = ropes[window is not None]
-            attended = parts.attend(b, q, k, v, heads, rope, window=window, scale=scale, softcap=caps[0])
+            attended = parts.attend(b, q, k, v, heads, rope, window=window, scale=scalar**-0.5, softcap=caps[0])
             return parts.output(b, attended, heads, bias=bias)
 
         return parts.both_norms_layer(

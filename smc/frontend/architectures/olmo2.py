@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from smc.errors import InputError
 from smc.frontend.architectures import parts
 from smc.frontend.architectures.block import Block, Width
 from smc.frontend.architectures.decoder import Decoder
@@ -21,6 +22,8 @@ TENSORS = {
 def olmo2(checkpoint: Checkpoint) -> Decoder:
     """All layers are alike."""
     config = checkpoint.config
+    if "sliding_window" in config:  # a GGUF file of Olmo 3 is of this architecture, too
+        raise InputError(f"{config.origin}: OLMo with a window (Olmo 3) is not supported")
     heads = parts.Heads.of(config)
     hidden_size, eps = heads.hidden_size, config.number("rms_norm_eps", 1e-5)
     norm = parts.rms_norm(hidden_size, eps)

@@ -12,6 +12,7 @@ import click
 from smc.cli.options import verbosity_options
 
 if TYPE_CHECKING:
+    from smc.ir import Encoding
     from smc.passes import Pass
 
 
@@ -60,14 +61,6 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     Example:
       smc encodings --group 128 --columns 576
     """
-    from smc.ir import BF16, F16, F32, Encoding, integer
-
-    rows: list[tuple[Encoding, str]] = [(encoding, "value") for encoding in (F32, F16, BF16)]
-    for bits in range(8, 1, -1):
-        rows.append((integer(bits, group=group), f"scale * (code - {1 << (bits - 1)})"))
-        rows.append((integer(bits, group=group, symmetric=False), "scale * (code - zero)"))
-    for ternary in (Encoding.of(bits=2, zero=1, group=group), Encoding.of("base3", group=group)):
-        rows.append((ternary, "scale * (code - 1)"))
     described: list[dict[str, Any]] = [
         {
             "encoding": str(encoding),
@@ -75,7 +68,7 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
             "activations": "i8" if encoding.rounds_inputs else "none",
             "bits_per_weight": round(encoding.stored_bits((1, columns)) / columns, 4),
         }
-        for encoding, decode in rows
+        for encoding, decode in usual_encodings(group)
     ]
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -84,6 +77,19 @@ def encodings(group: int, columns: int, as_json: bool) -> None:
     for row in described:
         click.echo(f"{row['encoding']:<24} {row['decode']:<22} {row['activations']:<12} {row['bits_per_weight']:g}")
     click.echo("\nA pass of your own can make others, such as codebooks and offsets: values of smc.ir.Encoding.")
+
+
+def usual_encodings(group: int) -> list[tuple[Encoding, str]]:
+    """The usual encodings with groups of this size, and how each is decoded."""
+    from smc.ir import BF16, F16, F32, Encoding, integer
+
+    rows: list[tuple[Encoding, str]] = [(encoding, "value") for encoding in (F32, F16, BF16)]
+    for bits in range(8, 1, -1):
+        rows.append((integer(bits, group=group), f"scale * (code - {1 << (bits - 1)})"))
+        rows.append((integer(bits, group=group, symmetric=False), "scale * (code - zero)"))
+    for ternary in (Encoding.of(bits=2, zero=1, group=group), Encoding.of("base3", group=group)):
+        rows.append((ternary, "scale * (code - 1)"))
+    return rows
 
 
 def _describe(name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from smc.passes import load_recipe
 from smc.reference import ExactReference
 from smc.runtime.interface import WANT_ARGMAX, WANT_HIDDEN, WANT_LOGITS
 from tests.arm64.conftest import Built
+from tests.codegen.test_experts import LISTED, mixture
 from tests.emulation import CPUS, EmulatedModel, batch, link_driver
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,15 @@ def test_odd_sizes(make_checkpoint: MakeCheckpoint, tmp_path: Path, family: str,
     kind, changes = ODD[family]
     module = smc.apply(smc.load_checkpoint(make_checkpoint(kind, **changes)[0]), load_recipe(recipe).passes)
     check_all_levels(module, tmp_path)
+
+
+@pytest.mark.arm64
+@pytest.mark.parametrize("first", range(0, len(LISTED), 5))
+def test_experts_in_every_listed_encoding(tmp_path: Path, first: int) -> None:
+    module = mixture(LISTED[first : first + 5], "Qwen3Moe", part="")
+    tokens = [token % 90 for token in TOKENS[:40]]
+    with EmulatedModel(link_driver(module, "arm64", tmp_path), "arm64", CPUS["dotprod"]) as model:
+        np.testing.assert_array_equal(model.logits(tokens), exact_logits(module, tokens))
 
 
 @pytest.mark.arm64

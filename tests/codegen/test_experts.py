@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ import torch
 
 import smc
 from benchmarks.kernel_inputs import random_tensor
+from smc.cli.passes import usual_encodings
 from smc.codegen.plan.planner import make_plan
 from smc.codegen.weights import place_weights
 from smc.errors import InputError
@@ -24,9 +26,10 @@ from tests.levels import usable_levels
 
 TOKENS = torch.randint(0, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 SIZES = {
-    "architectures": ["OlmoeForCausalLM"],
     "hidden_size": 96,
     "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "head_dim": 24,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 90,
@@ -36,19 +39,21 @@ SIZES = {
 }
 
 
-def mixture(encodings: Sequence[Encoding]) -> Module:
-    """A model with a layer of experts for each encoding, their codes random."""
-    module = new_model({**SIZES, "num_hidden_layers": len(encodings)}, "mixture")
+def mixture(encodings: Sequence[Encoding], family: str = "Olmoe", part: str = "mlp.experts.") -> Module:
+    """A model with a layer of experts for each encoding, their codes random. part: of the names of its matrices."""
+    sizes = {**SIZES, "architectures": [f"{family}ForCausalLM"], "num_hidden_layers": len(encodings)}
+    module = new_model(sizes, "mixture")
     for layer, encoding in enumerate(encodings):
-        for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
-            name = f"model.layers.{layer}.mlp.experts.{name}.weight"
-            count, rows, columns = shape = module.parameters[name].shape
-            tensor = stack(random_tensor(encoding, count * rows, columns, 3 * layer + place), shape)
+        matrices = [n for n in module.parameters if n.startswith(f"model.layers.{layer}.{part}") and "_proj." in n]
+        for place, name in enumerate(matrices):
+            *count, rows, columns = shape = module.parameters[name].shape
+            tensor = random_tensor(encoding, math.prod(count) * rows, columns, 7 * layer + place)
+            tensor = stack(tensor, shape) if count else tensor
             module.parameters[name] = Parameter(name, shape, encoding, lambda tensor=tensor: tensor)  # type: ignore[misc]
     return module
 
 
-def stack(tensor: EncodedTensor, shape: tuple[int, int, int]) -> EncodedTensor:
+def stack(tensor: EncodedTensor, shape: tuple[int, ...]) -> EncodedTensor:
     """Rows as matrices of a stack, each with an order of its columns of its own where columns have one."""
     values = None if tensor.values is None else tensor.values.view(shape)
     order, generator = None, torch.Generator().manual_seed(shape[1])
@@ -66,13 +71,25 @@ SOME = [
     Encoding.of("base3", group=64, activation="none"),
 ]
 
+LISTED = [encoding for encoding, _ in usual_encodings(group=32)]
+"""Those of `smc encodings`."""
+
 ALL = [pytest.param(ENCODINGS[first : first + 9], marks=pytest.mark.slow) for first in range(0, len(ENCODINGS), 9)]
 
 
 @pytest.mark.parametrize("encodings", [SOME, *ALL])
 def test_experts_have_the_bits_of_the_exact_reference(tmp_path: Path, encodings: list[Encoding]) -> None:
+    check_bits(mixture(encodings), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, len(LISTED), 5))
+def test_every_listed_encoding_in_all_matrices(tmp_path: Path, first: int) -> None:
+    check_bits(mixture(LISTED[first : first + 5], "Qwen3Moe", part=""), tmp_path)
+
+
+def check_bits(module: Module, tmp_path: Path) -> None:
     """A prompt whole and token by token, on every level of this machine."""
-    module = mixture(encodings)
     smc.compile(module, out=tmp_path / "mixture.smc")
     expected = ExactReference(module, "f16").logits(torch.tensor(TOKENS)).numpy()
     assert np.isfinite(expected).all()

@@ -1,7 +1,7 @@
 """GPTQ and AWQ checkpoints that gptqmodel quantized itself: its dequantized weights exactly, and logits of floats.
 
-gptqmodel 7.7 wants a later torch than smc does, so it has an environment of its own: `pip install gptqmodel pytest gguf`,
-and from the clone `python -m pytest tests/frontend/test_gptqmodel.py`. It needs no GPU.
+gptqmodel 7.7 wants a later torch than smc does, so it has an environment of its own: `pip install gptqmodel pytest
+gguf`, and from the clone `python -m pytest tests/frontend/test_gptqmodel.py`. It needs no GPU.
 """
 
 from __future__ import annotations

@@ -45,24 +45,17 @@ def sum_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sum_in_order(products: Tensor) -> Tensor:
-    """float64 [steps, …], products of two float32 each → float32 […]: from 0 one fma per step, from first to last.
-
-    The first try ignores sums that lie halfway between two float32 numbers; the few elements with one are added again.
-    """
-    sums, result = torch.empty_like(products), torch.zeros_like(products[0], dtype=torch.float32)
-    addend = torch.zeros_like(products[0])
-    for product, total in zip(products, sums, strict=True):
+    """float64 [steps, …], products of two float32 each → float32 […]: from 0 one fma per step, from first to last."""
+    total = products.new_empty(products[0].numel())
+    result, addend = torch.zeros_like(total, dtype=torch.float32), torch.zeros_like(total)
+    bits, low_bits = total.view(torch.int64), torch.empty_like(total, dtype=torch.int64)
+    for product in products.flatten(1):
         torch.add(product, addend, out=total)
+        if torch.bitwise_left_shift(bits, _LOW_BITS, out=low_bits).min() == _HALF:
+            (near,) = (low_bits == _HALF).nonzero(as_tuple=True)
+            total[near] = _off_the_middle(total[near], product[near], addend[near])
         addend.copy_(result.copy_(total))
-    middle = (sums.view(torch.int64) << _LOW_BITS == _HALF).any(0)
-    if middle.any():
-        addend = torch.zeros_like(some := products[:, middle])[0]
-        for product in some:
-            total = product + addend
-            near = (total.view(torch.int64) << _LOW_BITS) == _HALF
-            addend = torch.where(near, _off_the_middle(total, product, addend), total).float().double()
-        result[middle] = addend.float()
-    return result
+    return result.view(products.shape[1:])
 
 
 def _off_the_middle(total: Tensor, product: Tensor, addend: Tensor) -> Tensor:

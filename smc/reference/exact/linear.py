@@ -14,8 +14,9 @@ from smc.reference.activations import quantize_activations
 from smc.reference.exact.registry import exact
 from smc.reference.float32 import fma, sum_in_order, sum_products
 
-BLOCK, PRODUCTS = 1 << 15, 1 << 18
-"""The approximate number of sums, or products of groups, that are computed at once, so that they stay in a cache."""
+BLOCK, PRODUCTS, ADDED = 1 << 15, 1 << 18, 1 << 22
+"""The approximate number of sums, or products of groups, that are computed at once, so that they stay in a cache; and
+of products that are added at once: a step of adding costs almost the same for few of them."""
 
 EXACT_FLOAT32 = (1 << 24) // (127 * 255)
 """Sums of this many products of int8 inputs and codes are exact in float32, in any order."""
@@ -44,7 +45,7 @@ def multiply(x: Tensor, weight: EncodedTensor) -> Tensor:
         product = functools.partial(_float_inputs_product, x)
     else:
         product = functools.partial(_integer_product, *quantize_activations(x, encoding.activations.group), columns)
-        block = PRODUCTS // ceil_div(columns, _piece_size(weight, columns))
+        block = ADDED // ceil_div(columns, _piece_size(weight, columns))
     weight = rows_of(weight, slice(None))
     step = max(1, block // len(x))
     return torch.cat([product(rows_of(weight, slice(row, row + step))) for row in range(0, rows, step)], dim=1)
@@ -93,29 +94,42 @@ def _integer_product(codes: Tensor, scales: Tensor, columns: int, weight: Encode
     A part ends where either scale changes. An input scale for several weight groups multiplies their sum. Scales of the
     whole row or token multiply the finished sum; with offsets only those of the token do.
     """
-    assert weight.codes is not None and weight.scales is not None
-    encoding, token_scale = weight.encoding, weight.encoding.input_group == "token"
-    group, input_group, size = encoding.group_size(columns), codes.shape[-1], _piece_size(weight, columns)
+    assert weight.scales is not None
+    encoding, size = weight.encoding, _piece_size(weight, columns)
     pieces = torch.arange(ceil_div(columns, size)) * size
     dtype = torch.float32 if size <= EXACT_FLOAT32 else torch.float64
     inputs = _pieces(codes.flatten(1)[:, :columns], len(pieces), size, dtype)
-    weights = _pieces(_integers(weight).flatten(1)[:, :columns], len(pieces), size, dtype)
+    step = max(1, PRODUCTS // (len(pieces) * len(codes)))
+    blocks = (rows_of(weight, slice(row, row + step)) for row in range(0, weight.shape[0], step))
+    total = sum_in_order(torch.cat([_products(inputs, scales, codes.shape[-1], pieces, b) for b in blocks], dim=-1))
+    if encoding.has_row_scale:
+        total = total * weight.scales[:, 0]
+    return total * scales if encoding.input_group == "token" else total
+
+
+def _products(inputs: Tensor, scales: Tensor, input_group: int, pieces: Tensor, weight: EncodedTensor) -> Tensor:
+    """float64 [steps, n, rows]: what is added up. inputs: [n, parts, size]. pieces: the first columns of parts."""
+    assert weight.codes is not None and weight.scales is not None
+    encoding, columns = weight.encoding, weight.shape[1]
+    group = encoding.group_size(columns)
+    codes = _integers(weight) if encoding.has_codebook else weight.codes
+    weights = _pieces(codes.flatten(1)[:, :columns], len(pieces), inputs.shape[-1], inputs.dtype)
     # All are [parts, tokens, rows], or 1 where they are the same for all.
-    dots = (inputs.permute(1, 0, 2) @ weights.permute(1, 2, 0)).double()
-    x_scales = torch.ones(1) if token_scale else scales.T[pieces // input_group][..., None]
+    amounts, dots = inputs.sum(-1).T[..., None], inputs.permute(1, 0, 2) @ weights.permute(1, 2, 0)
+    if weight.zeros is not None:
+        dots -= weight.zeros.T[pieces // group][:, None] * amounts
+    elif not encoding.has_codebook:
+        dots -= (encoding.constant_zero or 0) * amounts
+    x_scales = torch.ones(1) if encoding.input_group == "token" else scales.T[pieces // input_group][..., None]
     inner = torch.ones(1) if encoding.has_partial_sums else x_scales
     factors = torch.ones(1) if encoding.has_row_scale else weight.scales.T[pieces // group][:, None]
-    products = dots * (factors * inner).double()
+    products = dots.double() * (factors * inner).double()
     if weight.offsets is not None:
-        amounts = inputs.sum(-1).T[..., None].float() * inner
-        minima = weight.offsets.T[pieces // group][:, None].double() * amounts.double()
+        minima = weight.offsets.T[pieces // group][:, None].double() * (amounts.float() * inner).double()
         products = torch.stack((products, minima), dim=1).flatten(0, 1)
     if encoding.has_partial_sums:
         products = _sums_of_parts(products, len(products) // len(pieces) * (input_group // group), scales)
-    total = sum_in_order(products)
-    if encoding.has_row_scale:
-        total = total * weight.scales[:, 0]
-    return total * scales if token_scale else total
+    return products
 
 
 def _piece_size(weight: EncodedTensor, columns: int) -> int:
@@ -145,5 +159,5 @@ def _integers(weight: EncodedTensor) -> Tensor:
 
 def _pieces(values: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
     """[n, columns] cut into [n, count, size], the last padded with zeros, in a dtype that has its dot products."""
-    padded = torch.nn.functional.pad(values.to(dtype), (0, count * size - values.shape[1]))
-    return padded.view(len(values), count, size)
+    values, missing = values.to(dtype), count * size - values.shape[1]
+    return (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(len(values), count, size)

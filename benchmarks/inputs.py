@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import models, text
 
@@ -21,12 +22,17 @@ def offgrid_model() -> Path:
     return path
 
 
-def tinyllama_model() -> Path:
-    """Random weights in TinyLlama's shape (1.1 billion), a Hugging Face folder: for speed, not for text."""
-    path = BUILD / "models" / "tinyllama-random"
+def random_model(name: str, config: dict[str, Any]) -> Path:
+    """Random weights in a model's shape, a Hugging Face folder: for speed, not for text."""
+    path = BUILD / "models" / f"{name}-random"
     if not path.exists():
-        models.random(path, models.TINYLLAMA_CONFIG)
+        models.random(path, config)
     return path
+
+
+def tinyllama_model() -> Path:
+    """TinyLlama's shape, 1.1 billion weights."""
+    return random_model("tinyllama", models.TINYLLAMA_CONFIG)
 
 
 def evaluation_text() -> Path:

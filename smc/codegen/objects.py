@@ -15,12 +15,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from smc.codegen import cache
 from smc.codegen.kernels.specs import KernelSpec
-from smc.codegen.workers import WorkerDiedError, run_in_workers
+from smc.codegen.workers import Worker, WorkerDiedError, run_in_workers
 from smc.distribution import install_command
 from smc.errors import InputError
 from smc.targets import CpuLevel, Target
@@ -30,6 +31,22 @@ SOURCES = ("kernels", "cpu", "cpu/kernels")
 
 TVM_PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 """With a newer tvm-ffi this tvm crashes, so the pair is checked and not just required."""
+
+
+_spare: list[Worker] | None = None
+
+
+@contextmanager
+def kept_workers() -> Iterator[None]:
+    """For many compilations in one process: workers wait for the next one instead of ending (200 MB each)."""
+    global _spare
+    _spare = []
+    try:
+        yield
+    finally:
+        for worker in _spare:
+            worker.close()
+        _spare = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ def _keep(key: str, work: Path) -> dict[str, str]:
 def _built(jobs: list[tuple[KernelSpec, CpuLevel, str, Path]]) -> Iterator[int]:
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     try:
-        yield from run_in_workers(build_one, jobs, workers)
+        yield from run_in_workers(build_one, jobs, workers, _spare)
     except WorkerDiedError as error:
         spec, level, *_ = jobs[error.job]
         kernel = f"the kernel {spec.name()} for {level.name}"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, Any
 
@@ -33,16 +33,23 @@ class WorkerDiedError(Exception):
         self.job, self.refusal = job, child_refused(status, said)
 
 
-def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[int]:
+def run_in_workers(
+    function: Callable[..., None],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    spare: list[Worker] | None = None,
+) -> Iterator[int]:
     """Call function(*job) for every job in so many processes; yields the place of every job that is done.
 
     function: of a module, with arguments that can be pickled; paths among them must be absolute.
+    spare: idle workers of this function, which are taken first; workers that are idle in the end join them. Without it
+    workers end with this generator.
     Raises WorkerDiedError, the function's InputError, OSError or MemoryError, or RuntimeError with the traceback of
-    anything else. Workers end with this generator. What they print is shown where they die, and nowhere else.
+    anything else. What workers print is shown where they die, and nowhere else.
     """
     with ExitStack() as stack:
-        idle = [stack.enter_context(_Worker(function)) for _ in range(min(workers, len(jobs)))]
-        busy: dict[Connection, tuple[_Worker, int]] = {}
+        idle = [stack.enter_context(_lent(function, spare)) for _ in range(min(workers, len(jobs)))]
+        busy: dict[Connection, tuple[Worker, int]] = {}
         waiting = iter(range(len(jobs)))
         for _ in jobs:
             while idle and (place := next(waiting, None)) is not None:
@@ -56,8 +63,27 @@ def run_in_workers(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]
             yield place
 
 
-class _Worker:
+@contextmanager
+def _lent(function: Callable[..., None], spare: list[Worker] | None) -> Iterator[Worker]:
+    worker = spare.pop() if spare else Worker(function)
+    if worker.process.poll() is not None:  # it ended while nobody looked
+        worker.close()
+        worker = Worker(function)
+    try:
+        yield worker
+    finally:
+        if spare is None or worker.busy:
+            worker.close()
+        else:
+            spare.append(worker)
+
+
+class Worker:
+    """A process that calls one function for job after job."""
+
     def __init__(self, function: Callable[..., None]) -> None:
+        """Start it."""
+        self.busy = False
         self._said = _nameless_file()
         self.connection, theirs = Pipe()
         call = f"{function.__module__!r}, {function.__name__!r}, {theirs.fileno()}"
@@ -75,16 +101,16 @@ class _Worker:
                 start_new_session=True,
             )
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """End it."""
         self.connection.close()
         self.process.kill()
         self.process.wait()
         self._said.close()
 
     def send(self, place: int, job: tuple[Any, ...]) -> None:
+        """Give it a job, whose place in the list an error names."""
+        self.busy = True
         try:
             self.connection.send(job)
         except BrokenPipeError:
@@ -96,6 +122,7 @@ class _Worker:
             fault = self.connection.recv()
         except (EOFError, ConnectionResetError):
             raise self._death(place) from None
+        self.busy = False
         if isinstance(fault, BaseException):
             raise fault
         if fault is not None:

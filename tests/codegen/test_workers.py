@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from smc.codegen.workers import WorkerDiedError, run_in_workers
+from smc.codegen.workers import Worker, WorkerDiedError, run_in_workers
 from smc.errors import InputError
 from smc.targets import find_target
 
@@ -24,6 +25,26 @@ def test_a_worker_that_dies_is_named() -> None:
     with pytest.raises(WorkerDiedError, match="status 3") as death:
         list(run_in_workers(os._exit, [(3,)], workers=2))
     assert death.value.job == 0
+
+
+def test_idle_workers_wait_for_the_next_jobs() -> None:
+    spare: list[Worker] = []
+    list(run_in_workers(time.sleep, [(0,), (0,)], 2, spare))
+    first = {worker.process.pid for worker in spare}
+    list(run_in_workers(time.sleep, [(0,)], 2, spare))
+    with pytest.raises(RuntimeError, match="TypeError"):
+        list(run_in_workers(time.sleep, [("no number",)], 2, spare))
+    assert {worker.process.pid for worker in spare} == first and len(first) == 2
+    places = run_in_workers(time.sleep, [(0,), (600,)], 2, spare)
+    next(places)
+    places.close()  # one is busy
+    [left] = spare
+    left.process.kill()
+    left.process.wait()
+    assert list(run_in_workers(time.sleep, [(0,)], 1, spare)) == [0]
+    [fresh] = spare
+    assert fresh.process.pid not in first
+    fresh.close()
 
 
 def test_faults_come_back() -> None:

@@ -17,7 +17,6 @@ from benchmarks.kernel_inputs import random_tensor
 from smc.cli.passes import usual_encodings
 from smc.codegen.plan.planner import make_plan
 from smc.codegen.weights import place_weights
-from smc.errors import InputError
 from smc.frontend.fresh import new_model
 from smc.ir import F16, EncodedTensor, Encoding, Module, Parameter, integer
 from smc.reference import ExactReference
@@ -39,9 +38,12 @@ SIZES = {
 }
 
 
-def mixture(encodings: Sequence[Encoding], family: str = "Olmoe", part: str = "mlp.experts.") -> Module:
-    """A model with a layer of experts for each encoding, their codes random. part: of the names of its matrices."""
-    sizes = {**SIZES, "architectures": [f"{family}ForCausalLM"], "num_hidden_layers": len(encodings)}
+def mixture(
+    encodings: Sequence[Encoding], family: str = "Olmoe", part: str = "mlp.experts.", **changes: int
+) -> Module:
+    """A model with a layer of experts for each encoding, their codes random. part: of the names of its matrices.
+    changes: to its config."""
+    sizes = {**SIZES, **changes, "architectures": [f"{family}ForCausalLM"], "num_hidden_layers": len(encodings)}
     module = new_model(sizes, "mixture")
     for layer, encoding in enumerate(encodings):
         matrices = [n for n in module.parameters if n.startswith(f"model.layers.{layer}.{part}") and "_proj." in n]
@@ -109,8 +111,3 @@ def test_a_token_multiplies_its_experts_alone() -> None:
     sizes = {name: table.matrices[name].each for name in stacks}
     embedding = 32 * 3 * 96 * 4  # looked up, so that a token reads none of the other rows
     assert table.total_bytes - table.token_bytes == 3 * sum(sizes.values()) + embedding
-
-
-def test_gpus_refuse_experts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="mixture is a mixture of experts, which smc runs on CPUs only"):
-        smc.compile(mixture([integer(4)]), out=tmp_path / "mixture.smc", target="cuda")

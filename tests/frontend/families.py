@@ -176,7 +176,4 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
-EXPERTS = ("Qwen3Moe", "Olmoe", "Mixtral")
-"""Mixtures of experts, which run on CPUs only."""
-
 CASES = [(kind, place) for kind, variants in FAMILIES.items() for place in range(len(variants))]

@@ -14,7 +14,6 @@ from smc.codegen.schedule.fast_paths import apply_paths
 from smc.codegen.schedule.schedule import Schedule
 from smc.codegen.schedule.tail import tail
 from smc.codegen.schedule.traits import Traits
-from smc.errors import InputError
 from smc.targets import Target
 
 CUDA_TRAITS = Traits(
@@ -37,9 +36,7 @@ class CudaBackend:
     traits = CUDA_TRAITS
 
     def schedule(self, plan: Plan, without: Collection[str] = ()) -> Schedule:
-        """The straight schedule, then all fast paths but those left out. InputError for mixtures of experts."""
-        if plan.module.chosen_by_token():
-            raise InputError(f"{plan.module.facts.name} is a mixture of experts, which smc runs on CPUs only")
+        """The straight schedule, then all fast paths but those left out."""
         return apply_paths(plan, self.traits, FAST_PATHS, without)
 
     def build(

@@ -13,6 +13,8 @@ from smc.codegen.cuda.formulas import elementwise_lines
 from smc.codegen.kernels.abi import AttentionShape, Form
 from smc.codegen.kernels.specs import (
     AttentionKernel,
+    CombineKernel,
+    DispatchKernel,
     ElementwiseKernel,
     EmbeddingKernel,
     HeadLayerNormKernel,
@@ -23,9 +25,11 @@ from smc.codegen.kernels.specs import (
     QuantizeTokensKernel,
     RmsNormKernel,
     RopeKernel,
+    RouteKernel,
     TransformKernel,
     operands,
 )
+from smc.codegen.program.cuda import SEVERAL
 from smc.errors import InputError
 from smc.ir import Encoding
 
@@ -54,6 +58,22 @@ def choice_function(name: str, specs: Sequence[KernelSpec]) -> list[str]:
     cases = [f"  case {i}: kernel_{spec.name()}({arguments}); break;" for i, spec in enumerate(specs)]
     head = f"SMC_DEVICE void kernel_{name}(int32_t kernel, {signature}) {{"
     return [head, "  switch (kernel) {", *cases, "  }", "}", ""]
+
+
+def several_blocks(name: str, specs: Sequence[KernelSpec]) -> list[str]:
+    """A function that takes several blocks of such kernels: they use the same shared memory, one after the other."""
+    signature = specs[0].signature()
+    one = {"begin": "block", "end": "block + 1"}
+    arguments = signature.arguments({**{p.name: p.name for p in signature.parameters}, **one})
+    return [
+        f"SMC_KERNEL void kernel_{name}{SEVERAL}(int32_t kernel, {signature}) {{",
+        _loop("block") + " {",
+        "    if (block > begin) smc_sync();",
+        f"    kernel_{name}(kernel, {arguments});",
+        "  }",
+        "}",
+        "",
+    ]
 
 
 # ---- linears and embeddings
@@ -200,6 +220,28 @@ def _transform(spec: TransformKernel) -> list[str]:
     return [_loop("token"), f"    {call}(x + {start}, order, out + {start}, columns, stride, {root});"]
 
 
+# ---- experts
+
+
+def _route(spec: RouteKernel) -> list[str]:
+    facts = f"{spec.experts}, {spec.chosen}, {str(spec.normalized).lower()}"
+    arguments = "logits, weights, groups, rows, places, tokens, stride, smc_shared_memory() + SMC_SCRATCH"
+    return [_loop("block"), f"    smc_route<{facts}>({arguments});"]
+
+
+def _dispatch(spec: DispatchKernel) -> list[str]:
+    lines = [
+        "    const float *values = x + (int64_t)rows[first + place] * stride;",
+        "    const auto row = [=](int32_t column) { return values[column]; };",
+    ]
+    return [_loop("place") + " {", *lines, *_stores(spec.forms, "place"), "  }"]
+
+
+def _combine(spec: CombineKernel) -> list[str]:
+    arguments = f"x, weights, places, {'residual' if spec.residual else '0'}, out, weights_stride, stride, token"
+    return [_loop("token"), f"    smc_combine<{spec.chosen}>({arguments});"]
+
+
 # ---- attention
 
 
@@ -251,6 +293,9 @@ _BODIES: dict[type, Callable[[Any], list[str]]] = {
     ElementwiseKernel: _elementwise,
     QuantizeTokensKernel: _quantize,
     TransformKernel: _transform,
+    RouteKernel: _route,
+    DispatchKernel: _dispatch,
+    CombineKernel: _combine,
     RopeKernel: _rope_cache,
     AttentionKernel: _attention,
     MergeKernel: _merge,
@@ -268,6 +313,8 @@ def _room(spec: KernelSpec) -> int:
     if isinstance(spec, AttentionKernel):
         rows = 8
         return 4 * (rows * (2 * spec.shape.head_dim + 256 + 16 + 1 + 2) + 256)
+    if isinstance(spec, RouteKernel):
+        return 4 * 8 * spec.experts
     if not isinstance(spec, LinearKernel):
         return 0
     encoding, rows, tokens, together = spec.encoding, 8, 8, 32

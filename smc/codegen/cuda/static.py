@@ -72,8 +72,8 @@ class LevelFacts:
 @dataclass
 class StaticFacts:
     """Of a program. token_bytes: weights and activations that a step of one token moves; least_bytes: what it must:
-    the multiplied weights as their encodings have them, without padding. wide: encodings that have 16 bytes of a row
-    in each tile, by their structs' names."""
+    the multiplied weights, of experts those of the chosen ones, as their encodings have them, without padding. wide:
+    encodings that have 16 bytes of a row in each tile, by their structs' names."""
 
     shared_bytes: int
     token_bytes: int
@@ -159,7 +159,10 @@ def _is_wide(encoding: Encoding) -> bool:
 def _token_bytes(schedule: Schedule, table: WeightTable) -> tuple[int, int]:
     """The bytes that a step of one token moves, and the least that it must move."""
     vectors = sum(parameter.shape[0] * 4 for parameter in schedule.plan.vectors())
-    matrices = sum(p.encoding.stored_bits(p.shape) // 8 for p in schedule.plan.multiplied())
+    read = schedule.plan.module.chosen_by_token()
+    matrices = sum(
+        int(p.encoding.stored_bits(p.shape) * read.get(p.name, 1)) // 8 for p in schedule.plan.multiplied()
+    )
     activations = sum(task.work.token_bytes for task in profile_tasks(schedule))
     return table.token_bytes + activations, matrices + vectors
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from smc.codegen.plan.arguments import Buffer
+from smc.codegen.plan.arguments import Buffer, Routing
 from smc.codegen.plan.work import WIDTH_MULTIPLE
-from smc.codegen.program.scope import Scope
+from smc.codegen.program.scope import Range, Scope
 
 CLAIMED: Mapping[str, str] = {"begin": "phase.begin", "end": "phase.end"}
 """The blocks that a thread, or a block of CUDA threads, has claimed."""
 
 
 def tiles(scope: Scope, buffer: Buffer) -> str:
-    """How many tiles of columns all tokens have."""
-    return f"N * ({scope.width(buffer)} / {WIDTH_MULTIPLE})"
+    """How many tiles of columns the rows of all tokens have."""
+    rows = "N" if buffer.rows == 1 else f"N * {buffer.rows}"
+    return f"{rows} * ({scope.width(buffer)} / {WIDTH_MULTIPLE})"
 
 
 def chunks(scope: Scope, buffer: Buffer) -> str:
@@ -28,3 +29,19 @@ def claimed_tiles(scope: Scope, buffer: Buffer) -> Mapping[str, str]:
     chunk, count = scope.schedule.traits.chunk_tiles, tiles(scope, buffer)
     end = f"phase.end * {chunk} < {count} ? phase.end * {chunk} : {count}"
     return {"begin": f"phase.begin * {chunk}", "end": end}
+
+
+def groups(routing: Routing) -> str:
+    """How many experts all tokens may choose; the table has zeros behind those that they did."""
+    most = f"N * {routing.chosen}"
+    return f"({most} < {routing.experts} ? {most} : {routing.experts})"
+
+
+EXPERT = Range("n", "first", expert="expert")
+"""The rows of one expert."""
+
+
+def expert(scope: Scope, routing: Routing, number: str) -> tuple[str, str]:
+    """C that declares which expert a group is of, and which rows."""
+    group = f"const int32_t *group = {scope.name(routing.groups)} + 3 * {number};"
+    return group, "const int32_t expert = group[0], first = group[1], n = group[2];"

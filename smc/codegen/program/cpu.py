@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smc.codegen.c_literals import c_identifier
 from smc.codegen.kernels.layout import ROW_BLOCK
-from smc.codegen.plan.arguments import Buffer, Routing
+from smc.codegen.plan.arguments import Buffer
 from smc.codegen.plan.domains import (
     CacheWrites,
     Columns,
@@ -17,7 +17,7 @@ from smc.codegen.plan.domains import (
     Tokens,
 )
 from smc.codegen.plan.work import WIDTH_MULTIPLE
-from smc.codegen.program.blocks import CLAIMED, chunks, claimed_tiles, tiles
+from smc.codegen.program.blocks import CLAIMED, EXPERT, chunks, claimed_tiles, expert, groups, tiles
 from smc.codegen.program.kernel_table import member
 from smc.codegen.program.scope import ALL_TOKENS, Range, Scope
 from smc.codegen.program.tables import most_streams
@@ -63,7 +63,7 @@ class CpuDialect:
                 if task.is_chain:
                     group = task.rows_at_once // ROW_BLOCK
                     rows = f"(({rows} + {group - 1}) / {group})"
-                return f"{_groups(routing)} * {rows}"
+                return f"{groups(routing)} * {rows}"
             case Rows() if task.is_chain:
                 group = task.rows_at_once // ROW_BLOCK
                 tokens = scope.schedule.traits.tokens_of_chain(task.rows_at_once)
@@ -74,7 +74,7 @@ class CpuDialect:
             case Once():
                 return "1"
             case Groups(routing):
-                return _groups(routing)
+                return groups(routing)
             case CacheWrites(kv_heads):
                 return f"S->tile_count * {kv_heads}"
             case Splits(kv_heads):
@@ -178,27 +178,11 @@ def _rows(out: CWriter, scope: Scope, task: Task, call: Call) -> None:
     out.write(f"{_call(scope, call, tokens, **CLAIMED)};")
 
 
-def _groups(routing: Routing) -> str:
-    """How many experts all tokens may choose; the table has zeros behind those that they did."""
-    most = f"N * {routing.chosen}"
-    return f"({most} < {routing.experts} ? {most} : {routing.experts})"
-
-
-EXPERT = Range("n", "first", expert="expert")
-"""The rows of one expert."""
-
-
-def _expert(scope: Scope, routing: Routing, number: str) -> tuple[str, str]:
-    """C that declares which expert a group is of, and which rows."""
-    group = f"const int32_t *group = {scope.name(routing.groups)} + 3 * {number};"
-    return group, "const int32_t expert = group[0], first = group[1], n = group[2];"
-
-
 def _whole_groups(out: CWriter, scope: Scope, blocks: Groups, call: Call) -> None:
     """Calls for all rows of every claimed expert."""
     end = "n" if blocks.columns is None else f"n * ({scope.width(blocks.columns)} / {WIDTH_MULTIPLE})"
     with out.block("for (int32_t b = phase.begin; b < phase.end; b++)"):
-        out.write(*_expert(scope, blocks.routing, "b"), "(void)expert;")
+        out.write(*expert(scope, blocks.routing, "b"), "(void)expert;")
         out.write(f"if (n) {_call(scope, call, EXPERT, begin='0', end=end)};")
 
 
@@ -208,7 +192,7 @@ def _group_rows(out: CWriter, scope: Scope, blocks: GroupRows, call: Call) -> No
               "b < phase.end; b = end)")
     with out.block():
         out.write("end = (b / all + 1) * all < phase.end ? (b / all + 1) * all : phase.end;")
-        out.write(*_expert(scope, blocks.routing, "(b / all)"))
+        out.write(*expert(scope, blocks.routing, "(b / all)"))
         own = {"begin": "b % all", "end": "end - b / all * all"}
         out.write(f"if (n) {_call(scope, call, EXPERT, **own)};")
 
@@ -226,7 +210,7 @@ def _group_chain(out: CWriter, scope: Scope, chain: Task, blocks: GroupRows) -> 
     )
     with out.block("for (int32_t b = phase.begin, end; b < phase.end; b = end)"):
         out.write("end = (b / all + 1) * all < phase.end ? (b / all + 1) * all : phase.end;")
-        out.write(*_expert(scope, blocks.routing, "(b / all)"))
+        out.write(*expert(scope, blocks.routing, "(b / all)"))
         out.write(f"const int32_t most = n < {tokens} ? n : {tokens};", "if (n == 0) continue;")
         out.write(f"const int32_t together = n > most ? 1 : {traits.chain_floats // rows} / most;")
         with out.block("for (int32_t c = b; c < end; c += together)"):

@@ -6,14 +6,29 @@ Kernels are functions of the same text.
 from __future__ import annotations
 
 from smc.codegen.c_literals import c_identifier
-from smc.codegen.plan.arguments import Buffer
-from smc.codegen.plan.domains import CacheWrites, Columns, Merges, Rows, Splits, Tokens
+from smc.codegen.plan.arguments import Buffer, Weight
+from smc.codegen.plan.domains import (
+    CacheWrites,
+    Columns,
+    Domain,
+    GroupRows,
+    Groups,
+    Merges,
+    Once,
+    Rows,
+    Splits,
+    Tokens,
+)
 from smc.codegen.plan.plan import ByCacheDtype, BySlot, KernelChoice
-from smc.codegen.program.blocks import CLAIMED, chunks, claimed_tiles, tiles
+from smc.codegen.program.blocks import CLAIMED, EXPERT, chunks, claimed_tiles, expert, groups, tiles
 from smc.codegen.program.kernel_table import table_name
 from smc.codegen.program.scope import ALL_TOKENS, Range, Scope
 from smc.codegen.program.writer import CWriter
 from smc.codegen.schedule.schedule import Call, Condition, Phase, Task
+
+
+SEVERAL = "_blocks"
+"""Behind the name of a function that takes several blocks of a linear, one after the other."""
 
 
 class CudaDialect:
@@ -49,8 +64,15 @@ class CudaDialect:
                 count = "N"
                 if task in scope.function.narrow:
                     count = "(last ? S->wanted_end - S->wanted_begin : N)"
-                kind = "integer" if _reads_codes(task.calls[0].kernel) else "float"
-                return f"smc_{kind}_blocks(L->{c_identifier(slot)}.rows, {count})"
+                return _row_blocks(task.calls[0], slot, count)
+            case Once():
+                return "1"
+            case GroupRows(routing=routing) | Groups(routing) if _knows_expert(task):
+                return f"{groups(routing)} * {_parts(task.blocks)}"
+            case Groups(_, Buffer() as buffer):
+                return chunks(scope, buffer)
+            case Groups(routing):
+                return f"N * {routing.chosen}"
             case CacheWrites(kv_heads):
                 return f"S->tile_count * {kv_heads}"
             case Splits(kv_heads):
@@ -84,6 +106,12 @@ class CudaDialect:
                 if task.argmax is not None:
                     out.write(f"if (argmax) {_call(scope, task.argmax, tokens, **CLAIMED)};", "else")
                 out.write(f"{_call(scope, call, tokens, **CLAIMED)};")
+            case GroupRows() | Groups() if _knows_expert(task):
+                with out.block():
+                    _rows_of_expert(out, scope, task.blocks, call)
+            case Groups(routing, columns):
+                claimed = CLAIMED if columns is None else claimed_tiles(scope, columns)
+                out.write(f"{_call(scope, call, Range(f'N * {routing.chosen}'), **claimed)};")
             case _:
                 out.write(f"{_call(scope, call, ALL_TOKENS, **CLAIMED)};")
 
@@ -107,7 +135,38 @@ def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
     arguments = {name: scope.expression(argument, tokens) for name, argument in call.arguments.items()}
     given = call.kernel.signature().arguments({**arguments, **blocks})
     choice = _choice(call.kernel)
-    return f"kernel_{table_name(call.kernel)}({choice + ', ' if choice else ''}{given})"
+    several = SEVERAL if tokens is EXPERT and choice else ""
+    return f"kernel_{table_name(call.kernel)}{several}({choice + ', ' if choice else ''}{given})"
+
+
+def _row_blocks(call: Call, slot: str, tokens: str) -> str:
+    """C for how many blocks a linear has."""
+    kind = "integer" if _reads_codes(call.kernel) else "float"
+    return f"smc_{kind}_blocks(L->{c_identifier(slot)}.rows, {tokens})"
+
+
+def _knows_expert(task: Task) -> bool:
+    """Whether it needs to know whose the rows are: others take the rows of all experts as those of so many tokens."""
+    return any(isinstance(argument, Weight) for argument in task.calls[0].arguments.values())
+
+
+def _parts(blocks: Domain) -> str:
+    """Into how many parts the work on the rows of each expert is cut: the same for all, which have few rows or many."""
+    if isinstance(blocks, GroupRows):
+        return f"(L->{c_identifier(blocks.slot)}.rows / (N > SMC_MANY_TOKENS ? 32 : SMC_ROWS))"
+    return "(N > SMC_MANY_TOKENS ? SMC_WARPS : 1)"
+
+
+def _rows_of_expert(out: CWriter, scope: Scope, blocks: GroupRows | Groups, call: Call) -> None:
+    """The claimed part of the kernel's own blocks for all rows of an expert."""
+    total = _row_blocks(call, blocks.slot, "n") if isinstance(blocks, GroupRows) else "n"
+    out.write(
+        f"const int32_t parts = {_parts(blocks)}, part = phase.begin % parts;",
+        *expert(scope, blocks.routing, "(phase.begin / parts)"),
+        f"const int64_t all = n ? {total} : 0;",
+        "const int32_t begin = (int32_t)(part * all / parts), end = (int32_t)((part + 1) * all / parts);",
+    )
+    out.write(f"if (end > begin) {_call(scope, call, EXPERT, begin='begin', end='end')};")
 
 
 def _choice(kernel: KernelChoice) -> str | None:

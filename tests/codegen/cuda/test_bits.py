@@ -18,7 +18,7 @@ from smc.ir import Encoding, Module
 from smc.reference import ExactReference
 from tests.codegen.encodings import ENCODINGS
 from tests.cuda_emulator import StandIn
-from tests.frontend.families import CASES, EXPERTS, FAMILIES
+from tests.frontend.families import CASES, FAMILIES
 
 Make = Callable[..., tuple[Path, Any]]
 TOKENS = torch.randint(0, 96, (300,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -83,15 +83,8 @@ def test_every_encoding(make_checkpoint: Make, tmp_path: Path, group: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "place"), [case for case in CASES if case[0] not in EXPERTS])
+@pytest.mark.parametrize(("kind", "place"), CASES)
 def test_every_family(make_checkpoint: Make, tmp_path: Path, kind: str, place: int) -> None:
     folder, _ = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][place]})
     module = smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=8"])
     equal_bits(module, tmp_path / "gpu", [0, 90, 91, 92], ORDERS[:2])
-
-
-@pytest.mark.parametrize("kind", EXPERTS)
-def test_mixtures_of_experts_are_refused(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
-    module = smc.load_checkpoint(make_checkpoint(kind, **FAMILIES[kind][0])[0])
-    with pytest.raises(smc.InputError, match="is a mixture of experts, which smc runs on CPUs only"):
-        StandIn.of(module, tmp_path / "gpu")

@@ -13,7 +13,7 @@ import smc
 from smc.ir import F16, Encoding, Module, integer
 from tests.codegen.cuda.test_bits import with_encodings
 from tests.cuda_emulator import StandIn
-from tests.frontend.families import EXPERTS, FAMILIES
+from tests.frontend.families import FAMILIES
 
 Make = Callable[..., tuple[Path, Any]]
 Steps = Sequence[tuple[int, str]]
@@ -82,7 +82,7 @@ def test_every_wait(make_checkpoint: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind not in EXPERTS])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_the_ends_of_phases_of_every_family(make_checkpoint: Make, tmp_path: Path, kind: str) -> None:
     folder, _ = make_checkpoint(kind, **{"max_position_embeddings": 512, **FAMILIES[kind][0]})
     stand_in = StandIn.of(smc.apply(smc.load_checkpoint(folder), ["quantize-rtn:bits=4"]), tmp_path / "gpu")

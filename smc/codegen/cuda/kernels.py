@@ -29,7 +29,6 @@ from smc.codegen.kernels.specs import (
     TransformKernel,
     operands,
 )
-from smc.codegen.program.cuda import SEVERAL
 from smc.errors import InputError
 from smc.ir import Encoding
 
@@ -60,22 +59,6 @@ def choice_function(name: str, specs: Sequence[KernelSpec]) -> list[str]:
     return [head, "  switch (kernel) {", *cases, "  }", "}", ""]
 
 
-def several_blocks(name: str, specs: Sequence[KernelSpec]) -> list[str]:
-    """A function that takes several blocks of such kernels: they use the same shared memory, one after the other."""
-    signature = specs[0].signature()
-    one = {"begin": "block", "end": "block + 1"}
-    arguments = signature.arguments({**{p.name: p.name for p in signature.parameters}, **one})
-    return [
-        f"SMC_KERNEL void kernel_{name}{SEVERAL}(int32_t kernel, {signature}) {{",
-        _loop("block") + " {",
-        "    if (block > begin) smc_sync();",
-        f"    kernel_{name}(kernel, {arguments});",
-        "  }",
-        "}",
-        "",
-    ]
-
-
 # ---- linears and embeddings
 
 
@@ -95,9 +78,9 @@ def _linear(spec: LinearKernel) -> list[str]:
     ]
     common = "output, tokens"
     if encoding.is_float:
-        function, arguments = "smc_multiply_float_weights", f"x, codes, {common}, columns, x_stride, block, memory"
+        function, arguments = "smc_multiply_float_weights", f"x, codes, {common}, columns, x_stride, begin, end, memory"
     elif encoding.rounds_inputs:
-        function, arguments = "smc_multiply_integers", f"x, x_scales, x_sums, m, {common}, x_stride, block, memory"
+        function, arguments = "smc_multiply_integers", f"x, x_scales, x_sums, m, {common}, x_stride, begin, end, memory"
         many = f"x, x_scales, x_sums, m, {common}, x_stride, block"
         lines += [
             _loop("block"),
@@ -105,12 +88,11 @@ def _linear(spec: LinearKernel) -> list[str]:
             "  if (tokens > SMC_MANY_TOKENS) return;",
         ]
     else:
-        function, arguments = "smc_multiply_floats", f"x, m, {common}, x_stride, block, memory"
+        function, arguments = "smc_multiply_floats", f"x, m, {common}, x_stride, begin, end, memory"
     return [
         *lines,
-        "  for (int32_t block = begin; block < end; block++)",
-        f"    if (tokens == 1) {function}<{struct}, 1>({arguments});",
-        f"    else {function}<{struct}, 8>({arguments});",
+        f"  if (tokens == 1) {function}<{struct}, 1>({arguments});",
+        f"  else {function}<{struct}, 8>({arguments});",
     ]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from smc.codegen.c_literals import c_comment
 from smc.codegen.cpu.link import engine_folder
-from smc.codegen.cuda.kernels import choice_function, kernel_function, kernel_structs, several_blocks, shared_bytes
+from smc.codegen.cuda.kernels import choice_function, kernel_function, kernel_structs, shared_bytes
 from smc.codegen.kernels.abi import PAGE_TOKENS, TILE_TOKENS
-from smc.codegen.plan.domains import GroupRows
+from smc.codegen.kernels.specs import RouteKernel
 from smc.codegen.plan.plan import KV_DTYPES
 from smc.codegen.program.cuda import CudaDialect
-from smc.codegen.program.kernel_table import CHOSEN_BY_MATRIX, members, program_kernels, table_name
+from smc.codegen.program.kernel_table import CHOSEN_BY_MATRIX, members, program_kernels
 from smc.codegen.program.program import engine_agreement, write_functions
 from smc.codegen.program.tables import engine_tables, program_constants
 from smc.codegen.program.writer import CWriter
@@ -24,10 +24,9 @@ from smc.codegen.weights import WeightTable
 from smc.ir import ceil_div
 from smc.targets import Target
 
-DEVICE_FILES = tuple(
-    f"{name}.cuh" for name in ("math", "phases", "rows", "experts", "matrix", "linear", "tensor", "attention")
-)
-"""Of device/, in the order in which they need each other; base.cuh and the engine's step.h come first."""
+DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
+"""Of device/, in the order in which they need each other; base.cuh and the engine's step.h come first, and experts.cuh
+behind them in programs of mixtures of experts."""
 
 
 def device_folder() -> Path:
@@ -40,21 +39,18 @@ def device_text(schedule: Schedule, memory: MemoryPlan, table: WeightTable) -> s
     specs = program_kernels(schedule)
     out = CWriter()
     out.write(f"/* {c_comment(schedule.plan.module.facts.name)}: the device's program, generated. */")
+    files = [*DEVICE_FILES, *(["experts.cuh"] if any(isinstance(spec, RouteKernel) for spec in specs) else [])]
     step = engine_folder() / "step.h"
-    for path in (device_folder() / "base.cuh", step, *(device_folder() / name for name in DEVICE_FILES)):
+    for path in (device_folder() / "base.cuh", step, *(device_folder() / name for name in files)):
         out.write(*path.read_text(encoding="utf-8").splitlines(), "")
     scratch = _padded(memory.scratch_bytes)
     out.write(f"#define SMC_SCRATCH {scratch} /* bytes of shared memory that the program keeps for itself */", "")
     out.write(*kernel_structs(specs))
     for spec in specs:
         out.write(*kernel_function(spec))
-    tasks = [task for function in schedule.functions for task in function.tasks()]
-    of_experts = {table_name(task.calls[0].kernel) for task in tasks if isinstance(task.blocks, GroupRows)}
     for name, choices in members(schedule).items():
         if len(choices) > 1 or name in CHOSEN_BY_MATRIX:
             out.write(*choice_function(name, choices))
-        if name in of_experts:
-            out.write(*several_blocks(name, choices))
     write_functions(out, schedule, memory, table, CudaDialect())
     out.write(*ENTRY.splitlines())
     text = out.text()

@@ -27,10 +27,6 @@ from smc.codegen.program.writer import CWriter
 from smc.codegen.schedule.schedule import Call, Condition, Phase, Task
 
 
-SEVERAL = "_blocks"
-"""Behind the name of a function that takes several blocks of a linear, one after the other."""
-
-
 class CudaDialect:
     """All blocks of CUDA threads run the program; phases.cuh shares out a phase's blocks, and is the barrier."""
 
@@ -43,7 +39,7 @@ class CudaDialect:
 
     def named(self, kind: str, name: str, value: str) -> str:
         """Made where it is used (phases.cuh)."""
-        return f"const smc_name {name} = {{[=] {{ return {value}; }}}};"
+        return f"const smc_name {name} = {{[&] {{ return {value}; }}}};"
 
     def condition(self, scope: Scope, condition: Condition) -> str:
         """C that says whether a step has a phase."""
@@ -94,8 +90,9 @@ class CudaDialect:
         return f"{_call(scope, call, ALL_TOKENS, begin='0', end=end)}; smc_sync();"
 
     def task(self, out: CWriter, scope: Scope, task: Task, phase: Phase) -> None:
-        """The kernel's call."""
+        """The kernel's call, of which nothing is kept for the next block."""
         [call] = task.calls
+        out.write("SMC_ANEW(L, S);")
         match task.blocks:
             case Columns(buffer):
                 out.write(f"{_call(scope, call, ALL_TOKENS, **claimed_tiles(scope, buffer))};")
@@ -135,8 +132,7 @@ def _call(scope: Scope, call: Call, tokens: Range, **blocks: str) -> str:
     arguments = {name: scope.expression(argument, tokens) for name, argument in call.arguments.items()}
     given = call.kernel.signature().arguments({**arguments, **blocks})
     choice = _choice(call.kernel)
-    several = SEVERAL if tokens is EXPERT and choice else ""
-    return f"kernel_{table_name(call.kernel)}{several}({choice + ', ' if choice else ''}{given})"
+    return f"kernel_{table_name(call.kernel)}({choice + ', ' if choice else ''}{given})"
 
 
 def _row_blocks(call: Call, slot: str, tokens: str) -> str:
@@ -161,12 +157,12 @@ def _rows_of_expert(out: CWriter, scope: Scope, blocks: GroupRows | Groups, call
     """The claimed part of the kernel's own blocks for all rows of an expert."""
     total = _row_blocks(call, blocks.slot, "n") if isinstance(blocks, GroupRows) else "n"
     out.write(
-        f"const int32_t parts = {_parts(blocks)}, part = phase.begin % parts;",
+        f"const int32_t parts = {_parts(blocks)};",
         *expert(scope, blocks.routing, "(phase.begin / parts)"),
-        f"const int64_t all = n ? {total} : 0;",
-        "const int32_t begin = (int32_t)(part * all / parts), end = (int32_t)((part + 1) * all / parts);",
+        f"const int32_t all = n ? {total} : 0, each = (all + parts - 1) / parts;",
+        "const int32_t begin = phase.begin % parts * each, end = begin + each < all ? begin + each : all;",
+        f"if (begin < end) {_call(scope, call, EXPERT, begin='begin', end='end')};",
     )
-    out.write(f"if (end > begin) {_call(scope, call, EXPERT, begin='begin', end='end')};")
 
 
 def _choice(kernel: KernelChoice) -> str | None:

@@ -44,6 +44,9 @@ SMC_DEVICE uint8_t *smc_shared_memory() {
   return shared;
 }
 
+/* What is made of these pointers is made anew from here on, and does not take up registers before. */
+#define SMC_ANEW(a, b) asm volatile("" : "+l"(a), "+l"(b))
+
 /* ---- arithmetic */
 
 SMC_DEVICE float smc_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }

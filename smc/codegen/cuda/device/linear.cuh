@@ -115,34 +115,37 @@ template <class E> struct smc_integer_sum {
 
 template <class E, int TOKENS, class Output>
 SMC_KERNEL void smc_multiply_integers(const int8_t *x, const float *x_scales, const int32_t *x_sums, smc_matrix m, Output output,
-                                      int32_t tokens, int32_t stride, int32_t block, uint8_t *memory) {
+                                      int32_t tokens, int32_t stride, int32_t begin_block, int32_t end_block, uint8_t *memory) {
   smc_integer_room<E, TOKENS> *room = (smc_integer_room<E, TOKENS> *)memory;
-  const smc_part part = smc_part_of(block, tokens, TOKENS);
-  const int32_t thread = smc_lane_of_block(), r = (thread & 31) >> 2, slot = (thread >> 5) * 4 + (thread & 3);
-  const int32_t row = thread % SMC_ROWS, t = thread / SMC_ROWS, sums = E::HALVES ? 2 : 1;
-  const int64_t token = part.token + t;
-  smc_integer_sum<E> total = {0.0f, 0.0f, 0, 0};
-  for (int32_t begin = 0; begin < m.tiles; begin += SMC_AT_ONCE) {
-    if (begin > 0) smc_sync();
-    if (begin + slot < m.tiles) smc_tile_dots<E, TOKENS>(room, m, part, x, x_sums, stride, begin + slot, slot, r);
-    smc_sync();
-    if (t < part.count) {
-      for (int32_t s = 0; s < SMC_AT_ONCE && begin + s < m.tiles; s++) {
-        const int32_t tile = begin + s;
-        const float input = E::INPUTS ? x_scales[token * (stride / 32) + tile] : 0.0f;
-        for (int half = 0; half < sums; half++) {
-          const int32_t amount = E::MINIMA ? x_sums[token * (stride / (32 / sums)) + tile * sums + half] : 0;
-          total.add(tile, half, tile + 1 == m.tiles, room->dots[s][half][t][row], amount, room->scales[s][half][row],
-                    room->minima[E::MINIMA ? s : 0][half][row], input);
+  for (int32_t block = begin_block; block < end_block; block++) {
+    if (block > begin_block) smc_sync(); /* only of experts */
+    const smc_part part = smc_part_of(block, tokens, TOKENS);
+    const int32_t thread = smc_lane_of_block(), r = (thread & 31) >> 2, slot = (thread >> 5) * 4 + (thread & 3);
+    const int32_t row = thread % SMC_ROWS, t = thread / SMC_ROWS, sums = E::HALVES ? 2 : 1;
+    const int64_t token = part.token + t;
+    smc_integer_sum<E> total = {0.0f, 0.0f, 0, 0};
+    for (int32_t begin = 0; begin < m.tiles; begin += SMC_AT_ONCE) {
+      if (begin > 0) smc_sync();
+      if (begin + slot < m.tiles) smc_tile_dots<E, TOKENS>(room, m, part, x, x_sums, stride, begin + slot, slot, r);
+      smc_sync();
+      if (t < part.count) {
+        for (int32_t s = 0; s < SMC_AT_ONCE && begin + s < m.tiles; s++) {
+          const int32_t tile = begin + s;
+          const float input = E::INPUTS ? x_scales[token * (stride / 32) + tile] : 0.0f;
+          for (int half = 0; half < sums; half++) {
+            const int32_t amount = E::MINIMA ? x_sums[token * (stride / (32 / sums)) + tile * sums + half] : 0;
+            total.add(tile, half, tile + 1 == m.tiles, room->dots[s][half][t][row], amount, room->scales[s][half][row],
+                      room->minima[E::MINIMA ? s : 0][half][row], input);
+          }
         }
       }
     }
+    if (t >= part.count) continue;
+    float value = E::PARTS ? total.sum : total.part;
+    if (E::ROW_SCALE) value = smc_mul(value, smc_group_float<E>(m, part.row_block, part.row + row, 0, 0, 0));
+    if (E::INPUTS == 0) value = smc_mul(value, x_scales[token]);
+    output.store((int32_t)token, part.row_block * 32 + part.row + row, value);
   }
-  if (t >= part.count) return;
-  float value = E::PARTS ? total.sum : total.part;
-  if (E::ROW_SCALE) value = smc_mul(value, smc_group_float<E>(m, part.row_block, part.row + row, 0, 0, 0));
-  if (E::INPUTS == 0) value = smc_mul(value, x_scales[token]);
-  output.store((int32_t)token, part.row_block * 32 + part.row + row, value);
 }
 
 /* ---- float inputs, packed weights: a thread goes through its group column by column */
@@ -192,29 +195,32 @@ SMC_DEVICE void smc_group_parts(smc_part_room<E, TOKENS> *room, const smc_matrix
 }
 
 template <class E, int TOKENS, class Output>
-SMC_KERNEL void smc_multiply_floats(const float *x, smc_matrix m, Output output, int32_t tokens, int32_t stride, int32_t block, uint8_t *memory) {
+SMC_KERNEL void smc_multiply_floats(const float *x, smc_matrix m, Output output, int32_t tokens, int32_t stride, int32_t begin_block, int32_t end_block, uint8_t *memory) {
   smc_part_room<E, TOKENS> *room = (smc_part_room<E, TOKENS> *)memory;
-  const smc_part part = smc_part_of(block, tokens, TOKENS);
-  const int32_t thread = smc_lane_of_block(), r = (thread & 31) >> 2, slot = (thread >> 5) * 4 + (thread & 3);
-  const int32_t row = thread % SMC_ROWS, t = thread / SMC_ROWS;
-  const int32_t size = E::GROUP ? E::GROUP : m.tiles, groups = (m.tiles + size - 1) / size;
-  float total = 0.0f;
-  for (int32_t begin = 0; begin < groups; begin += SMC_AT_ONCE) {
-    const int32_t first = (begin + slot) * size, last = first + size < m.tiles ? first + size : m.tiles;
-    if (begin > 0) smc_sync();
-    if (begin + slot < groups) smc_group_parts<E, TOKENS>(room, m, part, x, stride, first, last, slot, r);
-    smc_sync();
-    if (t < part.count) {
-      for (int32_t s = 0; s < SMC_AT_ONCE && begin + s < groups; s++) {
-        for (int half = 0; half < E::HALVES + 1; half++) {
-          const float sum = room->parts[s][half][t][row], scale = room->scales[s][half][row];
-          total = E::ROW_SCALE ? smc_mul(sum, scale) : smc_fma(sum, scale, total);
-          if (E::MINIMA) total = smc_fma(room->amounts[s][half][t], room->minima[s][half][row], total);
+  for (int32_t block = begin_block; block < end_block; block++) {
+    if (block > begin_block) smc_sync(); /* only of experts */
+    const smc_part part = smc_part_of(block, tokens, TOKENS);
+    const int32_t thread = smc_lane_of_block(), r = (thread & 31) >> 2, slot = (thread >> 5) * 4 + (thread & 3);
+    const int32_t row = thread % SMC_ROWS, t = thread / SMC_ROWS;
+    const int32_t size = E::GROUP ? E::GROUP : m.tiles, groups = (m.tiles + size - 1) / size;
+    float total = 0.0f;
+    for (int32_t begin = 0; begin < groups; begin += SMC_AT_ONCE) {
+      const int32_t first = (begin + slot) * size, last = first + size < m.tiles ? first + size : m.tiles;
+      if (begin > 0) smc_sync();
+      if (begin + slot < groups) smc_group_parts<E, TOKENS>(room, m, part, x, stride, first, last, slot, r);
+      smc_sync();
+      if (t < part.count) {
+        for (int32_t s = 0; s < SMC_AT_ONCE && begin + s < groups; s++) {
+          for (int half = 0; half < E::HALVES + 1; half++) {
+            const float sum = room->parts[s][half][t][row], scale = room->scales[s][half][row];
+            total = E::ROW_SCALE ? smc_mul(sum, scale) : smc_fma(sum, scale, total);
+            if (E::MINIMA) total = smc_fma(room->amounts[s][half][t], room->minima[s][half][row], total);
+          }
         }
       }
     }
+    if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
   }
-  if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
 }
 
 /* ---- float weights: [row block][column][32 rows]; a thread per row and token goes through the columns */
@@ -228,25 +234,28 @@ template <int TOKENS> struct smc_float_room {
 
 template <class E, int TOKENS, class Output>
 SMC_KERNEL void smc_multiply_float_weights(const float *x, const uint8_t *weights, Output output, int32_t tokens, int32_t columns, int32_t stride,
-                                           int32_t block, uint8_t *memory) {
+                                           int32_t begin_block, int32_t end_block, uint8_t *memory) {
   smc_float_room<TOKENS> *room = (smc_float_room<TOKENS> *)memory;
-  const smc_part part = smc_part_of(block, tokens, TOKENS);
-  const int32_t thread = smc_lane_of_block(), row = thread % SMC_ROWS, t = thread / SMC_ROWS;
-  float total = 0.0f;
-  for (int32_t begin = 0; begin < columns; begin += SMC_COLUMNS) {
-    const int32_t count = columns - begin < SMC_COLUMNS ? columns - begin : SMC_COLUMNS;
-    if (begin > 0) smc_sync();
-    for (int32_t i = thread; i < count * SMC_ROWS; i += SMC_THREADS) {
-      const int64_t place = ((int64_t)part.row_block * columns + begin + i / SMC_ROWS) * 32 + part.row + i % SMC_ROWS;
-      room->weights[i / SMC_ROWS][i % SMC_ROWS] = smc_stored_float<E::SCALE>(weights, place);
+  for (int32_t block = begin_block; block < end_block; block++) {
+    if (block > begin_block) smc_sync(); /* only of experts */
+    const smc_part part = smc_part_of(block, tokens, TOKENS);
+    const int32_t thread = smc_lane_of_block(), row = thread % SMC_ROWS, t = thread / SMC_ROWS;
+    float total = 0.0f;
+    for (int32_t begin = 0; begin < columns; begin += SMC_COLUMNS) {
+      const int32_t count = columns - begin < SMC_COLUMNS ? columns - begin : SMC_COLUMNS;
+      if (begin > 0) smc_sync();
+      for (int32_t i = thread; i < count * SMC_ROWS; i += SMC_THREADS) {
+        const int64_t place = ((int64_t)part.row_block * columns + begin + i / SMC_ROWS) * 32 + part.row + i % SMC_ROWS;
+        room->weights[i / SMC_ROWS][i % SMC_ROWS] = smc_stored_float<E::SCALE>(weights, place);
+      }
+      for (int32_t i = thread; i < count * part.count; i += SMC_THREADS)
+        room->inputs[i / count][i % count] = x[(int64_t)(part.token + i / count) * stride + begin + i % count];
+      smc_sync();
+      if (t < part.count)
+        for (int32_t column = 0; column < count; column++) total = smc_fma(room->weights[column][row], room->inputs[t][column], total);
     }
-    for (int32_t i = thread; i < count * part.count; i += SMC_THREADS)
-      room->inputs[i / count][i % count] = x[(int64_t)(part.token + i / count) * stride + begin + i % count];
-    smc_sync();
-    if (t < part.count)
-      for (int32_t column = 0; column < count; column++) total = smc_fma(room->weights[column][row], room->inputs[t][column], total);
+    if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
   }
-  if (t < part.count) output.store(part.token + t, part.row_block * 32 + part.row + row, total);
 }
 
 /* ---- rows of a table by tokens */

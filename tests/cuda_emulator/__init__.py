@@ -26,7 +26,8 @@ from smc.targets import GpuLevel
 FOLDER = Path(__file__).parent
 DRIVER = ("driver", "fibers", "races")
 FLAGS = ("-O1", "-fPIC", "-mcpu=x86_64_v3", "-ffp-contract=off", "-fno-sanitize=undefined", "-g0", "-w")
-PROGRAM_FLAGS = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-DSMC_EMULATED", "-fsanitize=thread")
+PROGRAM_FLAGS = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-DSMC_EMULATED")
+RACES_FLAGS, FAST_FLAGS = ("-fsanitize=thread",), ("-O2",)
 TARGET = "x86_64-linux-gnu.2.17"
 
 LOGITS = """
@@ -81,25 +82,33 @@ class StandIn:
 
     @classmethod
     def of(
-        cls, module: Module, folder: Path, target: str = "cuda-sm_80", machine_code: bool = False, **options: Any
+        cls,
+        module: Module,
+        folder: Path,
+        target: str = "cuda-sm_80",
+        machine_code: bool = False,
+        races: bool = True,
+        **options: Any,
     ) -> StandIn:
         """Compile a module for a GPU, and its program for the stand-in. In place of machine code the artifact has its
-        program's name, but for machine_code."""
+        program's name, but for machine_code. races: look for them, which makes a program three times as slow."""
         folder.mkdir(exist_ok=True)
         listing = folder / "listing"
         with patch.object(images, "build_image", images.build_image if machine_code else name_of):
             smc.compile(module, target, folder / "model.smc", emit=listing, emit_kinds=("cu",), **options)
-        return cls(folder, folder / "model.smc").with_program((listing / "program.cu").read_text(encoding="utf-8"))
+        text = (listing / "program.cu").read_text(encoding="utf-8")
+        return cls(folder, folder / "model.smc").with_program(text, races=races)
 
-    def with_program(self, text: str, name: str | None = None) -> StandIn:
+    def with_program(self, text: str, name: str | None = None, races: bool = True) -> StandIn:
         """Let the stand-in run this text. name: that of the program which the artifact asks for, where the text is
         another one's."""
         name = name or re.findall(r"smc_program_\w{32}", text)[-1]
         source = self.folder / f"{name}.cu"
         text = text.replace("if (smc_phase_end(thread, &phase))", "if (SMC_PHASE_END(thread, &phase))")
         source.write_text(text, encoding="utf-8")
+        flags = (*PROGRAM_FLAGS, *(RACES_FLAGS if races else FAST_FLAGS))
         hooks = _compile(FOLDER / "hooks.c", self.folder / "hooks.o")
-        _link(self.folder / f"{name}.so", _compile(source, self.folder / f"{name}.o", *PROGRAM_FLAGS), hooks)
+        _link(self.folder / f"{name}.so", _compile(source, self.folder / f"{name}.o", *flags), hooks)
         if not (self.folder / "libcuda.so.1").exists():
             parts = [_compile(FOLDER / f"{part}.c", self.folder / f"{part}.o") for part in DRIVER]
             _link(self.folder / "libcuda.so.1", *parts)

@@ -38,7 +38,8 @@ SMC_ENTRY probe_multiply(const struct smc_probe *a, struct smc_control *control,
     const smc_output output = {0, a->out, a->rows, 0};
     for (int32_t block = smc_block_index(); block < a->rows / SMC_ROWS; block += smc_block_count()) {
       smc_sync();
-      smc_multiply_integers<E_int4_g32, 1>(a->x, a->x_scales, a->x_sums, m, output, 1, a->tiles * 32, block, smc_shared_memory());
+      smc_multiply_integers<E_int4_g32, 1>(a->x, a->x_scales, a->x_sums, m, output, 1, a->tiles * 32, block, block + 1,
+                                                 smc_shared_memory());
     }
     smc_sync();
     if (i + 1 < d && smc_wait_for_all(control, i + 1 - c)) return;

@@ -26,7 +26,8 @@ class Driver:
         self.call("cuStreamCreate", byref(self.stream), 1)
         self.capability = 10 * self.attribute(75) + self.attribute(76)
         self.processors = self.attribute(16)
-        fitting = [int(a) for a in images if int(a) // 10 == self.capability // 10 and int(a) <= self.capability]
+        built = [int(architecture) for architecture in images if architecture != "ptx"]
+        fitting = [a for a in built if a // 10 == self.capability // 10 and a <= self.capability]
         name = images[str(max(fitting))] if fitting else images["ptx"]
         self.call("cuModuleLoadData", byref(self.module), (kit / name).read_bytes() + b"\0")
 

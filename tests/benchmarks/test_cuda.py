@@ -7,13 +7,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 
+from benchmarks.cuda import cli
 from benchmarks.cuda_kit import build, engine
 from smc.codegen.cuda import images
 from smc.runtime import interface
+from smc.targets import GpuLevel
 from tests.cuda_emulator import StandIn, name_of
 
 
@@ -22,7 +26,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small kit, whose machine code is for the stand-in."""
     folder = tmp_path_factory.mktemp("gpu") / "kit"
     with patch.object(images, "build_image", name_of), patch.object(build, "build_image", name_of):
-        size = build.make_kit(folder, "cuda-sm_80", small=True)
+        size = build.make_kit(folder, small=True)
     assert size < 4 << 20
     stand_in = StandIn(folder, folder)
     for text in sorted(folder.glob("*.cu")):
@@ -52,6 +56,63 @@ def test_the_kit_from_end_to_end(kit: Path, tmp_path: Path) -> None:
     assert results["speed"]["rows"][1]["share_of_bandwidth"] > 0
     assert "skipped" in results["sanitizer"] and "skipped" in results["peers"]["llama.cpp"]
     assert "4 runs compared, 0 differ" in done.stdout
+
+
+SANITIZER = """#!/bin/sh
+# --tool NAME --error-exitcode 9 python run.py --part once
+echo "$2 saw nothing" >&2
+exec "$5" -I -S "$6" "$7" "$8"
+"""
+LLAMA_BENCH = """#!/bin/sh
+test "$2" = model.gguf && echo '[{"avg_ts": 1.5}]'
+"""
+
+
+@pytest.mark.slow
+def test_every_part_in_full(tmp_path: Path) -> None:
+    """The command's own kit, with machine code, all encodings, caches and modes, and tools beside; tiny models."""
+    folder, tools, texts = tmp_path / "kit", tmp_path / "tools", []
+    compiler = images.build_image
+
+    def recorded(text: str, level: GpuLevel) -> bytes:
+        texts.append(text)
+        return compiler(text, level)
+
+    tiny = {"tiny": {**build.TINY, "num_hidden_layers": 1}}
+    with (
+        patch.object(images, "build_image", recorded),
+        patch.object(build, "build_image", recorded),
+        patch.object(build, "SHAPES", tiny),
+    ):
+        made = CliRunner().invoke(cli, ["--kit", str(folder), "--target", "cuda-sm_80"])
+    assert made.exit_code == 0, made.output
+    for text in texts:
+        StandIn(folder, folder).with_program(text, races=False)
+    description = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
+    for model in description["models"][:3]:
+        model["chunks"] = [[150, 150]]  # no token by itself, for the stand-in takes long
+    (folder / "kit.json").write_text(json.dumps(description), encoding="utf-8")
+    tools.mkdir()
+    for name, script in (("compute-sanitizer", SANITIZER), ("llama-bench", LLAMA_BENCH)):
+        (tools / name).write_text(script, encoding="utf-8")
+        (tools / name).chmod(0o755)
+
+    def part(name: str) -> dict[str, Any]:
+        command = [sys.executable, "-I", "-S", str(folder / "run.py"), "--part", name]
+        places = {"LD_LIBRARY_PATH": str(folder), "SMC_EMULATOR_PROGRAMS": str(folder), "SMC_KIT_GGUF": "model.gguf"}
+        env = {**places, "PATH": f"{tools}:/usr/bin:/bin"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=900)
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    assert part("bits") == {"compared": 3 * 2 * 14, "different": []}
+    checks = part("sanitizer")
+    assert {name: check["status"] for name, check in checks.items()} == {"memcheck": 0, "racecheck": 0}
+    assert '{"ran": "codes"}' in checks["memcheck"]["said"]
+    kinds = ["prefill", "decode behind 64", "decode, 8 sequences", "decode, 32 sequences"]
+    assert [row["kind"] for row in part("speed")["rows"]] == kinds
+    assert part("peers")["llama.cpp"] == [{"avg_ts": 1.5}]
 
 
 @pytest.mark.slow

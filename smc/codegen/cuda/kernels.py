@@ -81,12 +81,7 @@ def _linear(spec: LinearKernel) -> list[str]:
         function, arguments = "smc_multiply_float_weights", f"x, codes, {common}, columns, x_stride, begin, end, memory"
     elif encoding.rounds_inputs:
         function, arguments = "smc_multiply_integers", f"x, x_scales, x_sums, m, {common}, x_stride, begin, end, memory"
-        many = f"x, x_scales, x_sums, m, {common}, x_stride, block"
-        lines += [
-            _loop("block"),
-            f"    if (tokens > SMC_MANY_TOKENS) smc_multiply_on_tensor_cores<{struct}>({many});",
-            "  if (tokens > SMC_MANY_TOKENS) return;",
-        ]
+        lines.append(f"  if (tokens > SMC_MANY_TOKENS) return smc_multiply_on_tensor_cores<{struct}>({arguments});")
     else:
         function, arguments = "smc_multiply_floats", f"x, m, {common}, x_stride, begin, end, memory"
     return [
@@ -305,4 +300,13 @@ def _room(spec: KernelSpec) -> int:
     halves = 2 if encoding.scales.group == 16 else 1
     minima = together if encoding.stores_minima else 1
     size = together * halves * rows * (tokens + 1) + minima * halves * rows
-    return 4 * (size if encoding.rounds_inputs else size + minima * halves * tokens)
+    if not encoding.rounds_inputs:
+        return 4 * (size + minima * halves * tokens)
+    return max(4 * size, 2 * _stage(encoding, halves))
+
+
+def _stage(encoding: Encoding, halves: int) -> int:
+    """Bytes of a smc_stage, at most."""
+    tiles, tokens = 4, 64
+    codes = tiles * (32 * 32 * encoding.bits // 8 + halves * (1 + encoding.stores_minima) * 32 * 4)
+    return codes + tokens * (tiles * 32 + 16) + 4 * tokens * tiles * (1 + halves)

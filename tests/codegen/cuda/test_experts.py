@@ -66,7 +66,7 @@ def test_every_wait_around_experts(tmp_path: Path) -> None:
     begin = stand_in.text()[: stand_in.text().index(own)].count("\n")
     inside = range(begin, begin + own.count("\n"))
     waits = [n for n, text in stand_in.waits().items() if n in inside or "block > begin" in text]
-    assert len(waits) == 5 + 3  # three kinds of linears
+    assert len(waits) == 5 + 4  # four kinds of products
     steps = ((140, "none"), (20, "all"))
     assert stand_in.unnoticed(waits, TOKENS * 4, steps, "blocks=3", "f16") == []
 

@@ -104,6 +104,18 @@ SMC_DEVICE smc_words smc_load_weights(const void *place) {
   return w;
 }
 
+/* Copies of 16 or 4 bytes to shared memory that a thread does not wait for. They form groups; a wait is for all of the thread's own
+ * but the latest groups. */
+SMC_DEVICE uint32_t smc_shared_place(const void *shared) { return (uint32_t)__cvta_generic_to_shared(shared); }
+SMC_DEVICE void smc_copy_async(void *shared, const void *source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smc_shared_place(shared)), "l"(source) : "memory");
+}
+SMC_DEVICE void smc_copy_async_4(void *shared, const void *source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smc_shared_place(shared)), "l"(source) : "memory");
+}
+SMC_DEVICE void smc_end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+#define smc_wait_copies(groups) asm volatile("cp.async.wait_group " #groups ";" ::: "memory")
+
 /* ---- the whole grid */
 
 /* Which of a phase's blocks a block of the grid does first; any order will do, if no two have the same. */

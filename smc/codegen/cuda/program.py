@@ -25,8 +25,8 @@ from smc.ir import ceil_div
 from smc.targets import Target
 
 DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
-"""Of device/, in the order in which they need each other; base.cuh and the engine's step.h come first, and experts.cuh
-behind them in programs of mixtures of experts."""
+"""Files of device/, each behind those that it uses; base.cuh and the engine's step.h come first, and experts.cuh last, in
+programs of mixtures of experts."""
 
 
 def device_folder() -> Path:

@@ -25,7 +25,7 @@ from smc.ir import ceil_div
 from smc.targets import Target
 
 DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
-"""Files of device/, each behind those that it uses; base.cuh and the engine's step.h come first, and experts.cuh last, in
+"""Files of device/, each behind those that it uses; base.cuh and the engine's step.h come first, experts.cuh last, in
 programs of mixtures of experts."""
 
 

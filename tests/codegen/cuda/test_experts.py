@@ -21,6 +21,7 @@ from tests.codegen.encodings import ENCODINGS
 from tests.codegen.test_experts import SIZES, SOME, TOKENS, mixture
 from tests.cuda_emulator import StandIn
 
+OLMOE = {**SIZES, "architectures": ["OlmoeForCausalLM"], "num_hidden_layers": 1}
 ORDERS = (("blocks=3", "f16"), ("blocks=7,order=random,seed=5,cooperative=0", "f16"))
 """All phases in one launch, and a launch per phase."""
 
@@ -48,7 +49,7 @@ def test_every_encoding_of_experts(tmp_path: Path, encodings: list[Encoding]) ->
 def test_routers(tmp_path: Path, experts: int, chosen: int, normalized: bool) -> None:
     """Of many experts, whose logits are equal in pairs, more than a warp has lanes are chosen."""
     changes: dict[str, Any] = {"num_experts": experts, "num_experts_per_tok": chosen, "norm_topk_prob": normalized}
-    module = new_model({**SIZES, **changes, "num_hidden_layers": 1}, "mixture")
+    module = new_model({**OLMOE, **changes}, "mixture")
     name = "model.layers.0.mlp.gate.weight"
     rows = module.parameters[name].values()
     rows[1::2] = rows[: rows.shape[0] // 2 * 2 : 2]
@@ -75,7 +76,7 @@ def test_every_wait_around_experts(tmp_path: Path) -> None:
 def test_static_checks_of_experts() -> None:
     """A token must move the weights of the experts that it chooses alone; no registers are spilled."""
     sizes = {"hidden_size": 512, "intermediate_size": 256, "num_attention_heads": 8, "num_experts": 64}
-    module = new_model({**SIZES, **sizes, "num_experts_per_tok": 8, "num_hidden_layers": 1}, "mixture")
+    module = new_model({**OLMOE, **sizes, "num_experts_per_tok": 8}, "mixture")
     facts = static_facts(smc.apply(module, ["quantize-rtn:bits=4"]))
     assert facts.faults() == []
     assert 1.0 <= facts.token_bytes / facts.least_bytes <= 1.1

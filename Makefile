@@ -1,6 +1,6 @@
 # make demo    set everything up, compile SmolLM2-135M-Instruct for this CPU and ask it a question
 # make test    set everything up, check the code and run the tests
-# make test-long   run the tests that `make test` leaves out: about 50 minutes on two cores
+# make test-long   run the tests that `make test` leaves out: about 45 minutes on two cores
 # make setup   only the set-up
 # make dist    a wheel and a source distribution in dist/
 # make site    the documentation as a site in build/site
@@ -49,15 +49,15 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "not slow and not arm64"
 
-# All that `make test` leaves out: about 20 minutes on two cores beside those of test-arm64.
+# All that `make test` leaves out: about 30 minutes on two cores beside those of test-arm64.
 test-long: setup test-arm64
-	$(PY) -m pytest --quiet -m "slow and not arm64"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m "slow and not arm64"
 
 # Programs for GPUs on the tests' stand-in, every encoding and family: part of `make test` and of `make test-long`.
 test-cuda: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto tests/codegen/cuda
 
-# The part of it that emulated CPUs run; a whole SmolLM2 too: about 30 minutes on two cores. Without the emulators of
+# The part of it that emulated CPUs run; a whole SmolLM2 too: about 15 minutes on two cores. Without the emulators of
 # `make qemu` it is skipped.
 test-arm64: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet --numprocesses auto -m arm64

@@ -75,8 +75,9 @@ def test_a_body_that_does_not_come(many: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
     host, port = many.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"mod')
-        answer = connection.recv(65536)
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 50\r\n\r\n"
+        connection.sendall(head + b'{"mod')
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 408") and b"did not come in time" in answer
 
 

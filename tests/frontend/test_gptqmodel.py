@@ -35,7 +35,7 @@ def test_weights_and_logits(
     make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch, method: str, layout: str, bits: int, act_order: int
 ) -> None:
     """Asymmetric, so that zeros are stored."""
-    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")  # it asks for two, and gives itself one where there are two cores
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")  # it needs two, and takes one on two cores
     gptqmodel = pytest.importorskip("gptqmodel")
     folder, model = make_checkpoint("Llama", **SIZES)
     monkeypatch.chdir(folder.parent)  # where it writes logs

@@ -126,7 +126,7 @@ def errors(encoding: Encoding, level: Level, kernels: Kernels) -> tuple[float, f
     x = np.random.default_rng(1).standard_normal((tokens, columns)).astype(np.float32)
     arguments, rounded = kernel_inputs(encoding, level, x)
     result = np.empty((tokens, rows), np.float32)
-    numbers = (tokens, columns, arguments[0].shape[1], rows, 0, 0, rows // 32)
+    numbers = (tokens, columns, arguments[0].shape[1], rows, 0, 0, 0, rows // 32)
     kernels.run(encoding, [*arguments, matrix.codes, matrix.scales, matrix.zeros, matrix.scales, result, *numbers])
     expected = rounded @ matrix.values.T
     size = np.sqrt(np.mean(expected**2))

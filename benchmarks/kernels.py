@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from smc.cli.doctor import read_cpuinfo
-from smc.codegen.cpu.link import FLAGS
+from smc.codegen.cpu.link import FLAGS, engine_folder
 from smc.codegen.cpu.tuning import load_tuning
 from smc.codegen.cpu.tuning_kit import tuner_folder, workloads
 from smc.codegen.kernels.layout import ROW_BLOCK, MatrixLayout
@@ -48,7 +48,7 @@ class Product(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("linear", "x", "x_scales", "x_sums", "weights", "out")),
         ("workload", Workload),
-        *((name, c_int32) for name in ("matrices", "begin", "end")),
+        *((name, c_int32) for name in ("matrices", "begin", "end", "prefetch_distance")),
     ]
 
 
@@ -145,7 +145,7 @@ class Kernels:
             files = _measurable_files(objects, level, Path(folder))
             # Of C's options listings take few.
             options = ["-I", str(tuner_folder()), "-Wno-unused-command-line-argument"]
-            self._library = load_c(DRIVER, *options, *map(str, files))
+            self._library = load_c(DRIVER, *options, *map(str, [engine_folder() / "cpu.c", *files]))
         self._symbols = {encoding: o.symbol for encoding, o in zip(encodings, objects, strict=True)}
         for name, types in {
             "time_products": [POINTER(Product), c_int64],
@@ -171,6 +171,7 @@ class Kernels:
             matrices,
             0,
             rows // ROW_BLOCK,
+            self._library.smc_prefetch_distance(),
         )
 
     def run(self, encoding: Encoding, arguments: Sequence[np.ndarray | int]) -> None:

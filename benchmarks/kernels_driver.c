@@ -16,14 +16,16 @@ struct product {
   const uint8_t *weights;
   void *out;
   struct tuner_workload workload; /* its `bytes` is how far one matrix is from the next */
-  int32_t matrices, begin, end;
+  int32_t matrices, begin, end, prefetch_distance;
 };
+
+int32_t smc_prefetch_distance(void); /* the engine's cpu.c */
 
 static void multiply(const struct product *p, int64_t matrix) {
   const struct tuner_workload *w = &p->workload;
   const uint8_t *codes = p->weights + (uint64_t)matrix * w->bytes;
   p->linear(p->x, p->x_scales, p->x_sums, codes, codes + w->scales_offset, codes + w->zeros_offset, p->x, p->out,
-            w->tokens, w->columns, w->x_stride, w->padded_rows, 0, p->begin, p->end);
+            w->tokens, w->columns, w->x_stride, w->padded_rows, 0, p->prefetch_distance, p->begin, p->end);
 }
 
 static int64_t now(void) {

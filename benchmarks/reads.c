@@ -1,4 +1,5 @@
-/* Plain reads of memory, and messages between CPUs, for benchmarks.reads, which loads it as a library. */
+/* Plain reads of memory, prefetched as the engine does, and messages between CPUs, for benchmarks.reads, which loads it
+ * as a library. */
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdatomic.h>
@@ -13,12 +14,17 @@ static int64_t now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* The sum of `bytes` bytes, a multiple of 256. */
-static vector sum_of(const void *memory, uint64_t bytes) {
+int32_t smc_prefetch_distance(void); /* the engine's cpu.c */
+
+/* The sum of `bytes` bytes, a multiple of 256, prefetched `ahead` bytes before, unless that is 0. */
+static vector sum_of(const void *memory, uint64_t bytes, int32_t ahead) {
   const vector *data = memory;
   vector sums[4] = {{0}};
-  for (uint64_t v = 0; v < bytes / sizeof(vector); v += 4)
+  for (uint64_t v = 0; v < bytes / sizeof(vector); v += 4) {
+    if (ahead)
+      for (int j = 0; j < 4; j++) __builtin_prefetch((const char *)&data[v + (uint64_t)j] + ahead, 0, 2);
     for (int j = 0; j < 4; j++) sums[j] += data[v + (uint64_t)j];
+  }
   return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
@@ -29,9 +35,10 @@ static void use(vector sum) {
 
 /* Nanoseconds of reading `bytes`, a multiple of 256, so many times. */
 int64_t time_reads(const void *memory, uint64_t bytes, int64_t times) {
+  const int32_t ahead = smc_prefetch_distance();
   const int64_t begin = now();
   for (int64_t i = 0; i < times; i++) {
-    use(sum_of(memory, bytes));
+    use(sum_of(memory, bytes, ahead));
     __asm__ __volatile__("" ::: "memory"); /* read it again */
   }
   return now() - begin;
@@ -65,6 +72,7 @@ int64_t time_messages(_Atomic int64_t *lines, int64_t count, int64_t second) {
 int64_t time_steps(const uint8_t *memory, const uint64_t *phases, int64_t count, uint8_t *exchange, uint64_t width,
                    _Atomic int64_t *lines, int64_t threads, int64_t thread, int64_t times) {
   const uint64_t part = width / (uint64_t)threads;
+  const int32_t ahead = smc_prefetch_distance();
   int64_t done = 0;
   const int64_t begin = now();
   for (int64_t i = 0; i < times; i++) {
@@ -72,7 +80,7 @@ int64_t time_steps(const uint8_t *memory, const uint64_t *phases, int64_t count,
     for (int64_t p = 0; p < count; data += phases[p++]) {
       const uint64_t bytes = phases[p] / (uint64_t)threads;
       const vector sum =
-          sum_of(exchange + (done % 2 ? width : 0), width) + sum_of(data + (uint64_t)thread * bytes, bytes);
+          sum_of(exchange + (done % 2 ? width : 0), width, 0) + sum_of(data + (uint64_t)thread * bytes, bytes, ahead);
       vector *results = (vector *)(void *)(exchange + (done % 2 ? 0 : width) + (uint64_t)thread * part);
       for (uint64_t v = 0; v < part / sizeof(vector); v++) results[v] = sum;
       atomic_store_explicit(lines + thread * 32, ++done, memory_order_release);

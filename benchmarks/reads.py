@@ -11,6 +11,7 @@ from ctypes import c_int64, c_uint64, c_void_p, create_string_buffer
 from pathlib import Path
 
 from benchmarks.kernels import Memory, load_c, wall_seconds
+from smc.codegen.cpu.link import engine_folder
 from smc.ir import ceil_div
 
 SOURCE = Path(__file__).with_name("reads.c")
@@ -34,7 +35,7 @@ class Reads:
     """The loops, compiled; with AVX-512 where the CPU has it."""
 
     def __init__(self) -> None:
-        library = load_c(SOURCE, "-march=native")
+        library = load_c(SOURCE, "-march=native", str(engine_folder() / "cpu.c"))
         self._time_reads, self._time_messages = library.time_reads, library.time_messages
         self._time_reads.argtypes, self._time_reads.restype = [c_void_p, c_uint64, c_int64], c_int64
         self._time_messages.argtypes, self._time_messages.restype = [c_void_p, c_int64, c_int64], c_int64

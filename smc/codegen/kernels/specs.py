@@ -63,6 +63,7 @@ def linear_signature(inputs: Kind, argmax: bool = False) -> Signature:
         "const float *bias",
         "struct smc_argmax *out" if argmax else "float *out",
         *("int32_t tokens", "int32_t columns", "int32_t x_stride", "int32_t out_stride", "int32_t flags"),
+        "int32_t prefetch_distance",
         *BLOCKS,
     )
 

@@ -14,6 +14,7 @@ from smc.codegen.plan.arguments import (
     Buffer,
     Null,
     Number,
+    PrefetchDistance,
     Stride,
     TokenCount,
     Vector,
@@ -55,6 +56,7 @@ class Linear(Lowering):
             "x_stride": Stride(source),
             "out_stride": WeightSize(matrix, "rows"),
             "flags": Number(flags),
+            "prefetch_distance": PrefetchDistance(),
         }
         f.add(
             node.name,

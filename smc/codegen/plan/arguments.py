@@ -145,6 +145,14 @@ class StepField:
 
 
 @dataclass(frozen=True)
+class PrefetchDistance:
+    """How many bytes ahead of the codes that it reads a matmul prefetches; the engine knows what suits the CPU."""
+
+    def __str__(self) -> str:
+        return "prefetch distance"
+
+
+@dataclass(frozen=True)
 class Tiles:
     """The tiles of tokens that attention works on: all of a step, or those of which something is requested."""
 
@@ -210,6 +218,7 @@ Argument = (
     | Number
     | Null
     | StepField
+    | PrefetchDistance
     | Tiles
     | Cache
     | Rope

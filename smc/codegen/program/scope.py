@@ -15,6 +15,7 @@ from smc.codegen.plan.arguments import (
     FirstRow,
     Null,
     Number,
+    PrefetchDistance,
     Rope,
     Scratch,
     StepField,
@@ -95,6 +96,8 @@ class Scope:
                 return "0"
             case StepField(name):
                 return f"S->{name}"
+            case PrefetchDistance():
+                return "S->prefetch_distance"
             case Tiles():
                 return "tiles"
             case Cache():

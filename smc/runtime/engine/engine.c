@@ -94,6 +94,7 @@ static int model_open(const smc_options *given, smc_model **result, char *error)
   model->program = &smc_program;
   model->level = level;
   model->process = getpid();
+  model->prefetch_distance = smc_prefetch_distance();
   pthread_mutex_init(&model->mutex, NULL);
   if ((status = open_parts(model, &options, error))) {
     free_model(model);

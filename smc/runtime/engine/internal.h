@@ -199,6 +199,9 @@ uint64_t smc_memory_left(const char *meminfo, const char *membership, const char
 int smc_cpu_has(const char *feature, size_t length);
 /* Appends the features of a comma-separated list that the CPU lacks to missing[size], each once; returns how many. */
 int smc_cpu_missing(const char *features, char *missing, size_t size);
+/* How many bytes ahead matmuls of a few tokens prefetch weights on this CPU; 0: not at all. SMC_PREFETCH says another.
+ */
+int32_t smc_prefetch_distance(void);
 
 /* ---- crc.c */
 
@@ -340,10 +343,11 @@ int smc_kv_restore(struct smc_kv_cache *cache, const void *buffer, uint64_t size
 struct smc_model {
   const struct smc_program *program;
   const struct smc_level *level;
-  pthread_mutex_t mutex; /* held by every function but cancel and cancels */
-  int32_t process;       /* that opened it */
-  atomic_int callers;    /* threads that hold the mutex or wait for it; they leave where … */
-  atomic_int closing;    /* … the model is being closed */
+  pthread_mutex_t mutex;     /* held by every function but cancel and cancels */
+  int32_t process;           /* that opened it */
+  int32_t prefetch_distance; /* smc_prefetch_distance */
+  atomic_int callers;        /* threads that hold the mutex or wait for it; they leave where … */
+  atomic_int closing;        /* … the model is being closed */
   struct smc_artifact artifact;
   struct smc_kv_cache cache;
   struct smc_pool *pool;

@@ -263,7 +263,8 @@ static int run_batch(smc_model *model, const smc_batch *batch, char *error) {
                             .argmax_tokens = model->argmax_tokens,
                             .argmaxes = model->argmaxes,
                             .beyond = model->beyond,
-                            .kernels = model->level->kernels};
+                            .kernels = model->level->kernels,
+                            .prefetch_distance = model->prefetch_distance};
   struct smc_step *step = &tables;
   float *logits = batch->logits, *hidden = batch->hidden;
   int32_t *argmax = batch->argmax;

@@ -56,6 +56,7 @@ struct smc_step {
   const int32_t *argmax_tokens; /* [argmax_count] … that need the largest logit's id only */
   struct smc_argmax *argmaxes;  /* [threads][argmax_count] what every thread has found; nothing when the step begins */
   const uint8_t *weights;       /* the weights member, 64-KiB aligned */
+  int32_t prefetch_distance;    /* how many bytes ahead matmuls of a few tokens prefetch their codes; 0: they don't */
   uint8_t *arena;               /* 64-byte aligned */
   int32_t *beyond;              /* 0 when the step begins, 1 if a key or a value is beyond the cache's range */
   const void *kernels;          /* of the level in use */

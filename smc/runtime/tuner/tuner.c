@@ -22,6 +22,7 @@
 #endif
 
 int smc_cpu_missing(const char *features, char *missing, size_t size); /* the engine's cpu.c */
+int32_t smc_prefetch_distance(void);
 
 #define MIN_ROUNDS 3
 #define MAX_ROUNDS 15
@@ -207,14 +208,15 @@ static void prepare(struct memory *m, const struct tuner_kernel *k, const struct
 /* ---- measuring */
 
 static uint64_t turn; /* of calls: which matrix is next */
+static int32_t prefetch_distance;
 
 static void call(const struct memory *m, const struct tuner_kernel *k, const struct tuner_workload *w,
                  int32_t candidate, uint64_t matrix) {
   const uint8_t *codes = m->weights + matrix * w->bytes;
   const void *x = k->input_sum ? (const void *)m->codes : m->numbers;
   k->candidates[candidate].linear(x, m->numbers, m->sums, codes, codes + w->scales_offset, codes + w->zeros_offset,
-                                  m->numbers, m->out, w->tokens, w->columns, w->x_stride, w->padded_rows, 0, 0,
-                                  w->padded_rows / 32);
+                                  m->numbers, m->out, w->tokens, w->columns, w->x_stride, w->padded_rows, 0,
+                                  prefetch_distance, 0, w->padded_rows / 32);
 }
 
 /* Nanoseconds of one call, of so many. */
@@ -413,6 +415,7 @@ int main(int count, char **arguments) {
   char cpu[NAME_BYTES];
   int wrong = 0;
   stay_on_fastest_cores();
+  prefetch_distance = smc_prefetch_distance();
   cpu_name(cpu, sizeof cpu);
   const char *done = options.resume ? read_file(options.resume) : "";
   const int total = go_through(&options, cpu, done, NULL, 0, &wrong);

@@ -7,8 +7,8 @@
 /* A matmul kernel (smc/codegen/cpu/kernels/linear.py says what it computes). */
 typedef int32_t tuner_linear(const void *x, const void *x_scales, const void *x_sums, const void *codes,
                              const void *scales, const void *zeros, const void *bias, void *out, int32_t tokens,
-                             int32_t columns, int32_t x_stride, int32_t out_stride, int32_t flags, int32_t begin,
-                             int32_t end);
+                             int32_t columns, int32_t x_stride, int32_t out_stride, int32_t flags,
+                             int32_t prefetch_distance, int32_t begin, int32_t end);
 
 struct tuner_candidate {
   const char *name; /* "4x32" */

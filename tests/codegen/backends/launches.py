@@ -19,6 +19,7 @@ from smc.codegen.plan.arguments import (
     Cache,
     Null,
     Number,
+    PrefetchDistance,
     Rope,
     Scratch,
     StepField,
@@ -152,7 +153,7 @@ class _Launches:
                 return f"cache[{self.schedule.plan.kv_group(shape)}].{part}"
             case Rope(table):
                 return "null" if table is None else f"rope[{self.schedule.plan.rope_tables().index(table)}]"
-            case TokenCount() | StepField() | Tiles() | Scratch() | Argmaxes() | Null():
+            case TokenCount() | StepField() | PrefetchDistance() | Tiles() | Scratch() | Argmaxes() | Null():
                 return str(argument)
 
     def address(self, buffer: Buffer, part: str) -> str:

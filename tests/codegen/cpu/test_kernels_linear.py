@@ -51,6 +51,7 @@ class Linear:
         bias: np.ndarray | None = None,
         residual: np.ndarray | None = None,
         cuts: tuple[int, ...] = (),
+        prefetch_distance: int = 0,
     ) -> np.ndarray:
         """Result float32 [tokens, padded rows]; the row blocks computed in pieces that end at `cuts`."""
         layout, tokens = matrix.layout, inputs[0].shape[0]
@@ -62,7 +63,7 @@ class Linear:
         for begin, end in itertools.pairwise(edges):
             kernel(
                 *inputs, matrix.codes, matrix.scales, matrix.zeros, bias, out,
-                tokens, layout.columns, x_stride, layout.padded_rows, flags, begin, end,
+                tokens, layout.columns, x_stride, layout.padded_rows, flags, prefetch_distance, begin, end,
             )  # fmt: skip
         return out.copy()
 
@@ -189,6 +190,16 @@ def test_bits_do_not_depend_on_tokens_beside_or_on_cuts(linear: Linear, level: L
     for token in (0, 9, 24):
         alone, _ = kernel_inputs(encoding, level, x[token : token + 1])
         np.testing.assert_array_equal(linear(kernel, matrix, alone)[0], together[token])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[::3], ids=str)
+def test_prefetches_change_no_bits(linear: Linear, level: Level, encoding: Encoding) -> None:
+    """They reach far behind the matrix, where there is no memory."""
+    matrix, kernel = Matrix(random_tensor(encoding, 100, 341, 1), level.family), linear.kernel(encoding, level)
+    for tokens, distance in ((1, 64), (1, 12 << 10), (5, 1 << 20)):
+        inputs, _ = kernel_inputs(encoding, level, np.random.default_rng(2).standard_normal((tokens, 341)))
+        result = linear(kernel, matrix, inputs, prefetch_distance=distance)
+        np.testing.assert_array_equal(result, linear(kernel, matrix, inputs))
 
 
 @pytest.mark.parametrize("encoding", [integer(4, symmetric=False), F16, Encoding.of(bits=4, minimum=True)], ids=str)

@@ -79,6 +79,10 @@ int main(int count, char **arguments) {
     printf("%d\n%s\n", number, missing);
     return 0;
   }
+  if (count == 2 && !strcmp(arguments[1], "prefetch")) {
+    printf("%d\n", smc_prefetch_distance());
+    return 0;
+  }
   if (count == 3 && !strcmp(arguments[1], "map")) {
     struct smc_artifact artifact;
     char error[SMC_ERROR_BYTES] = "";

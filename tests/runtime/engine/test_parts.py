@@ -152,6 +152,17 @@ def test_unknown_features_are_missing(driver: Driver) -> None:
     assert run(program, "missing", f"{'x' * 40},y").startswith("2\nxxx")  # longer than the buffer
 
 
+def test_prefetch_distance(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Intel's CPUs matmuls prefetch; the variable decides on all."""
+    program = driver("parts", *FILES)
+    monkeypatch.delenv("SMC_PREFETCH", raising=False)
+    intel = re.search(r"^vendor_id\s*: GenuineIntel$", Path("/proc/cpuinfo").read_text(), re.M)
+    assert run(program, "prefetch") == ("12288" if intel else "0")
+    for asked, bytes in {"": None, "0": 0, "4096": 4096, "-1": 0, "99999999999999999999": 1 << 20, "no": 0}.items():
+        monkeypatch.setenv("SMC_PREFETCH", asked)
+        assert run(program, "prefetch") == ("12288" if bytes is None and intel else str(bytes or 0))
+
+
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=undefined", "-target"]
 
 
@@ -195,6 +206,7 @@ def test_crc_by_tables(tmp_path: Path) -> None:
         '#include "internal.h"\n'
         "int smc_cpu_has(const char *feature, size_t length) { (void)feature, (void)length; return 0; }\n"
         "int smc_cpu_missing(const char *all, char *missing, size_t size) { return !all + !missing + (int)size; }\n"
+        "int32_t smc_prefetch_distance(void) { return 0; }\n"
     )
     files = [ENGINE / file for file in FILES if file != "cpu.c"]
     program = compile_c(tmp_path / "parts", [HERE / "parts.c", tmp_path / "no.c", *files])

@@ -5,11 +5,11 @@
 #define PARAMETERS                                                                                                     \
   const void *x, const void *x_scales, const void *x_sums, const void *codes, const void *scales, const void *zeros,   \
       const void *bias, void *out, int32_t tokens, int32_t columns, int32_t x_stride, int32_t out_stride,              \
-      int32_t flags, int32_t begin, int32_t end
+      int32_t flags, int32_t prefetch_distance, int32_t begin, int32_t end
 
 /* Reads and writes all that a kernel may. */
 static int32_t sum(PARAMETERS, int32_t times) {
-  (void)x_scales, (void)x_sums, (void)bias, (void)flags, (void)begin;
+  (void)x_scales, (void)x_sums, (void)bias, (void)flags, (void)prefetch_distance, (void)begin;
   const uint8_t *stored = codes;
   const uint64_t bytes = (uint64_t)((const uint8_t *)zeros - stored) + 64;
   for (int32_t time = 0; time < times; time++)
@@ -24,7 +24,8 @@ static int32_t sum(PARAMETERS, int32_t times) {
 }
 
 #define ARGUMENTS                                                                                                      \
-  x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags, begin, end
+  x, x_scales, x_sums, codes, scales, zeros, bias, out, tokens, columns, x_stride, out_stride, flags,                  \
+      prefetch_distance, begin, end
 static int32_t slow(PARAMETERS) { return sum(ARGUMENTS, 3); }
 static int32_t fast(PARAMETERS) { return sum(ARGUMENTS, 1); }
 static int32_t slowest(PARAMETERS) { return sum(ARGUMENTS, 8); }

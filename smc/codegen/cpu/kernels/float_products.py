@@ -37,6 +37,7 @@ class FloatProducts:
         inputs = [k.let(token * cast(self.inputs.stride, "int64"), "row") for token in self.tokens]
         with k.loop(width, "column") as column:
             place = k.let(cell(rows.vector, column, width) * ROW_VECTOR + rows.first, "place")
+            self.weights.prefetch_column(place)
             weights = [k.let(load_floats(self.weights.matrix.codes, place + u.offset, lanes), "w") for u in rows.units]
             for m, start in enumerate(inputs):
                 x = k.let(self.inputs.codes.load(start + column), "x")

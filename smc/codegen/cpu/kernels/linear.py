@@ -32,7 +32,8 @@ from smc.targets import CpuLevel
 
 PREFETCH_TURNS = 4
 """With this many tiles of tokens or more, the next block's weights are prefetched while one is multiplied: else its
-first tile would wait for them. With fewer tokens weights are read as a stream, which the CPU prefetches itself."""
+first tile would wait for them. With fewer tokens weights are read as a stream: some CPUs prefetch it well themselves,
+others read half as fast again where each tile is prefetched so many bytes before its use (the engine's cpu.c)."""
 
 
 def linear_kernel(name: str, spec: LinearKernel, level: CpuLevel) -> Kernel:
@@ -41,6 +42,7 @@ def linear_kernel(name: str, spec: LinearKernel, level: CpuLevel) -> Kernel:
     x: float32 [tokens, x_stride], or int8 codes with
     scales and sums (activations.py). codes, scales, zeros: the packed matrix (kernels/layout.py; codes of two-level
     scales are before the zeros). bias: float32 [rows, padded], read if flags say so.
+    prefetch_distance: in bytes; 0: the CPU prefetches better by itself.
     out: float32 [tokens, out_stride], or if flags say so [tokens, rows of the blocks begin…end]; padding rows come out
     as 0 (plus bias).
 
@@ -64,6 +66,7 @@ class _Linear:
         bias, out = k.pointer("bias"), k.pointer("out", "float32")
         self.tokens, self.columns = k.scalar("tokens"), k.scalar("columns")
         x_stride, out_stride, flags = k.scalar("x_stride"), k.scalar("out_stride"), k.scalar("flags")
+        self.ahead = k.scalar("prefetch_distance")
         self.begin, self.end = k.scalar("begin"), k.scalar("end")
         self.inputs = Inputs(x, x_scales, x_sums, x_stride)
         # A row of the result is as long as the matrix has padded rows.
@@ -89,10 +92,13 @@ class _Linear:
                     rows = self.tile.rows if step > 1 else ROW_BLOCK
                     with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
                         token = k.let(cast(done + t * step, "int64"), "token")
+                        ahead = None if isa(self.level).is_vector_by_lane else self.ahead
                         if self._prefetches(step):
-                            with k.when(count >= const(PREFETCH_TURNS, "int32")):
+                            many = count >= const(PREFETCH_TURNS, "int32")
+                            with k.when(many):
                                 self.matrix.prefetch_next(block, t, count)
-                        self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step)
+                            ahead = k.let(tirx.Select(many, const(0, "int32"), self.ahead), "ahead")
+                        self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step, ahead)
                 done = k.let(done + count * step, "done")
         return k
 
@@ -111,12 +117,13 @@ class _Linear:
         whole = step == self.tile.tokens > 1 and not self.tile.panel
         return whole and self.integer and not isa(self.level).is_vector_by_lane
 
-    def _multiply(self, rows: RowTile, token: Expr, count: int) -> None:
-        """`count` tokens from `token` on by a row tile, whose sums are in registers."""
+    def _multiply(self, rows: RowTile, token: Expr, count: int, ahead: Expr | None) -> None:
+        """`count` tokens from `token` on by a row tile, whose sums are in registers; codes are prefetched `ahead` bytes
+        before their use."""
         k, zero = self.k, const(0.0, f"float32x{self.level.lanes}")
         tokens = [token + m for m in range(count)]
         accumulators = [[k.register(zero, "acc") for _ in rows.units] for _ in range(count)]
-        weights = PackedWeights(self.matrix, rows)
+        weights = PackedWeights(self.matrix, rows, ahead=ahead)
         if count > 1 and not self.argmax and not is_blocked(self.level):
             self.epilogue.prefetch(rows, tokens)
         dot = None

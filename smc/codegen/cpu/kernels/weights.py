@@ -29,7 +29,7 @@ from smc.codegen.cpu.kernels.unpack import (
     unpacked_zero,
 )
 from smc.codegen.kernels.groups import tiles_of_scales
-from smc.codegen.kernels.layout import ROW_BLOCK, ROW_VECTOR, TILE, span_of
+from smc.codegen.kernels.layout import QUADS, ROW_BLOCK, ROW_VECTOR, TILE, span_of
 from smc.ir import Encoding
 from smc.targets import CpuLevel
 
@@ -206,11 +206,17 @@ class PackedMatrix:
 
 
 class PackedWeights(Weights):
-    """A row tile's packed weights. form: the form of zeros and scales, if not that of the codes."""
+    """A row tile's packed weights.
 
-    def __init__(self, matrix: PackedMatrix, rows: RowTile, form: CodeForm | None = None) -> None:
+    form: the form of zeros and scales, if not that of the codes. ahead: how many bytes (int32) before its use a tile is
+    prefetched; 0 or None: not.
+    """
+
+    def __init__(
+        self, matrix: PackedMatrix, rows: RowTile, form: CodeForm | None = None, ahead: Expr | None = None
+    ) -> None:
         super().__init__(matrix.kernel, matrix.encoding, matrix.level, rows)
-        self.matrix = matrix
+        self.matrix, self.ahead = matrix, ahead
         encoding, level = self.encoding, self.level
         self.form = form or code_form(encoding, level)
         if not encoding.is_float and not encoding.stores_zeros:
@@ -266,4 +272,31 @@ class PackedWeights(Weights):
             with k.when(places[0].digit == const(0, "int64")):
                 for unit, fractions in self.fractions.items():
                     fractions.load(matrix.codes, places[unit.vector].begin + (rows.first + unit.row) * 4, quads)
+                self.prefetch(places[0].begin)
+        elif quads.start == 0:
+            self.prefetch(places[0].begin)
         return places
+
+    def prefetch(self, place: Expr) -> None:
+        """Prefetch the tile that lies so far behind the one at `place`, with the scales between."""
+        if self.ahead is None:
+            return
+        k, encoding = self.kernel, self.encoding
+        lines = QUADS if encoding.is_base3 else TILE * encoding.bits // 8 * ROW_VECTOR // CACHE_LINE
+        lines *= self.rows.units[-1].vector + 1
+        if span := span_of(encoding):
+            lines += span.scale_bytes // CACHE_LINE
+        with k.when(self.ahead > const(0, "int32")):
+            place = k.let(place + cast(self.ahead, "int64"), "ahead")
+            for line in range(lines):
+                k.prefetch(self.matrix.codes, place + line * CACHE_LINE)
+
+    def prefetch_column(self, place: Expr) -> None:
+        """The same for a column of float weights, the first of which is at `place`, in floats."""
+        if self.ahead is None:
+            return
+        k, size = self.kernel, self.encoding.bits // 8
+        with k.when(self.ahead > const(0, "int32")):
+            place = k.let(place + cast(self.ahead // const(size, "int32"), "int64"), "ahead")
+            for line in range(0, self.rows.units[-1].offset + self.level.lanes, CACHE_LINE // size):
+                k.prefetch(self.matrix.codes, place + line)

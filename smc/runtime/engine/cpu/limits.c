@@ -23,6 +23,7 @@ struct work {
   int64_t repeats;
   const uint8_t *data;
   uint64_t bytes;
+  int32_t ahead; /* so many bytes before its use memory is prefetched, as matmuls do; 0: not */
   void (*loop)(int64_t repeats);
 };
 
@@ -35,8 +36,11 @@ static void read_part(const struct work *work, int32_t part) {
   const vector *data = (const vector *)(const void *)work->data + (uint64_t)part * vectors;
   vector sums[4] = {{0}};
   for (int64_t i = 0; i < work->repeats; i++) {
-    for (uint64_t v = 0; v < vectors; v += 4)
+    for (uint64_t v = 0; v < vectors; v += 4) {
+      if (work->ahead)
+        for (int j = 0; j < 4; j++) __builtin_prefetch((const char *)&data[v + (uint64_t)j] + work->ahead, 0, 2);
       for (int j = 0; j < 4; j++) sums[j] += data[v + (uint64_t)j];
+    }
     __asm__ __volatile__("" ::: "memory"); /* read it again */
   }
   const vector sum = sums[0] + sums[1] + sums[2] + sums[3];
@@ -141,7 +145,8 @@ static double best_rate(struct smc_pool *pool, struct work *work) {
 }
 
 static double read_rate(struct smc_pool *pool, int32_t threads, const void *data, uint64_t bytes) {
-  struct work work = {.run = read_part, .parts = threads, .data = data, .bytes = bytes};
+  struct work work = {
+      .run = read_part, .parts = threads, .data = data, .bytes = bytes, .ahead = smc_prefetch_distance()};
   const uint64_t part = bytes / (4 * sizeof(vector)) / (uint64_t)threads * 4 * sizeof(vector);
   return part ? best_rate(pool, &work) * (double)part : 0.0;
 }

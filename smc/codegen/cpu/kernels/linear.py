@@ -22,7 +22,7 @@ from smc.codegen.cpu.kernels.integer_products import IntegerProducts
 from smc.codegen.cpu.kernels.many_tokens import ManyTokens
 from smc.codegen.cpu.kernels.token_blocks import TokenBlocks, has_stationary_codes
 from smc.codegen.cpu.kernels.unpack import in_place, storage_dtype
-from smc.codegen.cpu.kernels.weights import PackedMatrix, PackedWeights, RowTile, row_tile
+from smc.codegen.cpu.kernels.weights import BeforeTile, PackedMatrix, PackedWeights, RowTile, row_tile
 from smc.codegen.cpu.tiles import default_tile
 from smc.codegen.kernels.abi import COMPACT, TOKEN_BLOCK
 from smc.codegen.kernels.groups import flushes_tiles
@@ -32,7 +32,8 @@ from smc.targets import CpuLevel
 
 PREFETCH_TURNS = 4
 """With this many tiles of tokens or more, the next block's weights are prefetched while one is multiplied: else its
-first tile would wait for them. With fewer tokens weights are read as a stream: some CPUs prefetch it well themselves,
+first tile would wait for them. Each of the first turns prefetches a share, tile by tile: prefetches at once would wait
+for each other. With fewer tokens weights are read as a stream: some CPUs prefetch it well themselves,
 others read half as fast again where each tile is prefetched so many bytes before its use (the engine's cpu.c)."""
 
 
@@ -92,13 +93,13 @@ class _Linear:
                     rows = self.tile.rows if step > 1 else ROW_BLOCK
                     with k.loop(const(ROW_BLOCK // rows, "int64"), "pass") as index, k.loop(count, "token_tile") as t:
                         token = k.let(cast(done + t * step, "int64"), "token")
+                        before_tile = None
                         ahead = None if isa(self.level).is_vector_by_lane else self.ahead
                         if self._prefetches(step):
                             many = count >= const(PREFETCH_TURNS, "int32")
-                            with k.when(many):
-                                self.matrix.prefetch_next(block, t, count)
+                            before_tile = self._prefetch(block, t, many)
                             ahead = k.let(tirx.Select(many, const(0, "int32"), self.ahead), "ahead")
-                        self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step, ahead)
+                        self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step, ahead, before_tile)
                 done = k.let(done + count * step, "done")
         return k
 
@@ -117,13 +118,25 @@ class _Linear:
         whole = step == self.tile.tokens > 1 and not self.tile.panel
         return whole and self.integer and not isa(self.level).is_vector_by_lane
 
-    def _multiply(self, rows: RowTile, token: Expr, count: int, ahead: Expr | None) -> None:
+    def _prefetch(self, block: Expr, turn: Expr, many: Expr) -> BeforeTile:
+        """Prefetches this turn's share of the next block's tiles (int32), if there are many turns."""
+        k, turns = self.k, const(PREFETCH_TURNS - 1, "int64")
+
+        def before_tile(tile: Expr) -> None:
+            with k.when(tirx.And(many, cast(tile & turns, "int32") == turn)):
+                self.matrix.prefetch_tile(block, tile)
+
+        return before_tile
+
+    def _multiply(
+        self, rows: RowTile, token: Expr, count: int, ahead: Expr | None, before_tile: BeforeTile | None
+    ) -> None:
         """`count` tokens from `token` on by a row tile, whose sums are in registers; codes are prefetched `ahead` bytes
         before their use."""
         k, zero = self.k, const(0.0, f"float32x{self.level.lanes}")
         tokens = [token + m for m in range(count)]
         accumulators = [[k.register(zero, "acc") for _ in rows.units] for _ in range(count)]
-        weights = PackedWeights(self.matrix, rows, ahead=ahead)
+        weights = PackedWeights(self.matrix, rows, ahead=ahead, before_tile=before_tile)
         if count > 1 and not self.argmax and not is_blocked(self.level):
             self.epilogue.prefetch(rows, tokens)
         dot = None

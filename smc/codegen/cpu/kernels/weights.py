@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from smc.codegen.cpu.builder import CACHE_LINE, Expr, Kernel, Pointer, cast, const, reinterpret
@@ -127,6 +127,10 @@ class Weights(ABC):
                 yield tile, 0, parts
 
 
+BeforeTile = Callable[[Expr], None]
+"""Is called with a tile (int64) before it is multiplied."""
+
+
 class PackedMatrix:
     """The packed matrix that a linear kernel is given (kernels/layout.py): pointers, and where scales and zeros lie.
 
@@ -158,15 +162,13 @@ class PackedMatrix:
             return const(1, "int64")
         return (self.tiles * TILE + const(group - 1, "int64")) // const(group, "int64")
 
-    def prefetch_next(self, block: Expr, turn: Expr, turns: Expr) -> None:
-        """Prefetch the codes of the 32 rows behind `block`, a different part in each of so many turns (all int32)."""
-        k, line, tile = self.kernel, const(CACHE_LINE, "int64"), const(0, "int64")
-        vectors = [(cast(block, "int64") + later) * (ROW_BLOCK // ROW_VECTOR) for later in range(2)]
-        here, there = (tile_place(k, self.encoding, vector, tile, self.tiles).begin for vector in vectors)
-        turn, turns = cast(turn, "int64"), cast(turns, "int64")
-        lines = k.let(((there - here) // line + turns - const(1, "int64")) // turns, "lines")
-        with k.loop(lines, "line") as index:
-            k.prefetch(self.codes, there + (turn * lines + index) * line)
+    def prefetch_tile(self, block: Expr, tile: Expr) -> None:
+        """Prefetch a tile of the 32 rows behind `block` (int32), with the scales that lie before the next one."""
+        k, line = self.kernel, const(CACHE_LINE, "int64")
+        vector = (cast(block, "int64") + const(1, "int64")) * (ROW_BLOCK // ROW_VECTOR)
+        begin, end = (tile_place(k, self.encoding, vector, tile + i, self.tiles).begin for i in range(2))
+        with k.loop((end - begin + (line - const(1, "int64"))) // line, "line") as index:
+            k.prefetch(self.codes, begin + index * line)
 
     def scale(self, rows: RowTile, unit: Unit, group: Expr, offset: bool = False) -> Expr:
         """float32 [lanes]: the scales, or offsets, of a unit's rows."""
@@ -209,14 +211,19 @@ class PackedWeights(Weights):
     """A row tile's packed weights.
 
     form: the form of zeros and scales, if not that of the codes. ahead: how many bytes (int32) before its use a tile is
-    prefetched; 0 or None: not.
+    prefetched; 0 or None: not. before_tile: what else is done then.
     """
 
     def __init__(
-        self, matrix: PackedMatrix, rows: RowTile, form: CodeForm | None = None, ahead: Expr | None = None
+        self,
+        matrix: PackedMatrix,
+        rows: RowTile,
+        form: CodeForm | None = None,
+        ahead: Expr | None = None,
+        before_tile: BeforeTile | None = None,
     ) -> None:
         super().__init__(matrix.kernel, matrix.encoding, matrix.level, rows)
-        self.matrix, self.ahead = matrix, ahead
+        self.matrix, self.ahead, self._before_tile = matrix, ahead, before_tile
         encoding, level = self.encoding, self.level
         self.form = form or code_form(encoding, level)
         if not encoding.is_float and not encoding.stores_zeros:
@@ -244,6 +251,8 @@ class PackedWeights(Weights):
 
     def unpack(self, tile: Expr, quads: range) -> Unpack:
         """See `Weights.unpack`."""
+        if self._before_tile is not None and quads.start == 0:
+            self._before_tile(tile)
         places = self._tile_places(tile, quads)
 
         @functools.cache  # reading a base-3 digit moves on to the next

@@ -32,6 +32,9 @@ class Constraint(Protocol):
     def accept(self, token: int) -> bool:
         """Follow a chosen token; false if the text is complete and no token may follow."""
 
+    def foresee(self) -> list[int]:
+        """The likely next tokens where the text that follows is certain; else none."""
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -183,6 +186,10 @@ class Generation:
         elif len(result.tokens) == self.most_tokens:
             self._finish("length")
         return None if self.done else token
+
+    def foresee(self, most: int) -> list[int]:
+        """Guesses of up to `most` next tokens, from the constraint: nearly always right, so they pay in any step."""
+        return self._constraint.foresee()[:most] if self._constraint is not None and most > 0 else []
 
     def _choose(self, outcome: Outcome) -> int:
         if isinstance(outcome, int):

@@ -39,7 +39,8 @@ class TextStream(Iterator[str]):
         self._model = model
         self._sequence = sequence
         self._drafter, self._pace, self._step_seconds = drafter, Pace(), 0.0
-        self._most_guesses = LENGTHS[-1] if drafter is not None else 0
+        self._drafted = False  # whether the pace learns from the last step
+        self._most_guesses = LENGTHS[-1] if drafter is not None or constraint is not None else 0
         self._since = model.engine.cancels
         self._pieces = self._run()
 
@@ -93,7 +94,7 @@ class TextStream(Iterator[str]):
         finally:
             if self._sequence is None:
                 sequence.drop()
-            elif self._drafter is not None and not self._model.closed:
+            elif self._most_guesses and not self._model.closed:
                 sequence.keep_common([*self.result.prompt, *self.result.tokens])
 
     def _outcomes(
@@ -109,10 +110,12 @@ class TextStream(Iterator[str]):
 
     def _guess(self, text: list[int], right: int, guesses: int) -> list[int]:
         """Guesses of the tokens after `text`, after a step with right guesses."""
-        if self._drafter is None:
-            return []
-        if self._step_seconds:
-            self._pace.learn(guesses, right, self._step_seconds)
         room = min(self._model.context_length - len(text), self._generation.most_tokens - len(self.result.tokens) - 1)
+        if self._drafter is not None and self._drafted:
+            self._pace.learn(guesses, right, self._step_seconds)
+        foreseen = self._generation.foresee(min(room, self._most_guesses))
+        self._drafted = not foreseen
+        if foreseen or self._drafter is None:
+            return foreseen
         count = min(self._pace.guesses(), room)
         return self._drafter.propose(text, count)[:count] if count > 0 else []

@@ -53,8 +53,8 @@ Post = Callable[[list[tuple["Text", Event]]], None]
 class Text:
     """A text in the scheduler. streamed: its owner gets an update after every step, else only at the end.
 
-    to_run: tokens for the next steps. guesses: more, on trial, behind them. submitted, first_token: by
-    time.perf_counter; 0: not yet.
+    to_run: tokens for the next steps. guesses: more, on trial, behind them; drafted: whether the drafter made them.
+    submitted, first_token: by time.perf_counter; 0: not yet.
     """
 
     generation: Generation
@@ -63,6 +63,7 @@ class Text:
     sequence: Sequence | None = None
     to_run: list[int] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
+    drafted: bool = False
     drafter: Drafter | None = None
     pace: TextPace | None = None
     cancelled: bool = False
@@ -123,7 +124,7 @@ class Scheduler:
         self._running: list[Text] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._buffer = model.logits_buffer(self.limits.running + (MOST_IN_STEP if drafters else 0))
+        self._buffer = model.logits_buffer(self.limits.running + MOST_IN_STEP * (2 if drafters else 1))
         self._thread = threading.Thread(target=self._work, name="smc-scheduler", daemon=True)
         self._thread.start()
 
@@ -263,7 +264,7 @@ class Scheduler:
         room, chosen, parts = self.limits.step_tokens, [], []
         started = time.perf_counter()
         only_decodes = all(len(text.to_run) == 1 for text in texts)
-        if self._drafters is not None and only_decodes:
+        if only_decodes:
             self._guess(texts)
         for text in texts:
             assert text.sequence is not None
@@ -298,9 +299,16 @@ class Scheduler:
         return events
 
     def _guess(self, texts: list[Text]) -> None:
-        """What may follow the texts, as far as it pays."""
-        counts = self._pace.counts([text.pace for text in texts if text.pace], [text.room for text in texts])
-        for text, count in zip(texts, counts, strict=True):
+        """What follows the texts by their constraints, and what may follow the others, as far as it pays."""
+        left = MOST_IN_STEP
+        for text in texts:
+            text.guesses = text.generation.foresee(min(text.room, left))
+            text.drafted = not text.guesses and text.drafter is not None
+            left -= len(text.guesses)
+        if not (drafted := [text for text in texts if text.drafted]):
+            return
+        counts = self._pace.counts([text.pace for text in drafted if text.pace], [text.room for text in drafted])
+        for text, count in zip(drafted, counts, strict=True):
             assert text.drafter is not None
             if count:
                 known = [*text.result.prompt, *text.result.tokens]
@@ -342,7 +350,7 @@ class Scheduler:
     def _settle_guesses(self, text: Text, right: int) -> None:
         """Count the guesses of a step, of which so many came true, and undo the others."""
         count, timings = len(text.guesses), text.result.timings
-        if text.pace is not None:
+        if text.pace is not None and text.drafted:
             text.pace.learn(count, right)
             self._pace.learn_guesses(count, right)
         if right < count:

@@ -57,10 +57,14 @@ class GrammarConstraint:
         fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise InputError(f"the grammar can't be followed: {' '.join(self._matcher.get_error().split())}")
-        allowed = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
+        allowed = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")[: self._vocab_size].view(bool)
         if allowed[self._ends[0]] or not allowed.any():
             allowed[self._ends] = True
         return np.where(allowed, logits, np.float32(-np.inf))
+
+    def foresee(self) -> list[int]:
+        """See `Constraint`: the text as the tokenizer would cut it, which a model may cut otherwise."""
+        return list(self._matcher.compute_ff_tokens())
 
     def accept(self, token: int) -> bool:
         """See `Constraint`."""

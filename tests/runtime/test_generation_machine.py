@@ -96,6 +96,9 @@ class OnlyDigits:
         self.left -= 1
         return self.left > 0
 
+    def foresee(self) -> list[int]:
+        return []
+
 
 def test_a_constraint_chooses_among_what_it_allows():
     logits = np.zeros(VOCAB, np.float32)

@@ -105,6 +105,47 @@ def test_speculation_changes_no_token(model: Model, what: str):
     model.close()
 
 
+class Foreseeing:
+    """Allows every token and foresees the right ones of `text`, but every third one wrong."""
+
+    def __init__(self, text: list[int]) -> None:
+        self.text, self.count = text, 0
+
+    def restrict(self, logits: np.ndarray) -> np.ndarray:
+        return logits.copy()
+
+    def accept(self, token: int) -> bool:
+        self.count += 1
+        return True
+
+    def foresee(self) -> list[int]:
+        return [token + (i % 3 == 2) for i, token in enumerate(self.text)][self.count : self.count + 4]
+
+
+@pytest.mark.parametrize("what", [None, "lookup"])
+def test_what_constraints_foresee_changes_no_token(model: Model, what: str | None):
+    """Beside texts without constraints, with and without a drafter."""
+    prompts = [np.random.default_rng(i).integers(0, 95, 5).tolist() for i in range(9)]
+    alone = [model.generate(prompt, max_tokens=20).tokens for prompt in prompts]
+    listener, drafters = Listener(), Drafters(what, model, texts=3) if what else None
+    scheduler = Scheduler(model, listener.post, Limits(running=3), drafters)
+    texts = [text_of(model, prompt, max_tokens=20) for prompt in prompts]
+    for text, tokens in list(zip(texts, alone, strict=True))[::2]:
+        text.generation = Generation(
+            text.result.prompt, text.generation.options, None, model.context_length, Foreseeing(tokens)
+        )
+    scheduler.submit_all(texts)
+    listener.wait(texts)
+    assert [text.result.tokens for text in texts] == alone
+    for text in texts[::2]:
+        assert text.result.timings.decoded_tokens == 19
+        assert 0 < text.result.timings.right_guesses < text.result.timings.guesses
+    scheduler.stop()
+    if drafters:
+        drafters.close()
+    model.close()
+
+
 def test_one_texts_fault_is_not_anothers(model: Model, monkeypatch: pytest.MonkeyPatch):
     """A step that fails is run again for each text alone."""
     step = model.engine.step

@@ -13,7 +13,8 @@ import pytest
 from smc.errors import InputError
 from smc.runtime import Model
 from smc.runtime.generation import Generation, GenerationResult
-from smc.structured.constraint import Grammars
+from smc.runtime.speculation import PromptLookup
+from smc.structured.constraint import GrammarConstraint, Grammars
 from smc.structured.grammar import ANY_JSON, Grammar
 from tests.runtime.conftest import VOCAB, byte_tokenizer
 
@@ -163,3 +164,21 @@ def test_the_model_alone(model: Model, grammars: Grammars):
     result = model.generate("x", constraint=grammars.constraint(Grammar.of_schema(schema)))
     jsonschema.validate(json.loads(result.text), schema)
     assert result.finish_reason == "stop"
+
+
+def test_certain_text_is_guessed_which_changes_no_token(
+    model: Model, grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+):
+    names = {"name": {"enum": ["red", "blue"]}, "age": {"type": "integer", "minimum": 0, "maximum": 9}}
+    schema = {"type": "object", "properties": names, "required": ["name", "age"], "additionalProperties": False}
+
+    def generate(**options: Any) -> GenerationResult:
+        return model.generate("x", constraint=grammars.constraint(Grammar.of_schema(schema)), **options)
+
+    for options in ({}, {"temperature": 1.0, "seed": 5}, {"drafter": PromptLookup()}, {"max_tokens": 4}):
+        guessed = generate(**options)
+        with monkeypatch.context() as patch:
+            patch.setattr(GrammarConstraint, "foresee", lambda self: [])
+            assert generate(**options).tokens == guessed.tokens
+        assert guessed.timings.right_guesses > 0
+        assert guessed.timings.decoded_tokens == len(guessed.tokens) - 1

@@ -2,9 +2,10 @@
 
     python -m benchmarks.daily smollm2.smc
 
-`chat` is the time from the start of the process to its prompt on a terminal, with warm caches. `constrained` is the
-speed of greedy answers that follow a JSON schema, `free` that of greedy answers to the same prompt without one; they
-alternate. Reading the prompt does not count, choosing tokens does.
+`chat` is the time from the start of the process to its prompt on a terminal, with warm caches. `free` is the speed of
+greedy answers, `schema` that of answers that follow a JSON schema, whose names and marks are certain, and `letters` of
+answers of letters only, where nothing is certain. They alternate. Reading the prompt does not count, choosing tokens
+does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import click
 
 from smc.runtime import Model, load
+from smc.runtime.generation import Constraint
 from smc.structured.constraint import Grammars
 from smc.structured.grammar import Grammar
 
@@ -40,6 +42,8 @@ SCHEMA: dict[str, Any] = {
     "minItems": 5,
     "maxItems": 5,
 }
+
+FORMS = {"free": None, "schema": Grammar.of_schema(SCHEMA), "letters": Grammar("regex", "[A-Za-z ]+")}
 
 
 def seconds_to_prompt(artifact: Path) -> float:
@@ -68,9 +72,8 @@ def seconds_to_prompt(artifact: Path) -> float:
         os.close(terminal)
 
 
-def speed(model: Model, grammars: Grammars | None, tokens: int) -> float:
-    """Tokens per second after the prompt, of an answer with at most so many; with grammars it follows the schema."""
-    constraint = grammars.constraint(Grammar.of_schema(SCHEMA)) if grammars else None
+def speed(model: Model, constraint: Constraint | None, tokens: int) -> float:
+    """Tokens per second after the prompt, of an answer with at most so many."""
     prompt = model.apply_chat_template([{"role": "user", "content": PROMPT}])
     started = time.perf_counter()
     result = model.generate(prompt, max_tokens=tokens, temperature=0.0, constraint=constraint)
@@ -78,24 +81,30 @@ def speed(model: Model, grammars: Grammars | None, tokens: int) -> float:
     return result.timings.decoded_tokens / seconds
 
 
+def speeds(model: Model, tokens: int, rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of every round, by the answer's form; the first round is a warm-up and does not count."""
+    grammars = Grammars(model)
+    found: dict[str, list[float]] = {name: [] for name in FORMS}
+    for _ in range(rounds + 1):
+        for name, form in FORMS.items():
+            found[name].append(speed(model, form and grammars.constraint(form), tokens))
+    return {name: rates[1:] for name, rates in found.items()}
+
+
 @click.command(help=__doc__)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--tokens", default=128, show_default=True, help="Longest answer.")
-@click.option("--rounds", default=9, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
 def main(artifact: Path, tokens: int, rounds: int) -> None:
     """Measure and print."""
     seconds_to_prompt(artifact)
     starts = [seconds_to_prompt(artifact) for _ in range(rounds)]
-    click.echo(f"chat         {statistics.median(starts):.2f} s to the prompt ({min(starts):.2f} to {max(starts):.2f})")
+    click.echo(f"chat     {statistics.median(starts):.2f} s to the prompt ({min(starts):.2f} to {max(starts):.2f})")
     with load(artifact) as model:
-        grammars = Grammars(model)
-        speed(model, grammars, tokens)
-        free, constrained = zip(
-            *((speed(model, None, tokens), speed(model, grammars, tokens)) for _ in range(rounds)), strict=True
-        )
-    slower = statistics.median(1 - with_it / without for without, with_it in zip(free, constrained, strict=True))
-    click.echo(f"free         {statistics.median(free):.1f} tokens/s")
-    click.echo(f"constrained  {statistics.median(constrained):.1f} tokens/s, {slower:.1%} slower")
+        found = speeds(model, tokens, rounds)
+    for name, rates in found.items():
+        part = statistics.median(rate / free for rate, free in zip(rates, found["free"], strict=True))
+        click.echo(f"{name:8} {statistics.median(rates):.1f} tokens/s, {part:.2f}x")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ ships were lost there in one winter. The keeper lived in it with his family unti
 by a machine. In summer a boat takes visitors to the rock, who climb the 197 steps to the gallery and look for seals."""
 
 PROMPTS = {
-    "code": f"Rename `result` to `amount` and print the whole program again:\n\n{CODE}",
+    "code": f"Add type hints to this Python program and print the whole program again:\n\n```python\n{CODE}```",
     "summary": f"Repeat the facts of this text in your own words, sentence by sentence:\n\n{PROSE}",
     "story": "Tell a story about a fox who learns to count.",
 }

@@ -4,12 +4,14 @@
     python -m benchmarks.speculation smollm2.smc --record steps.json
     python -m benchmarks.speculation tinyllama.smc --replay steps.json
 
-A replay runs the steps of another model, with the same numbers of guesses and right guesses, through this model's
-engine: it shows its speed if its guesses were right as often.
+The last case makes wrong guesses only: what speculation costs at worst. A replay runs the steps of another model, with
+the same numbers of guesses and right guesses, through this model's engine: it shows its speed if its guesses were right
+as often.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -49,36 +51,60 @@ PROMPTS = {
 
 
 class Recorder(PromptLookup):
-    """Keeps the length of the text at every proposal and how many guesses were given."""
+    """Keeps all guesses, and how long the text was then."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.proposals: list[tuple[int, int]] = []
+        self.proposals: list[tuple[int, list[int]]] = []
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """See `PromptLookup`."""
         guesses = super().propose(tokens, most)
-        self.proposals.append((len(tokens), len(guesses)))
+        self.proposals.append((len(tokens), guesses))
         return guesses
 
-    def steps(self) -> list[tuple[int, int]]:
-        """(guesses, tokens that the text gained) of every step whose follower is known."""
-        pairs = zip(self.proposals, self.proposals[1:], strict=False)
-        return [(guesses, after - before) for (before, guesses), (after, _) in pairs]
+    def steps(self, text: Sequence[int]) -> list[tuple[int, int]]:
+        """(guesses, tokens that the text gained) of every step; text: with its prompt, from the first proposal on."""
+        steps = []
+        ends = [length for length, _ in self.proposals[1:]] + [len(text)]
+        for (length, guesses), end in zip(self.proposals, ends, strict=True):
+            pairs = zip(guesses, text[length:], strict=False)
+            gain = 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if length + gain <= end:  # steps without guesses follow until the next proposal
+                steps += [(len(guesses), gain)] + [(0, 1)] * (end - length - gain)
+        return steps
 
 
-def compare(model: Model, prompt: str, tokens: int, rounds: int) -> tuple[float, float, float, list[tuple[int, int]]]:
-    """Median tokens/s without and with lookup, the share of guesses that came true, and the last round's steps."""
+class Wrong(Recorder):
+    """Guesses as many tokens as it may, all wrong."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        """See `Drafter`: the first token of a vocabulary is none of text."""
+        self.proposals.append((len(tokens), [0] * most))
+        return [0] * most
+
+
+CASES: dict[str, tuple[str, type[Recorder]]] = {
+    **{kind: (prompt, Recorder) for kind, prompt in PROMPTS.items()},
+    "wrong": (PROMPTS["story"], Wrong),
+}
+
+
+def compare(
+    model: Model, prompt: str, recorders: type[Recorder], tokens: int, rounds: int
+) -> tuple[float, float, float, list[tuple[int, int]]]:
+    """Median tokens/s without and with guesses, the share of guesses that came true, and the last round's steps."""
     text = model.apply_chat_template([{"role": "user", "content": prompt}])
     plain, drafted, right, steps = [], [], 0.0, list[tuple[int, int]]()
     for _ in range(rounds):
         without = model.generate(text, max_tokens=tokens, temperature=0)
-        recorder = Recorder()
+        recorder = recorders()
         result = model.generate(text, max_tokens=tokens, temperature=0, drafter=recorder)
         assert result.tokens == without.tokens
         plain.append(without.timings.decode_tokens_per_second)
         drafted.append(result.timings.decode_tokens_per_second)
-        right, steps = result.timings.right_guesses / max(1, result.timings.guesses), recorder.steps()
+        right = result.timings.right_guesses / max(1, result.timings.guesses)
+        steps = recorder.steps([*text, *result.tokens])
     return statistics.median(plain), statistics.median(drafted), right, steps
 
 
@@ -113,8 +139,8 @@ def main(artifact: Path, tokens: int, rounds: int, record: Path | None, replayed
                 plain, drafted = replay(model, steps, rounds)
                 click.echo(f"{kind:8} {plain:7.1f} → {drafted:7.1f} tokens/s, {drafted / plain:.2f}x (a replay)")
             return
-        for kind, prompt in PROMPTS.items():
-            plain, drafted, right, recorded[kind] = compare(model, prompt, tokens, rounds)
+        for kind, (prompt, recorders) in CASES.items():
+            plain, drafted, right, recorded[kind] = compare(model, prompt, recorders, tokens, rounds)
             click.echo(
                 f"{kind:8} {plain:7.1f} → {drafted:7.1f} tokens/s, {drafted / plain:.2f}x, {right:.0%} of guesses right"
             )

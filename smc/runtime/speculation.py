@@ -21,7 +21,9 @@ LENGTHS = (0, 1, 3, 7, 15)
 """Guesses per step that `Pace` chooses among: steps of 1, 2, 4, 8 or 16 tokens."""
 
 _FIRST_GUESS = 0.1
-"""The assumed cost of a guess, as a share of a step, before one was measured: low, so that guessing is tried."""
+"""The assumed additional cost of a step with twice the tokens, before one was measured: low, so that it is tried."""
+_WORTH = 1.02
+"""How much faster than plain steps those with guesses must seem."""
 _MEMORY = 0.9
 """The weight of older observations when a new one comes."""
 _SOONEST, _LATEST = 16, 512
@@ -107,6 +109,36 @@ class DraftModel:
         self._on_close(self)
 
 
+class StepTimes:
+    """The measured times of steps by how many tokens they have."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long, guessing included."""
+        before = self._seconds.get(tokens, seconds)
+        self._seconds[tokens] = before + (1 - _MEMORY) * (min(seconds, 2 * before) - before)
+
+    def expected(self, tokens: int) -> float:
+        """Seconds of a step: measured, or else the least that is possible by its neighbours' times.
+
+        A step takes no less than one with fewer tokens, and no less per token than one with more.
+        """
+        known = self._seconds
+        if not known:
+            return 1 + _FIRST_GUESS * tokens
+        if tokens in known:  # perhaps long ago: then those of larger steps say more
+            return min(seconds for count, seconds in known.items() if count >= tokens)
+        below = max((count for count in known if count < tokens), default=None)
+        above = min((count for count in known if count > tokens), default=None)
+        if above is None:
+            assert below is not None
+            return known[below] * (1 + _FIRST_GUESS * (tokens - below) / below)
+        least = known[above] * tokens / above
+        return least if below is None else max(known[below], least)
+
+
 class Pace:
     """Chooses the number of guesses per step, from the time of steps and the share of right guesses.
 
@@ -114,8 +146,8 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # seconds of a step by its number of guesses, from LENGTHS
-        self._right, self._wrong = 1.0, 0.0
+        self._times = StepTimes()  # by 1 + the number of guesses, from LENGTHS
+        self._right, self._wrong = 1.0, 0.5  # so that the first guesses are few
         self._plain, self._patience = 0, _SOONEST
 
     def guesses(self) -> int:
@@ -124,7 +156,9 @@ class Pace:
             self._patience = min(2 * self._patience, _LATEST)
             self._plain = 0
             return 1
-        best = max(LENGTHS, key=lambda count: self._expected_tokens(count) / self._expected_seconds(count))
+        speed = {count: self._expected_tokens(count) / self._times.expected(1 + count) for count in LENGTHS}
+        speed[0] *= _WORTH  # else guesses that are never right would go on where a plain step was slow by chance
+        best = max(speed, key=lambda count: speed[count])
         if best:
             self._plain, self._patience = 0, _SOONEST
         return best
@@ -132,8 +166,7 @@ class Pace:
     def learn(self, guesses: int, right: int, seconds: float) -> None:
         """Record a step: its guesses, its seconds (guessing included), and how many guesses were right."""
         count = next(length for length in LENGTHS if length >= min(guesses, LENGTHS[-1]))
-        before = self._seconds.get(count, seconds)
-        self._seconds[count] = before + (1 - _MEMORY) * (seconds - before)
+        self._times.learn(1 + count, seconds)
         if guesses:
             self._right = _MEMORY * self._right + right
             self._wrong = _MEMORY * self._wrong + (right < guesses)
@@ -144,7 +177,3 @@ class Pace:
         """1 + p + p² + … for `count` guesses, each right with probability p if those before it are."""
         chance = self._right / (self._right + self._wrong)
         return sum(chance**place for place in range(count + 1))
-
-    def _expected_seconds(self, count: int) -> float:
-        plain = self._seconds.get(0, 1.0)
-        return self._seconds.get(count, plain * (1 + _FIRST_GUESS * count))

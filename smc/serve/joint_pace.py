@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from smc.runtime.speculation import StepTimes
+
 MOST_GUESSES = 15
 """Of one text in a step."""
 
 MOST_IN_STEP = 48
 """Of all texts in a step."""
 
-_FIRST_GUESS = 0.1
-"""The assumed additional cost of a step with twice the tokens, before one was measured: low, so that it is tried."""
 _MEMORY = 0.9
 """The weight of older observations when a new one comes."""
 _SOONEST, _LATEST = 16, 512
@@ -49,7 +49,7 @@ class JointPace:
     """Distributes the guesses of a step among its texts, by the measured times of steps."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # of a step by how many tokens it has
+        self._times = StepTimes()
         self._right, self._wrong = 1.0, 0.0  # of all texts: a new text begins with it
 
     def new_text(self) -> TextPace:
@@ -64,10 +64,10 @@ class JointPace:
             for place in range(1, min(room, MOST_GUESSES) + 1)
         )[:MOST_IN_STEP]
         tokens: float = len(paces)
-        best, most = tokens / self._expected(len(paces)), 0
+        best, most = tokens / self._times.expected(len(paces)), 0
         for count, (minus_chance, _, _) in enumerate(offers, 1):
             tokens -= minus_chance
-            speed = tokens / self._expected(len(paces) + count)
+            speed = tokens / self._times.expected(len(paces) + count)
             if speed > best:
                 best, most = speed, count
         counts = [0] * len(paces)
@@ -80,29 +80,10 @@ class JointPace:
 
     def learn(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long, guessing included."""
-        before = self._seconds.get(tokens, seconds)
-        self._seconds[tokens] = before + (1 - _MEMORY) * (min(seconds, 2 * before) - before)
+        self._times.learn(tokens, seconds)
 
     def learn_guesses(self, guesses: int, right: int) -> None:
         """Of any text."""
         if guesses:
             self._right = 0.99 * self._right + right
             self._wrong = 0.99 * self._wrong + (right < guesses)
-
-    def _expected(self, tokens: int) -> float:
-        """Seconds of a step: measured, or else the least that is possible by its neighbours' times.
-
-        A step takes no less than one with fewer tokens, and no less per token than one with more.
-        """
-        known = self._seconds
-        if not known:
-            return 1 + _FIRST_GUESS * tokens
-        if tokens in known:
-            return known[tokens]
-        below = max((count for count in known if count < tokens), default=None)
-        above = min((count for count in known if count > tokens), default=None)
-        if above is None:
-            assert below is not None
-            return known[below] * (1 + _FIRST_GUESS * (tokens - below) / below)
-        least = known[above] * tokens / above
-        return least if below is None else max(known[below], least)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smc.errors import InputError
 from smc.runtime import Model, load
-from smc.runtime.speculation import LENGTHS, DraftModel, Pace, PromptLookup
+from smc.runtime.speculation import LENGTHS, DraftModel, Pace, PromptLookup, StepTimes
 from tests.runtime.conftest import SLOW, VOCAB, counting_text
 
 PROMPT = next([start, 40, 41] for start in range(20, 250) if SLOW not in counting_text([start, 40, 41], 80))
@@ -140,15 +140,15 @@ def spend(pace: Pace, steps: int, right: float, cost: dict[int, float]) -> list[
     return chosen
 
 
-FLAT = dict.fromkeys(LENGTHS, 1.0)
-STEEP = {count: 1.0 + count for count in LENGTHS}
+FLAT = dict.fromkeys(LENGTHS, 0.002)
+STEEP = {count: 0.002 * (1 + count) for count in LENGTHS}
 
 
 def test_good_guesses_that_cost_nothing_make_long_steps() -> None:
     assert spend(Pace(), 200, 0.99, FLAT)[-50:] == [LENGTHS[-1]] * 50
 
 
-@pytest.mark.parametrize(("right", "cost"), [(0.0, {**STEEP, 1: 1.2}), (0.9, STEEP)])
+@pytest.mark.parametrize(("right", "cost"), [(0.0, {**STEEP, 1: 0.0024}), (0.9, STEEP)])
 def test_what_does_not_pay_is_tried_ever_less(right: float, cost: dict[int, float]) -> None:
     chosen = spend(Pace(), 3000, right, cost)
     assert sum(count > 0 for count in chosen[-1000:]) <= 3
@@ -156,5 +156,15 @@ def test_what_does_not_pay_is_tried_ever_less(right: float, cost: dict[int, floa
 
 def test_it_pays_again() -> None:
     pace = Pace()
-    spend(pace, 3000, 0.0, {**STEEP, 1: 1.2})
+    spend(pace, 3000, 0.0, {**STEEP, 1: 0.0024})
     assert spend(pace, 2000, 1.0, FLAT)[-1] > 0
+
+
+def test_seconds_beside_what_was_measured() -> None:
+    times = StepTimes()
+    for tokens, seconds in ((2, 1.0), (10, 2.0)):
+        times.learn(tokens, seconds)
+    assert [times.expected(tokens) for tokens in (1, 2, 4, 8, 10)] == pytest.approx([0.5, 1.0, 1.0, 1.6, 2.0])
+    assert times.expected(20) > 2.0
+    times.learn(1, 1.5)  # a step that was slow by chance
+    assert times.expected(1) == 1.0

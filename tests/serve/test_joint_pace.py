@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 
 from smc.serve.joint_pace import MOST_GUESSES, MOST_IN_STEP, JointPace, TextPace
 
@@ -68,11 +67,3 @@ def test_rooms_are_kept():
     assert pace.counts([TextPace(), TextPace()], [0, 2])[0] == 0
     assert max(pace.counts([TextPace(), TextPace()], [3, 2])) <= 3
     assert pace.counts([], []) == []
-
-
-def test_seconds_beside_what_was_measured():
-    pace = JointPace()
-    for tokens, seconds in ((2, 1.0), (10, 2.0)):
-        pace.learn(tokens, seconds)
-    assert [pace._expected(tokens) for tokens in (1, 2, 4, 8, 10)] == pytest.approx([0.5, 1.0, 1.0, 1.6, 2.0])
-    assert pace._expected(20) > 2.0

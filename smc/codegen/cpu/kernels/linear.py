@@ -99,7 +99,8 @@ class _Linear:
                             many = count >= const(PREFETCH_TURNS, "int32")
                             before_tile = self._prefetch(block, t, many)
                             ahead = k.let(tirx.Select(many, const(0, "int32"), self.ahead), "ahead")
-                        self._multiply(row_tile(k, self.level, first, index * rows, rows), token, step, ahead, before_tile)
+                        tile = row_tile(k, self.level, first, index * rows, rows)
+                        self._multiply(tile, token, step, ahead, before_tile)
                 done = k.let(done + count * step, "done")
         return k
 

@@ -248,7 +248,7 @@ def test_results_of_some_rows_alone(linear: Linear, level: Level, tokens: int) -
     out = guarded(np.full((tokens, 96), np.nan, np.float32))
     kernel(
         *inputs, matrix.codes, matrix.scales, matrix.zeros, guarded(bias), out,
-        tokens, 96, 96, 160, HAS_BIAS | COMPACT, 1, 4,
+        tokens, 96, 96, 160, HAS_BIAS | COMPACT, 0, 1, 4,
     )  # fmt: skip
     np.testing.assert_array_equal(out, whole[:, 32:128])
 
@@ -300,7 +300,7 @@ def test_only_the_largest_results_are_kept(build: Any, linear: Linear, level: Le
     for begin, end in ((7, 11), (0, 1), (5, 7), (1, 5)):
         kernel(
             *inputs, matrix.codes, matrix.scales, matrix.zeros, guarded(bias), out,
-            tokens, columns, columns, rows, HAS_BIAS, begin, end,
+            tokens, columns, columns, rows, HAS_BIAS, 0, begin, end,
         )  # fmt: skip
     for lane in range(16):
         of_lane = results[:, lane::16]

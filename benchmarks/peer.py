@@ -193,8 +193,8 @@ def divergence(
 ) -> dict[str, float]:
     """llama-perplexity's figures of a quantized file beside the f16 file, over the first windows of a text.
 
-    The second half of each window is scored. Returns `perplexity`, `reference_perplexity`, `mean_kl` (nats) and
-    `same_top_token` (a share of 1). The f16 file's log-probabilities are kept: 25 MB a window.
+    The second half of each window is scored. Returns `perplexity`, `reference_perplexity`, `mean_kl` (nats), its
+    standard error `kl_error`, and `same_top_token` (a share of 1). The f16 file's log-probabilities are kept: 25 MB a window.
     """
     program = str(build() / "llama-perplexity")
     size = ["-c", str(context), "--chunks", str(windows), "-t", str(threads)]
@@ -207,16 +207,18 @@ def divergence(
     command = [program, "-m", str(quantized), *size, "--kl-divergence-base", str(logits), "--kl-divergence"]
     printed = run(command, quiet=True)
 
-    def figure(label: str) -> float:
-        match = re.search(rf"^{re.escape(label)}\s*:\s*([\d.]+)", printed, re.MULTILINE)
-        if not match:
+    def figure(label: str, error: bool = False) -> float:
+        number = r"([\d.]+)"
+        match = re.search(rf"^{re.escape(label)}\s*:\s*{number}(?:\s*±\s*{number})?", printed, re.MULTILINE)
+        if not match or not match[1 + error]:
             raise SystemExit(f"llama-perplexity printed no {label!r}")
-        return float(match[1])
+        return float(match[1 + error])
 
     return {
         "perplexity": figure("Mean PPL(Q)"),
         "reference_perplexity": figure("Mean PPL(base)"),
         "mean_kl": figure("Mean    KLD"),
+        "kl_error": figure("Mean    KLD", error=True),
         "same_top_token": figure("Same top p") / 100,
     }
 

@@ -31,7 +31,10 @@ from smc.runtime.artifact import read_manifest
 
 @dataclass
 class Quality:
-    """One line of the table. KL divergence in nats, `same_top_token` a share of 1, bits with scales and embedding."""
+    """One line of the table. KL divergence in nats, `same_top_token` a share of 1, bits with scales and embedding.
+
+    kl_error: the standard error of the mean over windows, or over tokens in llama.cpp's tool.
+    """
 
     name: str
     bits_per_weight: float
@@ -39,6 +42,7 @@ class Quality:
     reference_perplexity: float
     mean_kl: float
     same_top_token: float
+    kl_error: float
 
 
 class Fp32Reference:
@@ -73,8 +77,10 @@ class Fp32Reference:
         return logits
 
 
-def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], threads: int) -> Quality:
-    """An artifact beside the reference."""
+def measure(
+    artifact: Path, reference: Fp32Reference, windows: list[Tensor], threads: int, perplexity: float
+) -> Quality:
+    """An artifact beside the reference, which has this perplexity."""
     import smc
 
     model = smc.load(artifact, threads=threads)
@@ -85,13 +91,15 @@ def measure(artifact: Path, reference: Fp32Reference, windows: list[Tensor], thr
     own = evaluate(logits, windows, against=reference.logits, scored="second-half")
     assert own.kl_divergence is not None
     assert own.same_top is not None
+    assert own.kl_error is not None
     return Quality(
         artifact.stem,
         read_manifest(artifact).bits_per_weight,
         own.perplexity,
-        evaluate(reference.logits, windows, scored="second-half").perplexity,
+        perplexity,
         own.kl_divergence,
         own.same_top,
+        own.kl_error,
     )
 
 
@@ -104,7 +112,8 @@ def measure_artifacts(
     tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
     reference = Fp32Reference(model)
     chosen = text_windows(tokens, context, windows)
-    return [measure(artifact, reference, chosen, threads) for artifact in artifacts]
+    perplexity = evaluate(reference.logits, chosen, scored="second-half").perplexity
+    return [measure(artifact, reference, chosen, threads, perplexity) for artifact in artifacts]
 
 
 def measure_peer(model: Path, format: str, text: Path, windows: int, context: int, threads: int) -> Quality:
@@ -123,7 +132,7 @@ def table(rows: list[Quality]) -> Table:
             row.name if row.name.startswith("llama.cpp") else f"`{row.name}`",
             f"{row.bits_per_weight:.2f}",
             f"{row.perplexity:.2f}",
-            f"{row.mean_kl:.2g}",
+            f"{row.mean_kl:.2g} ± {row.kl_error:.1g}",
             f"{100 * row.same_top_token:.1f} %",
         ]
         for row in rows
@@ -133,11 +142,11 @@ def table(rows: list[Quality]) -> Table:
 
 def print_table(rows: list[Quality]) -> None:
     """One line a format."""
-    click.echo(f"{'':<24}{'bits/weight':>12}{'perplexity':>12}{'fp':>9}{'mean KL':>10}{'same top':>10}")
+    click.echo(f"{'':<24}{'bits/weight':>12}{'perplexity':>12}{'fp':>9}{'mean KL':>19}{'same top':>10}")
     for row in rows:
         click.echo(
             f"{row.name:<24}{row.bits_per_weight:>12.2f}{row.perplexity:>12.2f}{row.reference_perplexity:>9.2f}"
-            f"{row.mean_kl:>10.4f}{row.same_top_token:>10.1%}"
+            f"{row.mean_kl:>10.4f} ± {row.kl_error:.4f}{row.same_top_token:>10.1%}"
         )
 
 
@@ -153,7 +162,7 @@ def print_table(rows: list[Quality]) -> None:
 @click.option("--peer", "formats", multiple=True, help="A format of llama.cpp; may be repeated.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--windows", default=100, show_default=True)
+@click.option("--windows", default=100, show_default=True, type=click.IntRange(2))
 @click.option("--context", default=512, show_default=True, help="Tokens in a window.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too.")

@@ -8,10 +8,11 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smc.errors import InputError
 from smc.ir import EncodedTensor, Encoding, Module, Parameter, matrix_shape, rotate
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smc.passes.quantize_guided import QuantizeGuided
+
+Result = TypeVar("Result")
 
 VERSION = 2
 """Of what a work folder holds: it grows when the files become others, so that nothing old is taken for new."""
@@ -103,8 +106,7 @@ class GuidedWeights:
             if self._method.sequential and missing:
                 self._run_in_sequence()
             else:
-                for name in missing:
-                    self._round(name)
+                for name, _ in zip(missing, _side_by_side(self._round, missing), strict=True):
                     self._tell(missing, name)
             self._context.progress(1.0)
 
@@ -122,8 +124,7 @@ class GuidedWeights:
                 waiting = [bound[slot] for slot in slots if bound[slot] in self._parameters and bound[slot] not in done]
                 unrounded = [name for name in waiting if not self._rounded(name).is_file()]
                 correction = drift.correction(call, source) if source is not None and unrounded else None
-                for name in unrounded:
-                    self._round(name, correction)
+                list(_side_by_side(functools.partial(self._round, correction=correction), unrounded))
                 for name in waiting:
                     done.add(name)
                     quantized.parameters[name] = replace(
@@ -168,20 +169,28 @@ class GuidedWeights:
 
     def _options(self, name: str) -> list[Encoding]:
         columns = self._parameters[name].shape[-1]
-        rotation = _rotation(columns, self._method.block) if name in self._rotated else None
-        return [stored_as(bits, columns, rotation) for bits in sorted(self._method.widths)]
+        return [stored_as(bits, columns, self._rotation(name)) for bits in sorted(self._method.widths)]
+
+    def _rotation(self, name: str) -> int | None:
+        """The block of stored columns that are rotated: the largest power of two that divides them, at most `block`;
+        None if that is 1 or this parameter is not rotated."""
+        columns = self._parameters[name].shape[-1]
+        block = min(columns & -columns, self._method.block)
+        return block if name in self._rotated and block > 1 else None
 
     def _costs(self) -> dict[str, dict[str, float]]:
         """The expected KL divergence of rounding, by parameter and width."""
-        file = self._folder / f"costs-{self._key('costs')}.json"
+        file = self._folder / f"costs-{self._method.damping:g}.json"
         known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
         progress, wanted = self._stage("costs"), sorted(self._method.widths)
-        for index, name in enumerate(self._parameters):
-            if set(map(str, wanted)) - set(known.get(name, {})):
-                known[name] = {**known.get(name, {}), **self._costs_of(name, wanted)}
-                _write_text(file, json.dumps(known))
-            progress((index + 1) / len(self._parameters))
-        return known
+        keys = {name: f"{name} {self._rotation(name) or ''}".strip() for name in self._parameters}
+        missing = [name for name, key in keys.items() if set(map(str, wanted)) - set(known.get(key, {}))]
+        found = _side_by_side(lambda name: self._costs_of(name, wanted), missing)
+        for index, (name, costs) in enumerate(zip(missing, found, strict=True)):
+            known[keys[name]] = {**known.get(keys[name], {}), **costs}
+            _write_text(file, json.dumps(known))
+            progress((index + 1) / len(missing))
+        return {name: known[key] for name, key in keys.items()}
 
     def _costs_of(self, name: str, widths: Sequence[int]) -> dict[str, float]:
         values, guidance, metric = self._prepared(name)
@@ -205,7 +214,7 @@ class GuidedWeights:
         if correction is not None:
             values = values + self._method.sequential * (values @ correction)
         guidance = self._guidance.of(name)
-        rotation = self._options(name)[0].transform.rotation
+        rotation = self._rotation(name)
         if rotation is not None:
             values = rotate(values, rotation)
             moments = rotate(rotate(guidance.moments, rotation).T.contiguous(), rotation)
@@ -254,16 +263,12 @@ class GuidedWeights:
                     digest.update(part.contiguous().view(-1).view(_bytes_type()).numpy())
         return digest.hexdigest()
 
-    def _key(self, stage: str) -> str:
-        """A hash of the options that a stage's results depend on, besides the folder's."""
-        options: list[Any] = [sorted(self._rotated), self._method.block, self._method.damping]
-        return hashlib.sha256(repr((stage, options)).encode()).hexdigest()[:16]
-
     def _rounded(self, name: str) -> Path:
         """The file of a rounded parameter."""
-        key = repr((self._key("rounding"), self._encodings[name], self._method.sweeps, self._method.coupled_sweeps))
-        if self._method.sequential:  # it also depends on the calls before
-            key += repr((self._method.sequential, sorted((n, str(e)) for n, e in self._encodings.items())))
+        method = self._method
+        key = repr((method.damping, self._encodings[name], method.sweeps, method.coupled_sweeps))
+        if method.sequential:  # it also depends on the calls before
+            key += repr((method.sequential, sorted((n, str(e)) for n, e in self._encodings.items())))
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self._folder / "rounded" / f"{list(self._parameters).index(name)}-{digest}.safetensors"
 
@@ -275,6 +280,24 @@ class GuidedWeights:
                 return lambda fraction, start=before, part=share: self._context.progress(start + part * fraction)
             before += share
         raise KeyError(name)
+
+
+def _side_by_side(function: Callable[[str], Result], names: Sequence[str]) -> Iterator[Result]:
+    """The function's results in order. Each thread takes a name, and torch divides no operation.
+
+    Rounding takes thousands of small steps: threads that share one would mostly wait for each other, and fifty times as
+    long where other programs run.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(function, names)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _multiplications_per_second() -> float:
@@ -301,12 +324,6 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     os.replace(partial, path)
-
-
-def _rotation(columns: int, most: int) -> int | None:
-    """The largest power of two, at most `most`, that divides the columns; None if that is 1."""
-    block = min(columns & -columns, most)
-    return block if block > 1 else None
 
 
 def _size(parameter: Parameter) -> int:

@@ -118,12 +118,12 @@ def test_targets_follow_the_drift_of_the_inputs(make_checkpoint, tmp_path):
 
     folder, model = make_checkpoint(**EVEN)
     module, text = load_checkpoint(folder), CalibrationText(windows(count=30))
-    targets = {}
+    rounded = []
     really = guided.round_matrix
 
     def spy(target, *arguments):
         result = really(target, *arguments)
-        targets[len(targets)] = (target, result)
+        rounded.append((target, result))
         return result
 
     method = QuantizeGuided(bits=3.8, widths=(3,), sequential=0.5, sweeps=1)
@@ -150,7 +150,7 @@ def test_targets_follow_the_drift_of_the_inputs(make_checkpoint, tmp_path):
     moments += 0.1 * moments.diagonal().mean() * torch.eye(96)
     original = module.parameters[down].values()
     expected = original + 0.5 * original @ ((exact - drifted).T @ (drifted * weight)) @ torch.linalg.inv(moments)
-    found = next(target for target, r in targets.values() if torch.equal(r.decode(), result.parameters[down].values()))
+    found = next(target for target, r in rounded if torch.equal(r.decode(), result.parameters[down].values()))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-3)
     assert not torch.allclose(found, original, atol=1e-3)
 

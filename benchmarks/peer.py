@@ -194,7 +194,8 @@ def divergence(
     """llama-perplexity's figures of a quantized file beside the f16 file, over the first windows of a text.
 
     The second half of each window is scored. Returns `perplexity`, `reference_perplexity`, `mean_kl` (nats), its
-    standard error `kl_error`, and `same_top_token` (a share of 1). The f16 file's log-probabilities are kept: 25 MB a window.
+    standard error `kl_error`, and `same_top_token` (a share of 1). The f16 file's log-probabilities are kept: 25 MB a
+    window.
     """
     program = str(build() / "llama-perplexity")
     size = ["-c", str(context), "--chunks", str(windows), "-t", str(threads)]

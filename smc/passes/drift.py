@@ -30,15 +30,18 @@ class Drift:
         self._guidance = guidance
         self._float = calibration.runner(module, only_gradient_windows=True)
         self._quantized = calibration.runner(quantized, only_gradient_windows=True)
-        self._exact: dict[str, Tensor] = {}  # what the float model has for the values of the call that is waiting
+        self._exact: dict[str, Tensor] = {}  # what the float model has for the values of the call that is rounded
+        self._ahead: Node | None = None  # the call that only the float model has run
 
     def correction(self, call: Node, source: str) -> Tensor:
         """D·H⁻¹ of a value that matrices of this call multiply, float32 [columns, columns]."""
         import torch
 
-        if source not in self._exact:
-            self._exact = self._inputs(self._float, call, list(self._guidance.sources(call)))
-        exact, drifted = self._exact.pop(source), self._inputs(self._quantized, call, [source])[source]
+        if self._ahead is not call:
+            self._advance_float(call)
+        found = self._collector(call, [source])
+        self._quantized.observe(call, found.observe, until=self._guidance.first_reader(call, source))
+        exact, drifted = self._exact.pop(source), found.values()[source]
         weights = self._guidance.token_weights(call, source).flatten()[:, None]
         weighted = drifted * weights
         moments = drifted.T @ weighted
@@ -49,21 +52,37 @@ class Drift:
 
     def advance(self, call: Node) -> None:
         """Run a call of both models; in one of them all its parameters are quantized."""
+        if self._ahead is not call:
+            self._float.advance(call)
         self._exact.clear()
-        self._float.advance(call)
         self._quantized.advance(call)
 
-    def _inputs(self, runner: Any, call: Node, sources: Sequence[str]) -> dict[str, Tensor]:
-        """Values on all windows, float32 [tokens, columns]."""
+    def _advance_float(self, call: Node) -> None:
+        """Run a call of the float model, and keep what its matrices multiply."""
+        found = self._collector(call, list(self._guidance.sources(call)))
+        self._float.advance(call, found.observe)
+        self._exact, self._ahead = found.values(), call
+
+    def _collector(self, call: Node, sources: Sequence[str]) -> _Collector:
+        return _Collector({self._guidance.first_reader(call, source): source for source in sources})
+
+
+class _Collector:
+    """Keeps values of a call for all windows."""
+
+    def __init__(self, readers: dict[str, str]) -> None:
+        """readers: the nodes that read them → the values."""
+        self._readers = readers
+        self._found: dict[str, list[Tensor]] = {source: [] for source in readers.values()}
+
+    def observe(self, node: Node, operands: Sequence[Any]) -> None:
+        """Keep the value that the node reads."""
+        if node.name in self._readers:
+            source = self._readers[node.name]
+            self._found[source].append(operands[node.inputs.index(source)].clone())
+
+    def values(self) -> dict[str, Tensor]:
+        """Each of them on all windows, float32 [tokens, columns]."""
         import torch
 
-        found: dict[str, list[Tensor]] = {source: [] for source in sources}
-        readers = {self._guidance.first_reader(call, source): source for source in sources}
-
-        def observe(node: Node, operands: Sequence[Any]) -> None:
-            if node.name in readers:
-                source = readers[node.name]
-                found[source].append(operands[node.inputs.index(source)].clone())
-
-        runner.observe(call, observe, until=list(readers)[-1])
-        return {source: torch.cat(parts) for source, parts in found.items()}
+        return {source: torch.cat(parts) for source, parts in self._found.items()}

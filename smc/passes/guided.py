@@ -23,6 +23,7 @@ from smc.passes.experts import refuse_experts
 from smc.passes.files import read_tensors, write_tensors
 from smc.passes.guidance import Guidance, MatrixGuidance
 from smc.passes.menu import stored_as
+from smc.passes.products import coarse_products
 from smc.passes.rounding import Metric, round_matrix
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ SAMPLED_ROWS = 64
 MOST_MEASURED = 5
 """The widest code whose cost is estimated by rounding; for wider ones every additional bit halves the error."""
 
-STAGES = {"guidance": 0.6, "costs": 0.1, "rounding": 0.3}
+STAGES = {"guidance": 0.3, "costs": 0.05, "rounding": 0.65}
 """The approximate share of the time that each stage takes."""
+
+SEQUENTIAL_PASSES = 30
+"""Running every layer again after the rounded ones takes about as long as so many operations per weight and token."""
+
+SECONDS_PER_WEIGHT = 1.5e-6
+"""How long rounding takes per weight and thread, about."""
 
 
 class GuidedWeights:
@@ -87,7 +94,8 @@ class GuidedWeights:
             )
         if not self._guidance.is_complete:
             self._context.note(f"{self._method.name}: {self._estimate()}")
-        self._guidance.gather(self._stage("guidance"))
+        with coarse_products():
+            self._guidance.gather(self._stage("guidance"))
         costs = self._costs()
         self.costs = {name: {e.bits: costs[name][str(e.bits)] for e in options[name]} for name in names}
         items = [
@@ -123,7 +131,8 @@ class GuidedWeights:
             for source, slots in [*steps, *sources.items()]:
                 waiting = [bound[slot] for slot in slots if bound[slot] in self._parameters and bound[slot] not in done]
                 unrounded = [name for name in waiting if not self._rounded(name).is_file()]
-                correction = drift.correction(call, source) if source is not None and unrounded else None
+                with coarse_products():
+                    correction = drift.correction(call, source) if source is not None and unrounded else None
                 list(_side_by_side(functools.partial(self._round, correction=correction), unrounded))
                 for name in waiting:
                     done.add(name)
@@ -135,7 +144,8 @@ class GuidedWeights:
                     self._tell(names, name)
             if len(done) == len(names):
                 break
-            drift.advance(call)
+            with coarse_products():
+                drift.advance(call)
 
     def _tell(self, names: Sequence[str], name: str) -> None:
         """Report progress: the parameters up to this one are rounded."""
@@ -158,8 +168,9 @@ class GuidedWeights:
         weights = sum(_size(p) for p in self._parameters.values())
         squares = sum(p.shape[-1] ** 2 for p in self._parameters.values())
         tokens = (guided + others) * self._calibration.window
-        operations = 2 * tokens * (weights + squares // 2) + 6 * guided * self._calibration.window * weights
-        seconds = 1.6 * operations / _multiplications_per_second()
+        passes = 6 + (SEQUENTIAL_PASSES if self._method.sequential else 0)
+        operations = 2 * tokens * (weights + squares // 2) + passes * guided * self._calibration.window * weights
+        seconds = 1.6 * operations / _multiplications_per_second() + SECONDS_PER_WEIGHT * weights / _threads()
         return (
             f"reads {tokens:,} tokens of calibration text, with gradients for {guided * self._calibration.window:,}; "
             f"about {max(1, round(seconds / 60))} minutes; finished work is kept in {self._folder}"
@@ -172,11 +183,9 @@ class GuidedWeights:
         return [stored_as(bits, columns, self._rotation(name)) for bits in sorted(self._method.widths)]
 
     def _rotation(self, name: str) -> int | None:
-        """The block of stored columns that are rotated: the largest power of two that divides them, at most `block`;
-        None if that is 1 or this parameter is not rotated."""
-        columns = self._parameters[name].shape[-1]
-        block = min(columns & -columns, self._method.block)
-        return block if name in self._rotated and block > 1 else None
+        """The block of stored columns that are rotated; None if this parameter is not rotated."""
+        is_whole = self._parameters[name].shape[-1] % self._method.block == 0
+        return self._method.block if name in self._rotated and is_whole else None
 
     def _costs(self) -> dict[str, dict[str, float]]:
         """The expected KL divergence of rounding, by parameter and width."""
@@ -290,7 +299,7 @@ def _side_by_side(function: Callable[[str], Result], names: Sequence[str]) -> It
     """
     import torch
 
-    threads = torch.get_num_threads()
+    threads = _threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(threads)
     try:
@@ -298,6 +307,12 @@ def _side_by_side(function: Callable[[str], Result], names: Sequence[str]) -> It
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _multiplications_per_second() -> float:

@@ -29,11 +29,11 @@ class QuantizeGuided(Pass):
     rounds the matrices, with second moments weighted by the gradients; it tries several scales per group. Coordinate
     descent on codes and scales follows.
     sequential: for how much of the error in a matrix's inputs its weights compensate (GPTAQ, arXiv 2504.02692), from 0
-    to 1; 1 is too much for a short text. Each layer then runs again after the rounded ones before it.
+    to 1; 1 is too much for a short text. Each layer then runs again after the rounded ones before it; 0 is faster.
     sweeps: how many of coordinate descent, row by row. coupled_sweeps: how many more that see what the errors of
     several rows do together. damping: how much of the mean square of all inputs is added to that of each.
-    rotate: patterns of matrices whose inputs are rotated at run time (Hadamard), in blocks of at most `block` columns:
-    blocks of 32 cost nothing, larger ones a step of their own.
+    rotate: patterns of matrices whose inputs are rotated at run time (Hadamard) in blocks of `block` columns, where
+    these divide them: blocks of 32 cost nothing, others a step of their own.
     include, exclude: glob patterns on parameter names, slots and roles; the budget is always that of the whole model.
     """
 
@@ -41,11 +41,11 @@ class QuantizeGuided(Pass):
 
     bits: float = 4.7
     widths: tuple[int, ...] = WIDTHS
-    sequential: float = 0.0
+    sequential: float = 0.25
     sweeps: int = 3
     coupled_sweeps: int = 2
     damping: float = 0.01
-    rotate: tuple[str, ...] = ()
+    rotate: tuple[str, ...] = ("down",)
     block: int = 32
     include: tuple[str, ...] = field(default=("*",), kw_only=True)
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
@@ -60,6 +60,8 @@ class QuantizeGuided(Pass):
             raise InputError(
                 f"{self.name} needs one width or more, a damping above 0 and at most 1, and 0 to 100 sweeps"
             )
+        if self.block < 2 or self.block & (self.block - 1):
+            raise InputError(f"block of {self.name} must be a power of two, not {self.block}")
         if not 0 <= self.sequential <= 1:
             raise InputError(f"sequential of {self.name} must be from 0 to 1, not {self.sequential:g}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from smc.ir import Module, Node
 from smc.reference.execution import Batch, Hook, Reference
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 512
 """The approximate number of tokens that run together, so that a layer's memory does not grow with the text."""
 
 Observe = Callable[[Node, Sequence[Any]], None]

@@ -31,8 +31,8 @@ class Runner(Protocol):
     def observe(self, call: Node, observe: Observe, until: str | None = None) -> None:
         """Run a call up to the node `until`, only for its values."""
 
-    def advance(self, call: Node) -> None:
-        """Run a call with the module's current parameters; later calls read its result."""
+    def advance(self, call: Node, observe: Observe | None = None) -> None:
+        """Run a call with the module's current parameters; later calls read its result. `observe` gets every node."""
 
     def values(self, name: str) -> Sequence[Tensor]:
         """A value of `main` that is still needed, float32 [n, columns] for one batch after the other."""

@@ -50,6 +50,7 @@ SMC_DEVICE int32_t smc_from_lane(int32_t value, int lane) {
 }
 
 #define SMC_ANEW(a, b) ((void)0)
+SMC_DEVICE int32_t smc_lane_anew() { return smc_lane_of_block(); }
 
 /* ---- arithmetic; compiled without fusing products and sums */
 

@@ -30,7 +30,7 @@ from smc.codegen.kernels.specs import (
     operands,
 )
 from smc.errors import InputError
-from smc.ir import Encoding
+from smc.ir import Encoding, ceil_div
 
 _CACHE_DTYPES = {"f16": 0, "f32": 1, "i8": 2}
 
@@ -251,9 +251,9 @@ def _attention(spec: AttentionKernel) -> list[str]:
     norm = "norm, eps" if spec.shape.normed else "0, 0.0f"
     cap = "cap" if spec.shape.capped else "0.0f"
     pointers = "q, rope, cache, tables, tiles, out, partials"
-    numbers = f"stride, page, layer, scale, window, splits, {norm}, {cap}, block"
+    numbers = f"stride, page, layer, scale, window, splits, {norm}, {cap}, begin, end - begin"
     memory = "smc_shared_memory() + SMC_SCRATCH"
-    return [_loop("block"), f"    smc_attention<S_{spec.shape}>({pointers}, {numbers}, {memory});"]
+    return [f"  smc_attention<S_{spec.shape}>({pointers}, {numbers}, {memory});"]
 
 
 def _merge(spec: MergeKernel) -> list[str]:
@@ -288,8 +288,10 @@ def shared_bytes(specs: Sequence[KernelSpec]) -> int:
 def _room(spec: KernelSpec) -> int:
     """The size of device/'s …_room structs, for 8 tokens."""
     if isinstance(spec, AttentionKernel):
-        rows = 8
-        return 4 * (rows * (2 * spec.shape.head_dim + 256 + 16 + 1 + 2) + 256)
+        dim, rows = spec.shape.head_dim, 32
+        few = 8 * (2 * dim + 256 + 16 + 1 + 2) + 256
+        staged = max(16 * (256 + rows), 64 * (rows + 4) + 32 * 32 * (2 if dim > 128 else ceil_div(dim, 32)))
+        return 4 * max(few, 36 + rows * (16 + 1 + 2 + 1 + 2 + 4) + 8 + staged)
     if isinstance(spec, RouteKernel):
         return 4 * 8 * spec.experts
     if not isinstance(spec, LinearKernel):

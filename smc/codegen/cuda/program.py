@@ -24,7 +24,10 @@ from smc.codegen.weights import WeightTable
 from smc.ir import ceil_div
 from smc.targets import Target
 
-DEVICE_FILES = ("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh")
+DEVICE_FILES = (
+    *("math.cuh", "phases.cuh", "rows.cuh", "matrix.cuh", "linear.cuh", "tensor.cuh", "attention.cuh"),
+    "prompts.cuh",
+)
 """Files of device/, each behind those that it uses; base.cuh and the engine's step.h come first, experts.cuh last, in
 programs of mixtures of experts."""
 

@@ -109,6 +109,9 @@ class CudaDialect:
             case Groups(routing, columns):
                 claimed = CLAIMED if columns is None else claimed_tiles(scope, columns)
                 out.write(f"{_call(scope, call, Range(f'N * {routing.chosen}'), **claimed)};")
+            case Splits(kv_heads):
+                with out.block():
+                    _run(out, scope, kv_heads, call)
             case _:
                 out.write(f"{_call(scope, call, ALL_TOKENS, **CLAIMED)};")
 
@@ -163,6 +166,15 @@ def _rows_of_expert(out: CWriter, scope: Scope, blocks: GroupRows | Groups, call
         "const int32_t begin = phase.begin % parts * each, end = begin + each < all ? begin + each : all;",
         f"if (begin < end) {_call(scope, call, EXPERT, begin='begin', end='end')};",
     )
+
+
+def _run(out: CWriter, scope: Scope, kv_heads: int, call: Call) -> None:
+    """Attention to a run of tiles: where it begins, and behind it as many numbers as it has tiles."""
+    assert isinstance(call.kernel, ByCacheDtype)
+    each = f"{kv_heads} * S->splits"
+    out.write(f"const smc_run run = smc_run_of<{call.kernel.any.shape.group}>(phase.begin, tiles, tile_count, {each});")
+    arguments = {"begin": "run.block", "end": "run.block + run.tiles"}
+    out.write(f"if (run.tiles) {_call(scope, call, ALL_TOKENS, **arguments)};")
 
 
 def _choice(kernel: KernelChoice) -> str | None:

@@ -204,11 +204,11 @@ SMC_DEVICE void smc_clear_padding(float *out, const struct smc_tile &tile, int32
     for (int32_t column = width + smc_lane_of_block(); column < stride; column += SMC_THREADS) out[(int64_t)(tile.token + t) * stride + column] = 0.0f;
 }
 
-/* A block is a tile by a KV head by a split; by all splits where there is one. */
+/* A block is a tile by a KV head by a split; by all splits where there is one. Of any number of tokens, 8 rows at a time. */
 template <class S>
-SMC_DEVICE void smc_attention(const float *q, const float *rope, const uint8_t *cache, const int32_t *tables, const struct smc_tile *tiles, float *out,
-                              float *partials, int32_t stride, int64_t page, int64_t layer, float scale, int32_t window, int32_t splits, const float *norm,
-                              float eps, float cap, int32_t block, uint8_t *memory) {
+SMC_DEVICE void smc_attention_of_few(const float *q, const float *rope, const uint8_t *cache, const int32_t *tables, const struct smc_tile *tiles, float *out,
+                                     float *partials, int32_t stride, int64_t page, int64_t layer, float scale, int32_t window, int32_t splits,
+                                     const float *norm, float eps, float cap, int32_t block, uint8_t *memory) {
   smc_attention_room<S> *room = (smc_attention_room<S> *)memory;
   const int32_t alone = block % splits, pair = block / splits, head = pair % S::KV_HEADS, warp = smc_lane_of_block() / 32, lane = smc_lane_of_block() & 31;
   const struct smc_tile tile = tiles[pair / S::KV_HEADS];

@@ -47,6 +47,13 @@ SMC_DEVICE uint8_t *smc_shared_memory() {
 /* What is made of these pointers is made anew from here on, and does not take up registers before. */
 #define SMC_ANEW(a, b) asm volatile("" : "+l"(a), "+l"(b))
 
+/* The thread's number; nor is anything made of it kept from before. */
+SMC_DEVICE int32_t smc_lane_anew() {
+  int32_t lane;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(lane));
+  return lane;
+}
+
 /* ---- arithmetic */
 
 SMC_DEVICE float smc_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }

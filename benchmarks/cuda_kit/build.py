@@ -104,7 +104,7 @@ def make_kit(folder: Path, target: str = "cuda", small: bool = False) -> int:
     (folder / "stamps.bin").write_bytes(kit.stamps)
     description = {"made_by": f"smc {smc.__version__}", "models": models, "probe": _probe(kit)}
     (folder / "kit.json").write_text(json.dumps(description), encoding="utf-8")
-    for name in ("run.py", "engine.py", "probe.py"):
+    for name in ("run.py", "engine.py", "probe.py", "gguf.py"):
         shutil.copy(KIT / name, folder / name)
     return sum(path.stat().st_size for path in folder.iterdir())
 
@@ -179,7 +179,7 @@ def _timed_model(kit: Kit, name: str, config: dict[str, Any]) -> dict[str, Any]:
     for parameter in program.schedule.plan.vectors():
         ones = kit.add_stamp(struct.pack("<f", 1.0) * 32)
         pieces.append([*ones, program.table.vectors[parameter.name], parameter.shape[0] * 4])
-    return {**facts, "pieces": sorted(pieces, key=lambda piece: piece[2]), "timed": True}
+    return {**facts, "config": config, "pieces": sorted(pieces, key=lambda piece: piece[2]), "timed": True}
 
 
 @functools.cache

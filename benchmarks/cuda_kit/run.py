@@ -7,6 +7,7 @@ minutes. What they find is written to report.json, line by line readable below "
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -130,17 +131,40 @@ def once(kit: dict, work: Path, small: bool) -> dict:
     return {"ran": model["name"]}
 
 
+def _llama_cpp(kit: dict, work: Path) -> list | dict:
+    """llama-bench of the kit, or of the search path, on a Q4_0 file of each shape, or on $SMC_KIT_GGUF alone."""
+    from gguf import write_gguf
+
+    ours = HERE / "llama-bench"
+    bench, given = str(ours) if ours.exists() else shutil.which("llama-bench"), os.environ.get("SMC_KIT_GGUF")
+    if bench is None:
+        return {"skipped": "there is no llama-bench in the kit or the search path"}
+    environment, rows = {**os.environ, "LD_LIBRARY_PATH": ":".join(_libraries())}, []
+    for model in [None] if given else [model for model in kit["models"] if model["timed"]]:
+        path = given if model is None else str(work / f"{model['name']}.gguf")
+        if model is not None:
+            write_gguf(Path(path), model["config"])
+        command = [bench, "-m", path, "-p", "512", "-n", "64", "-fa", "1", "-o", "json"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        result = json.loads(run.stdout) if run.returncode == 0 else {"failed": run.stderr[-500:]}
+        rows.append({"model": given if model is None else model["name"], "result": result})
+        if model is not None:
+            Path(path).unlink()
+    return rows
+
+
+def _libraries() -> list:
+    """Where cuBLAS, which llama.cpp needs, may be: what is set, and the packages that come with torch."""
+    places = [os.environ.get("LD_LIBRARY_PATH", "")]
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        places += [str(path) for path in sorted(Path(folder).glob("*/lib"))]
+    return [place for place in places if place]
+
+
 def peers(kit: dict, work: Path, small: bool) -> dict:
-    """llama.cpp (its llama-bench, on $SMC_KIT_GGUF) and torch, where they are: the same shapes, the same minutes."""
-    found: dict = {}
-    bench, gguf = shutil.which("llama-bench"), os.environ.get("SMC_KIT_GGUF")
-    if bench and gguf:
-        run = subprocess.run(
-            [bench, "-m", gguf, "-p", "512", "-n", "64", "-fa", "1", "-o", "json"], capture_output=True, text=True
-        )
-        found["llama.cpp"] = json.loads(run.stdout) if run.returncode == 0 else {"failed": run.stderr[-500:]}
-    else:
-        found["llama.cpp"] = {"skipped": "there is no llama-bench in the search path, or no SMC_KIT_GGUF"}
+    """llama.cpp and torch, where they are: the same shapes, the same minutes."""
+    found: dict = {"llama.cpp": _llama_cpp(kit, work)}
     try:
         import torch
     except ImportError:

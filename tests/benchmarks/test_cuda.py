@@ -13,8 +13,9 @@ from unittest.mock import patch
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.cuda import cli
+from benchmarks.cuda import MOST_BYTES, _add_llama_bench, cli
 from benchmarks.cuda_kit import build, engine
+from benchmarks.cuda_kit.gguf import write_gguf
 from smc.codegen.cuda import images
 from smc.runtime import interface
 from smc.targets import GpuLevel
@@ -64,7 +65,7 @@ echo "$2 saw nothing" >&2
 exec "$5" -I -S "$6" "$7" "$8"
 """
 LLAMA_BENCH = """#!/bin/sh
-test "$2" = model.gguf && echo '[{"avg_ts": 1.5}]'
+test "$(head -c 4 "$2")" = GGUF && echo '[{"avg_ts": 1.5}]'
 """
 
 
@@ -78,13 +79,18 @@ def test_every_part_in_full(tmp_path: Path) -> None:
         texts.append(text)
         return compiler(text, level)
 
+    tools.mkdir()
+    for name, script in (("compute-sanitizer", SANITIZER), ("llama-bench", LLAMA_BENCH)):
+        (tools / name).write_text(script, encoding="utf-8")
+        (tools / name).chmod(0o755)
     tiny = {"tiny": {**build.TINY, "num_hidden_layers": 1}}
     with (
         patch.object(images, "build_image", recorded),
         patch.object(build, "build_image", recorded),
         patch.object(build, "SHAPES", tiny),
     ):
-        made = CliRunner().invoke(cli, ["--kit", str(folder), "--target", "cuda-sm_80"])
+        options = ["--target", "cuda-sm_80", "--llama-bench", str(tools / "llama-bench")]
+        made = CliRunner().invoke(cli, ["--kit", str(folder), *options])
     assert made.exit_code == 0, made.output
     for text in texts:
         StandIn(folder, folder).with_program(text, races=False)
@@ -92,14 +98,10 @@ def test_every_part_in_full(tmp_path: Path) -> None:
     for model in description["models"][:3]:
         model["chunks"] = [[150, 150]]  # no token by itself, for the stand-in takes long
     (folder / "kit.json").write_text(json.dumps(description), encoding="utf-8")
-    tools.mkdir()
-    for name, script in (("compute-sanitizer", SANITIZER), ("llama-bench", LLAMA_BENCH)):
-        (tools / name).write_text(script, encoding="utf-8")
-        (tools / name).chmod(0o755)
 
     def part(name: str) -> dict[str, Any]:
         command = [sys.executable, "-I", "-S", str(folder / "run.py"), "--part", name]
-        places = {"LD_LIBRARY_PATH": str(folder), "SMC_EMULATOR_PROGRAMS": str(folder), "SMC_KIT_GGUF": "model.gguf"}
+        places = {"LD_LIBRARY_PATH": str(folder), "SMC_EMULATOR_PROGRAMS": str(folder)}
         env = {**places, "PATH": f"{tools}:/usr/bin:/bin"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=900)
         assert done.returncode == 0, done.stderr
@@ -112,7 +114,27 @@ def test_every_part_in_full(tmp_path: Path) -> None:
     assert '{"ran": "codes"}' in checks["memcheck"]["said"]
     kinds = ["prefill", "decode behind 64", "decode, 8 sequences", "decode, 32 sequences"]
     assert [row["kind"] for row in part("speed")["rows"]] == kinds
-    assert part("peers")["llama.cpp"] == [{"avg_ts": 1.5}]
+    (tools / "llama-bench").unlink()  # the kit's own runs
+    assert part("peers")["llama.cpp"] == [{"model": "tiny", "result": [{"avg_ts": 1.5}]}]
+
+
+def test_llama_bench_is_left_out_where_it_does_not_fit(tmp_path: Path) -> None:
+    program = tmp_path / "llama-bench"
+    program.write_bytes(b"1234")
+    assert _add_llama_bench(tmp_path / "kit", program, MOST_BYTES - 3) == 0 and not (tmp_path / "kit").exists()
+
+
+def test_files_for_llama_cpp(tmp_path: Path) -> None:
+    """gguf, of llama.cpp's authors, reads what the kit writes."""
+    gguf = pytest.importorskip("gguf")
+    write_gguf(tmp_path / "tiny.gguf", {**build.TINY, "head_dim": 16})
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
+    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in reader.tensors}
+    assert shapes["blk.1.attn_k.weight"] == (64, 32) and shapes["output.weight"] == (64, 256)
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F32", "Q4_0"}
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 2
+    weights = gguf.quants.dequantize(reader.tensors[0].data, gguf.GGMLQuantizationType.Q4_0)
+    assert 0.05 < abs(weights).mean() < 0.1
 
 
 @pytest.mark.slow

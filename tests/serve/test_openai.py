@@ -6,6 +6,7 @@ import base64
 import concurrent.futures
 import http.client
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -292,6 +293,22 @@ def test_api_key(start: Callable[..., str]):
     with client_of(address, api_key="secret") as client:
         assert len(client.models.list().data) == 1
     assert urllib.request.urlopen(f"{address}/health").status == 200
+
+
+def test_two_models_in_one_server(start: Callable[..., str], artifact: Path, tmp_path: Path):
+    """Texts of both at once; each has its own name, and they share threads."""
+    other = Path(shutil.copy(artifact, tmp_path / "other.smc"))
+    with client_of(start(artifact, other, threads=2)) as client:
+        assert [model.id for model in client.models.list()] == ["counting", "other"]
+
+        def text(model: str, prompt: list[int]) -> tuple[str, str]:
+            answer = client.completions.create(model=model, prompt=prompt, max_tokens=20)
+            return answer.model, answer.choices[0].text
+
+        asked = [(name, prompt) for prompt in prompts_without({EOS, SLOW}, 4, 20) for name in ("counting", "other")]
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(lambda each: text(*each), asked))
+        assert answers == [(name, decoded(prompt, counting_text(prompt, 20))) for name, prompt in asked]
 
 
 def test_a_full_queue_is_told(start: Callable[..., str]):

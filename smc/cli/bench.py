@@ -191,7 +191,8 @@ def _measure(
         "peak_memory_bytes": peak_memory_bytes(),
     }
     if profiled:
-        limits = [model.engine.limits(threads) for threads in thread_counts(model.threads)]
+        [threads, *_] = {profile.threads for kind in runs.profiles.values() for _, profile in kind}
+        limits = [model.engine.limits(count) for count in thread_counts(threads)]
         report["limits"] = limits_report(limits)
         report["profile"] = {
             name: profile_report(*min(profiles, key=itemgetter(0)), limits[-1], min(seconds[name]))

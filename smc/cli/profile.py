@@ -98,12 +98,17 @@ def profile_table(name: str, report: dict[str, Any]) -> str:
 
 
 def limits_table(limits: list[dict[str, Any]]) -> str:
-    """Print the limits for people."""
+    """Print the limits for people; those that are unknown are left out."""
     lines = []
     for limit in limits:
-        memory, weights = limit["memory_gb_per_s"], limit["weights_gb_per_s"]
-        rates = f"i8 {limit['i8_gmac_per_s']:,.0f}, f32 {limit['f32_gmac_per_s']:,.0f} GMAC/s"
-        lines.append(f"{limit['threads']:8} threads: memory {memory:.1f}, these weights {weights:.1f} GB/s; {rates}")
+        memory = [("memory", limit["memory_gb_per_s"]), ("these weights", limit["weights_gb_per_s"])]
+        macs = [("i8", limit["i8_gmac_per_s"]), ("f32", limit["f32_gmac_per_s"])]
+        parts = [
+            f"{', '.join(f'{name} {rate:,.{digits}f}' for name, rate in rates if rate)} {unit}"
+            for rates, digits, unit in ((memory, 1, "GB/s"), (macs, 0, "GMAC/s"))
+            if any(rate for _, rate in rates)
+        ]
+        lines.append(f"{limit['threads']:8} threads: {'; '.join(parts)}")
     return "\n".join(["limits of this machine", *lines])
 
 

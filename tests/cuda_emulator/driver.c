@@ -51,6 +51,8 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
   switch (attribute) {
     case 16: *value = (int)settings.blocks; return OK;
+    case 36: *value = 1000000; return OK;
+    case 37: *value = 4096; return OK;
     case 75: *value = (int)settings.capability / 10; return OK;
     case 76: *value = (int)settings.capability % 10; return OK;
     case 95: *value = settings.cooperative != 0; return OK;
@@ -202,6 +204,7 @@ API int cuLaunchCooperativeKernel(void *function, unsigned x, unsigned y, unsign
 /* ---- events and graphs, which the probe of benchmarks/cuda_kit has */
 
 API int cuEventCreate(void **event, unsigned flags) { return (void)flags, (*event = calloc(1, 8)) ? OK : NO_MEMORY; }
+API int cuEventDestroy_v2(void *event) { return free(event), OK; }
 API int cuEventRecord(uint64_t *event, void *stream) {
   static uint64_t clock;
   return (void)stream, *event = clock += 1000, OK;

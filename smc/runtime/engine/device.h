@@ -45,9 +45,9 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
  * them. */
 const float *smc_device_hidden(smc_model *model, const struct smc_step *step);
 
-/* The limits of the machine: SMC_OK, SMC_NO_MEMORY or SMC_UNSUPPORTED. */
+/* The limits of the machine, 0 where one is unknown: SMC_OK, SMC_NO_MEMORY or SMC_FAILED. */
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error);
-/* SMC_OK if the device can take profiles. */
-int smc_device_profiles(char *error);
+/* Prepares a profile: SMC_OK, or why there is none. */
+int smc_device_profiles(smc_model *model, char *error);
 
 #endif

@@ -251,9 +251,9 @@ static int sequence_restore(smc_model *model, const void *buffer, uint64_t size,
 static int profile_start(smc_model *model, char *error) {
   int status = enter(model, &model, error);
   if (status) return status;
-  if ((status = smc_device_profiles(error))) return leave(model, status);
+  if ((status = smc_device_profiles(model, error))) return leave(model, status);
   smc_pool_await(model->pool);
-  status = smc_profile_start(&model->profiler, model->program, model->pool->threads);
+  status = smc_profile_start(&model->profiler, model->program, smc_device_pool_threads(model->pool->threads));
   return leave(model, status ? smc_fail(error, status, "can't allocate a profile") : SMC_OK);
 }
 

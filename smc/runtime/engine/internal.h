@@ -140,6 +140,8 @@ void smc_profile_close(struct smc_profiler *profiler);
 void smc_profile_step_begin(struct smc_profiler *profiler);
 void smc_profile_step_end(struct smc_profiler *profiler);
 void smc_profile_count(struct smc_profiler *profiler, const struct smc_step *step); /* the counts of a step */
+/* For devices that time a step's phases themselves: another call of a task, and its seconds. */
+void smc_profile_add(struct smc_profiler *profiler, int32_t task, double seconds);
 /* Called by a thread that has a profile: when it enters a job; before and after it looks for blocks; behind the
  * barrier. */
 void smc_profile_enter(struct smc_thread_profile *profile);

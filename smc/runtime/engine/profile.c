@@ -101,6 +101,16 @@ void smc_profile_step_end(struct smc_profiler *profiler) {
   profiler->steps++;
 }
 
+void smc_profile_add(struct smc_profiler *profiler, int32_t task, double seconds) {
+  struct smc_thread_profile *times = &profiler->times[0];
+  const int64_t nanoseconds = smc_nanoseconds() - profiler->started;
+  const double rate = (double)(read_ticks() - profiler->begin) / (double)(nanoseconds > 0 ? nanoseconds : 1);
+  const int64_t ticks = (int64_t)(1e9 * seconds * rate);
+  times->tasks[task].kernel += ticks;
+  times->tasks[task].calls++;
+  times->last += ticks; /* the rest of the step is outside */
+}
+
 static uint64_t least(int64_t a, int64_t b) { return (uint64_t)(a < b ? a : b); }
 
 static void count_work(smc_profile_task *total, const struct smc_work *work, int32_t tokens) {

@@ -96,6 +96,13 @@ print("equal")
 """
 
 
+BENCH = """
+import runpy, sys
+sys.argv = ["smc", "bench", *sys.argv[1:], "--profile", "--prompt-tokens", "9", "--decode-tokens", "2", "--repeat", "1"]
+runpy.run_module("smc", run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     import transformers
@@ -177,6 +184,25 @@ def test_blocks_that_never_come(stand_in: StandIn) -> None:
     """The watchdog of the barrier: the others leave the step, and no process hangs."""
     said = sentence(stand_in, "late=1").splitlines()
     assert "its CUDA blocks waited for each other without end; open the model again" in said[0]
+
+
+def test_profile(stand_in: StandIn) -> None:
+    """Each phase is a launch of a microsecond, by the stand-in's clock; its tasks share that by their bytes."""
+    run = stand_in.python(BENCH, str(stand_in.artifact), "--json")
+    assert run.returncode == 0, run.stderr[-2000:]
+    report = json.loads(run.stdout)
+    layers = TINY["num_hidden_layers"]
+    assert report["limits"][0]["memory_gb_per_s"] == 1024
+    for profile in report["profile"].values():
+        tasks = {(task["function"], task["name"]): task for task in profile["tasks"]}
+        q, k, v, head = (tasks[name] for name in [*(("block", f"{x}_proj") for x in "qkv"), ("head", "lm_head")])
+        assert [task["calls"] for task in (q, k, v, head)] == [layers, layers, layers, 1]
+        assert q["us"] + k["us"] + v["us"] == pytest.approx(layers, rel=0.02)
+        assert head["us"] == pytest.approx(1, rel=0.02) and q["us"] > k["us"] == pytest.approx(v["us"], rel=0.02)
+        assert profile["kernels_us"] == pytest.approx(sum(task["us"] for task in profile["tasks"]))
+        assert profile["kernels_us"] == pytest.approx(round(profile["kernels_us"]), rel=0.02)
+    run = stand_in.python(BENCH, str(stand_in.artifact))
+    assert "1 threads: memory 1,024.0 GB/s\n" in run.stdout and "lm_head" in run.stdout, run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("mode", ["resident", "launches"])

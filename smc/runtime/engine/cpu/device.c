@@ -147,7 +147,7 @@ int smc_device_limits(smc_model *model, smc_limits *limits, char *error) {
                 : SMC_OK;
 }
 
-int smc_device_profiles(char *error) {
-  (void)error;
+int smc_device_profiles(smc_model *model, char *error) {
+  (void)model, (void)error;
   return SMC_OK;
 }

@@ -46,6 +46,10 @@ static const struct {
     {"cuStreamSynchronize", offsetof(struct smc_driver, stream_wait)},
     {"cuLaunchKernel", offsetof(struct smc_driver, launch)},
     {"cuLaunchCooperativeKernel", offsetof(struct smc_driver, launch_together)},
+    {"cuEventCreate", offsetof(struct smc_driver, event_create)},
+    {"cuEventDestroy_v2", offsetof(struct smc_driver, event_destroy)},
+    {"cuEventRecord", offsetof(struct smc_driver, event_record)},
+    {"cuEventElapsedTime", offsetof(struct smc_driver, event_milliseconds)},
     {"cuGetErrorString", offsetof(struct smc_driver, error_text)},
 };
 

@@ -12,9 +12,12 @@ typedef struct cuda_context *cuda_context;
 typedef struct cuda_module *cuda_module;
 typedef struct cuda_function *cuda_function;
 typedef struct cuda_stream *cuda_stream;
+typedef struct cuda_event *cuda_event;
 
 enum cuda_attribute {
   CUDA_MULTIPROCESSORS = 16,
+  CUDA_MEMORY_KILOHERTZ = 36,
+  CUDA_MEMORY_BUS_BITS = 37,
   CUDA_MAJOR = 75,
   CUDA_MINOR = 76,
   CUDA_COOPERATIVE_LAUNCH = 95,
@@ -57,6 +60,10 @@ struct smc_driver {
                 unsigned shared, cuda_stream stream, void **arguments, void **extra);
   int (*launch_together)(cuda_function function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty,
                          unsigned tz, unsigned shared, cuda_stream stream, void **arguments);
+  int (*event_create)(cuda_event *event, unsigned flags);
+  int (*event_destroy)(cuda_event event);
+  int (*event_record)(cuda_event event, cuda_stream stream);
+  int (*event_milliseconds)(float *milliseconds, cuda_event begin, cuda_event end);
   int (*error_text)(int error, const char **text);
 };
 

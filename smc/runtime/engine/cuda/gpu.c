@@ -248,11 +248,26 @@ int smc_pages_write(struct smc_device *device, uint8_t *to, const void *from, ui
   return device->broken ? smc_device_sentence(device, error) : SMC_OK;
 }
 
-/* ---- what a GPU can't do yet */
+/* ---- profiles */
 
+/* Memory alone: what its clock and the width of its bus allow, with two transfers per cycle. */
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error) {
-  (void)model, (void)limits;
-  return smc_fail(error, SMC_UNSUPPORTED, "limits are not measured on GPUs");
+  struct smc_device *device = model->device;
+  int kilohertz = 0, bits = 0;
+  if (device->broken) return smc_device_sentence(device, error);
+  device->driver->device_attribute(&kilohertz, CUDA_MEMORY_KILOHERTZ, device->number);
+  device->driver->device_attribute(&bits, CUDA_MEMORY_BUS_BITS, device->number);
+  limits->memory_bytes = 2.0 * 1e3 * (double)kilohertz * (double)bits / 8.0;
+  limits->weights_bytes = limits->i8_macs = limits->f32_macs = 0.0;
+  return SMC_OK;
 }
 
-int smc_device_profiles(char *error) { return smc_fail(error, SMC_UNSUPPORTED, "profiles are not taken on GPUs yet"); }
+int smc_device_profiles(smc_model *model, char *error) {
+  struct smc_device *device = model->device;
+  if (device->broken) return smc_device_sentence(device, error);
+  smc_device_enter(device);
+  const int status = smc_times_open(device);
+  smc_device_leave(device);
+  return status ? smc_device_no_room(device, "times of a profile", SMC_MOST_PHASES * sizeof *device->phases, error)
+                : SMC_OK;
+}

@@ -11,7 +11,13 @@ struct smc_control {
   uint32_t arrived, stop_at, failure, phases, resident, cancels_seen;
   cuda_pointer cancels;
   uint64_t patience;
+  cuda_pointer tasks;
 };
+
+struct smc_phase_tasks {
+  int32_t first, count;
+};
+#define SMC_MOST_PHASES 65536
 
 struct smc_device {
   const struct smc_driver *driver;
@@ -33,9 +39,23 @@ struct smc_device {
   cuda_pointer logits, argmaxes; /* what a step leaves besides the tables' head */
   cuda_pointer cancels;          /* model->cancels_word, at the GPU's address */
   float *hidden;                 /* memory of the host, NULL until it is needed */
-  const char *broken;            /* the driver's sentence after a final failure; NULL: none */
-  int lost;                      /* a kernel failed, and with it everything in the GPU's context */
+  /* Of profiles: what phases there are, on the device and here, and an event between each two; none until one begins */
+  cuda_pointer phase_tasks;
+  struct smc_phase_tasks *phases;
+  cuda_event *events;
+  const char *broken; /* the driver's sentence after a final failure; NULL: none */
+  int lost;           /* a kernel failed, and with it everything in the GPU's context */
 };
+
+/* ---- times.c: how long phases take */
+
+int smc_times_open(struct smc_device *device); /* not 0: there is no room */
+void smc_times_close(struct smc_device *device);
+void smc_times_mark(struct smc_device *device, uint32_t phase); /* before a phase, and behind the last one */
+/* Once a step has ended whose phases are known: their times go to the profile. */
+void smc_times_add(struct smc_device *device, struct smc_profiler *profiler, uint32_t phases, int32_t tokens);
+
+/* ---- gpu.c */
 
 /* Makes the device current for the calling thread, and undoes that. Both keep failures in `broken`. */
 void smc_device_enter(struct smc_device *device);

@@ -74,6 +74,7 @@ void smc_device_release(smc_model *model) {
   smc_device_enter(device);
   if (device->work) device->driver->release(device->work);
   if (device->packed) device->driver->host_release(device->packed);
+  smc_times_close(device);
   if (model->cancels_word) device->driver->host_release((void *)model->cancels_word);
   smc_device_leave(device);
 }
@@ -160,7 +161,7 @@ static int launch_resident(struct smc_device *device) {
   return 1;
 }
 
-/* Phase by phase: one block first counts the phases. Not 0 if the step was cancelled. */
+/* Phase by phase: one block first counts the phases. Not 0 if the step was cancelled. A profile has the times. */
 static int launch_phases(smc_model *model, uint32_t cancels) {
   struct smc_device *device = model->device;
   const struct smc_control *control = (const struct smc_control *)(const void *)device->packed;
@@ -169,8 +170,14 @@ static int launch_phases(smc_model *model, uint32_t cancels) {
   smc_device_failed(device, device->driver->stream_wait(device->stream));
   for (uint32_t phase = 0; phase < control->phases && !device->broken; phase++) {
     if (atomic_load(&model->cancels) != cancels) return 1;
+    if (model->profiler.on) smc_times_mark(device, phase);
     launch(device, device->blocks, phase, phase + 1);
   }
+  if (!model->profiler.on) return 0;
+  smc_times_mark(device, control->phases);
+  const uint32_t known = control->phases < SMC_MOST_PHASES ? control->phases : SMC_MOST_PHASES;
+  smc_device_failed(device, device->driver->copy_out(device->phases, device->phase_tasks,
+                                                     known * sizeof *device->phases, device->stream));
   return 0;
 }
 
@@ -178,10 +185,11 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
   struct smc_device *device = model->device;
   const struct smc_driver *driver = device->driver;
   struct head begin = {.control = {.stop_at = UINT32_MAX,
-                                   .resident = (uint32_t)device->resident,
+                                   .resident = device->resident && !model->profiler.on,
                                    .cancels_seen = cancels,
                                    .cancels = device->cancels,
-                                   .patience = PATIENCE}};
+                                   .patience = PATIENCE,
+                                   .tasks = model->profiler.on ? device->phase_tasks : 0}};
   const struct head *end = (const struct head *)(const void *)device->packed;
   if (device->broken) return smc_device_sentence(device, error);
   smc_device_enter(device);
@@ -190,13 +198,13 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
   int cancelled = 0;
   atomic_store(model->cancels_word, atomic_load(&model->cancels));
   smc_device_failed(device, driver->copy_in(device->tables, device->packed, bytes, device->stream));
-  if (device->resident && !launch_resident(device)) {
+  if (begin.control.resident && !launch_resident(device)) {
     device->resident = 0;
     begin.control.resident = 0;
     memcpy(device->packed, &begin, sizeof begin);
     smc_device_failed(device, driver->copy_in(device->tables, device->packed, sizeof begin, device->stream));
   }
-  if (!device->resident) cancelled = launch_phases(model, cancels);
+  if (!begin.control.resident) cancelled = launch_phases(model, cancels);
   smc_device_failed(device, driver->copy_out(device->packed, device->tables, sizeof *end, device->stream));
   if (step->logits_count)
     smc_device_failed(
@@ -205,6 +213,8 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
                                  device->stream));
   if (tops) smc_device_failed(device, driver->copy_out(step->argmaxes, device->argmaxes, tops, device->stream));
   smc_device_failed(device, driver->stream_wait(device->stream));
+  if (model->profiler.on && !cancelled && !device->broken)
+    smc_times_add(device, &model->profiler, end->control.phases, step->count);
   smc_device_leave(device);
   if (!device->broken && end->control.failure) device->broken = "its CUDA blocks waited for each other without end";
   if (device->broken) return smc_device_sentence(device, error);

@@ -41,7 +41,7 @@ API int cuInit(unsigned flags) {
   fibers_begin();
   return settings.devices < 0 ? NO_DEVICE : OK;
 }
-API int cuDriverGetVersion(int *version) { return *version = (int)settings.version, OK; }
+API int cuDriverGetVersion(int *version) { return read_settings(), *version = (int)settings.version, OK; }
 API int cuDeviceGetCount(int *count) { return *count = (int)settings.devices, OK; }
 API int cuDeviceGet(int *device, int number) { return number < settings.devices ? (*device = number, OK) : INVALID; }
 API int cuDeviceGetName(char *name, int size, int device) {

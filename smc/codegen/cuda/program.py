@@ -64,10 +64,10 @@ def device_text(schedule: Schedule, memory: MemoryPlan, table: WeightTable) -> s
 ENTRY = """
 /* Does the phases first … last - 1 of a step, in a resident launch all of them; with last = 0 they are counted. */
 SMC_ENTRY smc_run(const struct smc_step *S, struct smc_control *control, uint32_t first, uint32_t last) {
-  struct smc_thread thread = {smc_block_index(), smc_block_count(), smc_shared_memory(), control, 0, first, last};
+  struct smc_thread thread = {smc_block_index(), smc_block_count(), smc_shared_memory(), control, 0, first, last, 0};
   if (first == 0 && last > 0) smc_clear_argmaxes(S, thread.index);
   run(&thread, S);
-  if (thread.index == 0 && smc_lane_of_block() == 0) control->phases = thread.phase;
+  if (thread.index == 0 && smc_lane_of_block() == 0) control->phases = thread.phase, control->tasks = thread.tasks;
 }
 """
 

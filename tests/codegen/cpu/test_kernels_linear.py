@@ -266,8 +266,8 @@ def test_no_token_and_no_block_writes_nothing(linear: Linear, level: Level) -> N
     out = guarded(np.full((2, 64), 7, np.float32))
     kernel, bias = linear.kernel(integer(4), level), guarded(np.zeros(0, np.float32))
     arguments = (*inputs, matrix.codes, matrix.scales, matrix.zeros, bias, out)
-    kernel(*arguments, 2, 80, 96, 64, 0, 1, 1)
-    kernel(*arguments, 0, 80, 96, 64, 0, 0, 2)
+    kernel(*arguments, 2, 80, 96, 64, 0, 0, 1, 1)
+    kernel(*arguments, 0, 80, 96, 64, 0, 0, 0, 2)
     assert (out == 7).all()
 
 

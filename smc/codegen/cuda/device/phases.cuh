@@ -1,12 +1,6 @@
 /* Phases on a GPU: the grid's blocks are what the engine's program.h calls threads. Each takes every so many of a phase's
  * blocks; at the end of a phase all of them wait for each other, or the launch ends. */
 
-/* For profiles: the tasks of a phase, by their numbers in the engine's tables. */
-struct smc_phase_tasks {
-  int32_t first, count;
-};
-#define SMC_MOST_PHASES 65536 /* of a step, that are written */
-
 /* One per launch; device memory. */
 struct smc_control {
   uint32_t arrived;         /* at barriers, all blocks together */
@@ -17,7 +11,7 @@ struct smc_control {
   uint32_t cancels_seen;    /* the step ends where … */
   const uint32_t *cancels;  /* … this, memory of the host, is something else */
   uint64_t patience;        /* nanoseconds that a block waits at a barrier */
-  smc_phase_tasks *tasks;   /* where a launch that counts phases writes what each has; 0: nowhere */
+  uint32_t tasks;           /* of the launch's last phase: the first one's number in the engine's tables, 65536 times how many */
 };
 
 #define SMC_SOON 1000000 /* nanoseconds that a block waits before it checks whether another one has given up */
@@ -27,6 +21,7 @@ struct smc_thread {
   uint8_t *scratch; /* shared memory: what the program keeps there, behind it what kernels need */
   struct smc_control *control;
   uint32_t phase, first, last; /* phases that are done in this launch: first … last - 1 */
+  uint32_t tasks;              /* of the last phase that has begun */
 };
 
 struct smc_phase {
@@ -46,10 +41,9 @@ template <class Make> smc_name(Make) -> smc_name<Make>;
 SMC_DEVICE void smc_phase_begin(struct smc_thread *thread, struct smc_phase *phase, int32_t first_task, int32_t task_count,
                                 const int32_t *blocks) {
   const int done_here = thread->phase >= thread->first && thread->phase < thread->last;
-  if (thread->last == 0 && thread->phase < SMC_MOST_PHASES && thread->control->tasks && smc_lane_of_block() == 0)
-    thread->control->tasks[thread->phase] = smc_phase_tasks{first_task, task_count};
   phase->next = smc_first_block(thread->index, thread->count, thread->phase);
   phase->task_count = task_count;
+  thread->tasks = (uint32_t)(first_task + 65536 * task_count);
   phase->blocks = blocks;
   phase->total = 0;
   for (int32_t task = 0; done_here && task < task_count; task++) phase->total += blocks[task];

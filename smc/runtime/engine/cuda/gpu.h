@@ -11,13 +11,8 @@ struct smc_control {
   uint32_t arrived, stop_at, failure, phases, resident, cancels_seen;
   cuda_pointer cancels;
   uint64_t patience;
-  cuda_pointer tasks;
+  uint32_t tasks;
 };
-
-struct smc_phase_tasks {
-  int32_t first, count;
-};
-#define SMC_MOST_PHASES 65536
 
 struct smc_device {
   const struct smc_driver *driver;
@@ -39,9 +34,9 @@ struct smc_device {
   cuda_pointer logits, argmaxes; /* what a step leaves besides the tables' head */
   cuda_pointer cancels;          /* model->cancels_word, at the GPU's address */
   float *hidden;                 /* memory of the host, NULL until it is needed */
-  /* Of profiles: what phases there are, on the device and here, and an event between each two; none until one begins */
-  cuda_pointer phase_tasks;
-  struct smc_phase_tasks *phases;
+  /* Of profiles, for so many phases: each one's tasks (smc_control), an event before it and one behind it. */
+  uint32_t timed;
+  uint32_t *phase_tasks;
   cuda_event *events;
   const char *broken; /* the driver's sentence after a final failure; NULL: none */
   int lost;           /* a kernel failed, and with it everything in the GPU's context */
@@ -49,10 +44,11 @@ struct smc_device {
 
 /* ---- times.c: how long phases take */
 
-int smc_times_open(struct smc_device *device); /* not 0: there is no room */
+int smc_times_reserve(struct smc_device *device, uint32_t phases); /* 0: there is no room for so many */
 void smc_times_close(struct smc_device *device);
-void smc_times_mark(struct smc_device *device, uint32_t phase); /* before a phase, and behind the last one */
-/* Once a step has ended whose phases are known: their times go to the profile. */
+void smc_times_begin(struct smc_device *device, uint32_t phase);
+void smc_times_end(struct smc_device *device, uint32_t phase);
+/* Once the step has ended: the times of its phases go to the profile. */
 void smc_times_add(struct smc_device *device, struct smc_profiler *profiler, uint32_t phases, int32_t tokens);
 
 /* ---- gpu.c */

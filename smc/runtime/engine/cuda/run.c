@@ -168,16 +168,13 @@ static int launch_phases(smc_model *model, uint32_t cancels) {
   launch(device, 1, 0, 0);
   smc_device_failed(device, device->driver->copy_out(device->packed, device->tables, sizeof *control, device->stream));
   smc_device_failed(device, device->driver->stream_wait(device->stream));
+  const int timed = model->profiler.on && smc_times_reserve(device, control->phases);
   for (uint32_t phase = 0; phase < control->phases && !device->broken; phase++) {
     if (atomic_load(&model->cancels) != cancels) return 1;
-    if (model->profiler.on) smc_times_mark(device, phase);
+    if (timed) smc_times_begin(device, phase);
     launch(device, device->blocks, phase, phase + 1);
+    if (timed) smc_times_end(device, phase);
   }
-  if (!model->profiler.on) return 0;
-  smc_times_mark(device, control->phases);
-  const uint32_t known = control->phases < SMC_MOST_PHASES ? control->phases : SMC_MOST_PHASES;
-  smc_device_failed(device, device->driver->copy_out(device->phases, device->phase_tasks,
-                                                     known * sizeof *device->phases, device->stream));
   return 0;
 }
 
@@ -188,8 +185,7 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
                                    .resident = device->resident && !model->profiler.on,
                                    .cancels_seen = cancels,
                                    .cancels = device->cancels,
-                                   .patience = PATIENCE,
-                                   .tasks = model->profiler.on ? device->phase_tasks : 0}};
+                                   .patience = PATIENCE}};
   const struct head *end = (const struct head *)(const void *)device->packed;
   if (device->broken) return smc_device_sentence(device, error);
   smc_device_enter(device);
@@ -213,7 +209,7 @@ int smc_device_run(smc_model *model, struct smc_step *step, uint32_t cancels, ch
                                  device->stream));
   if (tops) smc_device_failed(device, driver->copy_out(step->argmaxes, device->argmaxes, tops, device->stream));
   smc_device_failed(device, driver->stream_wait(device->stream));
-  if (model->profiler.on && !cancelled && !device->broken)
+  if (model->profiler.on && !cancelled && !device->broken && end->control.phases <= device->timed)
     smc_times_add(device, &model->profiler, end->control.phases, step->count);
   smc_device_leave(device);
   if (!device->broken && end->control.failure) device->broken = "its CUDA blocks waited for each other without end";

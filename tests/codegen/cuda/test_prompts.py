@@ -149,6 +149,16 @@ def test_every_wait_of_prompts(make_checkpoint: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_waits_of_single_tokens(make_checkpoint: Make, tmp_path: Path) -> None:
+    """More heads per group than go through at once, and so many KV heads that a block has all splits."""
+    stand_in = StandIn.of(int8(make_checkpoint, **heads(36, 4, 16)), tmp_path / "gpu")
+    texts = {"if (rows.first > 0) smc_sync();", "if (split > first_split) smc_sync();"}
+    waits = {line: wait for line, wait in stand_in.waits().items() if wait in texts}
+    assert len(waits) == 2
+    assert stand_in.unnoticed(list(waits), TOKENS, ((270, "none"), (1, "all")), "blocks=1", "i8") == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [64, 80, 128, 256])
 @pytest.mark.parametrize("group", [1, 3, 8])
 def test_static_checks(make_checkpoint: Make, dim: int, group: int) -> None:

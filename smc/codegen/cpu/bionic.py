@@ -23,7 +23,7 @@ getpagesize getpid madvise malloc memchr memcmp memcpy memmove memset mmap mprot
 pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_create pthread_join
 pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock pthread_sigmask qsort realloc
 sched_getaffinity sched_getcpu sched_setaffinity sched_yield sigfillset snprintf sscanf strchr strcmp strcspn strerror
-strlen strncmp strrchr strstr strtok_r syscall vsnprintf
+strlen strncmp strrchr strstr strtok_r strtol syscall vsnprintf
 """
 LIBRARIES = {"libc": _LIBC.split(), "libm": ["cos", "exp", "log", "pow", "sin"]}
 """Functions that a program may call."""

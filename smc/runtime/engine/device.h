@@ -47,7 +47,7 @@ const float *smc_device_hidden(smc_model *model, const struct smc_step *step);
 
 /* The limits of the machine, 0 where one is unknown: SMC_OK, SMC_NO_MEMORY or SMC_FAILED. */
 int smc_device_limits(smc_model *model, smc_limits *limits, char *error);
-/* Prepares a profile: SMC_OK, or why there is none. */
+/* Before a profile: SMC_OK, or why there can be none. */
 int smc_device_profiles(smc_model *model, char *error);
 
 #endif
